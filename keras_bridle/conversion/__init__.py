@@ -1,0 +1,1 @@
+"""Weights and arithmetic of the published PyTorch code."""

@@ -1,0 +1,1 @@
+"""Files to `tf.data` pipelines."""

@@ -1,0 +1,1 @@
+"""Keras layers on `keras.ops`; no files, no training loops."""

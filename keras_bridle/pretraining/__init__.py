@@ -1,0 +1,1 @@
+"""Trainers for each phase, and the plan that runs them in turn."""
