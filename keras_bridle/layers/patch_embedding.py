@@ -1,0 +1,133 @@
+"""Cuts a map into patches and embeds each."""
+
+import math
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_bridle")
+class PatchEmbedding(keras.layers.Layer):
+    """Cuts images, spectrograms or clips into patches and projects each to a vector.
+
+    Patches do not overlap. An input whose sides are no multiples of the patch is
+    padded with zeros at the end of each side, so that nothing is lost.
+
+    Args:
+        hidden_dim: int, size of a patch's vector.
+        patch_size: int, or tuple of 2 ints (rows, columns) or of 3 ints (frames, rows,
+            columns). An int means a square patch.
+        **kwargs: keyword arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: float tensor of shape `(batch, rows, columns, channels)`, or
+            `(batch, frames, rows, columns, channels)` for patches of 3 sides.
+
+    Returns:
+        Tensor of shape `(batch, *grid, hidden_dim)`, one vector for each patch.
+
+    Raises:
+        ValueError: for a patch size of another form, or an input of another rank.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_bridle.layers import PatchEmbedding
+
+    spectrogram = np.zeros((2, 64, 128, 1), "float32")
+    patches = PatchEmbedding(hidden_dim=32, patch_size=16)(spectrogram)
+    print(patches.shape)  # (2, 4, 8, 32)
+    ```
+
+    Reference:
+        - [Dosovitskiy et al., 2020](https://arxiv.org/abs/2010.11929)
+    """
+
+    def __init__(self, hidden_dim, patch_size, **kwargs):
+        super().__init__(**kwargs)
+        if isinstance(patch_size, int):
+            patch_size = (patch_size, patch_size)
+        patch_size = tuple(patch_size)
+        if len(patch_size) not in (2, 3) or any(side < 1 for side in patch_size):
+            raise ValueError(
+                "`patch_size` must be a positive int or 2 or 3 positive ints. "
+                f"Received: patch_size={patch_size}"
+            )
+        self.hidden_dim = hidden_dim
+        self.patch_size = patch_size
+
+    def build(self, inputs_shape):
+        expected_rank = len(self.patch_size) + 2
+        if len(inputs_shape) != expected_rank:
+            raise ValueError(
+                f"A patch of {len(self.patch_size)} sides needs an input of rank "
+                f"{expected_rank} (batch, sides..., channels). "
+                f"Received: input shape {tuple(inputs_shape)}"
+            )
+        # Glorot's bounds for the dense map from a flat patch, which this is: Keras would
+        # count every pixel of the patch as an output too.
+        limit = (
+            6.0 / (math.prod(self.patch_size) * inputs_shape[-1] + self.hidden_dim)
+        ) ** 0.5
+        convolution = keras.layers.Conv2D if expected_rank == 4 else keras.layers.Conv3D
+        self.projection = convolution(
+            self.hidden_dim,
+            self.patch_size,
+            strides=self.patch_size,
+            kernel_initializer=keras.initializers.RandomUniform(-limit, limit),
+            data_format="channels_last",
+            dtype=self.dtype_policy,
+            name="projection",
+        )
+        self.projection.build(inputs_shape)
+
+    def call(self, inputs):
+        sides = ops.shape(inputs)[1:-1]
+        padding = [
+            (0, -side % patch)
+            for side, patch in zip(sides, self.patch_size, strict=True)
+        ]
+        if any(not isinstance(after, int) or after for _, after in padding):
+            inputs = ops.pad(inputs, [(0, 0), *padding, (0, 0)])
+        return self.projection(inputs)
+
+    def compute_output_shape(self, inputs_shape):
+        return (inputs_shape[0], *self.grid(inputs_shape[1:-1]), self.hidden_dim)
+
+    def grid(self, sides):
+        """Tells how many patches an input has along each side.
+
+        Args:
+            sides: tuple of ints or `None`, the input's sides without batch and channels.
+
+        Returns:
+            Tuple of ints, `None` where the side is unknown.
+        """
+        return tuple(
+            None if side is None else -(-side // patch)
+            for side, patch in zip(sides, self.patch_size, strict=True)
+        )
+
+    def patch_padding_mask(self, inputs, padding_mask):
+        """Tells real patches from padded ones: a patch is real if its first row is.
+
+        Args:
+            inputs: tensor of shape `(batch, *sides, channels)`; only its shape counts.
+            padding_mask: bool tensor of shape `(batch, rows)`, `True` at real rows, or
+                `None`.
+
+        Returns:
+            Bool tensor of shape `(batch, num_patches)`, or `None`.
+        """
+        if padding_mask is None:
+            return None
+        _, *columns = self.grid(tuple(inputs.shape[1:-1]))
+        first_rows = padding_mask[:, :: self.patch_size[0]]
+        return ops.repeat(first_rows, math.prod(columns), axis=1)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "hidden_dim": self.hidden_dim,
+            "patch_size": self.patch_size,
+        }

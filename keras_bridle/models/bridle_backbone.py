@@ -1,0 +1,270 @@
+"""The encoder: a ViT over patches of a spectrogram, an image or a clip."""
+
+import keras
+import keras_hub
+from keras import ops
+
+from keras_bridle.layers.class_token import ClassToken
+from keras_bridle.layers.patch_embedding import PatchEmbedding
+from keras_bridle.layers.patch_mask import gather_patches
+from keras_bridle.layers.position_encoding import SineCosinePositionEncoding
+from keras_bridle.layers.transformer_block import TransformerBlock
+from keras_bridle.models.presets import backbone_preset
+
+
+@keras.saving.register_keras_serializable(package="keras_bridle")
+class BridleBackbone(keras_hub.models.Backbone):
+    """The encoder that BRIDLE pretrains: a pre-norm ViT over patches.
+
+    Called on raw input it gives one vector for each patch. In pretraining, `encode()`
+    runs on the visible patches alone.
+
+    Args:
+        patch_size: int or tuple of ints, the sides of a patch: `(frames, mel bins)` of a
+            spectrogram, `(rows, columns)` of an image, `(frames, rows, columns)` of a
+            clip.
+        hidden_dim: int, size of the tokens.
+        num_layers: int, number of transformer blocks.
+        num_heads: int, attention heads of each block.
+        mlp_dim: int, width of the blocks' hidden layer.
+        input_dims: tuple of ints, the shape of one input without the batch: `(None,)`
+            for waveforms of any length, `(rows, columns, channels)` for maps.
+        front_end: optional Keras layer that turns raw input into the map that is cut
+            into patches, such as `LogMelSpectrogram`. A method `padding_mask(inputs)`
+            of it, if there is one, tells the real rows of the map from padded ones.
+        use_class_token: bool, whether a learned token is put in front of the patches.
+        position_layout: string, the `layout` of `SineCosinePositionEncoding`.
+        layer_norm_epsilon: float, added to the variance in the norms.
+        dtype: optional string or `keras.DTypePolicy`.
+        **kwargs: keyword arguments of `keras_hub.models.Backbone`.
+
+    Call arguments:
+        inputs: tensor of shape `(batch, *input_dims)`.
+
+    Returns:
+        Tensor of shape `(batch, num_tokens, hidden_dim)`: the class token, if there is
+        one, then the patches row by row.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_bridle.models import BridleBackbone
+
+    backbone = BridleBackbone(
+        patch_size=16, hidden_dim=32, num_layers=2, num_heads=2, mlp_dim=64,
+        input_dims=(64, 128, 1),
+    )
+    print(backbone(np.zeros((2, 64, 128, 1), "float32")).shape)  # (2, 33, 32)
+
+    backbone = BridleBackbone.from_preset("bridle_audio_tiny", load_weights=False)
+    print(backbone.pooled_features(np.ones((2, 16000), "float32")).shape)
+    ```
+
+    Reference:
+        - [BRIDLE, 2025](https://arxiv.org/abs/2502.02118)
+        - [Dosovitskiy et al., 2020](https://arxiv.org/abs/2010.11929)
+    """
+
+    def __init__(
+        self,
+        patch_size,
+        hidden_dim,
+        num_layers,
+        num_heads,
+        mlp_dim,
+        input_dims,
+        front_end=None,
+        use_class_token=True,
+        position_layout="grid",
+        layer_norm_epsilon=1e-6,
+        dtype=None,
+        **kwargs,
+    ):
+        if isinstance(front_end, dict):
+            front_end = keras.saving.deserialize_keras_object(front_end)
+        input_dims = tuple(input_dims)
+
+        # === Layers ===
+        self.front_end = front_end
+        self.patch_embedding = PatchEmbedding(
+            hidden_dim, patch_size, dtype=dtype, name="patch_embedding"
+        )
+        self.position_encoding = SineCosinePositionEncoding(
+            position_layout, dtype=dtype, name="position_encoding"
+        )
+        self.flatten_grid = keras.layers.Reshape(
+            (-1, hidden_dim), dtype=dtype, name="flatten_grid"
+        )
+        self.class_token = None
+        if use_class_token:
+            self.class_token = ClassToken(dtype=dtype, name="class_token")
+        self.blocks = [
+            TransformerBlock(
+                num_heads,
+                mlp_dim,
+                layer_norm_epsilon,
+                dtype=dtype,
+                name=f"transformer_block_{index}",
+            )
+            for index in range(num_layers)
+        ]
+        self.norm = keras.layers.LayerNormalization(
+            epsilon=layer_norm_epsilon, dtype=dtype, name="norm"
+        )
+
+        # === Config ===
+        self.patch_size = self.patch_embedding.patch_size
+        self.hidden_dim = hidden_dim
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.mlp_dim = mlp_dim
+        self.input_dims = input_dims
+        self.use_class_token = use_class_token
+        self.position_layout = position_layout
+        self.layer_norm_epsilon = layer_norm_epsilon
+
+        # === Functional model ===
+        inputs = keras.Input(input_dims, name="inputs")
+        outputs = self.encode(*self.features(inputs))
+        super().__init__(inputs=inputs, outputs=outputs, dtype=dtype, **kwargs)
+
+    def features(self, inputs):
+        """Turns raw input into the map that is cut into patches.
+
+        Args:
+            inputs: tensor of shape `(batch, *input_dims)`.
+
+        Returns:
+            Tuple `(features, padding_mask)`: the map, of shape
+            `(batch, *sides, channels)`, and which of its rows are real, a bool tensor of
+            shape `(batch, rows)`, or `None` where no row can be padding.
+        """
+        if self.front_end is None:
+            return inputs, None
+        mask_rows = getattr(self.front_end, "padding_mask", None)
+        return self.front_end(inputs), mask_rows(inputs) if mask_rows else None
+
+    def encode(self, features, padding_mask=None, visible=None):
+        """Encodes the patches of a map, or only some of them.
+
+        Args:
+            features: tensor of shape `(batch, *sides, channels)`.
+            padding_mask: optional bool tensor of shape `(batch, rows)`, `True` at real
+                rows.
+            visible: optional int32 tensor of shape `(batch, num_visible)`, the patches
+                to encode; the others are left out. `None` encodes all.
+
+        Returns:
+            Tensor of shape `(batch, num_tokens, hidden_dim)`, the class token first.
+        """
+        tokens = self.patch_tokens(features)
+        mask = self.patch_padding_mask(features, padding_mask)
+        if visible is not None:
+            tokens = gather_patches(tokens, visible)
+            mask = None if mask is None else gather_patches(mask, visible)
+        if self.class_token is not None:
+            tokens = self.class_token(tokens)
+            mask = with_class_token(mask)
+        for block in self.blocks:
+            tokens = block(tokens, padding_mask=mask)
+        return self.norm(tokens)
+
+    def patch_tokens(self, features):
+        """Embeds the patches of a map, with their positions.
+
+        Args:
+            features: tensor of shape `(batch, *sides, channels)`.
+
+        Returns:
+            Tensor of shape `(batch, num_patches, hidden_dim)`.
+        """
+        patches = self.position_encoding(self.patch_embedding(features))
+        return self.flatten_grid(patches)
+
+    def patch_padding_mask(self, features, padding_mask):
+        """Tells real patches from padded ones.
+
+        Args:
+            features: tensor of shape `(batch, *sides, channels)`.
+            padding_mask: bool tensor of shape `(batch, rows)`, or `None`.
+
+        Returns:
+            Bool tensor of shape `(batch, num_patches)`, or `None`.
+        """
+        return self.patch_embedding.patch_padding_mask(features, padding_mask)
+
+    def grid(self, features):
+        """Tells how many patches a map has along each side, a tuple of ints."""
+        return self.patch_embedding.grid(tuple(features.shape[1:-1]))
+
+    def pooled_features(self, inputs):
+        """Gives one vector for each input: the mean of its real patches.
+
+        Args:
+            inputs: tensor of shape `(batch, *input_dims)`.
+
+        Returns:
+            Tensor of shape `(batch, hidden_dim)`.
+        """
+        features, padding_mask = self.features(inputs)
+        patches = self.drop_class_token(self.encode(features, padding_mask))
+        mask = self.patch_padding_mask(features, padding_mask)
+        if mask is None:
+            return ops.mean(patches, axis=1)
+        weights = ops.expand_dims(ops.cast(mask, patches.dtype), 2)
+        return ops.sum(patches * weights, axis=1) / ops.sum(weights, axis=1)
+
+    def drop_class_token(self, tokens):
+        """Leaves out the class token, if there is one, and keeps the patches."""
+        return tokens if self.class_token is None else tokens[:, 1:]
+
+    @classmethod
+    def from_preset(cls, preset, load_weights=True, **kwargs):
+        """Builds a backbone from a preset.
+
+        Args:
+            preset: string, the name of a size that comes with the library, such as
+                `"bridle_audio_base"`, or a folder or address of a saved preset.
+            load_weights: bool. Sizes that come with the library have no weights, so for
+                them this must be `False`.
+            **kwargs: arguments of the constructor that replace those of the preset.
+
+        Returns:
+            A `BridleBackbone`.
+
+        Raises:
+            ValueError: for a misspelled name, or if weights are asked for where there
+                are none.
+        """
+        config = backbone_preset(preset)
+        if config is None:
+            return super().from_preset(preset, load_weights=load_weights, **kwargs)
+        if load_weights:
+            raise ValueError(
+                f"The preset {preset!r} is a size without weights: pass "
+                "`load_weights=False`, then pretrain it. "
+                f"Received: load_weights={load_weights}"
+            )
+        return cls(**{**config, "name": preset, **kwargs})
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "patch_size": self.patch_size,
+            "hidden_dim": self.hidden_dim,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "mlp_dim": self.mlp_dim,
+            "input_dims": self.input_dims,
+            "front_end": keras.saving.serialize_keras_object(self.front_end),
+            "use_class_token": self.use_class_token,
+            "position_layout": self.position_layout,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+        }
+
+
+def with_class_token(mask):
+    """Extends a padding mask of patches by the class token, which is always real."""
+    if mask is None:
+        return None
+    return ops.concatenate([ops.ones_like(mask[:, :1]), mask], axis=1)

@@ -1,0 +1,118 @@
+"""The tokenizer of the cold start, which nothing has trained."""
+
+import keras
+
+from keras_bridle.layers.patch_embedding import PatchEmbedding
+from keras_bridle.layers.position_encoding import SineCosinePositionEncoding
+from keras_bridle.models.bridle_tokenizer import check_quantizer
+
+
+@keras.saving.register_keras_serializable(package="keras_bridle")
+class RandomProjectionTokenizer(keras.Model):
+    """Turns maps into codes by one fixed random projection of each patch.
+
+    The first encoder phase learns from it. Its codebooks are set once by
+    `quantizer.adapt()` on projected patches.
+
+    Args:
+        patch_size: int or tuple of ints, as of `BridleBackbone`.
+        hidden_dim: int, size of the random patch vectors.
+        quantizer: `ResidualQuantizer` with a known `dim`.
+        position_layout: optional string. When given, positions of this layout are added
+            to the patch vectors, as published; codes then tell the place of a patch as
+            well as its content. `None` leaves them out.
+        **kwargs: keyword arguments of `keras.Model`.
+
+    Call arguments:
+        features: tensor of shape `(batch, *sides, channels)`, a map such as
+            `BridleBackbone.features()` gives.
+        padding_mask: optional bool tensor of shape `(batch, rows)`, `True` at real rows.
+        training: bool, whether codebooks move.
+
+    Returns:
+        `ResidualQuantizerOutput`.
+
+    Raises:
+        ValueError: if the quantizer's `dim` is not known.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_bridle.layers import ResidualQuantizer
+    from keras_bridle.models import RandomProjectionTokenizer
+
+    tokenizer = RandomProjectionTokenizer(16, 32, ResidualQuantizer(4, 16, dim=8))
+    print(tokenizer(np.ones((1, 64, 128, 1), "float32")).codes.shape)  # (1, 32, 4)
+    ```
+
+    Reference:
+        - [BRIDLE, 2025](https://arxiv.org/abs/2502.02118)
+        - [Chiu et al., 2022](https://arxiv.org/abs/2202.01855), BEST-RQ
+    """
+
+    def __init__(
+        self, patch_size, hidden_dim, quantizer, position_layout=None, **kwargs
+    ):
+        super().__init__(**kwargs)
+        check_quantizer(quantizer)
+        self.patch_size = patch_size
+        self.hidden_dim = hidden_dim
+        self.quantizer = quantizer
+        self.position_layout = position_layout
+        self.patch_embedding = PatchEmbedding(
+            hidden_dim, patch_size, dtype=self.dtype_policy, name="patch_embedding"
+        )
+        self.position_encoding = None
+        if position_layout is not None:
+            self.position_encoding = SineCosinePositionEncoding(
+                position_layout, dtype=self.dtype_policy, name="position_encoding"
+            )
+        self.flatten_grid = keras.layers.Reshape(
+            (-1, hidden_dim), dtype=self.dtype_policy, name="flatten_grid"
+        )
+        self.projection = keras.layers.Dense(
+            quantizer.dim, use_bias=False, dtype=self.dtype_policy, name="projection"
+        )
+
+    def build(self, features_shape):
+        self.patch_embedding.build(features_shape)
+        if self.position_encoding is not None:
+            self.position_encoding.build(
+                self.patch_embedding.compute_output_shape(features_shape)
+            )
+        self.projection.build((None, None, self.hidden_dim))
+        self.quantizer.build((None, None, self.quantizer.dim))
+        self.built = True
+
+    def vectors(self, features):
+        """Computes the vectors that are quantized.
+
+        Args:
+            features: tensor of shape `(batch, *sides, channels)`.
+
+        Returns:
+            Tensor of shape `(batch, num_patches, code_dim)`.
+        """
+        patches = self.patch_embedding(features)
+        if self.position_encoding is not None:
+            patches = self.position_encoding(patches)
+        return self.projection(self.flatten_grid(patches))
+
+    def call(self, features, padding_mask=None, training=False):
+        mask = self.patch_embedding.patch_padding_mask(features, padding_mask)
+        vectors = self.vectors(features)
+        return self.quantizer(vectors, padding_mask=mask, training=training)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "patch_size": self.patch_size,
+            "hidden_dim": self.hidden_dim,
+            "quantizer": keras.saving.serialize_keras_object(self.quantizer),
+            "position_layout": self.position_layout,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        quantizer = keras.saving.deserialize_keras_object(config["quantizer"])
+        return cls(**{**config, "quantizer": quantizer})
