@@ -1,1 +1,29 @@
 """Weights and arithmetic of the published PyTorch code."""
+
+from keras_bridle.conversion.published_quantizer import (
+    PublishedResidualQuantizer,
+    load_published_quantizer,
+)
+from keras_bridle.conversion.published_weights import (
+    PublishedWeight,
+    load_published_backbone,
+    load_published_decoder,
+    load_published_estimator,
+    load_published_random_projection,
+    load_published_tokenizer,
+    published_block_weights,
+    published_weights,
+)
+
+__all__ = [
+    "PublishedResidualQuantizer",
+    "PublishedWeight",
+    "load_published_backbone",
+    "load_published_decoder",
+    "load_published_estimator",
+    "load_published_quantizer",
+    "load_published_random_projection",
+    "load_published_tokenizer",
+    "published_block_weights",
+    "published_weights",
+]

@@ -1,1 +1,41 @@
 """What an encoder has learned, in numbers and pictures."""
+
+from keras_bridle.evaluation.code_usage import (
+    CodeUsage,
+    PublishedCodeUsage,
+    code_usage,
+    published_code_usage,
+)
+from keras_bridle.evaluation.features import extract_features, log_mel_features
+from keras_bridle.evaluation.knn_probe import knn_probe
+from keras_bridle.evaluation.linear_probe import ProbeResult, linear_probe
+from keras_bridle.evaluation.plots import (
+    plot_code_usage,
+    plot_history,
+    plot_masked_codes,
+)
+from keras_bridle.evaluation.report import (
+    probe_table,
+    usage_rows,
+    usage_table,
+    write_results,
+)
+
+__all__ = [
+    "CodeUsage",
+    "ProbeResult",
+    "PublishedCodeUsage",
+    "code_usage",
+    "extract_features",
+    "knn_probe",
+    "linear_probe",
+    "log_mel_features",
+    "plot_code_usage",
+    "plot_history",
+    "plot_masked_codes",
+    "probe_table",
+    "published_code_usage",
+    "usage_rows",
+    "usage_table",
+    "write_results",
+]

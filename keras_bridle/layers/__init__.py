@@ -1,19 +1,31 @@
 """Keras layers on `keras.ops`; no files, no training loops."""
 
 from keras_bridle.layers.class_token import ClassToken
+from keras_bridle.layers.log_mel import LogMelSpectrogram
 from keras_bridle.layers.patch_embedding import PatchEmbedding
 from keras_bridle.layers.patch_mask import PatchMask
 from keras_bridle.layers.position_encoding import SineCosinePositionEncoding
+from keras_bridle.layers.random_gain import RandomWaveformGain
 from keras_bridle.layers.random_mask import RandomMask
+from keras_bridle.layers.random_roll import RandomWaveformRoll
+from keras_bridle.layers.residual_quantizer import (
+    ResidualQuantizer,
+    ResidualQuantizerOutput,
+)
 from keras_bridle.layers.time_frequency_mask import TimeFrequencyMask
 from keras_bridle.layers.transformer_block import TransformerBlock
 from keras_bridle.layers.window_transformer_block import WindowTransformerBlock
 
 __all__ = [
     "ClassToken",
+    "LogMelSpectrogram",
     "PatchEmbedding",
     "PatchMask",
     "RandomMask",
+    "RandomWaveformGain",
+    "RandomWaveformRoll",
+    "ResidualQuantizer",
+    "ResidualQuantizerOutput",
     "SineCosinePositionEncoding",
     "TimeFrequencyMask",
     "TransformerBlock",

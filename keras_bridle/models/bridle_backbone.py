@@ -86,6 +86,9 @@ class BridleBackbone(keras_hub.models.Backbone):
 
         # === Layers ===
         self.front_end = front_end
+        self.front_end_padding_mask = None
+        if hasattr(front_end, "padding_mask"):
+            self.front_end_padding_mask = _FrontEndPaddingMask(front_end)
         self.patch_embedding = PatchEmbedding(
             hidden_dim, patch_size, dtype=dtype, name="patch_embedding"
         )
@@ -125,7 +128,9 @@ class BridleBackbone(keras_hub.models.Backbone):
 
         # === Functional model ===
         inputs = keras.Input(input_dims, name="inputs")
-        outputs = self.encode(*self.features(inputs))
+        features, padding_mask = self.features(inputs)
+        outputs = self.encode(features, padding_mask)
+        self.features_shape = tuple(features.shape)
         super().__init__(inputs=inputs, outputs=outputs, dtype=dtype, **kwargs)
 
     def features(self, inputs):
@@ -141,8 +146,9 @@ class BridleBackbone(keras_hub.models.Backbone):
         """
         if self.front_end is None:
             return inputs, None
-        mask_rows = getattr(self.front_end, "padding_mask", None)
-        return self.front_end(inputs), mask_rows(inputs) if mask_rows else None
+        if self.front_end_padding_mask is None:
+            return self.front_end(inputs), None
+        return self.front_end(inputs), self.front_end_padding_mask(inputs)
 
     def encode(self, features, padding_mask=None, visible=None):
         """Encodes the patches of a map, or only some of them.
@@ -268,3 +274,18 @@ def with_class_token(mask):
     if mask is None:
         return None
     return ops.concatenate([ops.ones_like(mask[:, :1]), mask], axis=1)
+
+
+class _FrontEndPaddingMask(keras.layers.Layer):
+    """A front end's `padding_mask()` as a layer, to be a part of a functional model."""
+
+    def __init__(self, front_end):
+        super().__init__(dtype="float32", name="front_end_padding_mask")
+        self.front_end = front_end
+
+    def call(self, inputs):
+        return self.front_end.padding_mask(inputs)
+
+    def compute_output_spec(self, inputs):
+        batch, rows = self.front_end.compute_output_shape(inputs.shape)[:2]
+        return keras.KerasTensor((batch, rows), dtype="bool")

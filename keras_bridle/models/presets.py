@@ -68,6 +68,23 @@ def decoder_size(backbone):
     }
 
 
+def estimator_size(backbone):
+    """Chooses a `FeatureEstimator` for an encoder: a few layers of its width.
+
+    Args:
+        backbone: `BridleBackbone`.
+
+    Returns:
+        A dict of constructor arguments of `FeatureEstimator`.
+    """
+    return {
+        "hidden_dim": backbone.hidden_dim,
+        "num_layers": min(3, math.ceil(backbone.num_layers / 2)),
+        "num_heads": backbone.num_heads,
+        "mlp_dim": backbone.mlp_dim,
+    }
+
+
 def _audio():
     return {
         "patch_size": (16, 16),

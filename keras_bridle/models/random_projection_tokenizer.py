@@ -84,11 +84,13 @@ class RandomProjectionTokenizer(keras.Model):
         self.quantizer.build((None, None, self.quantizer.dim))
         self.built = True
 
-    def vectors(self, features):
+    def vectors(self, features, padding_mask=None):
         """Computes the vectors that are quantized.
 
         Args:
             features: tensor of shape `(batch, *sides, channels)`.
+            padding_mask: not used, as no patch looks at another one here; taken for the
+                sake of a common interface with `BridleTokenizer`.
 
         Returns:
             Tensor of shape `(batch, num_patches, code_dim)`.
@@ -100,7 +102,7 @@ class RandomProjectionTokenizer(keras.Model):
 
     def call(self, features, padding_mask=None, training=False):
         mask = self.patch_embedding.patch_padding_mask(features, padding_mask)
-        vectors = self.vectors(features)
+        vectors = self.vectors(features, padding_mask)
         return self.quantizer(vectors, padding_mask=mask, training=training)
 
     def get_config(self):

@@ -1,0 +1,399 @@
+"""Copies the weights of the published PyTorch code into ours."""
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_bridle.conversion.published_quantizer import load_published_quantizer
+from keras_bridle.layers.window_transformer_block import WindowTransformerBlock
+from keras_bridle.models.bridle_backbone import BridleBackbone
+from keras_bridle.models.bridle_tokenizer import BridleTokenizer
+from keras_bridle.models.code_decoder import CodeDecoder
+from keras_bridle.models.feature_estimator import FeatureEstimator
+from keras_bridle.models.random_projection_tokenizer import RandomProjectionTokenizer
+
+
+class PublishedWeight(NamedTuple):
+    """One of our weights and how the published code keeps it.
+
+    Attributes:
+        variable: `keras.Variable`.
+        axes: tuple of ints, the axes of the published array in the order of ours, or
+            `None` where ours is the flattened published array.
+    """
+
+    variable: Any
+    axes: tuple[int, ...] | None
+
+    def from_published(self, array):
+        """Brings a published array to the shape of ours.
+
+        Args:
+            array: NumPy array of the published shape.
+
+        Returns:
+            NumPy array.
+        """
+        if self.axes is None:
+            return array.reshape(-1)
+        if array.ndim != len(self.axes):
+            return array
+        return array.transpose(self.axes)
+
+    def to_published(self, array):
+        """Brings an array of our shape, such as a gradient, to the published order.
+
+        Args:
+            array: NumPy array of the variable's shape.
+
+        Returns:
+            NumPy array; flat where the published array has axes of size 1 that ours
+            lacks.
+        """
+        return array if self.axes is None else array.transpose(np.argsort(self.axes))
+
+
+def published_weights(part):
+    """Lists a part's weights under their published names.
+
+    Codebooks are not among them: `load_published_quantizer` reads those.
+
+    Args:
+        part: a built `BridleBackbone`, `CodeDecoder`, `BridleTokenizer`,
+            `RandomProjectionTokenizer` or `FeatureEstimator`.
+
+    Returns:
+        Dict of `PublishedWeight` by name, such as `"blocks.0.attn.qkv.weight"`.
+
+    Raises:
+        ValueError: for a part of another kind, or one that is not built.
+
+    Example:
+    ```python
+    from keras_bridle.conversion.published_weights import published_weights
+    from keras_bridle.models import BridleBackbone
+
+    backbone = BridleBackbone(
+        patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
+        input_dims=(32, 32, 1),
+    )
+    print(sorted(published_weights(backbone))[:3])
+    ```
+    """
+    for kind, list_weights in _LISTS.items():
+        if isinstance(part, kind):
+            if not part.built:
+                raise ValueError(
+                    f"`part` must be built first. Received: {part.name!r}, which is not"
+                )
+            return list_weights(part)
+    raise ValueError(
+        f"`part` must be one of {[kind.__name__ for kind in _LISTS]}. "
+        f"Received: {type(part).__name__}"
+    )
+
+
+def load_published_backbone(backbone, state, prefix=""):
+    """Copies a published encoder into a `BridleBackbone`.
+
+    Positions are fixed and so not read. The published audio encoders were trained with
+    those of `position_layout="transposed_grid"`.
+
+    Args:
+        backbone: `BridleBackbone` of the same sizes.
+        state: dict of NumPy arrays by name, a published state dict.
+        prefix: string in front of the names, such as `"encoder_decoder."`; of the
+            tokenizer's own encoder it is `"tokenizer."`.
+
+    Returns:
+        Set of the names that were read.
+
+    Raises:
+        ValueError: if a name is missing or a shape does not fit.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_bridle.conversion.published_weights import (
+        load_published_backbone, published_weights,
+    )
+    from keras_bridle.models import BridleBackbone
+
+    backbone = BridleBackbone(
+        patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
+        input_dims=(32, 32, 1),
+    )
+    state = {
+        name: np.array(weight.to_published(np.ones(weight.variable.shape)))
+        for name, weight in published_weights(backbone).items()
+    }
+    print(len(load_published_backbone(backbone, state)))  # 17
+    ```
+    """
+    return _load(backbone, state, prefix, BridleBackbone)
+
+
+def load_published_decoder(decoder, state, prefix=""):
+    """Copies a published decoder into a `CodeDecoder`.
+
+    Args:
+        decoder: built `CodeDecoder` of the same sizes and kind of attention.
+        state: dict of NumPy arrays by name.
+        prefix: string in front of the names, such as `"encoder_decoder."`.
+
+    Returns:
+        Set of the names that were read.
+
+    Raises:
+        ValueError: if a name is missing or a shape does not fit.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_bridle.conversion.published_weights import (
+        load_published_decoder, published_weights,
+    )
+    from keras_bridle.models import CodeDecoder
+
+    decoder = CodeDecoder(4, 16, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64)
+    decoder.build((None, None, 48))
+    state = {
+        name: np.array(weight.to_published(np.ones(weight.variable.shape)))
+        for name, weight in published_weights(decoder).items()
+    }
+    print(len(load_published_decoder(decoder, state)))  # 19
+    ```
+    """
+    return _load(decoder, state, prefix, CodeDecoder)
+
+
+def load_published_tokenizer(tokenizer, state, prefix=""):
+    """Copies a published tokenizer, with its codebooks, into a `BridleTokenizer`.
+
+    Args:
+        tokenizer: `BridleTokenizer` of the same sizes.
+        state: dict of NumPy arrays by name.
+        prefix: string in front of the names, such as `"tokenizer."`.
+
+    Returns:
+        Set of the names that were read.
+
+    Raises:
+        ValueError: if a name is missing or a shape does not fit.
+    """
+    names = _load(tokenizer, state, prefix, BridleTokenizer)
+    return names | _load_codebooks(tokenizer.quantizer, state, prefix)
+
+
+def load_published_random_projection(tokenizer, state, prefix=""):
+    """Copies the published tokenizer's cold start into a `RandomProjectionTokenizer`.
+
+    Its `position_layout` must not be `None`: the published one adds positions.
+
+    Args:
+        tokenizer: built `RandomProjectionTokenizer` of the same sizes.
+        state: dict of NumPy arrays by name.
+        prefix: string in front of the names, such as `"tokenizer."`.
+
+    Returns:
+        Set of the names that were read.
+
+    Raises:
+        ValueError: if a name is missing or a shape does not fit.
+    """
+    names = _load(tokenizer, state, prefix, RandomProjectionTokenizer)
+    return names | _load_codebooks(tokenizer.quantizer, state, prefix)
+
+
+def load_published_estimator(estimator, state, prefix=""):
+    """Copies a published estimator into a `FeatureEstimator`.
+
+    Args:
+        estimator: built `FeatureEstimator` of the same sizes and kind of attention.
+        state: dict of NumPy arrays by name.
+        prefix: string in front of the names, such as `"tokenizer."`.
+
+    Returns:
+        Set of the names that were read.
+
+    Raises:
+        ValueError: if a name is missing or a shape does not fit.
+    """
+    return _load(estimator, state, prefix, FeatureEstimator)
+
+
+def _load(part, state, prefix, kind):
+    if not isinstance(part, kind):
+        raise ValueError(
+            f"Expected a {kind.__name__}. Received: {type(part).__name__}"
+        )
+    weights = {prefix + name: weight for name, weight in published_weights(part).items()}
+    missing = sorted(set(weights) - set(state))
+    if missing:
+        raise ValueError(
+            f"`state` lacks {len(missing)} weights of {part.name!r}: {missing[:8]}. "
+            f"Received: prefix={prefix!r} and a state with {sorted(state)[:8]}..."
+        )
+    _check_depth(part, state, prefix, weights)
+    arrays = {}
+    for name, weight in weights.items():
+        arrays[name] = weight.from_published(np.asarray(state[name]))
+        if arrays[name].shape != tuple(weight.variable.shape):
+            raise ValueError(
+                f"{name!r} in `state` does not fit {weight.variable.path!r} of shape "
+                f"{tuple(weight.variable.shape)}. "
+                f"Received: shape {np.shape(state[name])}"
+            )
+    # Only now, so that an error leaves the part as it was.
+    for name, weight in weights.items():
+        weight.variable.assign(arrays[name])
+    return set(weights)
+
+
+def _check_depth(part, state, prefix, weights):
+    """A deeper published network would load into a shallower one without a word."""
+    stems = {name.partition("blocks.")[0] for name in weights if "blocks." in name}
+    further = [
+        name
+        for name in state
+        if name not in weights
+        and any(name.startswith(f"{stem}blocks.") for stem in stems)
+    ]
+    if further:
+        raise ValueError(
+            f"`state` has weights of blocks that {part.name!r} lacks: {further[:4]}. "
+            f"Received: prefix={prefix!r}"
+        )
+
+
+def _load_codebooks(quantizer, state, prefix):
+    prefix = f"{prefix}quantizer."
+    load_published_quantizer(quantizer, state, prefix)
+    return {name for name in state if name.startswith(prefix)}
+
+
+def _backbone(backbone):
+    weights = {
+        **_projection(backbone.patch_embedding),
+        **_blocks("blocks", backbone.blocks),
+        **_norm("norm", backbone.norm),
+    }
+    if backbone.class_token is not None:
+        token = backbone.class_token.class_token
+        weights["cls_token"] = PublishedWeight(token, (0, 1, 2))
+    return weights
+
+
+def _decoder(decoder):
+    return {
+        "mask_token": PublishedWeight(decoder.mask_token, (0, 1, 2)),
+        **_dense("decoder_embed", decoder.embedding),
+        **_blocks("decoder_blocks", decoder.blocks),
+        **_norm("decoder_norm", decoder.norm),
+        **_dense("decoder_pred", decoder.head),
+    }
+
+
+def _estimator(estimator):
+    return {
+        **_dense("estimator_embed", estimator.embedding),
+        **_blocks("estimator_blocks", estimator.blocks),
+        **_norm("estimator_norm", estimator.norm),
+        **_dense("estimator_pred", estimator.head),
+    }
+
+
+def _tokenizer(tokenizer):
+    return {
+        **_backbone(tokenizer.backbone),
+        **_dense("quantize_layer.0", tokenizer.hidden),
+        **_dense("quantize_layer.2", tokenizer.projection),
+    }
+
+
+def _random_projection(tokenizer):
+    return {
+        **_projection(tokenizer.patch_embedding),
+        **_dense("cold_start_encoder", tokenizer.projection),
+    }
+
+
+_LISTS = {
+    BridleBackbone: _backbone,
+    CodeDecoder: _decoder,
+    BridleTokenizer: _tokenizer,
+    RandomProjectionTokenizer: _random_projection,
+    FeatureEstimator: _estimator,
+}
+
+_BLOCK = {
+    "norm1": "attention_norm",
+    "attn.qkv": "qkv",
+    "attn.proj": "attention_output",
+    "norm2": "mlp_norm",
+    "mlp.fc1": "mlp_hidden",
+    "mlp.fc2": "mlp_output",
+}
+_WINDOW_BLOCK = {
+    "norm1": "attention_norm",
+    "attn.qkv": "qkv",
+    "attn.proj": "attention_output",
+    "attn.meta_mlp.model.0": "bias_hidden",
+    "attn.meta_mlp.model.3": "bias_output",
+    "norm2": "mlp_norm",
+    "mlp.model.0": "mlp_hidden",
+    "mlp.model.2": "mlp_output",
+}
+
+
+def published_block_weights(block):
+    """Lists the weights of a transformer block under their published names.
+
+    Args:
+        block: built `TransformerBlock` or `WindowTransformerBlock`.
+
+    Returns:
+        Dict of `PublishedWeight` by name, such as `"attn.qkv.weight"`.
+    """
+    weights = {}
+    is_window = isinstance(block, WindowTransformerBlock)
+    if is_window:
+        weights["attn.tau"] = PublishedWeight(block.temperature, None)
+    for name, attribute in (_WINDOW_BLOCK if is_window else _BLOCK).items():
+        layer = getattr(block, attribute)
+        is_norm = isinstance(layer, keras.layers.LayerNormalization)
+        weights.update((_norm if is_norm else _dense)(name, layer))
+    return weights
+
+
+def _blocks(stem, blocks):
+    return {
+        f"{stem}.{index}.{name}": weight
+        for index, block in enumerate(blocks)
+        for name, weight in published_block_weights(block).items()
+    }
+
+
+def _dense(name, layer):
+    weights = {f"{name}.weight": PublishedWeight(layer.kernel, (1, 0))}
+    if layer.bias is not None:
+        weights[f"{name}.bias"] = PublishedWeight(layer.bias, (0,))
+    return weights
+
+
+def _norm(name, layer):
+    return {
+        f"{name}.weight": PublishedWeight(layer.gamma, (0,)),
+        f"{name}.bias": PublishedWeight(layer.beta, (0,)),
+    }
+
+
+def _projection(patch_embedding):
+    """The patch's map, a convolution in both codes: channels move to the end."""
+    projection = patch_embedding.projection
+    sides = range(2, 2 + len(patch_embedding.patch_size))
+    return {
+        "patch_embed.proj.weight": PublishedWeight(projection.kernel, (*sides, 1, 0)),
+        "patch_embed.proj.bias": PublishedWeight(projection.bias, (0,)),
+    }

@@ -1,0 +1,216 @@
+"""Linear probe: how much a linear classifier reads out of frozen features."""
+
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
+
+from keras_bridle.evaluation.checks import check_labels, check_split
+
+# Half decades; weaker ones than 10 no longer change the answers on standardized
+# features.
+REGULARIZATIONS = tuple(10.0 ** (power / 2) for power in range(-7, 3))
+
+
+class ProbeResult(NamedTuple):
+    """What a linear probe found.
+
+    Args:
+        accuracy: float, share of the test rows that were classified rightly.
+        majority: float, the same share when every test row gets the most frequent
+            class of the training rows.
+        chance: float, one over the number of training classes.
+        per_class: dict from class to the accuracy on that class' test rows.
+        regularization: float, the inverse penalty that cross-validation chose
+            (`C` in scikit-learn: small is strong).
+        validation_accuracy: float, the cross-validated accuracy of that choice on
+            the training rows.
+        predictions: array of shape `(test_rows,)`, the predicted classes.
+    """
+
+    accuracy: float
+    majority: float
+    chance: float
+    per_class: dict[Any, float]
+    regularization: float
+    validation_accuracy: float
+    predictions: np.ndarray
+
+
+def linear_probe(
+    train_features,
+    train_labels,
+    test_features,
+    test_labels,
+    groups=None,
+    regularizations=REGULARIZATIONS,
+    folds=4,
+    seed=0,
+):
+    """Fits multinomial logistic regression on frozen features and scores it.
+
+    The features are standardized with the mean and standard deviation of the
+    training rows, which is the batch normalization without scale and offset that
+    probes of masked autoencoders put before their linear head. The strength of the
+    penalty is chosen by stratified cross-validation on the training rows: the test
+    rows take part in nothing but the final score.
+
+    Args:
+        train_features: array of shape `(train_rows, dim)`.
+        train_labels: array or list of shape `(train_rows,)`, integers or strings.
+        test_features: array of shape `(test_rows, dim)`.
+        test_labels: array or list of shape `(test_rows,)`. Classes that the training
+            rows lack count as errors.
+        groups: optional array or list of shape `(train_rows,)`. Rows of one group
+            (one speaker, one syllable) stay in one fold. Give it when the test
+            groups are others than the training ones: without it cross-validation
+            rewards memorizing groups, and chooses too weak a penalty.
+        regularizations: sequence of floats, the inverse penalties to choose from. A
+            single one is used without cross-validation (`validation_accuracy` is
+            then NaN).
+        folds: int, at least 2, the number of cross-validation folds.
+        seed: int, seeds the folds.
+
+    Returns:
+        A `ProbeResult`.
+
+    Raises:
+        ValueError: if shapes, lengths, values or numbers of classes do not fit.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_bridle.evaluation import linear_probe
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 200)
+    features = rng.normal(size=(200, 16)) + 4 * np.eye(3, 16)[labels]
+    result = linear_probe(features[:150], labels[:150], features[150:], labels[150:])
+    assert result.accuracy > 0.8
+    ```
+
+    Reference:
+        [He et al., 2022](https://arxiv.org/abs/2111.06377), appendix A.1, for the
+        normalization.
+    """
+    train_features, test_features = check_split(
+        train_features, train_labels, test_features, test_labels
+    )
+    train_labels = check_labels("train_labels", train_labels)
+    test_labels = check_labels("test_labels", test_labels)
+    classes, targets, sizes = np.unique(
+        train_labels, return_inverse=True, return_counts=True
+    )
+    if len(classes) < 2:
+        raise ValueError(
+            "train_labels must hold at least 2 classes; received only "
+            f"{classes.tolist()}"
+        )
+    regularizations = _check_regularizations(regularizations)
+    mean, scale = _standardization(train_features)
+    inputs = (train_features - mean) * scale
+
+    # One thread: the products are so small that more of them only wait for each
+    # other, up to a hundred times longer on a busy machine.
+    with threadpool_limits(1):
+        if len(regularizations) == 1:
+            chosen, validation_accuracy = regularizations[0], float("nan")
+        else:
+            fold_ids = _fold_ids(targets, groups, folds, seed)
+            scores = _cross_validate(inputs, targets, fold_ids, regularizations)
+            best = int(np.argmax(scores))  # the first: a tie's strongest penalty
+            chosen, validation_accuracy = regularizations[best], float(scores[best])
+        classifier = LogisticRegression(C=chosen, max_iter=2000).fit(inputs, targets)
+        predictions = classes[classifier.predict((test_features - mean) * scale)]
+
+    right = predictions == test_labels
+    return ProbeResult(
+        accuracy=float(right.mean()),
+        majority=float(np.mean(test_labels == classes[np.argmax(sizes)])),
+        chance=1.0 / len(classes),
+        per_class={
+            name.item(): float(right[test_labels == name].mean())
+            for name in np.unique(test_labels)
+        },
+        regularization=chosen,
+        validation_accuracy=validation_accuracy,
+        predictions=predictions,
+    )
+
+
+def _check_regularizations(regularizations):
+    values = sorted({float(value) for value in regularizations})
+    if not values or values[0] <= 0 or not np.isfinite(values).all():
+        raise ValueError(
+            "regularizations must be one or more positive numbers; received "
+            f"{regularizations!r}"
+        )
+    return values
+
+
+def _standardization(features):
+    """Returns the mean and the factor that make each column of unit variance."""
+    mean = features.mean(axis=0)
+    spread = features.std(axis=0)
+    # A column that varies by no more than float32 rounding holds no information;
+    # dividing by its spread would blow that rounding up.
+    constant = spread <= 1e-6 * np.abs(features).max(axis=0)
+    return mean, np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, spread))
+
+
+def _fold_ids(targets, groups, folds, seed):
+    """Deals rows (or whole groups) to folds, class by class, in random order."""
+    if folds < 2:
+        raise ValueError(f"folds must be at least 2; received {folds}")
+    if groups is None:
+        groups = np.arange(len(targets))
+    groups = check_labels("groups", groups)
+    if len(groups) != len(targets):
+        raise ValueError(
+            f"groups must have one entry for each of the {len(targets)} training "
+            f"rows; received {len(groups)}"
+        )
+    names, first_rows, group_ids = np.unique(
+        groups, return_index=True, return_inverse=True
+    )
+    if len(names) < folds:
+        raise ValueError(
+            f"groups must hold at least folds={folds} groups; received {len(names)}"
+        )
+    shuffled = np.random.default_rng(seed).permutation(len(names))
+    by_class = shuffled[np.argsort(targets[first_rows][shuffled], kind="stable")]
+    fold_of_group = np.empty(len(names), int)
+    fold_of_group[by_class] = np.arange(len(names)) % folds
+    return fold_of_group[group_ids]
+
+
+def _cross_validate(inputs, targets, fold_ids, regularizations):
+    """Returns the mean held-out accuracy of each regularization."""
+    scores = []
+    for fold in np.unique(fold_ids):
+        held_out = fold_ids == fold
+        if len(np.unique(targets[~held_out])) > 1:
+            scores.append(_score_fold(inputs, targets, held_out, regularizations))
+    if not scores:
+        raise ValueError(
+            "train_labels have too few rows or groups per class to cross-validate; "
+            "give a single value as regularizations"
+        )
+    return np.mean(scores, axis=0)
+
+
+def _score_fold(inputs, targets, held_out, regularizations):
+    # Each solution is the start of the next, weaker penalty's. Choosing needs no
+    # full convergence, so running into the limit is no reason to warn.
+    classifier = LogisticRegression(max_iter=200, tol=1e-3, warm_start=True)
+    scores = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for regularization in regularizations:
+            classifier.C = regularization
+            classifier.fit(inputs[~held_out], targets[~held_out])
+            scores.append(classifier.score(inputs[held_out], targets[held_out]))
+    return scores

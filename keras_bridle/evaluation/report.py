@@ -1,0 +1,237 @@
+"""Results as a table on the terminal, and the same as a file."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+
+def probe_table(rows, title="Probe accuracy", digits=1):
+    """Builds a table with one line per network and one column per metric.
+
+    Args:
+        rows: list of dicts. `"name"` is the first column; every other key is a
+            metric: a float from 0 to 1 (shown in percent), a sequence of such
+            floats, one for each seed (shown as mean and standard deviation), None or
+            a missing key (shown as a dash), or a string or an int (shown as it is).
+        title: string, above the table.
+        digits: int, decimals of the percentages.
+
+    Returns:
+        A `rich.table.Table`.
+
+    Raises:
+        ValueError: if there are no rows, or one has no name.
+
+    Example:
+    ```python
+    import rich
+    from keras_bridle.evaluation import probe_table
+
+    rows = [
+        {"name": "log-mel", "initial": 0.64},
+        {"name": "encoder", "initial": [0.71, 0.73, 0.72], "final": [0.8, 0.8, 0.9]},
+    ]
+    rich.print(probe_table(rows))
+    ```
+    """
+    _check_rows(rows)
+    table = Table(title=title)
+    table.add_column("", no_wrap=True)
+    metrics = _metrics(rows)
+    for metric in metrics:
+        table.add_column(metric, justify="right", no_wrap=True)
+    for row in rows:
+        cells = [format_metric(row.get(metric), digits) for metric in metrics]
+        table.add_row(row["name"], *cells)
+    return table
+
+
+def usage_table(usages, title="Code usage"):
+    """Builds a table of how many codes of each level are in use.
+
+    Args:
+        usages: dict from a name (a phase, say) to what `code_usage` returns.
+        title: string, above the table.
+
+    Returns:
+        A `rich.table.Table`; each cell has the share of codes that occur and the
+        perplexity.
+
+    Raises:
+        ValueError: if `usages` is empty.
+
+    Example:
+    ```python
+    import numpy as np
+    import rich
+    from keras_bridle.evaluation import code_usage, usage_table
+
+    codes = np.random.default_rng(0).integers(0, 16, (100, 4))
+    rich.print(usage_table({"cold start": code_usage(codes, 16)}))
+    ```
+    """
+    if not usages:
+        raise ValueError("usages must hold at least one entry; received none")
+    levels = max(len(usage.usage) for usage in usages.values())
+    sizes = sorted({usage.counts.shape[1] for usage in usages.values()})
+    codes = " or ".join(map(str, sizes))
+    table = Table(title=title, caption=f"share of the {codes} codes used · perplexity")
+    table.add_column("", no_wrap=True)
+    for level in range(1, levels + 1):
+        table.add_column(f"level {level}", justify="right", no_wrap=True)
+    for name, usage in usages.items():
+        cells = [
+            f"{share:.1%} · {perplexity:.0f}"
+            for share, perplexity in zip(usage.usage, usage.perplexity, strict=True)
+        ]
+        table.add_row(name, *cells)
+    return table
+
+
+def usage_rows(usages):
+    """Turns code usage into rows for `write_results`.
+
+    Args:
+        usages: dict from a name to what `code_usage` returns.
+
+    Returns:
+        A list of dicts, one for each name and level, with `"name"`, `"level"`
+        (from 1), `"codes"`, `"usage"` (0 to 1) and `"perplexity"`.
+    """
+    return [
+        {
+            "name": name,
+            "level": level,
+            "codes": usage.counts.shape[1],
+            "usage": float(share),
+            "perplexity": float(perplexity),
+        }
+        for name, usage in usages.items()
+        for level, (share, perplexity) in enumerate(
+            zip(usage.usage, usage.perplexity, strict=True), start=1
+        )
+    ]
+
+
+def write_results(path, rows, percent=True):
+    """Writes rows of results to a file.
+
+    Args:
+        path: string or path; its ending chooses the form. `.json` keeps every value;
+            `.csv` has mean, standard deviation and number of seeds in columns of
+            their own for a metric with several seeds; `.md` is a Markdown table with
+            the cells of `probe_table`. Missing folders are made.
+        rows: list of dicts as for `probe_table`, or from `usage_rows`.
+        percent: bool, whether the Markdown table shows floats in percent.
+
+    Returns:
+        The path, as a `pathlib.Path`.
+
+    Raises:
+        ValueError: if the ending is another one, there are no rows, or one has no
+            name.
+
+    Example:
+    ```python
+    import pathlib
+    import tempfile
+    from keras_bridle.evaluation import write_results
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_results(f"{folder}/probe.md", [{"name": "log-mel", "final": 0.5}])
+        assert "| log-mel | 50.0 % |" in pathlib.Path(path).read_text()
+    ```
+    """
+    path = Path(path)
+    if path.suffix not in (".json", ".csv", ".md"):
+        raise ValueError(f"path must end in .json, .csv or .md; received {str(path)!r}")
+    _check_rows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".json":
+        _write_json(path, rows)
+    elif path.suffix == ".csv":
+        _write_csv(path, rows)
+    else:
+        _write_markdown(path, rows, percent)
+    return path
+
+
+def format_metric(value, digits=1, percent=True):
+    """Formats one metric for a table.
+
+    Args:
+        value: float or sequence of floats, None, string or int.
+        digits: int, decimals of floats.
+        percent: bool, whether floats from 0 to 1 are shown in percent.
+
+    Returns:
+        A string such as `"71.9 ± 0.8 %"`.
+    """
+    if value is None:
+        return "-"
+    if isinstance(value, (str, bool, int, np.integer)):
+        return str(value)
+    factor, unit = (100, " %") if percent else (1, "")
+    values = factor * np.asarray(value, "float64").reshape(-1)
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}{unit}"
+    return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}{unit}"
+
+
+def _check_rows(rows):
+    if not rows:
+        raise ValueError("rows must hold at least one row; received none")
+    for row in rows:
+        if "name" not in row:
+            raise ValueError(f'every row must have a "name"; received {row!r}')
+
+
+def _metrics(rows):
+    """Returns the metrics of all rows in order of first appearance."""
+    return list(dict.fromkeys(key for row in rows for key in row if key != "name"))
+
+
+def _write_json(path, rows):
+    text = json.dumps(
+        rows, indent=2, ensure_ascii=False, default=lambda value: value.tolist()
+    )
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _write_csv(path, rows):
+    columns, flat_rows = ["name"], [{"name": row["name"]} for row in rows]
+    for metric in _metrics(rows):
+        several = any(np.ndim(row.get(metric)) for row in rows)
+        columns.append(metric)
+        if several:
+            columns += [f"{metric}_spread", f"{metric}_seeds"]
+        for row, flat in zip(rows, flat_rows, strict=True):
+            value = row.get(metric)
+            if several and value is not None:
+                value = np.atleast_1d(np.asarray(value, "float64"))
+                spread = float(value.std(ddof=1)) if len(value) > 1 else ""
+                flat |= {f"{metric}_spread": spread, f"{metric}_seeds": len(value)}
+                value = float(value.mean())
+            flat[metric] = "" if value is None else value
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(flat_rows)
+
+
+def _write_markdown(path, rows, percent):
+    digits = 1 if percent else 3
+    metrics = _metrics(rows)
+    lines = [["", *metrics], ["---", *["---:"] * len(metrics)]]
+    for row in rows:
+        lines.append(
+            [
+                row["name"],
+                *(format_metric(row.get(key), digits, percent) for key in metrics),
+            ]
+        )
+    text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    path.write_text(text, encoding="utf-8")

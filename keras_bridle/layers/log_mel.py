@@ -1,0 +1,409 @@
+"""Turns waveforms into log-mel spectrograms with Kaldi's arithmetic."""
+
+import keras
+import numpy as np
+from keras import ops
+
+# Kaldi floors the mel energies here before the logarithm: float32's epsilon.
+ENERGY_FLOOR = 1.1920929e-07
+
+
+@keras.saving.register_keras_serializable(package="keras_bridle")
+class LogMelSpectrogram(keras.layers.Layer):
+    """Turns waveforms into normalized log-mel spectrograms with Kaldi's arithmetic.
+
+    The waveform's mean is removed. Each frame of 25 ms, every 10 ms, loses its own
+    mean, is pre-emphasized, weighted with a symmetric Hann window and transformed;
+    triangular mel filters sum the power spectrum, and the natural logarithm is taken.
+    Only whole frames count. Finally `(log_mel - mean) / (2 * std)`.
+
+    Clips of different lengths share a batch as Keras pads them: zeros at the end.
+    Samples after the last one that is not exactly zero are therefore padding, which
+    changes nothing in the real frames: a padded clip has the frames that it has alone.
+    A frame is real if all its samples are, and the first frame always is. The other
+    frames are filled with one value. A clip of nothing but zeros is silence, not
+    padding.
+
+    Everything is computed in float32 whatever the dtype policy, and only the result is
+    cast to the compute dtype. The layer has no weights and runs inside the model, so an
+    exported model takes raw waveforms.
+
+    Args:
+        sample_rate: int, samples per second of the waveforms.
+        num_mel_bins: int, number of mel filters.
+        num_frames: int or `None`. Spectrograms are cut or filled up to this many
+            frames. `None` keeps all whole frames.
+        frame_length_ms: float, length of a frame in milliseconds.
+        frame_step_ms: float, from one frame's start to the next, in milliseconds.
+        fft_length: int or `None`, samples that a frame is zero-padded to. `None` is the
+            next power of two.
+        min_frequency: float, where the lowest filter starts, in Hz.
+        max_frequency: float or `None`, where the highest filter ends, in Hz. `None` is
+            half the sample rate.
+        preemphasis: float, share of the previous sample that is subtracted.
+        mean: float or `None`, mean of the data's log-mel values. The default is
+            AudioSet's. `None`, with `std=None`, leaves the values as they are.
+        std: float or `None`, standard deviation of the data's log-mel values.
+        trailing_zeros_are_padding: bool. `False` takes zeros at a clip's end for
+            recorded silence.
+        padding_value: float or `None`, log-mel value, before normalization, of the
+            frames that are no real ones. `None` is `mean`, so 0 after normalization, or
+            the value of silence if nothing is normalized. The published code of BRIDLE
+            has 0.
+        **kwargs: keyword arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        waveforms: float tensor of shape `(batch, samples)`, in [-1, 1].
+
+    Returns:
+        Tensor of shape `(batch, frames, num_mel_bins, 1)`.
+
+    Raises:
+        ValueError: for settings that contradict each other, and waveforms that are not
+            floats of shape `(batch, samples)`.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_bridle.layers import LogMelSpectrogram
+
+    waveforms = np.random.default_rng(0).uniform(-1, 1, (2, 16000)).astype("float32")
+    waveforms[1, 8000:] = 0.0  # a clip of half a second
+    log_mel = LogMelSpectrogram(num_frames=128)
+    print(log_mel(waveforms).shape)  # (2, 128, 128, 1)
+    print(log_mel.padding_mask(waveforms).shape)  # (2, 128)
+    ```
+
+    Reference:
+        - [Povey et al., 2011](https://kaldi-asr.org/doc/feat.html), Kaldi's features
+        - [Gong et al., 2021](https://arxiv.org/abs/2104.01778), the normalization
+    """
+
+    def __init__(
+        self,
+        sample_rate=16000,
+        num_mel_bins=128,
+        num_frames=None,
+        frame_length_ms=25.0,
+        frame_step_ms=10.0,
+        fft_length=None,
+        min_frequency=20.0,
+        max_frequency=None,
+        preemphasis=0.97,
+        mean=-4.4446096,
+        std=3.3216383,
+        trailing_zeros_are_padding=True,
+        padding_value=None,
+        **kwargs,
+    ):
+        # Half precision would lose quiet samples before they are analyzed.
+        kwargs.setdefault("autocast", False)
+        super().__init__(**kwargs)
+        self.sample_rate = sample_rate
+        self.num_mel_bins = num_mel_bins
+        self.num_frames = num_frames
+        self.frame_length_ms = frame_length_ms
+        self.frame_step_ms = frame_step_ms
+        self.fft_length = fft_length
+        self.min_frequency = min_frequency
+        self.max_frequency = max_frequency
+        self.preemphasis = preemphasis
+        self.mean = mean
+        self.std = std
+        self.trailing_zeros_are_padding = trailing_zeros_are_padding
+        self.padding_value = padding_value
+
+        self._frame_length = int(sample_rate * frame_length_ms / 1000)
+        self._frame_step = int(sample_rate * frame_step_ms / 1000)
+        self._check_settings()
+        self._fft_length = fft_length or _next_power_of_two(self._frame_length)
+        self._window = np.pad(
+            np.hanning(self._frame_length), (0, self._fft_length - self._frame_length)
+        ).astype("float32")
+        self._filters = mel_filters(
+            num_mel_bins, self._fft_length, sample_rate, min_frequency, max_frequency
+        ).astype("float32")
+
+    def _check_settings(self):
+        for name in ("sample_rate", "num_mel_bins", "num_frames"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1. Received: {value}")
+        if self._frame_length < 2 or self._frame_step < 1:
+            raise ValueError(
+                "A frame must have at least 2 samples and a step at least 1. Received: "
+                f"frame_length_ms={self.frame_length_ms}, "
+                f"frame_step_ms={self.frame_step_ms}, sample_rate={self.sample_rate}"
+            )
+        if self.fft_length is not None and self.fft_length < self._frame_length:
+            raise ValueError(
+                "`fft_length` must be at least a frame's samples. Received: "
+                f"fft_length={self.fft_length}, a frame of {self._frame_length}"
+            )
+        nyquist = self.sample_rate / 2
+        highest = nyquist if self.max_frequency is None else self.max_frequency
+        if not 0 <= self.min_frequency < highest <= nyquist:
+            raise ValueError(
+                "Expected 0 <= min_frequency < max_frequency <= sample_rate / 2. "
+                f"Received: min_frequency={self.min_frequency}, "
+                f"max_frequency={self.max_frequency}, sample_rate={self.sample_rate}"
+            )
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(
+                "`mean` and `std` must be given together or both be None. "
+                f"Received: mean={self.mean}, std={self.std}"
+            )
+        if self.std is not None and self.std <= 0:
+            raise ValueError(f"`std` must be positive. Received: {self.std}")
+
+    def call(self, waveforms):
+        waveforms = as_waveforms(waveforms, "LogMelSpectrogram")
+        num_samples = ops.shape(waveforms)[1]
+        num_frames = self._num_output_frames(num_samples)
+        lengths = self._real_lengths(waveforms)
+        waveforms = _remove_mean(waveforms, lengths)
+        energies = self._mel_energies(self._windowed_frames(waveforms, num_frames))
+        log_mel = ops.log(ops.maximum(energies, ENERGY_FLOOR))
+        log_mel = ops.reshape(log_mel, (-1, num_frames, self.num_mel_bins, 1))
+        log_mel = self._normalize(log_mel)
+        if self.trailing_zeros_are_padding or self.num_frames is not None:
+            real = self._real_frames(lengths, num_frames)[:, :, None, None]
+            log_mel = ops.where(real, log_mel, self._normalized_padding())
+        return ops.cast(log_mel, self.compute_dtype)
+
+    def padding_mask(self, waveforms):
+        """Tells which frames are real.
+
+        Args:
+            waveforms: float tensor of shape `(batch, samples)`.
+
+        Returns:
+            Bool tensor of shape `(batch, frames)`, `True` at real frames and `False` at
+            those filled with the padding value.
+        """
+        waveforms = as_waveforms(waveforms, "LogMelSpectrogram")
+        num_frames = self._num_output_frames(ops.shape(waveforms)[1])
+        return self._real_frames(self._real_lengths(waveforms), num_frames)
+
+    def num_frames_of(self, num_samples):
+        """Tells how many real frames a clip has, before it is cut or filled up.
+
+        Args:
+            num_samples: int, the clip's samples.
+
+        Returns:
+            Int, the whole frames that fit; 1 for a clip shorter than a frame.
+        """
+        whole = 1 + (num_samples - self._frame_length) // self._frame_step
+        return max(1, whole) if isinstance(whole, int) else ops.maximum(1, whole)
+
+    def _num_output_frames(self, num_samples):
+        if self.num_frames is not None:
+            return self.num_frames
+        return self.num_frames_of(num_samples)
+
+    def _real_lengths(self, waveforms):
+        if self.trailing_zeros_are_padding:
+            return real_lengths(waveforms)
+        return ops.full((1,), ops.shape(waveforms)[1], dtype="int32")
+
+    def _real_frames(self, lengths, num_frames):
+        first = ops.arange(num_frames, dtype="int32") == 0
+        ends = ops.arange(num_frames, dtype="int32") * self._frame_step
+        ends = ends + self._frame_length
+        return ops.logical_or(first[None], ends[None] <= lengths[:, None])
+
+    def _windowed_frames(self, waveforms, num_frames):
+        """Cuts the waveforms into frames ready for the Fourier transform.
+
+        Pre-emphasis runs over the waveform, once for each sample instead of once for
+        each frame it lies in. Kaldi's differs at a frame's first sample only, and there
+        the window is zero. It turns a frame's mean m into (1 - preemphasis) * m.
+        """
+        step = self._frame_step
+        blocks_per_frame = -(-self._frame_length // step)
+        num_blocks = num_frames + blocks_per_frame - 1
+        samples = _fit_length(waveforms, num_blocks * step, blocks_per_frame * step)
+        emphasized = samples - self.preemphasis * _previous(samples)
+        means = sum(
+            ops.sum(piece, axis=-1, keepdims=True)
+            for piece in self._frame_pieces(samples, num_blocks)
+        ) * ((1 - self.preemphasis) / self._frame_length)
+        pieces = self._frame_pieces(emphasized, num_blocks)
+        missing = self._fft_length - self._frame_length
+        if missing:
+            pieces.append(
+                ops.zeros((ops.shape(samples)[0], num_frames, missing), "float32")
+            )
+        window = ops.convert_to_tensor(self._window)
+        return (ops.concatenate(pieces, axis=-1) - means) * window
+
+    def _frame_pieces(self, samples, num_blocks):
+        """Cuts a signal into overlapping frames without gathering.
+
+        The signal is cut into blocks of one step; a frame is a few blocks side by side,
+        the last one cut.
+        """
+        step = self._frame_step
+        blocks = ops.reshape(samples, (-1, num_blocks, step))
+        blocks_per_frame = -(-self._frame_length // step)
+        num_frames = num_blocks - blocks_per_frame + 1
+        return [
+            blocks[:, i : i + num_frames, : self._frame_length - i * step]
+            for i in range(blocks_per_frame)
+        ]
+
+    def _mel_energies(self, frames):
+        real, imaginary = ops.rfft(frames)
+        power = ops.square(real) + ops.square(imaginary)
+        # One flat product is faster than a batch of them.
+        power = ops.reshape(power, (-1, self._fft_length // 2 + 1))
+        return ops.matmul(power, ops.convert_to_tensor(self._filters))
+
+    def _normalize(self, log_mel):
+        if self.mean is None:
+            return log_mel
+        return (log_mel - self.mean) / (2 * self.std)
+
+    def _normalized_padding(self):
+        if self.padding_value is not None:
+            return self._normalize(float(self.padding_value))
+        return 0.0 if self.mean is not None else float(np.log(ENERGY_FLOOR))
+
+    def compute_output_shape(self, waveforms_shape):
+        _check_rank(waveforms_shape, "LogMelSpectrogram")
+        batch, num_samples = waveforms_shape
+        num_frames = self.num_frames
+        if num_frames is None and num_samples is not None:
+            num_frames = self.num_frames_of(num_samples)
+        return (batch, num_frames, self.num_mel_bins, 1)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "sample_rate": self.sample_rate,
+            "num_mel_bins": self.num_mel_bins,
+            "num_frames": self.num_frames,
+            "frame_length_ms": self.frame_length_ms,
+            "frame_step_ms": self.frame_step_ms,
+            "fft_length": self.fft_length,
+            "min_frequency": self.min_frequency,
+            "max_frequency": self.max_frequency,
+            "preemphasis": self.preemphasis,
+            "mean": self.mean,
+            "std": self.std,
+            "trailing_zeros_are_padding": self.trailing_zeros_are_padding,
+            "padding_value": self.padding_value,
+        }
+
+
+def mel_filters(
+    num_mel_bins, fft_length, sample_rate, min_frequency=20.0, max_frequency=None
+):
+    """Builds Kaldi's triangular mel filters.
+
+    Args:
+        num_mel_bins: int, number of filters.
+        fft_length: int, length of the Fourier transform in samples.
+        sample_rate: int, samples per second.
+        min_frequency: float, where the lowest filter starts, in Hz.
+        max_frequency: float or `None`, where the highest filter ends, in Hz. `None` is
+            half the sample rate.
+
+    Returns:
+        float64 array of shape `(fft_length // 2 + 1, num_mel_bins)`. With many filters
+        some of the lowest are so narrow that they cover no frequency at all.
+    """
+    highest = sample_rate / 2 if max_frequency is None else max_frequency
+    edges = np.linspace(_mel(min_frequency), _mel(highest), num_mel_bins + 2)
+    left, center, right = edges[:-2], edges[1:-1], edges[2:]
+    frequencies = np.arange(fft_length // 2 + 1) * (sample_rate / fft_length)
+    mels = _mel(frequencies)[:, None]
+    rising = (mels - left) / (center - left)
+    falling = (right - mels) / (right - center)
+    filters = np.maximum(0.0, np.minimum(rising, falling))
+    if fft_length % 2 == 0:
+        filters[-1] = 0.0  # Kaldi leaves out the last, the Nyquist frequency.
+    return filters
+
+
+def as_waveforms(waveforms, layer_name):
+    """Checks waveforms and casts them to float32.
+
+    Args:
+        waveforms: float array or tensor of shape `(batch, samples)`.
+        layer_name: string, for the error's text.
+
+    Returns:
+        float32 tensor of shape `(batch, samples)`.
+
+    Raises:
+        ValueError: for another rank or integers.
+    """
+    waveforms = ops.convert_to_tensor(waveforms)
+    _check_rank(waveforms.shape, layer_name)
+    dtype = keras.backend.standardize_dtype(waveforms.dtype)
+    if "float" not in dtype:
+        raise ValueError(
+            f"{layer_name} expects floating-point waveforms in [-1, 1]; divide 16-bit "
+            f"samples by 32768. Received: dtype {dtype}"
+        )
+    return ops.cast(waveforms, "float32")
+
+
+def real_lengths(waveforms):
+    """Counts each clip's samples up to the last one that is not exactly zero.
+
+    Args:
+        waveforms: tensor of shape `(batch, samples)`.
+
+    Returns:
+        int32 tensor of shape `(batch,)`. A clip of zeros only is silence and counts
+        in full.
+    """
+    num_samples = ops.shape(waveforms)[1]
+    positions = ops.arange(1, num_samples + 1, dtype="int32")[None]
+    lengths = ops.max(ops.where(waveforms != 0, positions, 0), axis=1)
+    return ops.where(lengths == 0, num_samples, lengths)
+
+
+def _check_rank(shape, layer_name):
+    if len(shape) != 2:
+        raise ValueError(
+            f"{layer_name} expects mono waveforms of shape (batch, samples). "
+            f"Received: shape {tuple(shape)}"
+        )
+
+
+def _remove_mean(waveforms, lengths):
+    """Subtracts the mean of the real samples and leaves the padding at zero."""
+    lengths = lengths[:, None]
+    means = ops.sum(waveforms, axis=1, keepdims=True) / ops.cast(lengths, "float32")
+    positions = ops.arange(ops.shape(waveforms)[1], dtype="int32")[None]
+    return ops.where(positions < lengths, waveforms - means, 0.0)
+
+
+def _previous(samples):
+    """Moves a signal by one sample, the first taking its own place."""
+    return ops.concatenate([samples[:, :1], samples[:, :-1]], axis=1)
+
+
+def _fit_length(samples, length, most_missing):
+    """Cuts or zero-pads a signal, of static length or not, to a length.
+
+    `most_missing` bounds the zeros needed where `length` is not static.
+    """
+    num_samples = samples.shape[1]
+    known = isinstance(length, int)
+    missing = length - (num_samples or 0) if known else most_missing
+    if missing > 0:
+        samples = ops.pad(samples, [[0, 0], [0, missing]])
+    return samples[:, :length]
+
+
+def _mel(frequency):
+    return 1127.0 * np.log1p(np.asarray(frequency) / 700.0)
+
+
+def _next_power_of_two(number):
+    return 1 << (number - 1).bit_length()

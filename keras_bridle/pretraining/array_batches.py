@@ -1,0 +1,63 @@
+"""Batches of an array, in an order that depends on seed and epoch alone."""
+
+import keras
+import numpy as np
+
+
+class ArrayBatches(keras.utils.PyDataset):
+    """Serves an array in shuffled batches of one size.
+
+    Keras' own shuffling of arrays goes on from wherever its random numbers stand; here
+    epoch `n` is in the same order however the run came to it. Examples that do not fill
+    a last batch are left out, other ones in each epoch, so that shapes stay static.
+
+    Args:
+        inputs: array of shape `(num_examples, ...)`.
+        batch_size: int; more than there are examples means all of them.
+        seed: int.
+        initial_epoch: int, the epoch to start with.
+        **kwargs: keyword arguments of `keras.utils.PyDataset`.
+
+    Raises:
+        ValueError: if there are no examples.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_bridle.pretraining import ArrayBatches
+
+    batches = ArrayBatches(np.arange(10), batch_size=4, seed=0)
+    print(len(batches), batches[0].shape)  # 2 (4,)
+    ```
+    """
+
+    def __init__(self, inputs, batch_size, seed=0, initial_epoch=0, **kwargs):
+        super().__init__(**kwargs)
+        if len(inputs) == 0:
+            raise ValueError("There are no examples. Received: an empty array")
+        if batch_size < 1:
+            raise ValueError(
+                f"`batch_size` must be positive. Received: batch_size={batch_size}"
+            )
+        self.inputs = inputs
+        self.batch_size = min(batch_size, len(inputs))
+        self.seed = seed
+        self.start_epoch(initial_epoch)
+
+    def start_epoch(self, epoch):
+        """Puts the examples in the order of an epoch, counted from 0."""
+        self.epoch = epoch
+        random = np.random.default_rng([self.seed, epoch])
+        self._order = random.permutation(len(self.inputs))
+
+    def on_epoch_end(self):
+        self.start_epoch(self.epoch + 1)
+
+    def __len__(self):
+        return len(self.inputs) // self.batch_size
+
+    def __getitem__(self, index):
+        start = index * self.batch_size
+        # Sorted, a batch is also read from a file on disk in one direction.
+        places = np.sort(self._order[start : start + self.batch_size])
+        return self.inputs[places]

@@ -1,0 +1,135 @@
+"""The encoder phase: predict the codes of masked patches."""
+
+import keras
+from keras import ops
+
+from keras_bridle.layers.patch_mask import gather_patches
+from keras_bridle.layers.random_mask import RandomMask
+from keras_bridle.pretraining.code_accuracy import CodeAccuracy
+from keras_bridle.pretraining.code_usage import CodeUsage
+from keras_bridle.pretraining.losses import code_prediction_loss
+from keras_bridle.pretraining.pretrainer import Pretrainer
+
+
+@keras.saving.register_keras_serializable(package="keras_bridle")
+class EncoderPretrainer(Pretrainer):
+    """Trains encoder and decoder to predict a frozen tokenizer's codes.
+
+    Use it like any Keras model: `compile()` with an optimizer alone, `fit()` on raw
+    input without targets. `compile()` freezes the tokenizer.
+
+    Args:
+        backbone: `BridleBackbone`, the encoder.
+        decoder: `CodeDecoder` with the levels and codes of the tokenizer's quantizer.
+        tokenizer: `BridleTokenizer` or `RandomProjectionTokenizer`.
+        mask: mask layer, such as `RandomMask` (the default, with its default ratio) or
+            `TimeFrequencyMask`.
+        augmentation: optional Keras layer applied to raw input in training.
+        **kwargs: keyword arguments of `keras.Model`.
+
+    Call arguments:
+        inputs: raw input, of shape `(batch, *input_dims)`.
+        training: bool, whether to augment.
+
+    Returns:
+        A dict: `logits` of shape `(batch, num_masked, num_levels, codebook_size)`,
+        `codes` of shape `(batch, num_masked, num_levels)`, and `weights` of shape
+        `(batch, num_masked)`, 0 at padded patches.
+
+    Raises:
+        ValueError: if decoder and quantizer do not fit each other.
+
+    Example:
+    ```python
+    import keras
+    import numpy as np
+    from keras_bridle.layers import ResidualQuantizer
+    from keras_bridle.models import (
+        BridleBackbone, CodeDecoder, RandomProjectionTokenizer,
+    )
+    from keras_bridle.pretraining import EncoderPretrainer
+
+    backbone = BridleBackbone(
+        patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
+        input_dims=(32, 32, 1),
+    )
+    tokenizer = RandomProjectionTokenizer(8, 32, ResidualQuantizer(2, 16, dim=8))
+    decoder = CodeDecoder(2, 16, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64)
+    trainer = EncoderPretrainer(backbone, decoder, tokenizer)
+    trainer.compile(keras.optimizers.AdamW(1e-3))
+    history = trainer.fit(np.random.rand(8, 32, 32, 1), batch_size=4, verbose=0)
+    print(sorted(history.history))
+    ```
+
+    Reference:
+        - [BRIDLE, 2025](https://arxiv.org/abs/2502.02118)
+    """
+
+    parts = ("backbone", "decoder", "tokenizer", "mask", "augmentation")
+    trained_parts = ("backbone", "decoder")
+
+    def __init__(
+        self, backbone, decoder, tokenizer, mask=None, augmentation=None, **kwargs
+    ):
+        super().__init__(**kwargs)
+        check_decoder(decoder, tokenizer.quantizer)
+        self.backbone = backbone
+        self.decoder = decoder
+        self.tokenizer = tokenizer
+        self.mask = RandomMask() if mask is None else mask
+        self.augmentation = augmentation
+        self.build_parts(backbone.features_shape, tokenizer)
+        self.build_parts((None, None, backbone.hidden_dim), decoder)
+        self.code_accuracy = CodeAccuracy(decoder.num_levels)
+        self.code_usage = CodeUsage(decoder.num_levels, decoder.codebook_size)
+
+    def call(self, inputs, training=False):
+        features, padding_mask = self.prepare(self.backbone, inputs, training)
+        codes = self.tokenizer(features, padding_mask, training=False).codes
+        return self.predict_codes(features, padding_mask, codes)
+
+    def predict_codes(self, features, padding_mask, codes):
+        """Masks patches and predicts their codes from the others.
+
+        Args:
+            features: tensor of shape `(batch, *sides, channels)`.
+            padding_mask: bool tensor of shape `(batch, rows)`, or `None`.
+            codes: int32 tensor of shape `(batch, num_patches, num_levels)`.
+
+        Returns:
+            The dict that `call()` returns.
+        """
+        grid = self.backbone.grid(features)
+        patch_mask = self.mask(codes, grid=grid)
+        tokens = self.backbone.encode(features, padding_mask, patch_mask.visible)
+        is_real = self.backbone.patch_padding_mask(features, padding_mask)
+        logits = self.decoder(tokens, patch_mask, grid=grid, padding_mask=is_real)
+        targets = gather_patches(ops.stop_gradient(codes), patch_mask.masked)
+        if is_real is None:
+            weights = ops.ones_like(patch_mask.masked, dtype="float32")
+        else:
+            weights = gather_patches(ops.cast(is_real, "float32"), patch_mask.masked)
+        return {"logits": logits, "codes": targets, "weights": weights}
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        return code_prediction_loss(
+            y_pred["codes"], y_pred["logits"], y_pred["weights"]
+        )
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        codes, weights = y_pred["codes"], y_pred["weights"]
+        self.code_accuracy.update_state(codes, y_pred["logits"], weights)
+        self.code_usage.update_state(codes, weights)
+        return self.get_metrics_result()
+
+
+def check_decoder(decoder, quantizer):
+    """Raises a `ValueError` if a decoder does not fit a quantizer."""
+    for name in ("num_levels", "codebook_size"):
+        if getattr(decoder, name) != getattr(quantizer, name):
+            raise ValueError(
+                f"`decoder` and the tokenizer's quantizer must have the same `{name}`. "
+                f"Received: {getattr(decoder, name)} and {getattr(quantizer, name)}"
+            )

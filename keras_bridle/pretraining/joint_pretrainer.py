@@ -1,0 +1,173 @@
+"""Joint mode: encoder and tokenizer in one run."""
+
+import keras
+from keras import ops
+
+from keras_bridle.pretraining.encoder_pretrainer import EncoderPretrainer
+from keras_bridle.pretraining.tokenizer_pretrainer import (
+    check_estimator,
+    estimate_teacher,
+    teacher_cosine,
+    tokenizer_loss,
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_bridle")
+class JointPretrainer(EncoderPretrainer):
+    """Trains the encoder at every step, and the tokenizer at every few.
+
+    At those steps the loss is the encoder's plus a share of the tokenizer's, whose
+    teacher is the encoder as it is. Codebooks move at those steps alone; the others
+    cost no more than those of an encoder phase.
+
+    Args:
+        backbone: `BridleBackbone`, the encoder.
+        decoder: `CodeDecoder` with the levels and codes of the tokenizer's quantizer.
+        tokenizer: `BridleTokenizer`.
+        estimator: `FeatureEstimator` whose `output_dim` is the encoder's size.
+        tokenizer_every: int, steps from one training of the tokenizer to the next.
+        tokenizer_loss_ratio: float, the weight of the tokenizer's loss.
+        mask: mask layer. Defaults to `RandomMask()`.
+        augmentation: optional Keras layer applied to raw input in training.
+        **kwargs: keyword arguments of `keras.Model`.
+
+    Call arguments:
+        inputs: raw input, of shape `(batch, *input_dims)`.
+        training: bool, whether to augment and to move the codebooks.
+
+    Returns:
+        The dict of `EncoderPretrainer`, with the scalars `tokenizer_loss`, `cosine`,
+        `quantizer_loss` and `is_due`, 1 where the step trains the tokenizer.
+
+    Raises:
+        ValueError: if the parts do not fit each other.
+
+    Example:
+    ```python
+    import keras
+    import numpy as np
+    from keras_bridle.layers import ResidualQuantizer
+    from keras_bridle.models import (
+        BridleBackbone, BridleTokenizer, CodeDecoder, FeatureEstimator,
+    )
+    from keras_bridle.pretraining import JointPretrainer
+
+    def encoder():
+        return BridleBackbone(
+            patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
+            input_dims=(32, 32, 1),
+        )
+
+    trainer = JointPretrainer(
+        encoder(),
+        CodeDecoder(2, 16, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64),
+        BridleTokenizer(encoder(), ResidualQuantizer(2, 16, dim=8)),
+        FeatureEstimator(32, 32, num_layers=1, num_heads=2, mlp_dim=64),
+    )
+    trainer.compile(keras.optimizers.AdamW(1e-3))
+    history = trainer.fit(np.random.rand(8, 32, 32, 1), batch_size=4, verbose=0)
+    print(sorted(history.history))
+    ```
+
+    Reference:
+        - [BRIDLE, 2025](https://arxiv.org/abs/2502.02118)
+    """
+
+    parts = ("backbone", "decoder", "tokenizer", "estimator", "mask", "augmentation")
+    trained_parts = ("backbone", "decoder", "tokenizer", "estimator")
+
+    def __init__(
+        self,
+        backbone,
+        decoder,
+        tokenizer,
+        estimator,
+        tokenizer_every=4,
+        tokenizer_loss_ratio=0.2,
+        mask=None,
+        augmentation=None,
+        **kwargs,
+    ):
+        check_estimator(estimator, backbone)
+        if tokenizer_every < 1:
+            raise ValueError(
+                "`tokenizer_every` must be a positive int. "
+                f"Received: tokenizer_every={tokenizer_every}"
+            )
+        super().__init__(
+            backbone, decoder, tokenizer, mask=mask, augmentation=augmentation, **kwargs
+        )
+        self.estimator = estimator
+        self.tokenizer_every = tokenizer_every
+        self.tokenizer_loss_ratio = tokenizer_loss_ratio
+        self.build_parts((None, None, tokenizer.quantizer.dim), estimator)
+        self.step = self.add_weight(
+            shape=(), initializer="zeros", dtype="int32", trainable=False, name="step"
+        )
+        self.cosine_tracker = keras.metrics.Mean(name="cosine")
+        self.quantizer_loss_tracker = keras.metrics.Mean(name="quantizer_loss")
+
+    def call(self, inputs, training=False):
+        features, padding_mask = self.prepare(self.backbone, inputs, training)
+        codes = self.tokenizer(features, padding_mask, training=False).codes
+        outputs = self.predict_codes(features, padding_mask, codes)
+        if not training:
+            losses, _ = self._tokenizer_step(features, padding_mask, training=False)
+            return {**outputs, **losses}
+        quantizer = self.tokenizer.quantizer
+        # Inside a branch nothing may be assigned and no random number drawn.
+        state, draws = quantizer.state(), quantizer.draws()
+        step = ops.convert_to_tensor(self.step)
+        losses, state = ops.cond(
+            ops.equal(step % self.tokenizer_every, 0),
+            lambda: self._tokenizer_step(features, padding_mask, True, state, draws),
+            lambda: ({name: ops.zeros(()) for name in _LOSSES}, state),
+        )
+        quantizer.assign_state(state)
+        self.step.assign(step + 1)
+        return {**outputs, **losses}
+
+    def _tokenizer_step(
+        self, features, padding_mask, training, state=None, draws=None
+    ):
+        """The tokenizer's losses, and the state that its quantizer comes to."""
+        is_real = self.backbone.patch_padding_mask(features, padding_mask)
+        quantized, state = self.tokenizer.quantizer.stateless_step(
+            self.tokenizer.vectors(features, padding_mask),
+            is_real,
+            training=training,
+            draws=draws,
+            state=state,
+        )
+        outputs = estimate_teacher(
+            self.estimator, self.backbone, features, padding_mask, quantized
+        )
+        losses = {
+            "tokenizer_loss": tokenizer_loss(outputs),
+            "cosine": teacher_cosine(outputs),
+            "quantizer_loss": ops.cast(outputs["quantizer_loss"], "float32"),
+            "is_due": ops.ones(()),
+        }
+        return losses, state
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        encoder_loss = super().compute_loss(y_pred=y_pred)
+        return encoder_loss + self.tokenizer_loss_ratio * y_pred["tokenizer_loss"]
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        is_due = y_pred["is_due"]
+        self.cosine_tracker.update_state(y_pred["cosine"], is_due)
+        self.quantizer_loss_tracker.update_state(y_pred["quantizer_loss"], is_due)
+        return super().compute_metrics(x, y, y_pred)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "tokenizer_every": self.tokenizer_every,
+            "tokenizer_loss_ratio": self.tokenizer_loss_ratio,
+        }
+
+
+_LOSSES = ("tokenizer_loss", "cosine", "quantizer_loss", "is_due")

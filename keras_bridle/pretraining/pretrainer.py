@@ -1,0 +1,63 @@
+"""What the trainers of all phases share."""
+
+import keras
+
+
+class Pretrainer(keras.Model):
+    """Base of the phase trainers: a model made of parts, some of which it trains.
+
+    Subclasses name their constructor's arguments in `parts`, and which of them the phase
+    trains in `trained_parts`.
+    """
+
+    parts: tuple[str, ...] = ()
+    trained_parts: tuple[str, ...] = ()
+
+    def __init__(self, **kwargs):
+        # Raw input must reach the front end as it came, not in half precision.
+        super().__init__(autocast=False, **kwargs)
+
+    def build_parts(self, input_shape, *parts):
+        """Builds parts now: what is first built while frozen never trains on TensorFlow."""
+        for part in parts:
+            if not part.built:
+                part.build(input_shape)
+        self.built = True
+
+    def set_trained_parts(self):
+        """Makes the phase's own parts trainable and freezes all others.
+
+        `compile()` does it too. Call it to see the right `trainable_variables` before,
+        as an optimizer does that treats some of them in another way.
+        """
+        for name in self.parts:
+            part = getattr(self, name)
+            if part is not None:
+                part.trainable = name in self.trained_parts
+
+    def compile(self, *args, **kwargs):
+        self.set_trained_parts()
+        super().compile(*args, **kwargs)
+
+    def prepare(self, backbone, inputs, training):
+        """Augments raw input and turns it into the maps that are cut into patches."""
+        if self.augmentation is not None:
+            inputs = self.augmentation(inputs, training=training)
+        return backbone.features(inputs)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            **{
+                name: keras.saving.serialize_keras_object(getattr(self, name))
+                for name in self.parts
+            },
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        parts = {
+            name: keras.saving.deserialize_keras_object(config[name])
+            for name in cls.parts
+        }
+        return cls(**{**config, **parts})

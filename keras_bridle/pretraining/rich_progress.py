@@ -1,0 +1,107 @@
+"""A progress bar for long phases."""
+
+import time
+
+import keras
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class RichProgress(keras.callbacks.Callback):
+    """Shows one line for a phase: epochs, time left, speed, and its main metrics.
+
+    Where the output is no terminal, it prints a line now and then instead of a bar.
+
+    Args:
+        title: string, what is running.
+        batch_size: optional int, to show examples for each second instead of steps.
+        console: optional `rich.console.Console`.
+        lines: int, how many lines to print at most where there is no terminal.
+
+    Example:
+    ```python
+    import keras
+    import numpy as np
+    from keras_bridle.pretraining import RichProgress
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("adam", loss="mse")
+    model.fit(
+        np.ones((8, 4)), np.ones((8, 1)), epochs=2, verbose=0,
+        callbacks=[RichProgress("demo", batch_size=8)],
+    )
+    ```
+    """
+
+    def __init__(self, title, batch_size=None, console=None, lines=5):
+        super().__init__()
+        self.title = title
+        self.batch_size = batch_size
+        self.console = console or Console()
+        self.lines = lines
+        self._progress = None
+
+    def on_train_begin(self, logs=None):
+        epochs, steps = self.params["epochs"], self.params["steps"]
+        self._epoch, self._steps_done, self._text = 0, 0, ""
+        self._start = time.perf_counter()
+        if not self.console.is_terminal:
+            return
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=self.console,
+        )
+        total = epochs * steps if steps else None
+        self._task = self._progress.add_task(self.title, total=total, text="")
+        self._progress.start()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._steps_done += 1
+        if self._progress is not None:
+            steps = self.params["steps"]
+            done = self._epoch * steps + batch + 1 if steps else self._steps_done
+            self._progress.update(self._task, completed=done, text=self._line())
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._text = _format_logs(logs or {})
+        epochs = self.params["epochs"]
+        interval = max(1, -(-epochs // self.lines))
+        is_due = (epoch + 1) % interval == 0 or epoch + 1 == epochs
+        if self._progress is None and is_due:
+            self.console.print(f"{self.title:<16} {self._line()}", highlight=False)
+
+    def on_train_end(self, logs=None):
+        if self._progress is not None:
+            self._progress.update(self._task, text=self._line())
+            self._progress.stop()
+            self._progress = None
+
+    def _line(self):
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        rate, unit = self._steps_done / seconds, "steps/s"
+        if self.batch_size is not None:
+            rate, unit = rate * self.batch_size, "examples/s"
+        epoch = f"epoch {self._epoch + 1}/{self.params['epochs']}"
+        return f"{epoch}  {rate:.0f} {unit}  {self._text}"
+
+
+def _format_logs(logs):
+    """The loss first, then what tells most; no more than fits a line."""
+    names = [name for name in ("loss", "cosine") if name in logs]
+    line = [f"{name} {float(logs[name]):.3f}" for name in names]
+    for group, title in (("accuracy", "accuracy"), ("usage", "used")):
+        levels = sorted(
+            (name for name in logs if name.startswith(f"{group}_")),
+            key=lambda name: int(name.rpartition("_")[2]),
+        )
+        if levels:
+            values = "/".join(f"{100 * float(logs[name]):.0f}" for name in levels)
+            line.append(f"{title} {values} %")
+    return "  ".join(line)

@@ -1,0 +1,197 @@
+import math
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from sound_files import decibels, noise, write
+
+from keras_bridle.data.soundfile_audio import fit_length, plan_cut, read_clip
+
+
+@pytest.mark.parametrize(
+    ("name", "subtype", "step"),
+    [
+        ("a.wav", "PCM_U8", 2**-7),
+        ("a.wav", "PCM_16", 2**-15),
+        ("A.WAV", "PCM_24", 2**-23),
+        ("a.wav", "PCM_32", 2**-24),
+        ("a.wav", "FLOAT", 2**-24),
+        ("a.flac", "PCM_16", 2**-15),
+        ("a.Flac", "PCM_24", 2**-23),
+    ],
+)
+def test_lossless_formats_come_out_as_written(tmp_path, name, subtype, step):
+    sound = noise(0.5)
+    path = write(tmp_path / name, sound, subtype=subtype)
+    clip = read_clip(path, 8000, 16000)
+    assert clip.dtype == np.float32 and clip.shape == (8000,)
+    np.testing.assert_allclose(clip, sound[:, 0], atol=step, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["a.ogg", "a.mp3"])
+def test_lossy_formats_come_near_what_was_written(tmp_path, name):
+    sound = noise(1.0, highest=1000)
+    clip = read_clip(write(tmp_path / name, sound), 16000, 16000)
+    assert decibels(clip - sound[:, 0], sound) < -15
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3"])
+@pytest.mark.parametrize("position", [0.0, 0.37, 0.5, 1.0])
+def test_partial_reads_equal_that_part_of_a_whole_read(tmp_path, name, position):
+    path = write(tmp_path / name, noise(3.0, highest=5000))
+    whole = soundfile.read(path, dtype="float32")[0]
+    start = min(int(position * (len(whole) - 8000 + 1)), len(whole) - 8000)
+    clip = read_clip(path, 8000, 16000, position)
+    np.testing.assert_allclose(clip, whole[start : start + 8000], atol=1e-6)
+
+
+def test_channels_are_averaged(tmp_path):
+    sound = noise(0.2, channels=3)
+    path = write(tmp_path / "a.wav", sound, subtype="FLOAT")
+    clip = read_clip(path, 3200, 16000)
+    np.testing.assert_allclose(clip, sound.mean(axis=1), atol=1e-7)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
+def test_resampled_tone_is_the_tone(tmp_path, rate):
+    time = np.arange(rate) / rate
+    path = write(tmp_path / "a.wav", 0.5 * np.sin(2000 * np.pi * time), rate, "FLOAT")
+    clip = read_clip(path, 16000, 16000)
+    expected = 0.5 * np.sin(2000 * np.pi * np.arange(16000) / 16000)
+    # The filter needs some samples of past and future.
+    np.testing.assert_allclose(clip[400:-400], expected[400:-400], atol=5e-5)
+
+
+def test_frequencies_above_half_the_rate_are_removed(tmp_path):
+    time = np.arange(44100) / 44100
+    path = write(tmp_path / "a.wav", np.sin(2 * np.pi * 11000 * time), 44100, "FLOAT")
+    clip = read_clip(path, 16000, 16000)
+    assert np.abs(clip[400:-400]).max() < 1e-4
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
+@pytest.mark.parametrize("position", [0.0, 0.003, 0.5, 1.0])
+def test_cut_then_resampled_equals_resampled_then_cut(tmp_path, rate, position):
+    sound = noise(2.0, rate, highest=3000)[:, 0]
+    path = write(tmp_path / "a.wav", sound, rate, "FLOAT")
+    clip = read_clip(path, 8000, 16000, position)
+    needed = rate // 2
+    start = min(int(position * (len(sound) - needed + 1)), len(sound) - needed)
+    # The reference starts a whole number of resampled samples before the clip.
+    rest = start % (rate // math.gcd(rate, 16000))
+    resampled = soxr.resample(sound[rest:].astype("float32"), rate, 16000)
+    first = (start - rest) * 16000 // rate
+    expected = resampled[first : first + 8000]
+    np.testing.assert_allclose(clip, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+def test_short_recordings_are_padded_with_exact_zeros(tmp_path, rate):
+    path = write(tmp_path / "a.wav", np.full(rate // 10, 0.25), rate, "FLOAT")
+    clip = read_clip(path, 4000, 16000, position=0.7)
+    assert np.all(clip[:1600] > 0.05) and not clip[1600:].any()
+    np.testing.assert_allclose(clip[400:1200], 0.25, atol=1e-4)
+
+
+def test_silence_is_let_through(tmp_path):
+    path = write(tmp_path / "a.flac", np.zeros(8000))
+    assert not read_clip(path, 4000, 16000).any()
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_segment_is_the_recording(tmp_path, rate):
+    values = np.repeat([0.1, 0.2, 0.3, 0.4], rate)
+    path = write(tmp_path / "a.wav", values, rate, "FLOAT")
+    for start, value in ((1.0, 0.2), (2.0, 0.3)):
+        segment = (start, start + 1.0)
+        for position in (0.0, 0.5, 1.0):
+            clip = read_clip(path, 8000, 16000, position, segment)
+            np.testing.assert_allclose(clip[400:-400], value, atol=2e-4)
+        longer = read_clip(path, 32000, 16000, 0.5, segment)
+        assert longer[:16000].all() and not longer[16000:].any()
+    last = read_clip(path, 32000, 16000, 0.0, (3.0, None))
+    np.testing.assert_allclose(last[400:15600], 0.4, atol=2e-4)
+    assert not last[16000:].any()
+
+
+def test_values_stay_within_full_scale(tmp_path):
+    path = write(tmp_path / "a.wav", np.sign(noise(0.5, 44100)) * 1.5, 44100, "FLOAT")
+    clip = read_clip(path, 8000, 16000)
+    assert clip.max() == 1.0 and clip.min() == -1.0
+
+
+def test_only_the_needed_part_is_decoded(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.flac", np.zeros(160000))
+    counts = []
+    original = soundfile.SoundFile.read
+
+    def read(self, frames=-1, **options):
+        counts.append(frames)
+        return original(self, frames, **options)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", read)
+    read_clip(path, 8000, 16000, 0.5)
+    read_clip(path, 4000, 8000, 0.5)
+    # With 20 ms of margin on either side where it resamples.
+    assert counts == [8000, 8000 + 2 * 320]
+
+
+def truncated(tmp_path, name):
+    path = write(tmp_path / name, noise(6.0))
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) // 2])
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.mp3"])
+def test_files_broken_off_are_errors(tmp_path, name):
+    with pytest.raises((ValueError, soundfile.LibsndfileError)):
+        read_clip(truncated(tmp_path, name), 96000, 16000)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.ogg"])
+def test_files_broken_off_without_a_trace_are_short(tmp_path, name):
+    """Libsndfile takes the length of these from what is there."""
+    clip = read_clip(truncated(tmp_path, name), 96000, 16000)
+    assert clip[:8000].any() and not clip[-8000:].any()
+
+
+def test_other_unreadable_files(tmp_path):
+    text = tmp_path / "text.wav"
+    text.write_text("this is no sound")
+    empty = tmp_path / "empty.wav"
+    empty.write_bytes(b"")
+    for path in (text, empty):
+        with pytest.raises(soundfile.LibsndfileError):
+            read_clip(str(path), 100, 16000)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_clip(str(tmp_path / "missing.wav"), 100, 16000)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_clip(str(tmp_path), 100, 16000)
+    with pytest.raises(ValueError, match="holds no samples"):
+        read_clip(write(tmp_path / "none.wav", np.zeros(0)), 100, 16000)
+    undefined = write(tmp_path / "nan.wav", np.array([0.0, np.nan]), subtype="FLOAT")
+    with pytest.raises(ValueError, match="infinite or undefined"):
+        read_clip(undefined, 100, 16000)
+    short = write(tmp_path / "short.wav", np.zeros(16000))
+    with pytest.raises(ValueError, match=r"starts at 2.0 s, the file ends at 1.0 s"):
+        read_clip(short, 100, 16000, segment=(2.0, 3.0))
+
+
+def test_margin_is_a_whole_number_of_samples():
+    for rate in (7919, 8000, 11025, 12345, 22050, 32000, 44100, 48000, 96000):
+        first, last = round(0.25 * rate), round(2.75 * rate)
+        for position in np.linspace(0, 1, 7):
+            cut = plan_cut(rate * 3, rate, 16000, 16000, position, (0.25, 2.75))
+            room = last - first - rate
+            start = first + min(int(position * (room + 1)), room)
+            assert first <= cut.start <= start
+            assert start + rate <= cut.start + cut.frames <= last
+            assert (start - cut.start) * 16000 == cut.skip * rate
+
+
+def test_fit_length():
+    values = np.array([0.5, -2.0, 3.0], "float32")
+    np.testing.assert_array_equal(fit_length(values, 2), [0.5, -1.0])
+    np.testing.assert_array_equal(fit_length(values, 4), [0.5, -1.0, 1.0, 0.0])

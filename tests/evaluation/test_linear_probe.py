@@ -1,0 +1,158 @@
+import time
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from keras_bridle.evaluation import linear_probe
+
+
+def _blobs(rows, classes=4, dim=12, distance=1.5, seed=0):
+    rng = np.random.default_rng(seed)
+    centers = np.random.default_rng(99).normal(size=(classes, dim))
+    labels = rng.integers(0, classes, rows)
+    features = distance * centers[labels] / 2 + rng.normal(size=(rows, dim))
+    return 3.0 * features + 5.0, labels
+
+
+def test_fixed_regularization_against_sklearn():
+    train, test = _blobs(200), _blobs(150, seed=1)
+    for strength in (1e-3, 0.3):
+        result = linear_probe(*train, *test, regularizations=[strength])
+        reference = make_pipeline(
+            StandardScaler(), LogisticRegression(C=strength, max_iter=2000)
+        ).fit(*train)
+        predictions = reference.predict(test[0])
+        np.testing.assert_array_equal(result.predictions, predictions)
+        assert result.accuracy == reference.score(*test)
+        assert result.regularization == strength
+        assert np.isnan(result.validation_accuracy)
+        assert 0.3 < result.accuracy < 0.99  # or the comparison proves nothing
+
+
+def test_result_fields():
+    train, test = _blobs(200), _blobs(151, seed=1)
+    names = np.array(["ant", "bee", "cat", "dog"])
+    result = linear_probe(train[0], names[train[1]], test[0], names[test[1]])
+    right = result.predictions == names[test[1]]
+    assert result.accuracy == right.mean()
+    assert result.per_class == {
+        name: right[names[test[1]] == name].mean() for name in names.tolist()
+    }
+    most_frequent = np.bincount(train[1]).argmax()
+    assert result.majority == np.mean(test[1] == most_frequent)
+    assert result.chance == 0.25
+    # The folds' estimate is near what the test rows say.
+    assert abs(result.validation_accuracy - result.accuracy) < 0.12
+
+
+def test_test_rows_take_no_part_in_fitting():
+    train, test = _blobs(120), _blobs(60, seed=1)
+    whole = linear_probe(*train, *test)
+    half = linear_probe(*train, test[0][:30] * [[1.0]], test[1][:30])
+    wrong = linear_probe(*train, 1e3 * test[0], np.zeros(60, int))
+    np.testing.assert_array_equal(whole.predictions[:30], half.predictions)
+    assert whole.regularization == half.regularization == wrong.regularization
+    assert whole.validation_accuracy == wrong.validation_accuracy
+
+
+def test_scale_and_offset_of_a_column_do_not_matter():
+    train, test = _blobs(200), _blobs(150, seed=1)
+    scale, offset = np.geomspace(1e-4, 1e4, 12), np.linspace(-3, 3, 12)
+    expected = linear_probe(*train, *test)
+    result = linear_probe(
+        train[0] * scale + offset * scale,
+        train[1],
+        test[0] * scale + offset * scale,
+        test[1],
+    )
+    np.testing.assert_array_equal(result.predictions, expected.predictions)
+
+
+def test_constant_columns_change_nothing():
+    train, test = _blobs(200), _blobs(150, seed=1)
+    noise = 1e-7 * np.random.default_rng(0).normal(size=(350, 3))
+    # Differences of the size of float32 rounding, and a jump in the test rows.
+    wide_train = np.concatenate([train[0], 7 + noise[:200]], axis=1)
+    wide_test = np.concatenate([test[0], 9 + noise[200:]], axis=1)
+    expected = linear_probe(*train, *test)
+    result = linear_probe(wide_train, train[1], wide_test, test[1])
+    np.testing.assert_array_equal(result.predictions, expected.predictions)
+
+
+def test_groups_guard_against_memorizing_them():
+    # 40 groups, each with a fingerprint in many columns; the class shows only weakly.
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), 8)
+    labels = (groups % 4).astype(int)
+    fingerprints = 3 * rng.normal(size=(40, 60))
+    features = fingerprints[groups] + rng.normal(size=(320, 60))
+    test_labels = np.repeat(np.arange(4), 40)
+    test_features = 3 * rng.normal(size=(160, 60)) + rng.normal(size=(160, 60))
+    plain = linear_probe(features, labels, test_features, test_labels)
+    grouped = linear_probe(features, labels, test_features, test_labels, groups=groups)
+    # The true accuracy on other groups is chance, a quarter.
+    assert plain.validation_accuracy > 0.9
+    assert grouped.validation_accuracy < 0.45
+    assert grouped.regularization <= plain.regularization
+
+
+def test_chooses_a_strong_penalty_for_noise_and_is_seeded():
+    rng = np.random.default_rng(3)
+    noise, labels = rng.normal(size=(240, 120)), rng.integers(0, 2, 240)
+    noise[:, 0] += 1.2 * labels
+    arguments = noise[:160], labels[:160], noise[160:], labels[160:]
+    first, second = (linear_probe(*arguments, seed=0) for _ in range(2))
+    other = linear_probe(*arguments, seed=1)
+    assert first.regularization < 0.1
+    assert first.validation_accuracy == second.validation_accuracy
+    assert first.validation_accuracy != other.validation_accuracy
+
+
+def test_classes_missing_in_training_count_as_errors():
+    train, test = _blobs(100), _blobs(50, seed=1)
+    labels = np.where(test[1] == 0, 17, test[1])
+    result = linear_probe(*train, test[0], labels)
+    assert result.per_class[17] == 0.0
+
+
+def test_speed():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 22, 1158)
+    features = rng.normal(size=(1158, 768)) + 0.3 * rng.normal(size=(22, 768))[labels]
+    start = time.perf_counter()
+    result = linear_probe(features[:800], labels[:800], features[800:], labels[800:])
+    # Half a second when alone, 20 with one thread for each of two busy processors.
+    assert time.perf_counter() - start < 5
+    assert result.accuracy > 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_features": np.ones((8, 2, 2))}, r"train_features .*\(8, 2, 2\)"),
+        ({"train_features": np.full((8, 3), np.nan)}, "8 of 8 rows, first in row 0"),
+        ({"test_features": np.ones((4, 2))}, "received 3 and 2"),
+        ({"train_labels": [0, 1] * 3}, "8 rows of train_features; received 6"),
+        ({"test_labels": [0.0, 1.0, 0.0, 1.0]}, "test_labels .*float64"),
+        ({"test_labels": ["a", "b", "a", "b"]}, "of one type"),
+        ({"train_labels": [1] * 8}, "at least 2 classes"),
+        ({"groups": [0, 1]}, "groups .*8 training rows; received 2"),
+        ({"groups": [0, 0, 0, 0, 1, 1, 1, 1]}, "at least folds=4 groups; received 2"),
+        ({"folds": 1}, "folds must be at least 2"),
+        ({"regularizations": []}, "regularizations"),
+        ({"regularizations": [1.0, -1.0]}, "regularizations"),
+    ],
+)
+def test_refusals(change, message):
+    arguments = {
+        "train_features": np.arange(24.0).reshape(8, 3),
+        "train_labels": [0, 1] * 4,
+        "test_features": np.arange(12.0).reshape(4, 3),
+        "test_labels": [0, 1] * 2,
+    }
+    linear_probe(**arguments)
+    with pytest.raises(ValueError, match=message):
+        linear_probe(**arguments | change)

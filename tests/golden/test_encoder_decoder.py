@@ -1,0 +1,136 @@
+"""Encoder and decoder of the pretraining against the published ones."""
+
+import numpy as np
+import pytest
+from golden_files import golden_files, load
+from harness import gradients, to_numpy
+from keras import ops
+from published_models import (
+    backbone_of,
+    channels_last,
+    check_gradients,
+    decoder_of,
+    hidden_of,
+    mask_of,
+    weights_of,
+)
+
+from keras_bridle.conversion import published_weights
+from keras_bridle.layers.patch_mask import gather_patches, restore_order
+from keras_bridle.pretraining.losses import code_prediction_loss
+
+FILES = [*golden_files("audio_encdec*.npz"), *golden_files("image_encdec*.npz")]
+VALUE = 2e-5
+LOSS = 5e-6
+
+
+class Golden:
+    """A file, with our networks made from it."""
+
+    def __init__(self, path):
+        self.config, self.arrays = load(path)
+        config, state = self.config, weights_of(self.arrays)
+        self.state = state
+        self.x = ops.convert_to_tensor(channels_last(self.arrays["in.x"]))
+        self.epsilon = config["layer_norm_eps"]
+        self.backbone = backbone_of(config, state, "", self.x.shape[1:], self.epsilon)
+        self.grid = self.backbone.grid(self.x)
+        self.decoder = self.new_decoder()
+        self.mask, self.noise = mask_of(config, self.arrays, self.grid)
+
+    def new_decoder(self, **kwargs):
+        levels, codes = self.config["codebook_set"], self.config["code_num"]
+        return decoder_of(
+            self.config, self.state, "", levels, codes, self.epsilon, **kwargs
+        )
+
+    def patch_mask(self):
+        tokens = self.backbone.patch_tokens(self.x)
+        return self.mask(tokens, grid=self.grid, noise=self.noise)
+
+    def logits_of_hidden(self, name, mask):
+        """Published logits at the masked patches, in our shape."""
+        levels, codes = self.config["codebook_set"], self.config["code_num"]
+        logits = self.arrays[name]
+        logits = logits.reshape(*logits.shape[:2], levels, codes)
+        return np.take_along_axis(logits, mask.masked[:, :, None, None], axis=1)
+
+
+@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+def golden(request):
+    return Golden(request.param)
+
+
+def test_every_weight_has_a_place(golden):
+    ours = {*published_weights(golden.backbone), *published_weights(golden.decoder)}
+    fixed = {"pos_embed", "decoder_pos_embed"}
+    buffers = {name for name in golden.state if "relative_coordinates" in name}
+    assert ours == set(golden.state) - fixed - buffers
+
+
+def test_positions_are_the_published_ones(golden):
+    for name, part in (
+        ("pos_embed", golden.backbone),
+        ("decoder_pos_embed", golden.decoder),
+    ):
+        expected = golden.state[name][0]
+        assert not expected[0].any()
+        table = part.position_encoding.table(golden.grid, expected.shape[1])
+        np.testing.assert_allclose(to_numpy(table), expected[1:], atol=1e-6)
+
+
+def test_mask(golden):
+    mask = to_numpy(golden.patch_mask())
+    expected = golden.arrays["out.mask"]
+    np.testing.assert_array_equal(hidden_of(mask, expected.shape[1]), expected)
+    restore = to_numpy(restore_order(golden.patch_mask()))
+    published = golden.arrays["out.ids_restore"]
+    # The places of the visible patches count; the order of masked ones does not.
+    seen = expected == 0
+    np.testing.assert_array_equal(restore[seen], published[seen])
+
+
+def test_embeddings(golden):
+    arrays, mask = golden.arrays, golden.patch_mask()
+    if "out.patch_tokens" in arrays:
+        tokens = to_numpy(golden.backbone.patch_tokens(golden.x))
+        np.testing.assert_allclose(tokens, arrays["out.patch_tokens"], VALUE, VALUE)
+    visible = to_numpy(golden.backbone.encode(golden.x, visible=mask.visible))
+    np.testing.assert_allclose(visible, arrays["out.emb_visible"], VALUE, VALUE)
+    if "out.emb_full" in arrays:
+        full = to_numpy(golden.backbone(golden.x))
+        np.testing.assert_allclose(full, arrays["out.emb_full"], VALUE, VALUE)
+
+
+def test_logits(golden):
+    mask = golden.patch_mask()
+    tokens = golden.backbone.encode(golden.x, visible=mask.visible)
+    logits = to_numpy(golden.decoder(tokens, mask, grid=golden.grid))
+    expected = golden.logits_of_hidden("out.logits", to_numpy(mask))
+    np.testing.assert_allclose(logits, expected, VALUE, VALUE)
+    if "out.logits_mode2" in golden.arrays:
+        decoder = golden.new_decoder(keep_class_token=False)
+        logits = to_numpy(decoder(tokens, mask, grid=golden.grid))
+        expected = golden.logits_of_hidden("out.logits_mode2", to_numpy(mask))
+        np.testing.assert_allclose(logits, expected, VALUE, VALUE)
+
+
+def test_loss_and_gradients(golden):
+    codes = ops.convert_to_tensor(golden.arrays["in.tokens"])
+    weights = published_weights(golden.backbone) | published_weights(golden.decoder)
+    expected = {
+        name.removeprefix("grad."): array
+        for name, array in golden.arrays.items()
+        if name.startswith("grad.")
+    }
+    assert expected
+
+    def loss():
+        mask = golden.patch_mask()
+        tokens = golden.backbone.encode(golden.x, visible=mask.visible)
+        logits = golden.decoder(tokens, mask, grid=golden.grid)
+        return code_prediction_loss(gather_patches(codes, mask.masked), logits)
+
+    value, found = gradients(loss, [weights[name].variable for name in expected])
+    assert value == pytest.approx(float(golden.arrays["out.loss"]), rel=LOSS)
+    check_gradients(weights, dict(zip(expected, found, strict=True)), expected)

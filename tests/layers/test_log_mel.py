@@ -1,0 +1,278 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_bridle.layers.log_mel import LogMelSpectrogram, mel_filters
+
+FLOOR = np.log(1.1920929e-07)
+
+
+def _noise(*shape, seed=0):
+    return np.random.default_rng(seed).normal(0, 0.1, shape).astype("float32")
+
+
+def _speechlike(num_samples=24000, sample_rate=16000):
+    """Harmonics of a gliding pitch with syllables and breath noise."""
+    time = np.arange(num_samples) / sample_rate
+    phase = 2 * np.pi * np.cumsum(120 + 40 * np.sin(3 * time)) / sample_rate
+    voice = sum(np.sin(harmonic * phase) / harmonic for harmonic in range(1, 25))
+    syllables = 0.5 + 0.5 * np.sin(2 * np.pi * 4 * time)
+    return (0.1 * voice * syllables + 0.01 * _noise(num_samples)).astype("float32")
+
+
+def _reference(waveform, sample_rate=16000, bins=128, length=400, step=160, fft=512):
+    """Kaldi's log-mel filter bank, stated frame by frame in float64."""
+    waveform = waveform.astype("float64")
+    waveform = waveform - waveform.mean()
+    rows = []
+    for start in range(0, len(waveform) - length + 1, step):
+        frame = waveform[start : start + length]
+        frame = frame - frame.mean()
+        frame = frame - 0.97 * np.concatenate([frame[:1], frame[:-1]])
+        frame = frame * (
+            0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / (length - 1))
+        )
+        power = np.abs(np.fft.rfft(frame, fft)) ** 2
+        rows.append(power)
+    mel = lambda hertz: 1127 * np.log(1 + hertz / 700)  # noqa: E731
+    low, high = mel(20.0), mel(sample_rate / 2)
+    width = (high - low) / (bins + 1)
+    filters = np.zeros((fft // 2 + 1, bins))
+    for i in range(fft // 2):
+        for j in range(bins):
+            center = low + (j + 1) * width
+            filters[i, j] = max(0, 1 - abs(mel(i * sample_rate / fft) - center) / width)
+    return np.log(np.maximum(np.array(rows) @ filters, 1.1920929e-07))
+
+
+def _numpy(layer, waveforms):
+    return ops.convert_to_numpy(layer(waveforms))[..., 0]
+
+
+def _raw(**options):
+    return LogMelSpectrogram(mean=None, std=None, **options)
+
+
+@pytest.mark.parametrize(
+    "sample_rate, bins, length, step, fft",
+    [
+        (16000, 128, 400, 160, 512),
+        (22050, 80, 551, 220, 1024),  # the step divides nothing
+        (8000, 40, 200, 80, 256),
+        (16000, 64, 160, 240, 512),  # gaps between frames, a longer transform
+    ],
+)
+def test_equals_float64_reference(sample_rate, bins, length, step, fft):
+    waveforms = np.stack([_noise(7001), _speechlike(7001, sample_rate)])
+    layer = _raw(
+        sample_rate=sample_rate,
+        num_mel_bins=bins,
+        frame_length_ms=(length + 0.5) * 1000 / sample_rate,
+        frame_step_ms=(step + 0.5) * 1000 / sample_rate,
+        fft_length=fft if fft != 512 or length < 256 else None,
+    )
+    log_mel = _numpy(layer, waveforms)
+    for row, waveform in zip(log_mel, waveforms, strict=True):
+        expected = _reference(waveform, sample_rate, bins, length, step, fft)
+        np.testing.assert_allclose(row, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["noise", "speechlike", "silence", "offset"])
+def test_equals_kaldi_native_fbank(kind):
+    kaldi = pytest.importorskip("kaldi_native_fbank")
+    waveform = {
+        "noise": _noise(16000),
+        "speechlike": _speechlike(16000),
+        "silence": np.zeros(16000, "float32"),
+        "offset": _noise(16000) + 0.25,
+    }[kind]
+    options = kaldi.FbankOptions()
+    options.frame_opts.dither = 0
+    options.frame_opts.window_type = "hanning"
+    options.mel_opts.num_bins = 128
+    options.use_energy = False
+    bank = kaldi.OnlineFbank(options)
+    bank.accept_waveform(16000, (waveform - waveform.mean()).tolist())
+    bank.input_finished()
+    expected = np.stack([bank.get_frame(i) for i in range(bank.num_frames_ready)])
+    log_mel = _numpy(_raw(), waveform[None])[0]
+    np.testing.assert_allclose(log_mel, expected, atol=1e-3)
+
+
+def test_normalization():
+    waveforms = _noise(1, 8000)
+    raw = _numpy(_raw(), waveforms)
+    layer = LogMelSpectrogram(mean=-6.0, std=4.0)
+    np.testing.assert_allclose(_numpy(layer, waveforms), (raw + 6) / 8, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_samples", [50, 399, 4321])
+def test_padded_clip_has_the_frames_it_has_alone(num_samples):
+    clip = _noise(1, num_samples, seed=1) + 0.2
+    padded = np.zeros((2, 12000), "float32")
+    padded[0, :num_samples] = clip
+    padded[1] = _noise(12000, seed=2)
+    layer = LogMelSpectrogram()
+    alone = _numpy(layer, clip)[0]
+    together = _numpy(layer, padded)
+    mask = ops.convert_to_numpy(layer.padding_mask(padded))
+    frames = max(1, 1 + (num_samples - 400) // 160)
+    assert alone.shape == (frames, 128)
+    np.testing.assert_allclose(together[0, :frames], alone, atol=2e-4)
+    np.testing.assert_array_equal(together[0, frames:], 0)
+    np.testing.assert_array_equal(mask[0], np.arange(73) < frames)
+    assert mask[1].all()
+
+
+def test_trailing_zeros_as_signal():
+    waveform = _noise(8000) + 0.2
+    waveform[4000:] = 0
+    layer = _raw(trailing_zeros_are_padding=False)
+    expected = _reference(waveform)
+    # A mean that is not zero in the silence leaves nothing but rounding there.
+    np.testing.assert_allclose(
+        _numpy(layer, waveform[None])[0, :20], expected[:20], atol=1e-3
+    )
+    assert ops.convert_to_numpy(layer.padding_mask(waveform[None])).all()
+
+
+def test_silence_is_not_padding():
+    layer = LogMelSpectrogram(mean=-6.0, std=4.0, num_frames=20)
+    log_mel = _numpy(layer, np.zeros((1, 2000), "float32"))
+    np.testing.assert_allclose(log_mel[0, :11], (FLOOR + 6) / 8, rtol=1e-6)
+    np.testing.assert_array_equal(log_mel[0, 11:], 0)
+    mask = ops.convert_to_numpy(layer.padding_mask(np.zeros((1, 2000), "float32")))
+    np.testing.assert_array_equal(mask[0], np.arange(20) < 11)
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, 0.0),
+        ({"padding_value": 0.0}, 4.4446096 / (2 * 3.3216383)),
+        ({"mean": None, "std": None}, FLOOR),
+        ({"mean": None, "std": None, "padding_value": -3.0}, -3.0),
+    ],
+)
+def test_padding_value(options, expected):
+    log_mel = _numpy(LogMelSpectrogram(num_frames=16, **options), _noise(1, 2000))
+    np.testing.assert_allclose(log_mel[0, 11:], expected, rtol=1e-6)
+    assert np.abs(log_mel[0, :11] - expected).max(axis=-1).min() > 0.1
+
+
+@pytest.mark.parametrize("num_frames", [5, 60])
+def test_num_frames_cuts_or_fills(num_frames):
+    waveforms = _noise(2, 8000)
+    every = _numpy(LogMelSpectrogram(), waveforms)
+    fixed = _numpy(LogMelSpectrogram(num_frames=num_frames), waveforms)
+    assert fixed.shape == (2, num_frames, 128)
+    common = min(num_frames, every.shape[1])
+    np.testing.assert_allclose(fixed[:, :common], every[:, :common], atol=1e-5)
+    np.testing.assert_array_equal(fixed[:, common:], 0)
+
+
+@pytest.mark.parametrize("num_frames", [None, 40])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_in_a_model_with_unknown_sizes(num_frames, jit_compile):
+    if jit_compile and keras.backend.backend() == "torch":
+        pytest.skip("torch.compile takes minutes on a CPU")
+    inputs = keras.Input((None,))
+    layer = LogMelSpectrogram(num_frames=num_frames)
+    model = keras.Model(inputs, layer(inputs))
+    assert model.output_shape == (None, num_frames, 128, 1)
+    model.compile(jit_compile=jit_compile)
+    for shape in ((3, 8000), (1, 300)):
+        waveforms = _noise(*shape)
+        expected = ops.convert_to_numpy(layer(waveforms))
+        predicted = model.predict(waveforms, verbose=0)
+        np.testing.assert_allclose(predicted, expected, atol=5e-4)
+        assert layer.compute_output_shape(shape) == expected.shape
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float16"])
+def test_computes_in_float32_under_every_policy(policy):
+    # Too soft for float16: it would round to its subnormal numbers.
+    waveforms = _noise(1, 4000) * 1e-4
+    exact = _numpy(_raw(), waveforms)
+    keras.config.set_dtype_policy(policy)
+    layer = _raw()
+    log_mel = layer(waveforms)
+    half = "bfloat16" if "bf" in policy else "float16"
+    assert keras.backend.standardize_dtype(log_mel.dtype) == half
+    rounded = ops.convert_to_numpy(ops.cast(ops.cast(exact, half), "float32"))
+    log_mel = ops.convert_to_numpy(ops.cast(log_mel, "float32"))[..., 0]
+    # One unit in the last place of the half precision, where it rounds differently.
+    np.testing.assert_allclose(
+        log_mel, rounded, rtol=8e-3 if half == "bfloat16" else 1e-3
+    )
+    assert (log_mel == rounded).mean() > 0.95
+    assert layer(keras.Input((4000,))).dtype == half
+
+
+def test_filters_cover_every_frequency_once():
+    filters = mel_filters(40, 512, 16000)
+    frequencies = np.arange(257) * 16000 / 512
+    edges = 700 * np.expm1(
+        np.linspace(*(1127 * np.log1p(np.array([20, 8000]) / 700)), 42) / 1127
+    )
+    inside = (frequencies > edges[1]) & (frequencies < edges[-2])
+    np.testing.assert_allclose(filters.sum(axis=1)[inside], 1, atol=1e-12)
+
+
+def test_config_round_trip(tmp_path):
+    layer = LogMelSpectrogram(
+        sample_rate=8000,
+        num_mel_bins=40,
+        num_frames=30,
+        frame_length_ms=32.0,
+        frame_step_ms=8.0,
+        fft_length=512,
+        min_frequency=50.0,
+        max_frequency=3800.0,
+        preemphasis=0.9,
+        mean=-5.0,
+        std=2.0,
+        trailing_zeros_are_padding=False,
+        padding_value=0.5,
+    )
+    waveforms = _noise(2, 3000)
+    model = keras.Sequential([keras.Input((3000,)), layer])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.layers[-1].get_config() == layer.get_config()
+    np.testing.assert_array_equal(
+        _numpy(loaded, waveforms), ops.convert_to_numpy(layer(waveforms))[..., 0]
+    )
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"mean": None}, "together"),
+        ({"std": 0.0}, "`std`"),
+        ({"max_frequency": 9000.0}, "max_frequency"),
+        ({"min_frequency": 5000.0, "max_frequency": 4000.0}, "max_frequency"),
+        ({"fft_length": 256}, "`fft_length`"),
+        ({"num_frames": 0}, "`num_frames`"),
+        ({"frame_step_ms": 0.0}, "frame_step_ms"),
+    ],
+)
+def test_bad_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        LogMelSpectrogram(**options)
+
+
+@pytest.mark.parametrize(
+    "waveforms, message",
+    [
+        (np.zeros(8000, "float32"), "shape"),
+        (np.zeros((1, 8000, 2), "float32"), "shape"),
+        (np.zeros((1, 8000), "int16"), "32768"),
+    ],
+)
+def test_bad_waveforms(waveforms, message):
+    with pytest.raises(ValueError, match=message):
+        LogMelSpectrogram()(waveforms)
+    with pytest.raises(ValueError, match=message):
+        LogMelSpectrogram().padding_mask(waveforms)
