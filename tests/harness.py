@@ -54,6 +54,31 @@ def gradients(function, variables, state=()):
     return ops.convert_to_numpy(value), to_numpy(list(found))
 
 
+def run(function, *parts):
+    """Runs a function of layers, in one piece on JAX, where that is much faster.
+
+    Args:
+        function: function without arguments that returns a nested structure of tensors
+            and changes nothing.
+        *parts: the layers and models whose weights the function reads.
+
+    Returns:
+        The same structure of NumPy arrays.
+    """
+    if keras.backend.backend() != "jax":
+        return to_numpy(function())
+    import jax
+
+    variables = [variable for part in parts for variable in part.variables]
+
+    def stateless(values):
+        mapping = list(zip(variables, values, strict=True))
+        with keras.StatelessScope(state_mapping=mapping):
+            return function()
+
+    return to_numpy(jax.jit(stateless)([variable.value for variable in variables]))
+
+
 def _jax_gradients(function, variables, state):
     import jax
 

@@ -113,7 +113,7 @@ def extract_samples(directory: str | Path) -> Path:
         directory: folder to write to; made if it does not exist. It gets
             `mandarin_syllables/` and `sonic_pi/` with Ogg files,
             `mandarin_syllables/mandarin_syllables.csv`, and the `NOTICE` with the
-            recordings' authors and licences.
+            recordings' authors and licenses.
 
     Returns:
         The folder as a `pathlib.Path`.

@@ -889,7 +889,7 @@ class ResidualQuantizer(keras.layers.Layer):
     def reset_usage(self):
         """Forgets the codes counted for `usage()`."""
         self._check_built("reset_usage")
-        self.code_histogram.assign(ops.zeros_like(self.code_histogram))
+        self.code_histogram.assign(ops.zeros(self.code_histogram.shape, dtype="int32"))
 
     def get_config(self):
         """Returns the constructor's arguments."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sound_files import noise, which, write, write_constants
 
-from keras_bridle.data import soundfile_audio
+from keras_bridle.data import audio, soundfile_audio
 from keras_bridle.data.audio import audio_dataset
 from keras_bridle.data.manifest import AudioManifest
 from keras_bridle.data.read_report import ReadReport
@@ -136,6 +136,13 @@ def test_random_crops_are_uniform(tmp_path):
     # 1,000 draws: a tenth holds 100 with a deviation of 9.5.
     counts = np.histogram(starts, bins=10, range=(0, 15000))[0]
     assert counts.min() > 60 and counts.max() < 140
+
+
+def test_every_epoch_draws_other_crops(tmp_path):
+    files = [ramp(tmp_path)] * 20
+    dataset = audio_dataset(files, batch_size=20, num_samples=100, crop="random")
+    first, second = epochs(dataset, 2)
+    assert (first[:, 0] != second[:, 0]).mean() > 0.9
 
 
 def test_both_ends_can_be_drawn(tmp_path):
@@ -273,6 +280,15 @@ def test_a_lost_disk_is_an_error(tmp_path):
     dataset = audio_dataset(files + missing, batch_size=4, seconds=0.05)
     with pytest.raises(Exception, match="1000 audio files in a row cannot be read"):
         batches(dataset)
+
+
+def test_many_unreadable_files_among_readable_ones_are_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "_MAX_FAILURES", 10)
+    files = write_constants(tmp_path, 8)
+    missing = [str(tmp_path / f"none{i}.wav") for i in range(24)]
+    mixed = [name for i in range(8) for name in (files[i], *missing[3 * i : 3 * i + 3])]
+    dataset = audio_dataset(mixed, batch_size=4, seconds=0.05, num_parallel=1)
+    assert which(np.concatenate(batches(dataset))) == list(range(8))
 
 
 def test_strict_names_the_file(tmp_path):

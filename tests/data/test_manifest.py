@@ -251,6 +251,18 @@ def test_audioset(tmp_path):
     assert whole.segments == [(30.0, 40.0), (0.0, 10.0), (21.0, 31.0)]
 
 
+def test_audioset_ids_may_look_like_names_with_something_around(tmp_path):
+    """`Yabcdefghij_` is the clip of one video here, not of `abcdefghij_`."""
+    (tmp_path / "class_labels_indices.csv").write_text(CLASSES)
+    table = tmp_path / "segments.csv"
+    table.write_text(
+        'Yabcdefghij, 0.0, 10.0, "/m/09x0r"\nabcdefghij_, 0.0, 10.0, "/m/0dgw9r"\n'
+    )
+    touch(tmp_path / "clips", "Yabcdefghij_.wav")
+    manifest = AudioManifest.from_audioset(table, tmp_path / "clips")
+    assert manifest.labels == [(0,)] and manifest.missing == ["abcdefghij_"]
+
+
 def test_audioset_errors(tmp_path):
     table = audioset(tmp_path)
     touch(tmp_path, "clips/some.wav")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from golden_files import golden_files, load
-from harness import gradients, to_numpy
+from harness import gradients, run, to_numpy
 from keras import ops
 from published_models import (
     backbone_of,
@@ -90,29 +90,33 @@ def test_mask(golden):
     np.testing.assert_array_equal(restore[seen], published[seen])
 
 
-def test_embeddings(golden):
-    arrays, mask = golden.arrays, golden.patch_mask()
-    if "out.patch_tokens" in arrays:
-        tokens = to_numpy(golden.backbone.patch_tokens(golden.x))
-        np.testing.assert_allclose(tokens, arrays["out.patch_tokens"], VALUE, VALUE)
-    visible = to_numpy(golden.backbone.encode(golden.x, visible=mask.visible))
-    np.testing.assert_allclose(visible, arrays["out.emb_visible"], VALUE, VALUE)
-    if "out.emb_full" in arrays:
-        full = to_numpy(golden.backbone(golden.x))
-        np.testing.assert_allclose(full, arrays["out.emb_full"], VALUE, VALUE)
+def test_values(golden):
+    """Embeddings of all and of visible patches, and logits with either decoder."""
+    arrays, backbone, x, grid = golden.arrays, golden.backbone, golden.x, golden.grid
+    decoders = {"out.logits": golden.decoder}
+    if "out.logits_mode2" in arrays:
+        decoders["out.logits_mode2"] = golden.new_decoder(keep_class_token=False)
 
+    def values():
+        mask = golden.patch_mask()
+        visible = backbone.encode(x, visible=mask.visible)
+        patches = backbone.patch_embedding(x)
+        found = {
+            "out.patch_tokens": ops.reshape(patches, (len(x), -1, patches.shape[-1])),
+            "out.emb_full": backbone.encode(x),
+            "out.emb_visible": visible,
+        }
+        for name, decoder in decoders.items():
+            found[name] = decoder(visible, mask, grid=grid)
+        return mask, found
 
-def test_logits(golden):
-    mask = golden.patch_mask()
-    tokens = golden.backbone.encode(golden.x, visible=mask.visible)
-    logits = to_numpy(golden.decoder(tokens, mask, grid=golden.grid))
-    expected = golden.logits_of_hidden("out.logits", to_numpy(mask))
-    np.testing.assert_allclose(logits, expected, VALUE, VALUE)
-    if "out.logits_mode2" in golden.arrays:
-        decoder = golden.new_decoder(keep_class_token=False)
-        logits = to_numpy(decoder(tokens, mask, grid=golden.grid))
-        expected = golden.logits_of_hidden("out.logits_mode2", to_numpy(mask))
-        np.testing.assert_allclose(logits, expected, VALUE, VALUE)
+    mask, found = run(values, backbone, *decoders.values())
+    assert "out.emb_visible" in arrays
+    for name, value in found.items():
+        if name in arrays:
+            in_logits = name.startswith("out.logits")
+            right = golden.logits_of_hidden(name, mask) if in_logits else arrays[name]
+            np.testing.assert_allclose(value, right, VALUE, VALUE, err_msg=name)
 
 
 def test_loss_and_gradients(golden):
