@@ -118,6 +118,8 @@ def _torch_gradients(function, variables, state):
     for value in values:
         value.requires_grad_(True)
     value = function()
+    if not values:
+        return value, []
     return value, torch.autograd.grad(value, values, allow_unused=True)
 
 

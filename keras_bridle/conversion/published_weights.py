@@ -225,10 +225,10 @@ def load_published_estimator(estimator, state, prefix=""):
 
 def _load(part, state, prefix, kind):
     if not isinstance(part, kind):
-        raise ValueError(
-            f"Expected a {kind.__name__}. Received: {type(part).__name__}"
-        )
-    weights = {prefix + name: weight for name, weight in published_weights(part).items()}
+        raise ValueError(f"Expected a {kind.__name__}. Received: {type(part).__name__}")
+    weights = {
+        prefix + name: weight for name, weight in published_weights(part).items()
+    }
     missing = sorted(set(weights) - set(state))
     if missing:
         raise ValueError(

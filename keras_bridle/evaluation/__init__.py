@@ -20,11 +20,13 @@ from keras_bridle.evaluation.report import (
     usage_table,
     write_results,
 )
+from keras_bridle.evaluation.run_report import RunReport
 
 __all__ = [
     "CodeUsage",
     "ProbeResult",
     "PublishedCodeUsage",
+    "RunReport",
     "code_usage",
     "extract_features",
     "knn_probe",

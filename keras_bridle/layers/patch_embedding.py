@@ -64,8 +64,8 @@ class PatchEmbedding(keras.layers.Layer):
                 f"{expected_rank} (batch, sides..., channels). "
                 f"Received: input shape {tuple(inputs_shape)}"
             )
-        # Glorot's bounds for the dense map from a flat patch, which this is: Keras would
-        # count every pixel of the patch as an output too.
+        # Glorot's bounds for the dense map from a flat patch, which this is:
+        # Keras would count every pixel of the patch as an output too.
         limit = (
             6.0 / (math.prod(self.patch_size) * inputs_shape[-1] + self.hidden_dim)
         ) ** 0.5
@@ -98,7 +98,7 @@ class PatchEmbedding(keras.layers.Layer):
         """Tells how many patches an input has along each side.
 
         Args:
-            sides: tuple of ints or `None`, the input's sides without batch and channels.
+            sides: tuple of ints or `None`, the input's without batch and channels.
 
         Returns:
             Tuple of ints, `None` where the side is unknown.

@@ -23,8 +23,8 @@ class SineCosinePositionEncoding(keras.layers.Layer):
             (the published positions of video). `"transposed_grid"`: the grid's table is
             made for (columns, rows) and read in the order of the patches, which
             scrambles it unless the grid is square (the published positions of audio).
-        trained_grid: optional tuple of 2 ints `(rows, columns)`. When given, coordinates
-            are scaled so that any grid covers the same range as this one.
+        trained_grid: optional tuple of 2 ints `(rows, columns)`. When given,
+            coordinates are scaled so that any grid covers the same range as this one.
         **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -73,8 +73,8 @@ class SineCosinePositionEncoding(keras.layers.Layer):
         divisor = 2 if self.layout == "sequence" else 4
         if dim % divisor:
             raise ValueError(
-                f"Positions of layout {self.layout!r} need channels that are a multiple "
-                f"of {divisor}. Received: input shape {tuple(patches_shape)}"
+                f"Positions of layout {self.layout!r} need channels that are a "
+                f"multiple of {divisor}. Received: input shape {tuple(patches_shape)}"
             )
 
     def call(self, patches, grid=None):

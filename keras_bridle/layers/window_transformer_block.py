@@ -10,7 +10,7 @@ _BLOCKED = -100.0
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class WindowTransformerBlock(keras.layers.Layer):
-    """Cosine attention within windows of the grid, then an MLP, each with a norm behind.
+    """Cosine attention within windows of the grid, then an MLP, norms behind both.
 
     Blocks are used in turn with and without a shift, so that neighbors across a
     window's border meet in every other block. A side of the grid that is no longer than

@@ -20,9 +20,9 @@ class BridleBackbone(keras_hub.models.Backbone):
     runs on the visible patches alone.
 
     Args:
-        patch_size: int or tuple of ints, the sides of a patch: `(frames, mel bins)` of a
-            spectrogram, `(rows, columns)` of an image, `(frames, rows, columns)` of a
-            clip.
+        patch_size: int or tuple of ints, the sides of a patch: `(frames, mel bins)` of
+            a spectrogram, `(rows, columns)` of an image, `(frames, rows, columns)` of
+            a clip.
         hidden_dim: int, size of the tokens.
         num_layers: int, number of transformer blocks.
         num_heads: int, attention heads of each block.
@@ -141,8 +141,8 @@ class BridleBackbone(keras_hub.models.Backbone):
 
         Returns:
             Tuple `(features, padding_mask)`: the map, of shape
-            `(batch, *sides, channels)`, and which of its rows are real, a bool tensor of
-            shape `(batch, rows)`, or `None` where no row can be padding.
+            `(batch, *sides, channels)`, and which of its rows are real, a bool tensor
+            of shape `(batch, rows)`, or `None` where no row can be padding.
         """
         if self.front_end is None:
             return inputs, None

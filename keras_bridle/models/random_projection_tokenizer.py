@@ -26,7 +26,8 @@ class RandomProjectionTokenizer(keras.Model):
     Call arguments:
         features: tensor of shape `(batch, *sides, channels)`, a map such as
             `BridleBackbone.features()` gives.
-        padding_mask: optional bool tensor of shape `(batch, rows)`, `True` at real rows.
+        padding_mask: optional bool tensor of shape `(batch, rows)`, `True` at real
+            rows.
         training: bool, whether codebooks move.
 
     Returns:

@@ -51,6 +51,7 @@ class ArrayBatches(keras.utils.PyDataset):
         self._order = random.permutation(len(self.inputs))
 
     def on_epoch_end(self):
+        """Goes on to the next epoch's order."""
         self.start_epoch(self.epoch + 1)
 
     def __len__(self):

@@ -158,7 +158,9 @@ class InterleavedPretraining:
         Args:
             inputs: array of raw inputs, of shape `(num_examples, *input_dims)`; or a
                 `tf.data.Dataset`, `keras.utils.PyDataset` or whatever `fit()` takes, of
-                batches of them.
+                batches of them; or a function that makes such a data set from the
+                number of the first epoch it is to serve, so that a resumed phase sees
+                the batches that it would have seen.
             rounds: int, how often tokenizer and encoder are trained after the cold
                 start.
             encoder_epochs: int, epochs of an encoder phase.
@@ -193,12 +195,11 @@ class InterleavedPretraining:
             ValueError: for settings that cannot work, before anything is trained.
             FileExistsError: if `directory` holds a run and `resume` is `False`.
         """
-        batches = inputs
-        if isinstance(inputs, np.ndarray):
-            batches = ArrayBatches(inputs, batch_size, seed=self.seed)
+        make_batches = _batches_from_epoch(inputs, batch_size, self.seed)
         options = _FitOptions(
             batch_size=batch_size,
-            steps_per_epoch=_steps_per_epoch(batches, steps_per_epoch),
+            steps_per_epoch=steps_per_epoch,
+            num_batches=_count_batches(make_batches(0), steps_per_epoch),
             warmup=warmup,
             weight_decay=weight_decay,
             clip_norm=clip_norm,
@@ -230,14 +231,33 @@ class InterleavedPretraining:
             if run is not None and run.is_done(phase.name):
                 self._load(phase, run)
                 continue
-            self._train(trainer, phase, batches, options, run)
+            self._train(trainer, phase, make_batches, options, run)
             if on_phase_end is not None:
                 on_phase_end(phase, self)
         return self.history
 
-    def _train(self, trainer, phase, batches, options, run):
+    def codes(self, inputs, batch_size=64):
+        """Tokenizes raw inputs with the tokenizer of the last phase that made one.
+
+        Args:
+            inputs: array of shape `(num_examples, *input_dims)`.
+            batch_size: int.
+
+        Returns:
+            int32 array of shape `(num_examples, num_patches, num_levels)`; codes are -1
+            at padded patches.
+
+        Raises:
+            ValueError: before the first phase.
+        """
+        if self.tokenizer is None:
+            raise ValueError("There is no tokenizer yet: call `fit()` first.")
+        model = _Tokenization(self.backbone, self.tokenizer, with_codes=True)
+        return model.predict(inputs, batch_size=batch_size, verbose=0)["codes"]
+
+    def _train(self, trainer, phase, make_batches, options, run):
         """Runs one phase from its start, or from where it was stopped."""
-        updates = phase.epochs * options.steps_per_epoch
+        updates = phase.epochs * options.num_batches
         updates = max(1, updates // (options.gradient_accumulation_steps or 1))
         schedule = warmup_cosine(
             phase.learning_rate, updates, int(options.warmup * updates)
@@ -259,9 +279,15 @@ class InterleavedPretraining:
             epochs_done = checkpoint.restore(trainer)
             callbacks += [checkpoint, *_loggers(phase, run, options, epochs_done)]
         if epochs_done == 0:
-            self._set_codebooks(trainer, phase, batches, options.adapt_batches)
+            self._set_codebooks(phase, make_batches(0), options.adapt_batches)
+        batches = make_batches(epochs_done)
         if isinstance(batches, ArrayBatches):
-            batches.start_epoch(epochs_done)
+            # Keras may draw a batch to look at it, which ends an epoch of its own.
+            callbacks.append(
+                keras.callbacks.LambdaCallback(
+                    on_epoch_begin=lambda epoch, logs: batches.start_epoch(epoch)
+                )
+            )
         if options.verbose == 1:
             callbacks.append(RichProgress(phase.name, options.batch_size))
         fitted = trainer.fit(
@@ -301,7 +327,7 @@ class InterleavedPretraining:
                 self.tokenizer,
                 self.estimator,
                 teacher=self.backbone,
-                augmentation=self.augmentation,
+                augmentation=_fresh_copy(self.augmentation),
             )
         self.decoder = CodeDecoder(
             self.num_levels,
@@ -316,15 +342,15 @@ class InterleavedPretraining:
                 self.decoder,
                 self.tokenizer,
                 self.estimator,
-                mask=self.mask,
-                augmentation=self.augmentation,
+                mask=_fresh_copy(self.mask),
+                augmentation=_fresh_copy(self.augmentation),
             )
         return EncoderPretrainer(
             self.backbone,
             self.decoder,
             self.tokenizer,
-            mask=self.mask,
-            augmentation=self.augmentation,
+            mask=_fresh_copy(self.mask),
+            augmentation=_fresh_copy(self.augmentation),
         )
 
     def _quantizer(self):
@@ -342,11 +368,11 @@ class InterleavedPretraining:
             backbone.set_weights(self.backbone.get_weights())
         return backbone
 
-    def _set_codebooks(self, trainer, phase, batches, count):
+    def _set_codebooks(self, phase, batches, count):
         """Sets a new tokenizer's codebooks by k-means on its vectors."""
         if phase.kind == "encoder":
             return
-        model = _PatchVectors(self.backbone, self.tokenizer)
+        model = _Tokenization(self.backbone, self.tokenizer)
         vectors = []
         for batch in _first_batches(batches, count):
             outputs = model.predict_on_batch(batch)
@@ -426,7 +452,9 @@ def phases(
             f"tokenizer_epochs={tokenizer_epochs}, cold_start_epochs={cold_start_epochs}"
         )
     if joint and rounds == 0:
-        raise ValueError("Joint training needs `rounds` of 1 or more. Received: rounds=0")
+        raise ValueError(
+            "Joint training needs `rounds` of 1 or more. Received: rounds=0"
+        )
     kinds = [("cold_start", cold_start_epochs, encoder_learning_rate)]
     if joint:
         kinds.append(("joint", rounds * encoder_epochs, encoder_learning_rate))
@@ -442,7 +470,8 @@ class _FitOptions(NamedTuple):
     """What is the same for every phase of a `fit()`."""
 
     batch_size: int
-    steps_per_epoch: int
+    steps_per_epoch: int | None
+    num_batches: int
     warmup: float
     weight_decay: float
     clip_norm: float | None
@@ -460,21 +489,29 @@ class _FitOptions(NamedTuple):
         return {k: v for k, v in self._asdict().items() if k not in left_out}
 
 
-class _PatchVectors(keras.Model):
-    """Computes the vectors that a tokenizer quantizes, from raw input."""
+class _Tokenization(keras.Model):
+    """What a tokenizer makes of raw input: vectors, and codes if they are wanted."""
 
-    def __init__(self, backbone, tokenizer):
-        super().__init__(autocast=False, name="patch_vectors")
+    def __init__(self, backbone, tokenizer, with_codes=False):
+        super().__init__(autocast=False, name="tokenization")
         self.backbone = backbone
         self.tokenizer = tokenizer
+        self.with_codes = with_codes
 
     def call(self, inputs):
         features, padding_mask = self.backbone.features(inputs)
+        if self.with_codes:
+            return {"codes": self.tokenizer(features, padding_mask).codes}
         vectors = self.tokenizer.vectors(features, padding_mask)
         is_real = self.backbone.patch_padding_mask(features, padding_mask)
         if is_real is None:
             is_real = ops.ones(ops.shape(vectors)[:2], dtype="bool")
         return {"vectors": ops.cast(vectors, "float32"), "is_real": is_real}
+
+
+def _fresh_copy(layer):
+    """Copies a layer without weights, so that each phase starts with its own seed."""
+    return None if layer is None else type(layer).from_config(layer.get_config())
 
 
 def _without_names(config):
@@ -495,7 +532,14 @@ def _first_batches(batches, count):
         yield batch[0] if isinstance(batch, (tuple, list)) else batch
 
 
-def _steps_per_epoch(batches, steps_per_epoch):
+def _batches_from_epoch(inputs, batch_size, seed):
+    """Makes the function from a first epoch to the batches from there on."""
+    if isinstance(inputs, np.ndarray):
+        return lambda epoch: ArrayBatches(inputs, batch_size, seed, epoch)
+    return inputs if callable(inputs) else lambda epoch: inputs
+
+
+def _count_batches(batches, steps_per_epoch):
     """Counts the batches of an epoch, which the learning rates depend on."""
     if steps_per_epoch is None:
         if hasattr(batches, "cardinality"):

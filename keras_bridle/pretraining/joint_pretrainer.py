@@ -127,9 +127,7 @@ class JointPretrainer(EncoderPretrainer):
         self.step.assign(step + 1)
         return {**outputs, **losses}
 
-    def _tokenizer_step(
-        self, features, padding_mask, training, state=None, draws=None
-    ):
+    def _tokenizer_step(self, features, padding_mask, training, state=None, draws=None):
         """The tokenizer's losses, and the state that its quantizer comes to."""
         is_real = self.backbone.patch_padding_mask(features, padding_mask)
         quantized, state = self.tokenizer.quantizer.stateless_step(

@@ -39,6 +39,20 @@ class Pretrainer(keras.Model):
         self.set_trained_parts()
         super().compile(*args, **kwargs)
 
+    def zero_grad(self, set_to_none=True):
+        """Forgets the last step's gradients; Keras calls it on torch alone.
+
+        Keras finds a model's torch parameters by their paths, which are the same in
+        parts of one kind, such as the encoder and the tokenizer's own. It would miss
+        all but one of them, and their gradients would add up from step to step.
+        """
+        for variable in self.trainable_variables:
+            gradient = getattr(variable.value, "grad", None)
+            if gradient is not None and not set_to_none:
+                gradient.zero_()
+            elif gradient is not None:
+                variable.value.grad = None
+
     def prepare(self, backbone, inputs, training):
         """Augments raw input and turns it into the maps that are cut into patches."""
         if self.augmentation is not None:

@@ -179,7 +179,10 @@ class Golden:
             levels = [f"{stem}codebooks.{i}." for i in range(self.num_levels)]
             codes = [self.arrays[f"{level}weight"][:-1] for level in levels]
             counts = [self.arrays[f"{level}cluster_size_ema"] for level in levels]
-        for ours, right in ((quantizer.code_vectors, codes), (quantizer.counts, counts)):
+        for ours, right in (
+            (quantizer.code_vectors, codes),
+            (quantizer.counts, counts),
+        ):
             np.testing.assert_allclose(to_numpy(ours), right, QUANTIZER, QUANTIZER)
 
 
