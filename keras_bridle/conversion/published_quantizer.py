@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_bridle.layers.engine import nearness
 from keras_bridle.layers.residual_quantizer import (
     COUNT_OF_EMPTY,
     ResidualQuantizer,
@@ -257,7 +258,7 @@ class PublishedResidualQuantizer(ResidualQuantizer):
 
     def _search_one(self, looked_up, table):
         penalty = 0.5 * ops.sum(ops.square(table), axis=-1)
-        return self._choose(ops.matmul(looked_up, ops.transpose(table)) - penalty)
+        return self._choose(nearness(looked_up, table, penalty))
 
     def _choose(self, scores, drawn=None):
         # The farthest come first.

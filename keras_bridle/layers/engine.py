@@ -42,27 +42,62 @@ def segment_sum(values, segment_ids, num_segments):
     return ops.segment_sum(values, segment_ids, num_segments)
 
 
-def exact_matmul(left, right):
-    """Multiplies two float32 matrices with full float32 products.
+def nearness(rows, table, penalties):
+    """Scores how near rows are to codes: half of `|row|^2 - |row - code|^2`.
 
-    JAX rounds the factors to TF32 or bfloat16 on accelerators unless told otherwise,
-    and rounded distances pick other codes.
+    JAX would round the factors to TF32 or bfloat16 on accelerators, and rounded
+    distances pick other codes. Torch subtracts the penalties while it multiplies.
 
     Args:
-        left: Float32 tensor of shape `(rows, inner)`.
-        right: Float32 tensor of shape `(inner, columns)`.
+        rows: Float32 tensor of shape `(rows, dim)`.
+        table: Float32 tensor of shape `(codes, dim)`.
+        penalties: Float32 tensor of shape `(codes,)`, half the codes' squared lengths.
 
     Returns:
-        Float32 tensor of shape `(rows, columns)`.
+        Float32 tensor of shape `(rows, codes)`, larger for nearer codes.
 
     Example:
     ```python
-    import numpy as np
-    from keras_bridle.layers.engine import exact_matmul
+    import keras
+    from keras_bridle.layers.engine import nearness
 
-    product = exact_matmul(np.ones((2, 3), "float32"), np.ones((3, 4), "float32"))
+    rows, table = keras.ops.ones((2, 3)), keras.ops.eye(4, 3)
+    scores = nearness(rows, table, 0.5 * keras.ops.sum(table**2, axis=-1))
     ```
     """
+    if keras.backend.backend() == "torch":
+        return torch.addmm(penalties, rows, table.T, beta=-1)
     if keras.backend.backend() == "jax":
-        return jax.numpy.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
-    return ops.matmul(left, right)
+        exact = jax.lax.Precision.HIGHEST
+        return jax.numpy.matmul(rows, table.T, precision=exact) - penalties
+    return ops.matmul(rows, ops.transpose(table)) - penalties
+
+
+def argmax_of_rows(scores):
+    """Finds where each row has its (first) largest number.
+
+    XLA and TensorFlow compute an argmax one number at a time, and vectorize these two
+    plain reductions; torch's own argmax is the faster one there.
+
+    Args:
+        scores: Float tensor of shape `(rows, columns)`.
+
+    Returns:
+        int32 tensor of shape `(rows,)`; a valid column even for a row with NaN.
+
+    Example:
+    ```python
+    import keras
+    from keras_bridle.layers.engine import argmax_of_rows
+
+    print(argmax_of_rows(keras.ops.eye(3)))
+    ```
+    """
+    if keras.backend.backend() == "torch":
+        return torch.argmax(scores, dim=-1).to(torch.int32)
+    columns = scores.shape[-1]
+    best = ops.max(scores, axis=-1, keepdims=True)
+    ids = ops.arange(columns, dtype="int32")[None]
+    found = ops.min(ops.where(scores >= best, ids, columns), axis=-1)
+    # NaN equals nothing.
+    return ops.minimum(found, columns - 1)

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_bridle.layers.engine import exact_matmul, segment_sum
+from keras_bridle.layers.engine import argmax_of_rows, nearness, segment_sum
 from keras_bridle.layers.kmeans import kmeans
 from keras_bridle.layers.usage import CodebookUsage, usage_of_counts
 from keras_bridle.layers.vector_samples import sample_vectors
@@ -529,8 +529,9 @@ class ResidualQuantizer(keras.layers.Layer):
             codes = []
             for level in range(self.num_levels):
                 table = tables[self._table(level)]
-                scores = exact_matmul(self._looked_up(residual), ops.transpose(table))
-                scores = scores - penalties[self._table(level)]
+                scores = nearness(
+                    self._looked_up(residual), table, penalties[self._table(level)]
+                )
                 drawn = None if choice is None else choice[:, level]
                 codes.append(self._choose(scores, drawn))
                 if level + 1 < self.num_levels:
@@ -546,12 +547,7 @@ class ResidualQuantizer(keras.layers.Layer):
             return self._sample(scores, drawn)[:, None]
         if self.top_k > 1:
             return ops.cast(ops.top_k(scores, self.top_k)[1], "int32")
-        # An argmax of two plain reductions, which compilers vectorize.
-        best = ops.max(scores, axis=-1, keepdims=True)
-        ids = ops.arange(self.codebook_size, dtype="int32")[None]
-        codes = ops.min(ops.where(scores >= best, ids, self.codebook_size), axis=-1)
-        # Scores of NaN match nothing.
-        return ops.minimum(codes, self.codebook_size - 1)[:, None]
+        return argmax_of_rows(scores)[:, None]
 
     def _sample(self, scores, drawn):
         """Draws codes by inverting the distribution: one random number a vector."""

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_bridle.layers.engine import exact_matmul, segment_sum
+from keras_bridle.layers.engine import argmax_of_rows, nearness, segment_sum
 
 
 @pytest.mark.parametrize("shape", [(1000,), (1000, 5)])
@@ -25,11 +25,25 @@ def test_segment_sum_counts_integers():
     np.testing.assert_array_equal(ops.convert_to_numpy(sums), [1, 0, 3])
 
 
-def test_exact_matmul_matches_float64():
+def test_nearness_ranks_by_distance():
     rng = np.random.default_rng(0)
-    left = rng.normal(size=(30, 256)).astype("float32")
-    right = rng.normal(size=(256, 20)).astype("float32")
-    product = ops.convert_to_numpy(
-        exact_matmul(ops.convert_to_tensor(left), ops.convert_to_tensor(right))
+    rows = rng.normal(size=(30, 256))
+    table = rng.normal(size=(20, 256))
+    distances = np.square(rows[:, None] - table).sum(axis=-1)
+    expected = (np.square(rows).sum(axis=-1, keepdims=True) - distances) / 2
+    scores = nearness(
+        *(
+            ops.convert_to_tensor(array.astype("float32"))
+            for array in (rows, table, 0.5 * np.square(table).sum(axis=-1))
+        )
     )
-    np.testing.assert_allclose(product, left.astype("float64") @ right, atol=5e-5)
+    np.testing.assert_allclose(ops.convert_to_numpy(scores), expected, atol=1e-4)
+
+
+def test_argmax_of_rows_takes_the_first_of_equals():
+    scores = np.float32([[1, 3, 2, 3], [0, -1, 0, 0], [-5, -4, -3, -2]])
+    codes = argmax_of_rows(ops.convert_to_tensor(scores))
+    assert keras.backend.standardize_dtype(codes.dtype) == "int32"
+    np.testing.assert_array_equal(ops.convert_to_numpy(codes), [1, 0, 3])
+    bad = ops.convert_to_tensor(np.full((2, 4), np.nan, "float32"))
+    assert (ops.convert_to_numpy(argmax_of_rows(bad)) < 4).all()

@@ -1,0 +1,270 @@
+"""Runs every public layer and model through the shared harness.
+
+A public class without a case here fails `test_every_class_has_a_case`.
+"""
+
+import harness
+import keras
+import numpy as np
+import pytest
+from harness import Case
+
+from keras_bridle import layers, models
+from keras_bridle.layers import (
+    ClassToken,
+    LogMelSpectrogram,
+    PatchEmbedding,
+    PatchMask,
+    RandomMask,
+    RandomWaveformGain,
+    RandomWaveformRoll,
+    ResidualQuantizer,
+    SineCosinePositionEncoding,
+    TimeFrequencyMask,
+    TransformerBlock,
+    WindowTransformerBlock,
+)
+from keras_bridle.models import (
+    BridleBackbone,
+    BridleTokenizer,
+    CodeDecoder,
+    FeatureEstimator,
+    RandomProjectionTokenizer,
+)
+
+
+def normal(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+def uniform(*shape):
+    return np.random.default_rng(0).uniform(-1, 1, shape).astype("float32")
+
+
+def real(*lengths, of):
+    """A padding mask: `True` for the first so many of each example."""
+    return np.arange(of) < np.array(lengths)[:, None]
+
+
+def maker(kind, *args, **settings):
+    return lambda dtype=None: kind(*args, dtype=dtype, **settings)
+
+
+def backbone(dtype=None, **settings):
+    settings = {"input_dims": (16, 24, 1), "patch_size": (8, 6), **settings}
+    return BridleBackbone(
+        hidden_dim=16, num_layers=2, num_heads=2, mlp_dim=32, dtype=dtype, **settings
+    )
+
+
+def waveform_backbone(dtype=None):
+    front_end = LogMelSpectrogram(num_mel_bins=16, dtype=dtype)
+    return backbone(dtype, input_dims=(None,), patch_size=(4, 8), front_end=front_end)
+
+
+def waveforms():
+    clips = uniform(2, 3200)
+    clips[1, 2000:] = 0.0
+    return clips
+
+
+def quantizer(dtype=None):
+    return ResidualQuantizer(2, 8, dim=4, seed=0, dtype=dtype)
+
+
+def tokenizer(dtype=None):
+    return BridleTokenizer(backbone(dtype), quantizer(dtype), dtype=dtype)
+
+
+def random_projection(dtype=None):
+    return RandomProjectionTokenizer(
+        (8, 6), 16, quantizer(dtype), position_layout="grid", dtype=dtype
+    )
+
+
+SMALL = {"num_layers": 2, "num_heads": 2, "mlp_dim": 32}
+DECODER_INPUTS = {
+    "tokens": normal(2, 5, 24),
+    "visible": np.int32([[3, 0, 7, 5], [1, 6, 2, 4]]),
+    "masked": np.int32([[1, 2, 4, 6], [0, 3, 5, 7]]),
+    "padding_mask": real(8, 6, of=8),
+}
+
+
+def decode(decoder, inputs):
+    patch_mask = PatchMask(inputs["visible"], inputs["masked"])
+    return decoder(
+        inputs["tokens"],
+        patch_mask,
+        grid=(4, 2),
+        padding_mask=inputs["padding_mask"],
+    )
+
+
+def estimate(estimator, inputs):
+    return estimator(inputs["x"], grid=(4, 2), padding_mask=inputs["padding_mask"])
+
+
+WINDOW = {"attention": "window", "window_size": (2, 2), "window_shift": (1, 0)}
+# Softmax does not see what all its logits share.
+IDLE = ("bias_output/bias",)
+
+CASES = {
+    "ClassToken": Case(maker(ClassToken), normal(2, 3, 8)),
+    "LogMelSpectrogram": Case(maker(LogMelSpectrogram, num_frames=24), waveforms()),
+    "PatchEmbedding": Case(maker(PatchEmbedding, 8, (4, 2)), normal(2, 8, 6, 1)),
+    "PatchEmbedding-padded": Case(maker(PatchEmbedding, 8, 4), normal(2, 7, 6, 3)),
+    "PatchEmbedding-clip": Case(
+        maker(PatchEmbedding, 8, (2, 4, 4)), normal(2, 4, 8, 8, 1)
+    ),
+    "RandomMask": Case(
+        maker(RandomMask, 0.6, seed=1), normal(2, 30, 4), random=True
+    ),
+    "RandomWaveformGain": Case(
+        maker(RandomWaveformGain, seed=1),
+        waveforms(),
+        lambda layer, x: layer(x, training=True),
+        random=True,
+        output_dtype="mixed",
+    ),
+    "RandomWaveformRoll": Case(
+        maker(RandomWaveformRoll, seed=1),
+        waveforms(),
+        lambda layer, x: layer(x, training=True),
+        random=True,
+        output_dtype="mixed",
+    ),
+    "ResidualQuantizer": Case(
+        quantizer, normal(2, 6, 4), continuous=False, output_dtype="mixed"
+    ),
+    "ResidualQuantizer-gradient": Case(
+        maker(ResidualQuantizer, 2, 8, codebook_update="gradient", seed=0),
+        normal(3, 20, 4),
+        continuous=False,
+        output_dtype="mixed",
+    ),
+    "SineCosinePositionEncoding": Case(
+        maker(SineCosinePositionEncoding), normal(2, 3, 5, 8)
+    ),
+    "SineCosinePositionEncoding-stretched": Case(
+        maker(SineCosinePositionEncoding, trained_grid=(6, 5)), normal(2, 3, 5, 8)
+    ),
+    "SineCosinePositionEncoding-sequence": Case(
+        maker(SineCosinePositionEncoding, "sequence"), normal(2, 2, 3, 4, 6)
+    ),
+    "TimeFrequencyMask": Case(
+        maker(TimeFrequencyMask, 0.6, 0.5, seed=1),
+        normal(2, 40, 4),
+        lambda layer, x: layer(x, grid=(10, 4)),
+        random=True,
+    ),
+    "TransformerBlock": Case(
+        maker(TransformerBlock, 2, 16),
+        {"x": normal(2, 5, 8), "mask": real(5, 3, of=5)},
+        lambda layer, x: layer(x["x"], padding_mask=x["mask"]),
+        fits=True,
+    ),
+    "WindowTransformerBlock": Case(
+        maker(WindowTransformerBlock, 2, 16, (2, 2), (1, 1), bias_dim=8),
+        {"x": normal(2, 16, 8), "mask": real(16, 9, of=16)},
+        lambda layer, x: layer(x["x"], grid=(4, 4), padding_mask=x["mask"]),
+        idle=IDLE,
+        fits=True,
+    ),
+    "BridleBackbone": Case(backbone, normal(2, 16, 24, 1), fits=True),
+    "BridleBackbone-waveform": Case(waveform_backbone, waveforms()),
+    "BridleTokenizer": Case(
+        tokenizer, normal(2, 16, 24, 1), continuous=False, output_dtype="mixed"
+    ),
+    "CodeDecoder": Case(
+        maker(CodeDecoder, 2, 8, 16, **SMALL),
+        DECODER_INPUTS,
+        decode,
+        output_dtype="float32",
+        fits=True,
+    ),
+    "CodeDecoder-window": Case(
+        maker(CodeDecoder, 2, 8, 16, **SMALL, **WINDOW),
+        DECODER_INPUTS,
+        decode,
+        output_dtype="float32",
+        idle=IDLE,
+    ),
+    "FeatureEstimator": Case(
+        maker(FeatureEstimator, 12, 16, **SMALL),
+        {"x": normal(2, 8, 4), "padding_mask": real(8, 6, of=8)},
+        estimate,
+        output_dtype="float32",
+        fits=True,
+    ),
+    "FeatureEstimator-window": Case(
+        maker(FeatureEstimator, 12, 16, **SMALL, **WINDOW),
+        {"x": normal(2, 8, 4), "padding_mask": real(8, 6, of=8)},
+        estimate,
+        output_dtype="float32",
+        idle=IDLE,
+    ),
+    "RandomProjectionTokenizer": Case(
+        random_projection,
+        normal(2, 16, 24, 1),
+        continuous=False,
+        output_dtype="mixed",
+    ),
+}
+
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def test_every_class_has_a_case():
+    public = {
+        name
+        for room in (layers, models)
+        for name in room.__all__
+        if isinstance(getattr(room, name), type)
+        and issubclass(getattr(room, name), keras.layers.Layer)
+    }
+    assert len(public) > 10
+    assert public == {name.partition("-")[0] for name in CASES}
+
+
+def test_cases_are_of_the_class_they_name():
+    for name, case in CASES.items():
+        assert type(case.make()).__name__ == name.partition("-")[0]
+
+
+@each_case
+def test_call(case):
+    harness.check_call(case)
+
+
+@each_case
+def test_gradients_reach_every_weight(case):
+    harness.check_gradients(case)
+
+
+@each_case
+def test_configuration(case):
+    harness.check_config(case)
+
+
+@each_case
+def test_saving(case, tmp_path):
+    harness.check_saving(case, tmp_path)
+
+
+@each_case
+@pytest.mark.parametrize("policy", harness.HALF_PRECISION)
+def test_half_precision(case, policy):
+    harness.check_half_precision(case, policy)
+
+
+@each_case
+def test_compiled(case):
+    harness.check_compiled(case)
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name) for name, case in CASES.items() if case.fits]
+)
+def test_training(case):
+    harness.check_training(case)
