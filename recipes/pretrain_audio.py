@@ -255,15 +255,21 @@ class SyllableProbe:
 
 def draw_codes(pretraining, waveform, path):
     """Draws a spectrogram, a mask and the codes of each level."""
-    features, _ = pretraining.backbone.features(waveform[None])
+    backbone = pretraining.backbone
+    features, _ = backbone.features(waveform[None])
+    spectrogram = keras.ops.convert_to_numpy(features)[0, ..., 0]
+    grid = backbone.grid(features)
+    # The last row of patches may reach beyond the clip.
+    missing = grid[0] * backbone.patch_size[0] - len(spectrogram)
+    spectrogram = np.pad(spectrogram, ((0, missing), (0, 0)))
     codes = pretraining.codes(waveform[None])[0]
-    patch_mask = pretraining.mask(codes[None])
+    patch_mask = pretraining.mask(codes[None], grid=grid)
     plot_masked_codes(
-        keras.ops.convert_to_numpy(features)[0, ..., 0],
+        spectrogram,
         keras.ops.convert_to_numpy(patch_mask.visible)[0],
         codes,
-        grid=pretraining.backbone.grid(features),
-        patch_size=pretraining.backbone.patch_size,
+        grid=grid,
+        patch_size=backbone.patch_size,
         path=path,
     )
 

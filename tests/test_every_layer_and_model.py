@@ -117,9 +117,7 @@ CASES = {
     "PatchEmbedding-clip": Case(
         maker(PatchEmbedding, 8, (2, 4, 4)), normal(2, 4, 8, 8, 1)
     ),
-    "RandomMask": Case(
-        maker(RandomMask, 0.6, seed=1), normal(2, 30, 4), random=True
-    ),
+    "RandomMask": Case(maker(RandomMask, 0.6, seed=1), normal(2, 30, 4), random=True),
     "RandomWaveformGain": Case(
         maker(RandomWaveformGain, seed=1),
         waveforms(),

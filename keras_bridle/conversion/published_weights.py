@@ -81,17 +81,20 @@ def published_weights(part):
     print(sorted(published_weights(backbone))[:3])
     ```
     """
-    for kind, list_weights in _LISTS.items():
-        if isinstance(part, kind):
-            if not part.built:
-                raise ValueError(
-                    f"`part` must be built first. Received: {part.name!r}, which is not"
-                )
-            return list_weights(part)
-    raise ValueError(
-        f"`part` must be one of {[kind.__name__ for kind in _LISTS]}. "
-        f"Received: {type(part).__name__}"
+    kinds: Any = tuple(_LISTS)
+    if not isinstance(part, kinds):
+        raise ValueError(
+            f"`part` must be one of {[kind.__name__ for kind in _LISTS]}. "
+            f"Received: {type(part).__name__}"
+        )
+    if not part.built:
+        raise ValueError(
+            f"`part` must be built first. Received: {part.name!r}, which is not"
+        )
+    list_weights = next(
+        function for kind, function in _LISTS.items() if isinstance(part, kind)
     )
+    return list_weights(part)
 
 
 def load_published_backbone(backbone, state, prefix=""):
@@ -181,6 +184,27 @@ def load_published_tokenizer(tokenizer, state, prefix=""):
 
     Raises:
         ValueError: if a name is missing or a shape does not fit.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_bridle.conversion import load_published_tokenizer, published_weights
+    from keras_bridle.layers import ResidualQuantizer
+    from keras_bridle.models import BridleBackbone, BridleTokenizer
+
+    backbone = BridleBackbone(
+        patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
+        input_dims=(32, 32, 1),
+    )
+    tokenizer = BridleTokenizer(backbone, ResidualQuantizer(1, 16, dim=8))
+    state = {
+        name: np.array(weight.to_published(np.ones(weight.variable.shape)))
+        for name, weight in published_weights(tokenizer).items()
+    }
+    state["quantizer.codebooks.0.weight"] = np.random.normal(size=(17, 8))
+    state["quantizer.codebooks.0.cluster_size_ema"] = np.ones(16)
+    print(len(load_published_tokenizer(tokenizer, state)))  # 23
+    ```
     """
     names = _load(tokenizer, state, prefix, BridleTokenizer)
     return names | _load_codebooks(tokenizer.quantizer, state, prefix)
@@ -201,6 +225,28 @@ def load_published_random_projection(tokenizer, state, prefix=""):
 
     Raises:
         ValueError: if a name is missing or a shape does not fit.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_bridle.conversion import (
+        load_published_random_projection, published_weights,
+    )
+    from keras_bridle.layers import ResidualQuantizer
+    from keras_bridle.models import RandomProjectionTokenizer
+
+    tokenizer = RandomProjectionTokenizer(
+        8, 32, ResidualQuantizer(1, 16, dim=8), position_layout="transposed_grid"
+    )
+    tokenizer.build((None, 64, 32, 1))
+    state = {
+        name: np.array(weight.to_published(np.ones(weight.variable.shape)))
+        for name, weight in published_weights(tokenizer).items()
+    }
+    state["quantizer.codebooks.0.weight"] = np.random.normal(size=(17, 8))
+    state["quantizer.codebooks.0.cluster_size_ema"] = np.ones(16)
+    print(len(load_published_random_projection(tokenizer, state)))  # 5
+    ```
     """
     names = _load(tokenizer, state, prefix, RandomProjectionTokenizer)
     return names | _load_codebooks(tokenizer.quantizer, state, prefix)
@@ -219,6 +265,21 @@ def load_published_estimator(estimator, state, prefix=""):
 
     Raises:
         ValueError: if a name is missing or a shape does not fit.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_bridle.conversion import load_published_estimator, published_weights
+    from keras_bridle.models import FeatureEstimator
+
+    estimator = FeatureEstimator(48, 32, num_layers=1, num_heads=2, mlp_dim=64)
+    estimator.build((None, None, 8))
+    state = {
+        name: np.array(weight.to_published(np.ones(weight.variable.shape)))
+        for name, weight in published_weights(estimator).items()
+    }
+    print(len(load_published_estimator(estimator, state)))  # 18
+    ```
     """
     return _load(estimator, state, prefix, FeatureEstimator)
 
@@ -319,7 +380,7 @@ def _random_projection(tokenizer):
     }
 
 
-_LISTS = {
+_LISTS: dict[type, Any] = {
     BridleBackbone: _backbone,
     CodeDecoder: _decoder,
     BridleTokenizer: _tokenizer,
@@ -355,6 +416,16 @@ def published_block_weights(block):
 
     Returns:
         Dict of `PublishedWeight` by name, such as `"attn.qkv.weight"`.
+
+    Example:
+    ```python
+    from keras_bridle.conversion import published_block_weights
+    from keras_bridle.layers import TransformerBlock
+
+    block = TransformerBlock(num_heads=2, mlp_dim=64)
+    block.build((None, None, 32))
+    print(sorted(published_block_weights(block))[:2])
+    ```
     """
     weights = {}
     is_window = isinstance(block, WindowTransformerBlock)

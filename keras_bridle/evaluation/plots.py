@@ -197,7 +197,8 @@ def plot_masked_codes(
         visible: int array of shape `(visible_patches,)`, indices of the patches that
             the encoder sees.
         codes: int array of shape `(patches, levels)`, the codes of all patches, in
-            the order of the patches: along mel first, then along time.
+            the order of the patches: along mel first, then along time. Patches of
+            code -1 are padding and stay white.
         grid: pair of ints, patches along time and along mel.
         patch_size: pair of ints, frames and mel bins of a patch.
         path: string or path of the picture.
@@ -319,6 +320,7 @@ def _draw_codes(axis, codes, hidden, grid, extent, cell):
     colors = _code_colors(codes)
     # The visible patches are no targets of the encoder: pale.
     colors[~hidden] = 0.3 * colors[~hidden] + 0.7
+    colors[codes < 0] = 1.0
     axis.imshow(
         colors.reshape(*grid, 3).swapaxes(0, 1),
         origin="lower",
@@ -332,12 +334,12 @@ def _draw_codes(axis, codes, hidden, grid, extent, cell):
     size = 72 * min(0.55 * cell[1], cell[0] / (0.75 * digits))
     if size < 5:
         return
-    for patch, code in enumerate(codes):
+    for patch in np.flatnonzero(codes >= 0):
         column, row = divmod(patch, grid[1])
         axis.text(
             (column + 0.5) / grid[0] * extent[1],
             (row + 0.5) / grid[1] * extent[3],
-            str(code),
+            str(codes[patch]),
             ha="center",
             va="center_baseline",
             fontsize=min(size, 8),

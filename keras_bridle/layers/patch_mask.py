@@ -33,7 +33,7 @@ def gather_patches(patches, indices):
     batch, num_patches, *rest = ops.shape(patches)
     flat = ops.reshape(patches, (batch * num_patches, *rest))
     offsets = ops.expand_dims(ops.arange(batch, dtype="int32") * num_patches, 1)
-    return ops.take(flat, indices + offsets, axis=0)
+    return ops.take(flat, ops.convert_to_tensor(indices) + offsets, axis=0)
 
 
 def restore_order(mask):

@@ -92,6 +92,18 @@ class TimeFrequencyMask(keras.layers.Layer):
         masked = masked[:, : num_patches - kept_rows * kept_columns]
         return PatchMask(visible, masked)
 
+    def compute_output_spec(self, patches, grid, noise=None):
+        # Stated, as Keras on JAX would trace the sides of `grid` to find it out.
+        rows, columns = grid
+        kept = num_kept(rows, self.time_mask_ratio)
+        kept = kept * num_kept(columns, self.frequency_mask_ratio)
+        return PatchMask(
+            *(
+                keras.KerasTensor((patches.shape[0], count), dtype="int32")
+                for count in (kept, rows * columns - kept)
+            )
+        )
+
     def get_config(self):
         return {
             **super().get_config(),

@@ -36,7 +36,7 @@ class BridleTokenizer(keras.Model):
     backbone = BridleBackbone.from_preset("bridle_audio_tiny", load_weights=False)
     tokenizer = BridleTokenizer(backbone, ResidualQuantizer(4, 16, dim=8))
     features, padding_mask = backbone.features(np.ones((1, 16000), "float32"))
-    print(tokenizer(features, padding_mask).codes.shape)  # (1, 56, 4)
+    print(tokenizer(features, padding_mask).codes.shape)  # (1, 100, 4)
     ```
 
     Reference:
@@ -59,7 +59,8 @@ class BridleTokenizer(keras.Model):
         )
         self.hidden.build((None, None, backbone.hidden_dim))
         self.projection.build((None, None, backbone.hidden_dim))
-        self.quantizer.build((None, None, quantizer.dim))
+        if not quantizer.built:  # one from a file is, with its codebooks
+            quantizer.build((None, None, quantizer.dim))
         self.built = True
 
     def vectors(self, features, padding_mask=None):

@@ -147,6 +147,11 @@ class CodeDecoder(keras.Model):
         shape = (*ops.shape(logits)[:2], self.num_levels, self.codebook_size)
         return ops.cast(ops.reshape(logits, shape), "float32")
 
+    def compute_output_spec(self, tokens, patch_mask, grid, padding_mask=None):
+        # Stated, as Keras on JAX would trace the sides of `grid` to find it out.
+        shape = (*patch_mask.masked.shape, self.num_levels, self.codebook_size)
+        return keras.KerasTensor(shape, dtype="float32")
+
     @property
     def _class_token_takes_part(self):
         kept = self.use_class_token and self.keep_class_token

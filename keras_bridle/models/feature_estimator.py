@@ -106,6 +106,11 @@ class FeatureEstimator(keras.Model):
         tokens = run_blocks(self.blocks, tokens, grid, padding_mask)
         return ops.cast(self.head(self.norm(tokens)), "float32")
 
+    def compute_output_spec(self, vectors, grid, padding_mask=None):
+        # Stated, as Keras on JAX would trace the sides of `grid` to find it out.
+        shape = (*vectors.shape[:-1], self.output_dim)
+        return keras.KerasTensor(shape, dtype="float32")
+
     def get_config(self):
         return {
             **super().get_config(),

@@ -6,7 +6,7 @@ from keras_bridle.layers.log_mel import LogMelSpectrogram
 
 # hidden_dim, num_layers, num_heads
 _SIZES = {
-    "tiny": (192, 4, 3),
+    "tiny": (128, 3, 4),
     "small": (384, 12, 6),
     "base": (768, 12, 12),
     "large": (1024, 24, 16),
@@ -39,7 +39,7 @@ def backbone_preset(name):
         "num_layers": num_layers,
         "num_heads": num_heads,
         "mlp_dim": 4 * hidden_dim,
-        **_MODALITIES[modality](),
+        **_MODALITIES[modality](size),
     }
 
 
@@ -85,9 +85,10 @@ def estimator_size(backbone):
     }
 
 
-def _audio():
+def _audio(size):
     return {
-        "patch_size": (16, 16),
+        # Tiny is for short clips: a syllable has few patches of 160 ms.
+        "patch_size": (4, 32) if size == "tiny" else (16, 16),
         "input_dims": (None,),
         "front_end": LogMelSpectrogram(name="log_mel"),
     }

@@ -82,7 +82,8 @@ class RandomProjectionTokenizer(keras.Model):
                 self.patch_embedding.compute_output_shape(features_shape)
             )
         self.projection.build((None, None, self.hidden_dim))
-        self.quantizer.build((None, None, self.quantizer.dim))
+        if not self.quantizer.built:  # one that was adapted before is
+            self.quantizer.build((None, None, self.quantizer.dim))
         self.built = True
 
     def vectors(self, features, padding_mask=None):

@@ -12,7 +12,8 @@ class ArrayBatches(keras.utils.PyDataset):
     a last batch are left out, other ones in each epoch, so that shapes stay static.
 
     Args:
-        inputs: array of shape `(num_examples, ...)`.
+        inputs: array of shape `(num_examples, ...)`. Batches of floats come in Keras'
+            `floatx()`.
         batch_size: int; more than there are examples means all of them.
         seed: int.
         initial_epoch: int, the epoch to start with.
@@ -61,4 +62,7 @@ class ArrayBatches(keras.utils.PyDataset):
         start = index * self.batch_size
         # Sorted, a batch is also read from a file on disk in one direction.
         places = np.sort(self._order[start : start + self.batch_size])
-        return self.inputs[places]
+        batch = self.inputs[places]
+        if batch.dtype.kind == "f":
+            batch = batch.astype(keras.config.floatx(), copy=False)
+        return batch

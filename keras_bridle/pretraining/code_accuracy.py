@@ -58,7 +58,8 @@ class CodeAccuracy(keras.metrics.Metric):
         self.seen.assign(self.seen + ops.sum(weights))
 
     def result(self):
-        share = self.right / ops.maximum(self.seen, 1.0)
+        seen = ops.convert_to_tensor(self.seen)
+        share = self.right / ops.where(seen > 0.0, seen, 1.0)
         return {
             f"{self.name}_{level + 1}": share[level] for level in range(self.num_levels)
         }

@@ -65,8 +65,14 @@ class EncoderPretrainer(Pretrainer):
         - [BRIDLE, 2025](https://arxiv.org/abs/2502.02118)
     """
 
-    parts = ("backbone", "decoder", "tokenizer", "mask", "augmentation")
-    trained_parts = ("backbone", "decoder")
+    parts: tuple[str, ...] = (
+        "backbone",
+        "decoder",
+        "tokenizer",
+        "mask",
+        "augmentation",
+    )
+    trained_parts: tuple[str, ...] = ("backbone", "decoder")
 
     def __init__(
         self, backbone, decoder, tokenizer, mask=None, augmentation=None, **kwargs
@@ -121,7 +127,7 @@ class EncoderPretrainer(Pretrainer):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         codes, weights = y_pred["codes"], y_pred["weights"]
         self.code_accuracy.update_state(codes, y_pred["logits"], weights)
-        self.code_usage.update_state(codes, weights)
+        self.count_codes(codes, weights)
         return self.get_metrics_result()
 
 

@@ -1,8 +1,10 @@
 """The whole of BRIDLE: cold start, then tokenizer and encoder in turn."""
 
+import csv
 import itertools
 import json
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -61,8 +63,8 @@ class InterleavedPretraining:
         estimator_options: optional dict, arguments of `FeatureEstimator` likewise.
         cold_start_positions: bool, whether the cold start's random projection sees
             positions, as published.
-        tokenizer_start: string, what a tokenizer's own encoder starts as: `"encoder"`, a
-            copy of the encoder trained so far, or `"random"`.
+        tokenizer_start: string, what a tokenizer's own encoder starts as: `"encoder"`,
+            a copy of the encoder trained so far, or `"random"`.
         seed: int, of everything that is drawn.
 
     Raises:
@@ -121,11 +123,12 @@ class InterleavedPretraining:
         self.cold_start_positions = cold_start_positions
         self.tokenizer_start = tokenizer_start
         self.seed = seed
-        self.tokenizer = None
-        self.decoder = None
-        self.estimator = None
-        self.history = {}
-        self._quantizer()  # Wrong options are an error now, not after the cold start.
+        self.tokenizer: Any = None
+        self.decoder: Any = None
+        self.estimator: Any = None
+        self.history: dict[str, dict[str, list[float]]] = {}
+        # Wrong options are an error now, not after the cold start.
+        self._quantizer(), self._new_decoder(), self._new_estimator()
 
     def fit(
         self,
@@ -148,6 +151,7 @@ class InterleavedPretraining:
         jit_compile="auto",
         directory=None,
         resume=False,
+        checkpoint_every=1,
         tensorboard=True,
         callbacks=(),
         on_phase_end=None,
@@ -157,10 +161,10 @@ class InterleavedPretraining:
 
         Args:
             inputs: array of raw inputs, of shape `(num_examples, *input_dims)`; or a
-                `tf.data.Dataset`, `keras.utils.PyDataset` or whatever `fit()` takes, of
-                batches of them; or a function that makes such a data set from the
-                number of the first epoch it is to serve, so that a resumed phase sees
-                the batches that it would have seen.
+                `tf.data.Dataset`, `keras.utils.PyDataset` or whatever `fit()` takes and
+                can be read again and again, of batches of them; or a function that
+                makes such a data set from the number of the first epoch it is to serve,
+                so that a resumed phase sees the batches that it would have seen.
             rounds: int, how often tokenizer and encoder are trained after the cold
                 start.
             encoder_epochs: int, epochs of an encoder phase.
@@ -169,7 +173,8 @@ class InterleavedPretraining:
             joint: bool. `True` trains tokenizer and encoder in one phase of
                 `rounds * encoder_epochs` epochs after the cold start.
             batch_size: int, for arrays.
-            steps_per_epoch: int, for data sets that do not know their length.
+            steps_per_epoch: optional int, for data sets that do not know their length
+                or never end; each epoch goes on where the one before stopped.
             encoder_learning_rate: float.
             tokenizer_learning_rate: float.
             warmup: float, the share of a phase's steps in which the rate rises.
@@ -177,15 +182,18 @@ class InterleavedPretraining:
             clip_norm: optional float, the gradients' largest norm, taken together.
             gradient_accumulation_steps: optional int, batches to each step.
             ema_momentum: optional float. When given, each phase ends with the moving
-                averages of its weights.
+                averages of its weights, taken after each batch.
             adapt_batches: int, batches for the k-means that sets the codebooks.
             jit_compile: bool or `"auto"`, as in `keras.Model.compile()`.
             directory: optional string or path. Settings, weights of each phase, history
                 and state go there.
             resume: bool, whether to go on with the run in `directory`.
+            checkpoint_every: int, epochs from one saved state within a phase to the
+                next. What was done after the last one is done again by a resumed run.
             tensorboard: bool, whether `directory` gets TensorBoard logs.
             callbacks: list of Keras callbacks, for every phase.
-            on_phase_end: optional function of `(phase, pretraining)`.
+            on_phase_end: optional function of `(phase, pretraining)`, called after each
+                phase that is trained, not after those that a resumed run loads.
             verbose: 0 silent, 1 a progress bar, 2 Keras' line for each epoch.
 
         Returns:
@@ -195,7 +203,7 @@ class InterleavedPretraining:
             ValueError: for settings that cannot work, before anything is trained.
             FileExistsError: if `directory` holds a run and `resume` is `False`.
         """
-        make_batches = _batches_from_epoch(inputs, batch_size, self.seed)
+        make_batches = self._batches_from_epoch(inputs, batch_size, steps_per_epoch)
         options = _FitOptions(
             batch_size=batch_size,
             steps_per_epoch=steps_per_epoch,
@@ -207,6 +215,7 @@ class InterleavedPretraining:
             ema_momentum=ema_momentum,
             adapt_batches=adapt_batches,
             jit_compile=jit_compile,
+            checkpoint_every=checkpoint_every,
             tensorboard=tensorboard,
             callbacks=tuple(callbacks),
             verbose=verbose,
@@ -220,20 +229,21 @@ class InterleavedPretraining:
             encoder_learning_rate=encoder_learning_rate,
             tokenizer_learning_rate=tokenizer_learning_rate,
         )
+        options.check()
+        self.backbone.trainable = True
         run = None
         if directory is not None:
             settings = {**self._settings(), **options.settings(), "plan": plan}
             run = RunDirectory(directory, settings, resume)
-        for index, phase in enumerate(plan):
-            # A phase draws the same numbers whether the run was stopped before or not.
-            keras.utils.set_random_seed(self.seed * 1000 + index)
-            trainer = self._trainer(phase)
-            if run is not None and run.is_done(phase.name):
-                self._load(phase, run)
-                continue
-            self._train(trainer, phase, make_batches, options, run)
-            if on_phase_end is not None:
-                on_phase_end(phase, self)
+        self.history = {}
+        try:
+            for index, phase in enumerate(plan):
+                self._run_phase(index, phase, make_batches, options, run, on_phase_end)
+        finally:
+            # The phases froze what they did not train.
+            for part in (self.backbone, self.tokenizer, self.decoder, self.estimator):
+                if part is not None:
+                    part.trainable = True
         return self.history
 
     def codes(self, inputs, batch_size=64):
@@ -255,12 +265,24 @@ class InterleavedPretraining:
         model = _Tokenization(self.backbone, self.tokenizer, with_codes=True)
         return model.predict(inputs, batch_size=batch_size, verbose=0)["codes"]
 
+    def _run_phase(self, index, phase, make_batches, options, run, on_phase_end):
+        """Trains a phase, or loads it if it is done."""
+        # A phase draws the same numbers whether the run was stopped before or not.
+        keras.utils.set_random_seed(self.seed * 1000 + index)
+        trainer = self._trainer(phase)
+        if run is not None and run.is_done(phase.name):
+            self._load(phase, run)
+            return
+        self._train(trainer, phase, make_batches, options, run)
+        if on_phase_end is not None:
+            on_phase_end(phase, self)
+
     def _train(self, trainer, phase, make_batches, options, run):
         """Runs one phase from its start, or from where it was stopped."""
-        updates = phase.epochs * options.num_batches
-        updates = max(1, updates // (options.gradient_accumulation_steps or 1))
+        # Schedules count batches, also where several of them make a step.
+        batches = phase.epochs * options.num_batches
         schedule = warmup_cosine(
-            phase.learning_rate, updates, int(options.warmup * updates)
+            phase.learning_rate, batches, int(options.warmup * batches)
         )
         trainer.set_trained_parts()
         optimizer = adamw(
@@ -270,37 +292,47 @@ class InterleavedPretraining:
             global_clipnorm=options.clip_norm,
             gradient_accumulation_steps=options.gradient_accumulation_steps,
             use_ema=options.ema_momentum is not None,
-            ema_momentum=options.ema_momentum or 0.99,
+            ema_momentum=options.ema_momentum,
         )
         trainer.compile(optimizer, jit_compile=options.jit_compile)
         callbacks, epochs_done = list(options.callbacks), 0
         if run is not None:
-            checkpoint = PhaseCheckpoint(run.phase_path(phase.name) / "checkpoint.npz")
+            folder = run.phase_path(phase.name)
+            checkpoint = PhaseCheckpoint(
+                folder / "checkpoint.npz", every=options.checkpoint_every
+            )
             epochs_done = checkpoint.restore(trainer)
-            callbacks += [checkpoint, *_loggers(phase, run, options, epochs_done)]
+            callbacks += [checkpoint, *_loggers(folder, checkpoint, options)]
         if epochs_done == 0:
             self._set_codebooks(phase, make_batches(0), options.adapt_batches)
-        batches = make_batches(epochs_done)
+        batches, batch_size = make_batches(epochs_done), None
         if isinstance(batches, ArrayBatches):
+            batch_size = batches.batch_size
             # Keras may draw a batch to look at it, which ends an epoch of its own.
             callbacks.append(
                 keras.callbacks.LambdaCallback(
                     on_epoch_begin=lambda epoch, logs: batches.start_epoch(epoch)
                 )
             )
+        progress = RichProgress(phase.name, batch_size)
         if options.verbose == 1:
-            callbacks.append(RichProgress(phase.name, options.batch_size))
-        fitted = trainer.fit(
-            batches,
-            epochs=phase.epochs,
-            initial_epoch=epochs_done,
-            steps_per_epoch=options.steps_per_epoch,
-            shuffle=False,
-            callbacks=callbacks,
-            verbose=2 if options.verbose == 2 else 0,
-        )
+            callbacks.append(progress)
+        try:
+            fitted = trainer.fit(
+                batches,
+                epochs=phase.epochs,
+                initial_epoch=epochs_done,
+                steps_per_epoch=options.steps_per_epoch,
+                shuffle=False,
+                callbacks=callbacks,
+                verbose=2 if options.verbose == 2 else 0,
+            )
+        finally:
+            progress.close()
         self.history[phase.name] = fitted.history
         if run is not None:
+            # With the epochs before the run was stopped.
+            self.history[phase.name] = _as_history(checkpoint.logs)
             self._save(phase, run)
 
     def _trainer(self, phase):
@@ -317,11 +349,7 @@ class InterleavedPretraining:
             self.tokenizer = BridleTokenizer(
                 self._tokenizer_backbone(), self._quantizer(), name="tokenizer"
             )
-            self.estimator = FeatureEstimator(
-                self.backbone.hidden_dim,
-                name="estimator",
-                **{**estimator_size(self.backbone), **self.estimator_options},
-            )
+            self.estimator = self._new_estimator()
         if phase.kind == "tokenizer":
             return TokenizerPretrainer(
                 self.tokenizer,
@@ -329,13 +357,7 @@ class InterleavedPretraining:
                 teacher=self.backbone,
                 augmentation=_fresh_copy(self.augmentation),
             )
-        self.decoder = CodeDecoder(
-            self.num_levels,
-            self.codebook_size,
-            use_class_token=self.backbone.use_class_token,
-            name="decoder",
-            **{**decoder_size(self.backbone), **self.decoder_options},
-        )
+        self.decoder = self._new_decoder()
         if phase.kind == "joint":
             return JointPretrainer(
                 self.backbone,
@@ -361,6 +383,22 @@ class InterleavedPretraining:
             **{"seed": self.seed, **self.quantizer_options},
         )
 
+    def _new_decoder(self):
+        return CodeDecoder(
+            self.num_levels,
+            self.codebook_size,
+            use_class_token=self.backbone.use_class_token,
+            name="decoder",
+            **{**decoder_size(self.backbone), **self.decoder_options},
+        )
+
+    def _new_estimator(self):
+        return FeatureEstimator(
+            self.backbone.hidden_dim,
+            name="estimator",
+            **{**estimator_size(self.backbone), **self.estimator_options},
+        )
+
     def _tokenizer_backbone(self):
         config = {**self.backbone.get_config(), "name": "tokenizer_backbone"}
         backbone = type(self.backbone).from_config({**config, "trainable": True})
@@ -373,11 +411,8 @@ class InterleavedPretraining:
         if phase.kind == "encoder":
             return
         model = _Tokenization(self.backbone, self.tokenizer)
-        vectors = []
-        for batch in _first_batches(batches, count):
-            outputs = model.predict_on_batch(batch)
-            vectors.append(outputs["vectors"][outputs["is_real"]])
-        self.tokenizer.quantizer.adapt(np.concatenate(vectors))
+        outputs = (model.predict_on_batch(x) for x in _first_batches(batches, count))
+        self.tokenizer.quantizer.adapt((x["vectors"], x["is_real"]) for x in outputs)
 
     def _parts(self, phase):
         """The networks that a phase ends with, by name."""
@@ -396,7 +431,7 @@ class InterleavedPretraining:
             json.dumps(self.history[phase.name], default=float, indent=2) + "\n"
         )
         run.mark_done(phase.name)
-        (folder / "checkpoint.npz").unlink()
+        (folder / "checkpoint.npz").unlink(missing_ok=True)
 
     def _load(self, phase, run):
         folder = run.phase_path(phase.name)
@@ -406,22 +441,49 @@ class InterleavedPretraining:
 
     def _settings(self):
         """The constructor's arguments in a form that JSON can hold."""
-        settings = {
-            "num_levels": self.num_levels,
-            "codebook_size": self.codebook_size,
-            "code_dim": self.code_dim,
-            "quantizer_options": self.quantizer_options,
-            "decoder_options": self.decoder_options,
-            "estimator_options": self.estimator_options,
-            "cold_start_positions": self.cold_start_positions,
-            "tokenizer_start": self.tokenizer_start,
-            "seed": self.seed,
-        }
-        for name in ("backbone", "mask", "augmentation"):
-            settings[name] = _without_names(
-                keras.saving.serialize_keras_object(getattr(self, name))
+        names = (
+            "backbone",
+            "num_levels",
+            "codebook_size",
+            "code_dim",
+            "quantizer_options",
+            "mask",
+            "augmentation",
+            "decoder_options",
+            "estimator_options",
+            "cold_start_positions",
+            "tokenizer_start",
+            "seed",
+        )
+        serialize = keras.saving.serialize_keras_object
+        return {name: _without_names(serialize(getattr(self, name))) for name in names}
+
+    def _batches_from_epoch(self, inputs, batch_size, steps_per_epoch):
+        """Makes the function from a first epoch to the batches from there on."""
+        if ops.is_tensor(inputs):
+            inputs = ops.convert_to_numpy(inputs)
+        if callable(inputs):
+            return inputs
+        if not hasattr(inputs, "shape"):
+            if isinstance(inputs, Iterator):
+                raise ValueError(
+                    "`inputs` are read more than once, which an iterator cannot be: "
+                    "pass a data set, or a function that makes one. "
+                    f"Received: inputs of type {type(inputs).__name__}"
+                )
+            return lambda epoch: inputs
+        if not _fits(tuple(inputs.shape[1:]), self.backbone.input_dims):
+            raise ValueError(
+                "`inputs` must have the shape (num_examples, *input_dims) with the "
+                f"backbone's input_dims={self.backbone.input_dims}. "
+                f"Received shape: {tuple(inputs.shape)}"
             )
-        return settings
+        if steps_per_epoch is not None:
+            raise ValueError(
+                "`steps_per_epoch` is for data sets; the epochs of an array are all of "
+                f"it. Received: steps_per_epoch={steps_per_epoch} and an array"
+            )
+        return lambda epoch: ArrayBatches(inputs, batch_size, self.seed, epoch)
 
 
 def phases(
@@ -441,16 +503,23 @@ def phases(
         A list of `Phase`.
 
     Raises:
-        ValueError: for negative numbers, or a joint run of no rounds.
+        ValueError: for numbers that are too small, or a joint run of no rounds.
     """
     if cold_start_epochs is None:
         cold_start_epochs = encoder_epochs
     if rounds < 0 or min(encoder_epochs, tokenizer_epochs, cold_start_epochs) < 1:
         raise ValueError(
-            "`rounds` must not be negative, and epochs must be positive. Received: "
-            f"rounds={rounds}, encoder_epochs={encoder_epochs}, "
-            f"tokenizer_epochs={tokenizer_epochs}, cold_start_epochs={cold_start_epochs}"
+            "`rounds` must not be negative, and epochs must be positive. "
+            f"Received: rounds={rounds}, encoder_epochs={encoder_epochs}, "
+            f"tokenizer_epochs={tokenizer_epochs}, "
+            f"cold_start_epochs={cold_start_epochs}"
         )
+    for name, rate in (
+        ("encoder_learning_rate", encoder_learning_rate),
+        ("tokenizer_learning_rate", tokenizer_learning_rate),
+    ):
+        if not rate > 0:
+            raise ValueError(f"`{name}` must be positive. Received: {name}={rate}")
     if joint and rounds == 0:
         raise ValueError(
             "Joint training needs `rounds` of 1 or more. Received: rounds=0"
@@ -479,14 +548,39 @@ class _FitOptions(NamedTuple):
     ema_momentum: float | None
     adapt_batches: int
     jit_compile: bool | str
+    checkpoint_every: int
     tensorboard: bool
     callbacks: tuple
     verbose: int
 
     def settings(self):
         """Those that change what is learned."""
-        left_out = ("jit_compile", "tensorboard", "callbacks", "verbose")
-        return {k: v for k, v in self._asdict().items() if k not in left_out}
+        names = self._fields[: self._fields.index("jit_compile")]
+        return {name: getattr(self, name) for name in names}
+
+    def check(self):
+        """Raises a `ValueError` for numbers that cannot work."""
+        accumulation, ema = self.gradient_accumulation_steps, self.ema_momentum
+        checks = (
+            ("warmup", 0 <= self.warmup < 1, "0 or more and below 1"),
+            ("weight_decay", self.weight_decay >= 0, "0 or more"),
+            ("clip_norm", self.clip_norm is None or self.clip_norm > 0, "positive"),
+            (
+                "gradient_accumulation_steps",
+                accumulation is None or accumulation >= 2,
+                "None, or 2 or more",
+            ),
+            ("ema_momentum", ema is None or 0 <= ema < 1, "None, or in [0, 1)"),
+            ("adapt_batches", self.adapt_batches >= 1, "1 or more"),
+            ("checkpoint_every", self.checkpoint_every >= 1, "1 or more"),
+            ("verbose", self.verbose in (0, 1, 2), "0, 1 or 2"),
+        )
+        for name, is_right, expected in checks:
+            if not is_right:
+                raise ValueError(
+                    f"`{name}` must be {expected}. "
+                    f"Received: {name}={getattr(self, name)}"
+                )
 
 
 class _Tokenization(keras.Model):
@@ -525,43 +619,65 @@ def _without_names(config):
 
 def _first_batches(batches, count):
     """Yields the inputs of the first batches of whatever `fit()` takes."""
-    iterator = iter(batches)
     if isinstance(batches, keras.utils.PyDataset):
-        iterator = (batches[index] for index in range(len(batches)))
-    for batch in itertools.islice(iterator, count):
-        yield batch[0] if isinstance(batch, (tuple, list)) else batch
+        number = batches.num_batches
+        numbers = range(count if number is None else min(count, number))
+        batches = map(batches.__getitem__, numbers)
+    for batch in itertools.islice(batches, count):
+        batch = batch[0] if isinstance(batch, (tuple, list)) else batch
+        # tf.data has TensorFlow's tensors on every backend.
+        yield ops.convert_to_numpy(batch) if ops.is_tensor(batch) else np.asarray(batch)
 
 
-def _batches_from_epoch(inputs, batch_size, seed):
-    """Makes the function from a first epoch to the batches from there on."""
-    if isinstance(inputs, np.ndarray):
-        return lambda epoch: ArrayBatches(inputs, batch_size, seed, epoch)
-    return inputs if callable(inputs) else lambda epoch: inputs
+def _fits(shape, dims):
+    return len(shape) == len(dims) and all(
+        dim in (None, size) for size, dim in zip(shape, dims, strict=True)
+    )
 
 
 def _count_batches(batches, steps_per_epoch):
     """Counts the batches of an epoch, which the learning rates depend on."""
     if steps_per_epoch is None:
-        if hasattr(batches, "cardinality"):
+        if isinstance(batches, keras.utils.PyDataset):
+            steps_per_epoch = batches.num_batches
+        elif hasattr(batches, "cardinality"):
             steps_per_epoch = int(batches.cardinality())
         elif hasattr(batches, "__len__"):
             steps_per_epoch = len(batches)
     if steps_per_epoch is None or steps_per_epoch < 1:
         raise ValueError(
             "`inputs` do not tell how many batches an epoch has: pass "
-            f"`steps_per_epoch`. Received: steps_per_epoch={steps_per_epoch}, inputs of "
-            f"type {type(batches).__name__}"
+            f"`steps_per_epoch`. Received: steps_per_epoch={steps_per_epoch}, inputs "
+            f"of type {type(batches).__name__}"
         )
     return steps_per_epoch
 
 
-def _loggers(phase, run, options, epochs_done):
-    folder = run.phase_path(phase.name)
-    loggers = [
-        keras.callbacks.CSVLogger(folder / "history.csv", append=epochs_done > 0)
-    ]
+def _loggers(folder, checkpoint, options):
+    def write_history(epoch, logs):
+        _write_csv(folder / "history.csv", checkpoint.logs)
+
+    loggers = [keras.callbacks.LambdaCallback(on_epoch_end=write_history)]
     if options.tensorboard:
         loggers.append(
             keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)
         )
     return loggers
+
+
+def _write_csv(path, logs):
+    """Writes a line an epoch, anew each time: no line is lost or there twice."""
+    names = list(dict.fromkeys(name for epoch_logs in logs for name in epoch_logs))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["epoch", *names])
+        writer.writeheader()
+        writer.writerows({"epoch": i, **values} for i, values in enumerate(logs))
+
+
+def _as_history(logs):
+    """Turns a dict for each epoch into the dict of lists that Keras calls history."""
+    history: dict[str, list[float]] = {}
+    for epoch_logs in logs:
+        for name, value in epoch_logs.items():
+            history.setdefault(name, []).append(value)
+    return history

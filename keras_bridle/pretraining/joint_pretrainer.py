@@ -127,6 +127,17 @@ class JointPretrainer(EncoderPretrainer):
         self.step.assign(step + 1)
         return {**outputs, **losses}
 
+    def zero_grad(self, set_to_none=True):
+        """Sets gradients to zeros; Keras calls it on torch alone.
+
+        At steps without the tokenizer its gradients are zeros on the other backends,
+        where the optimizer's averages go on. On torch they would be missing, and the
+        optimizer would leave the tokenizer out.
+        """
+        super().zero_grad(set_to_none)
+        for variable in self.trainable_variables:
+            variable.value.grad = ops.zeros_like(variable.value)
+
     def _tokenizer_step(self, features, padding_mask, training, state=None, draws=None):
         """The tokenizer's losses, and the state that its quantizer comes to."""
         is_real = self.backbone.patch_padding_mask(features, padding_mask)

@@ -52,4 +52,5 @@ def weighted_mean(values, weights):
     if weights is None:
         return ops.mean(values)
     weights = ops.cast(weights, "float32")
-    return ops.sum(values * weights) / ops.maximum(ops.sum(weights), 1.0)
+    total = ops.sum(weights)
+    return ops.sum(values * weights) / ops.where(total > 0.0, total, 1.0)

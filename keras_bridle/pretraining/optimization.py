@@ -16,7 +16,8 @@ def warmup_cosine(learning_rate, total_steps, warmup_steps=0, min_learning_rate=
         A `keras.optimizers.schedules.CosineDecay`.
 
     Raises:
-        ValueError: if the warm-up is not shorter than the run.
+        ValueError: if the warm-up is not shorter than the run, or the rate is not
+            positive.
 
     Example:
     ```python
@@ -34,6 +35,10 @@ def warmup_cosine(learning_rate, total_steps, warmup_steps=0, min_learning_rate=
             "`warmup_steps` must be less than `total_steps` and not negative. "
             f"Received: warmup_steps={warmup_steps}, total_steps={total_steps}"
         )
+    if not learning_rate > 0.0:
+        raise ValueError(
+            f"`learning_rate` must be positive. Received: learning_rate={learning_rate}"
+        )
     alpha = min_learning_rate / learning_rate
     if warmup_steps == 0:
         return keras.optimizers.schedules.CosineDecay(
@@ -50,11 +55,14 @@ def warmup_cosine(learning_rate, total_steps, warmup_steps=0, min_learning_rate=
 
 
 def adamw(model, learning_rate, weight_decay=1e-4, **kwargs):
-    """Makes AdamW as BRIDLE uses it: no decay of biases, norms and learned tokens.
+    """Makes AdamW as BRIDLE uses it: no decay of biases, norms and learned vectors.
+
+    Keras keeps what is left out of the decay in no file: an optimizer that is loaded
+    with a model decays everything.
 
     Args:
-        model: a built model; its variables of fewer than 2 axes, and class and mask
-            tokens, are left out of the weight decay.
+        model: a built model; its variables of fewer than 2 axes, class and mask tokens,
+            and code vectors that learn by gradients are left out of the weight decay.
         learning_rate: float or schedule.
         weight_decay: float.
         **kwargs: keyword arguments of `keras.optimizers.AdamW`, such as
@@ -82,7 +90,10 @@ def adamw(model, learning_rate, weight_decay=1e-4, **kwargs):
         [
             variable
             for variable in model.trainable_variables
-            if len(variable.shape) < 2 or variable.name in ("class_token", "mask_token")
+            if len(variable.shape) < 2 or variable.name in _LEARNED_VECTORS
         ]
     )
     return optimizer
+
+
+_LEARNED_VECTORS = ("class_token", "mask_token", "code_vectors")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import keras
@@ -9,7 +10,7 @@ import numpy as np
 
 
 class PhaseCheckpoint(keras.callbacks.Callback):
-    """Saves all that a phase needs to go on: weights, optimizer, random seeds, epoch.
+    """Saves all that a phase needs to go on: weights, optimizer, seeds, history.
 
     A file is written beside the old one and then put in its place, so that a run
     stopped while saving loses nothing. No pickles: a NumPy archive of plain arrays.
@@ -17,6 +18,10 @@ class PhaseCheckpoint(keras.callbacks.Callback):
     Args:
         path: string or path, the file, ending in `.npz`.
         every: int, save after so many epochs, and after the last.
+
+    Attributes:
+        logs: list with a dict of floats for each epoch of the phase, those of before a
+            `restore()` included. Put the callback behind those that add to the logs.
 
     Example:
     ```python
@@ -40,8 +45,13 @@ class PhaseCheckpoint(keras.callbacks.Callback):
         super().__init__()
         self.path = Path(path)
         self.every = every
+        self.logs = []
 
     def on_epoch_end(self, epoch, logs=None):
+        # An epoch that is run again takes the place of the first try.
+        self.logs[epoch:] = [
+            {name: float(value) for name, value in (logs or {}).items()}
+        ]
         is_last = epoch + 1 == self.params.get("epochs")
         if is_last or (epoch + 1) % self.every == 0:
             self.save(self.model, epoch + 1)
@@ -50,10 +60,14 @@ class PhaseCheckpoint(keras.callbacks.Callback):
         """Writes the state of a model after so many epochs."""
         variables = _state_variables(model)
         arrays = {
-            f"{index:05d}": keras.ops.convert_to_numpy(variable)
+            f"{index:05d}": _as_plain_array(variable)
             for index, variable in enumerate(variables)
         }
-        header = {"epoch": epoch, "paths": [v.path for v in variables]}
+        header = {
+            "epoch": epoch,
+            "logs": self.logs,
+            "paths": [variable.path for variable in variables],
+        }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.path.with_name(self.path.name + ".unfinished")
         with unfinished.open("wb") as file:
@@ -72,16 +86,15 @@ class PhaseCheckpoint(keras.callbacks.Callback):
             int, the epochs that were done; 0 if nothing has been saved.
 
         Raises:
-            ValueError: if the file belongs to a model made in another way.
+            ValueError: if the file belongs to a model made in another way, or is
+                damaged.
         """
         if not self.path.exists():
             return 0
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         variables = _state_variables(model)
-        with np.load(self.path, allow_pickle=False) as file:
-            header = json.loads(str(file["header"]))
-            arrays = [file[f"{index:05d}"] for index in range(len(header["paths"]))]
+        header, arrays = self._read()
         shapes = [array.shape for array in arrays]
         expected = [tuple(variable.shape) for variable in variables]
         if shapes != expected:
@@ -92,17 +105,36 @@ class PhaseCheckpoint(keras.callbacks.Callback):
             )
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
+        self.logs = header["logs"]
         return header["epoch"]
+
+    def _read(self):
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                header = json.loads(str(file["header"]))
+                names = [f"{index:05d}" for index in range(len(header["paths"]))]
+                return header, [file[name] for name in names]
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"The checkpoint {self.path} is damaged and cannot be read ({error}). "
+                "Delete it to start the phase anew"
+            ) from error
 
 
 def _state_variables(model):
     """All variables that training changes, metrics left out, each once, in order."""
     metrics = {id(variable) for variable in model.metrics_variables}
-    found = {}
+    found: dict[int, keras.Variable] = {}
     for variable in [*model.variables, *model.optimizer.variables]:
         if id(variable) not in metrics:
             found.setdefault(id(variable), variable)
     return list(found.values())
+
+
+def _as_plain_array(variable):
+    array = keras.ops.convert_to_numpy(variable)
+    # NumPy's files know no bfloat16; float32 holds it exactly.
+    return array if array.dtype.kind in "biuf" else array.astype("float32")
 
 
 def _first_difference(paths, shapes, variables):

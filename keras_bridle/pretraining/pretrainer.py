@@ -1,13 +1,14 @@
 """What the trainers of all phases share."""
 
 import keras
+from keras import ops
 
 
 class Pretrainer(keras.Model):
     """Base of the phase trainers: a model made of parts, some of which it trains.
 
-    Subclasses name their constructor's arguments in `parts`, and which of them the phase
-    trains in `trained_parts`.
+    Subclasses name their constructor's arguments in `parts`, and which of them the
+    phase trains in `trained_parts`.
     """
 
     parts: tuple[str, ...] = ()
@@ -18,7 +19,7 @@ class Pretrainer(keras.Model):
         super().__init__(autocast=False, **kwargs)
 
     def build_parts(self, input_shape, *parts):
-        """Builds parts now: what is first built while frozen never trains on TensorFlow."""
+        """Builds parts now: TensorFlow never trains what was frozen when built."""
         for part in parts:
             if not part.built:
                 part.build(input_shape)
@@ -39,6 +40,16 @@ class Pretrainer(keras.Model):
         self.set_trained_parts()
         super().compile(*args, **kwargs)
 
+    def compile_from_config(self, config):
+        """Compiles a loaded trainer as the saved one was.
+
+        Args:
+            config: dict that `get_compile_config()` made.
+        """
+        # Keras leaves it out for models with a `compile()` of their own.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
     def zero_grad(self, set_to_none=True):
         """Forgets the last step's gradients; Keras calls it on torch alone.
 
@@ -58,6 +69,15 @@ class Pretrainer(keras.Model):
         if self.augmentation is not None:
             inputs = self.augmentation(inputs, training=training)
         return backbone.features(inputs)
+
+    def count_codes(self, codes, weights):
+        """Updates `self.code_usage` with the codes of real patches."""
+        real = ops.cast(weights, "bool")
+        if len(codes.shape) == 4:
+            # Several codes of a level, which all count.
+            codes = ops.swapaxes(codes, 2, 3)
+            real = ops.broadcast_to(ops.expand_dims(real, 2), ops.shape(codes)[:3])
+        self.code_usage.update_state(codes, real)
 
     def get_config(self):
         return {

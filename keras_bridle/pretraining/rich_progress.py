@@ -45,6 +45,7 @@ class RichProgress(keras.callbacks.Callback):
         epochs, steps = self.params["epochs"], self.params["steps"]
         self._epoch, self._steps_done, self._text = 0, 0, ""
         self._start = time.perf_counter()
+        self.close()
         if not self.console.is_terminal:
             return
         self._progress = Progress(
@@ -61,6 +62,10 @@ class RichProgress(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
+        steps = self.params["steps"]
+        if self._progress is not None and self._steps_done == 0 and steps:
+            # A resumed phase starts here; what was done before took no time now.
+            self._progress.reset(self._task, completed=epoch * steps)
 
     def on_train_batch_end(self, batch, logs=None):
         self._steps_done += 1
@@ -80,6 +85,11 @@ class RichProgress(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         if self._progress is not None:
             self._progress.update(self._task, text=self._line())
+        self.close()
+
+    def close(self):
+        """Gives the terminal back; needed only where `fit()` ended with an error."""
+        if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
@@ -89,7 +99,7 @@ class RichProgress(keras.callbacks.Callback):
         if self.batch_size is not None:
             rate, unit = rate * self.batch_size, "examples/s"
         epoch = f"epoch {self._epoch + 1}/{self.params['epochs']}"
-        return f"{epoch}  {rate:.0f} {unit}  {self._text}"
+        return f"{epoch}  {rate:.{0 if rate >= 10 else 1}f} {unit}  {self._text}"
 
 
 def _format_logs(logs):

@@ -26,7 +26,8 @@ class RunDirectory:
 
     Raises:
         FileExistsError: if there is a run and `resume` is `False`.
-        ValueError: if the run that is there has other settings.
+        ValueError: if the run that is there has other settings, or its files cannot be
+            read.
 
     Example:
     ```python
@@ -45,13 +46,13 @@ class RunDirectory:
         self.path = Path(path)
         self._settings_path = self.path / "settings.json"
         self._state_path = self.path / "state.json"
-        self._state = {"phases_done": []}
+        self._state: dict[str, list[str]] = {"phases_done": []}
         # What JSON makes of the settings is what a later run will read.
         settings = json.loads(json.dumps(settings))
         if self._settings_path.exists():
             self._check(settings, resume)
             if self._state_path.exists():
-                self._state = json.loads(self._state_path.read_text())
+                self._state = _read_json(self._state_path)
             return
         self.path.mkdir(parents=True, exist_ok=True)
         about = {
@@ -69,7 +70,7 @@ class RunDirectory:
                 f"`directory` holds a run already. Received: {str(self.path)!r}. Pass "
                 "`resume=True` to go on with it, or name another directory"
             )
-        saved = json.loads(self._settings_path.read_text())["settings"]
+        saved = _read_json(self._settings_path)["settings"]
         names = sorted(saved.keys() | settings.keys())
         changed = [name for name in names if saved.get(name) != settings.get(name)]
         if changed:
@@ -96,6 +97,13 @@ class RunDirectory:
         """Notes that a phase has come to its end."""
         self._state["phases_done"].append(name)
         _write_json(self._state_path, self._state)
+
+
+def _read_json(path):
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: it holds no JSON ({error})") from error
 
 
 def _write_json(path, content):

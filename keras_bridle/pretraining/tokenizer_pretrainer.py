@@ -27,8 +27,8 @@ class TokenizerPretrainer(Pretrainer):
         training: bool, whether to augment and to move the codebooks.
 
     Returns:
-        A dict: `estimate` and `teacher` of shape `(batch, num_patches, dim)`, `codes` of
-        shape `(batch, num_patches, num_levels)`, `weights` of shape
+        A dict: `estimate` and `teacher` of shape `(batch, num_patches, dim)`, `codes`
+        of shape `(batch, num_patches, num_levels)`, `weights` of shape
         `(batch, num_patches)`, 0 at padded patches, and the scalar `quantizer_loss`.
 
     Raises:
@@ -91,7 +91,7 @@ class TokenizerPretrainer(Pretrainer):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         self.cosine_tracker.update_state(teacher_cosine(y_pred))
         self.quantizer_loss_tracker.update_state(y_pred["quantizer_loss"])
-        self.code_usage.update_state(y_pred["codes"], y_pred["weights"])
+        self.count_codes(y_pred["codes"], y_pred["weights"])
         return self.get_metrics_result()
 
 

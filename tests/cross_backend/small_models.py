@@ -1,0 +1,167 @@
+"""The models, batches and training runs that the backends are compared on.
+
+`python small_models.py FOLDER` saves them, and what comes out, with the backend of
+`KERAS_BACKEND`.
+"""
+
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_bridle.layers import LogMelSpectrogram, RandomMask, ResidualQuantizer
+from keras_bridle.models import (
+    BridleBackbone,
+    BridleTokenizer,
+    CodeDecoder,
+    FeatureEstimator,
+    RandomProjectionTokenizer,
+)
+from keras_bridle.pretraining import (
+    EncoderPretrainer,
+    JointPretrainer,
+    TokenizerPretrainer,
+    adamw,
+)
+
+LEVELS, CODES, DIM, CODE_DIM, STEPS = 2, 16, 16, 8, 3
+SIZES = {"num_heads": 2, "mlp_dim": 32}
+
+
+@keras.saving.register_keras_serializable(package="keras_bridle_tests")
+class SameMask(RandomMask):
+    """Draws its noise with NumPy, so that every backend hides the same patches."""
+
+    def call(self, patches, grid=None):
+        shape = tuple(ops.shape(patches)[:2])
+        length = int(shape[1])
+        noise = np.random.default_rng(self.seed).uniform(size=(1, length))
+        noise = ops.convert_to_tensor(noise.astype("float32"))
+        return super().call(
+            patches, grid, noise=ops.broadcast_to(noise, (shape[0], length))
+        )
+
+
+def waveforms():
+    """Two clips of noise under a swell, the second one padded."""
+    rng = np.random.default_rng(5)
+    clips = rng.normal(size=(4, 5360)) * np.linspace(0.02, 0.3, 5360)
+    clips[1, 3000:] = 0.0
+    return np.clip(clips, -1.0, 1.0).astype("float32")
+
+
+def backbone(name):
+    front_end = LogMelSpectrogram(num_mel_bins=16, name=f"{name}_log_mel")
+    return BridleBackbone(
+        patch_size=(4, 8),
+        hidden_dim=DIM,
+        num_layers=2,
+        input_dims=(None,),
+        front_end=front_end,
+        name=name,
+        **SIZES,
+    )
+
+
+def quantizer():
+    return ResidualQuantizer(LEVELS, CODES, dim=CODE_DIM, decay=0.9, seed=3)
+
+
+def tokenizer():
+    return BridleTokenizer(backbone("own"), quantizer(), name="tokenizer")
+
+
+def random_projection():
+    made = RandomProjectionTokenizer((4, 8), DIM, quantizer(), name="cold")
+    made.build((None, None, 16, 1))
+    return made
+
+
+def decoder():
+    made = CodeDecoder(LEVELS, CODES, DIM, 1, name="decoder", **SIZES)
+    made.build((None, None, DIM))
+    return made
+
+
+def estimator():
+    made = FeatureEstimator(DIM, DIM, 1, name="estimator", **SIZES)
+    made.build((None, None, CODE_DIM))
+    return made
+
+
+def with_weights(model, seed=0):
+    """Draws a model's weights with NumPy: initializers differ between backends."""
+    rng = np.random.default_rng(seed)
+    for weight in model.trainable_variables:
+        scale = (max(weight.shape[:-1]) if len(weight.shape) > 1 else 25) ** -0.5
+        noise = rng.normal(size=weight.shape, scale=scale)
+        is_gain = weight.name == "gamma"
+        weight.assign((is_gain + noise).astype("float32"))
+    return model
+
+
+def encoder_phase():
+    return EncoderPretrainer(
+        backbone("encoder"), decoder(), random_projection(), SameMask(0.7, seed=2)
+    )
+
+
+def tokenizer_phase():
+    return TokenizerPretrainer(tokenizer(), estimator(), backbone("teacher"))
+
+
+def joint():
+    return JointPretrainer(
+        backbone("encoder"),
+        decoder(),
+        tokenizer(),
+        estimator(),
+        tokenizer_every=2,
+        mask=SameMask(0.7, seed=2),
+    )
+
+
+MODELS = {"encoder": encoder_phase, "tokenizer": tokenizer_phase, "joint": joint}
+
+
+def made(name):
+    return with_weights(MODELS[name]())
+
+
+def outputs(model):
+    """What a trainer says about the batch, a dict of NumPy arrays."""
+    found = model(ops.convert_to_tensor(waveforms()), training=False)
+    return {name: ops.convert_to_numpy(value) for name, value in found.items()}
+
+
+def trained(name):
+    """Losses and weights of a few steps of `fit()`, as a dict of NumPy arrays."""
+    model = made(name)
+    model.set_trained_parts()
+    optimizer = adamw(model, 1e-3, epsilon=1e-6)
+    compiled = keras.backend.backend() == "jax"
+    model.compile(optimizer, jit_compile=compiled)
+    history = model.fit(
+        waveforms(), batch_size=4, epochs=STEPS, shuffle=False, verbose=0
+    )
+    # Not by path, which counts how many layers of a kind were made before.
+    weights = {
+        f"weight {index:03} {weight.name}": ops.convert_to_numpy(weight)
+        for index, weight in enumerate(model.weights)
+    }
+    return {"losses": np.array(history.history["loss"]), **weights}
+
+
+def main(folder):
+    for name in MODELS:
+        model = made(name)
+        np.savez(folder / f"{name}_outputs.npz", **outputs(model))
+        model.save(folder / f"{name}.keras")
+        model.save_weights(folder / f"{name}.weights.h5")
+        np.savez(folder / f"{name}_trained.npz", **trained(name))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

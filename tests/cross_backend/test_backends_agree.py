@@ -1,0 +1,108 @@
+"""Models travel between backends, and all backends compute and learn the same.
+
+Each other backend runs once, in a process of its own.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).with_name("small_models.py")
+BACKENDS = {"jax": "jax", "tensorflow": "tensorflow", "torch": "torch"}
+OTHERS = [
+    name
+    for name, module in BACKENDS.items()
+    if name != keras.backend.backend() and importlib.util.find_spec(module)
+]
+OUTPUT, LOSS, WEIGHT = 1e-5, 1e-5, 1e-4
+
+specification = importlib.util.spec_from_file_location("small_models", SCRIPT)
+small_models = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(small_models)
+
+each_model = pytest.mark.parametrize("name", small_models.MODELS)
+
+
+@pytest.fixture(scope="module", params=OTHERS)
+def elsewhere(request, tmp_path_factory):
+    """The folder with what another backend has saved."""
+    folder = tmp_path_factory.mktemp(request.param)
+    environment = os.environ | {
+        "KERAS_BACKEND": request.param,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained_here():
+    """The training runs of this backend, each done once."""
+    runs = {}
+
+    def run(name):
+        if name not in runs:
+            runs[name] = small_models.trained(name)
+        return runs[name]
+
+    return run
+
+
+def check_outputs(model, folder, name):
+    expected = np.load(folder / f"{name}_outputs.npz")
+    found = small_models.outputs(model)
+    assert set(found) == set(expected.files)
+    for key, value in found.items():
+        right = expected[key]
+        if value.dtype.kind == "i":
+            np.testing.assert_array_equal(value, right, err_msg=key)
+        else:
+            np.testing.assert_allclose(value, right, OUTPUT, OUTPUT, err_msg=key)
+
+
+@each_model
+def test_model_from_another_backend(elsewhere, name):
+    model = keras.saving.load_model(elsewhere / f"{name}.keras")
+    check_outputs(model, elsewhere, name)
+
+
+@each_model
+def test_weights_from_another_backend(elsewhere, name):
+    model = small_models.MODELS[name]()
+    model.load_weights(elsewhere / f"{name}.weights.h5")
+    check_outputs(model, elsewhere, name)
+
+
+@each_model
+def test_same_outputs_from_the_same_weights(elsewhere, name):
+    check_outputs(small_models.made(name), elsewhere, name)
+
+
+@each_model
+def test_same_training(elsewhere, trained_here, name):
+    found = trained_here(name)
+    expected = np.load(elsewhere / f"{name}_trained.npz")
+    np.testing.assert_allclose(found["losses"], expected["losses"], LOSS, LOSS)
+    assert [*found] == expected.files
+    moved = 0.0
+    start = small_models.made(name).weights
+    for (key, value), first in zip([*found.items()][1:], start, strict=True):
+        if value.dtype.kind == "i":
+            np.testing.assert_array_equal(value, expected[key], err_msg=key)
+            continue
+        np.testing.assert_allclose(value, expected[key], WEIGHT, WEIGHT, err_msg=key)
+        moved = max(moved, np.abs(value - keras.ops.convert_to_numpy(first)).max())
+    assert moved > 10 * WEIGHT

@@ -1,0 +1,77 @@
+import itertools
+
+import numpy as np
+import pytest
+from harness import to_numpy
+
+from keras_bridle.layers import PatchEmbedding
+
+
+def reference(x, kernel, bias):
+    """Cuts `x` into patches by slicing and multiplies each, in float64."""
+    sides = kernel.shape[:-2]
+    grid = [-(-n // p) for n, p in zip(x.shape[1:-1], sides, strict=True)]
+    padding = [
+        (0, g * p - n) for g, p, n in zip(grid, sides, x.shape[1:-1], strict=True)
+    ]
+    x = np.pad(x.astype("float64"), [(0, 0), *padding, (0, 0)])
+    out = np.zeros((len(x), *grid, kernel.shape[-1]))
+    matrix = kernel.reshape(-1, kernel.shape[-1]).astype("float64")
+    for cell in itertools.product(*map(range, grid)):
+        slices = [slice(i * p, (i + 1) * p) for i, p in zip(cell, sides, strict=True)]
+        patch = x[(slice(None), *slices)].reshape(len(x), -1)
+        out[(slice(None), *cell)] = patch @ matrix + bias
+    return out
+
+
+@pytest.mark.parametrize(
+    ("patch", "shape"),
+    [
+        (4, (2, 8, 12, 3)),
+        ((2, 6), (2, 8, 12, 1)),
+        ((4, 5), (2, 7, 12, 2)),  # padded at the end of both sides
+        ((2, 4, 4), (2, 5, 8, 4, 3)),
+    ],
+)
+def test_patches_are_what_slices_give(patch, shape):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape).astype("float32")
+    layer = PatchEmbedding(6, patch)
+    out = to_numpy(layer(x))
+    layer.projection.bias.assign(rng.normal(size=6).astype("float32"))
+    out = to_numpy(layer(x))
+    expected = reference(x, *map(to_numpy, layer.projection.weights))
+    np.testing.assert_allclose(out, expected, 1e-5, 1e-5)
+    assert layer.compute_output_shape(shape) == out.shape
+    assert layer.grid(shape[1:-1]) == out.shape[1:-1]
+    assert layer.grid((None, *shape[2:-1]))[0] is None
+
+
+def test_kernel_has_the_bounds_of_a_dense_map():
+    layer = PatchEmbedding(64, 16)
+    layer.build((None, 64, 64, 1))
+    kernel = np.abs(to_numpy(layer.projection.kernel))
+    limit = np.sqrt(6 / (256 + 64))
+    assert 0.95 * limit < kernel.max() <= limit
+
+
+def test_padding_mask_counts_patches_whose_first_row_is_real():
+    layer = PatchEmbedding(4, (3, 2))
+    x = np.zeros((3, 8, 4, 1), "float32")
+    rows = np.arange(8) < np.array([[8], [4], [3]])
+    mask = to_numpy(layer.patch_padding_mask(x, rows))
+    # Patches start at rows 0, 3 and 6; two columns each.
+    expected = np.repeat([[1, 1, 1], [1, 1, 0], [1, 0, 0]], 2, axis=1).astype(bool)
+    np.testing.assert_array_equal(mask, expected)
+    assert layer.patch_padding_mask(x, None) is None
+
+
+@pytest.mark.parametrize("patch", [(4,), (2, 2, 2, 2), (0, 4), 0])
+def test_wrong_patch_size(patch):
+    with pytest.raises(ValueError, match=r"`patch_size` must be .* Received"):
+        PatchEmbedding(8, patch)
+
+
+def test_wrong_rank():
+    with pytest.raises(ValueError, match=r"patch of 3 sides needs .* rank 5"):
+        PatchEmbedding(8, (2, 4, 4)).build((None, 8, 8, 1))

@@ -1,0 +1,108 @@
+"""Tests of `BridleTokenizer` and `RandomProjectionTokenizer`."""
+
+import numpy as np
+import pytest
+from harness import perturb, run, to_numpy
+
+from keras_bridle.layers import ResidualQuantizer
+from keras_bridle.models import (
+    BridleBackbone,
+    BridleTokenizer,
+    RandomProjectionTokenizer,
+)
+
+
+def quantizer(dim=6):
+    return ResidualQuantizer(2, 8, dim=dim, seed=0)
+
+
+def trained():
+    backbone = BridleBackbone((4, 8), 16, 1, 2, 32, (None, 16, 1))
+    return BridleTokenizer(backbone, quantizer())
+
+
+def random_projection(**settings):
+    return RandomProjectionTokenizer((4, 8), 16, quantizer(), **settings)
+
+
+KINDS = {"trained": trained, "random": random_projection}
+
+
+def made(kind):
+    tokenizer = KINDS[kind]()
+    tokenizer.build((None, None, 16, 1))
+    perturb(tokenizer.trainable_variables)
+    return tokenizer
+
+
+def maps(rows, batch=2):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(batch, rows, 16, 1)).astype("float32")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_are_those_of_the_vectors(kind):
+    tokenizer, x = made(kind), maps(12)
+    out = run(lambda: tokenizer(x)._asdict(), tokenizer)
+    vectors = run(lambda: tokenizer.vectors(x), tokenizer)
+    assert out["codes"].shape == (2, 6, 2)
+    unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    residual = unit
+    for level, table in enumerate(to_numpy(tokenizer.quantizer.codebooks)):
+        distances = np.square(residual[..., None, :] - table).sum(-1)
+        np.testing.assert_array_equal(out["codes"][..., level], distances.argmin(-1))
+        residual = residual - table[out["codes"][..., level]]
+    np.testing.assert_allclose(out["quantized"], unit - residual, 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padded_map_has_the_codes_it_has_alone(kind):
+    tokenizer, x = made(kind), maps(20)
+    rows = np.arange(20) < np.array([[12], [20]])
+    padded = run(lambda: tokenizer(x, padding_mask=rows).codes, tokenizer)
+    alone = run(lambda: tokenizer(x[:1, :12]).codes, tokenizer)
+    np.testing.assert_array_equal(padded[:1, :6], alone)
+    assert (padded[0, 6:] == -1).all()
+    assert (padded[1] >= 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_codebooks_move_in_training_alone(kind):
+    tokenizer, x = made(kind), maps(12)
+    before = to_numpy(tokenizer.quantizer.code_vectors)
+    tokenizer(x)
+    np.testing.assert_array_equal(to_numpy(tokenizer.quantizer.code_vectors), before)
+    tokenizer(x, training=True)
+    assert np.abs(to_numpy(tokenizer.quantizer.code_vectors) - before).max() > 0
+    before = to_numpy(tokenizer.quantizer.code_vectors)
+    tokenizer.trainable = False
+    tokenizer(x, training=True)
+    np.testing.assert_array_equal(to_numpy(tokenizer.quantizer.code_vectors), before)
+
+
+def test_random_projection_is_one_linear_map_of_each_patch():
+    tokenizer, x = made("random"), maps(8)
+    kernel, bias = map(to_numpy, tokenizer.patch_embedding.projection.weights)
+    patches = x.reshape(2, 2, 4, 2, 8).transpose(0, 1, 3, 2, 4).reshape(2, 4, 32)
+    hidden = patches @ kernel.reshape(32, 16) + bias
+    expected = hidden @ to_numpy(tokenizer.projection.kernel)
+    found = to_numpy(tokenizer.vectors(x))
+    np.testing.assert_allclose(found, expected, 1e-5, 1e-5)
+
+
+def test_random_projection_knows_places_only_if_asked():
+    x = np.broadcast_to(maps(4)[:, :, :8], (2, 4, 8, 1))
+    x = np.tile(x, (1, 3, 2, 1))  # six times the same patch
+    for layout, alike in ((None, True), ("grid", False)):
+        tokenizer = random_projection(position_layout=layout)
+        vectors = to_numpy(tokenizer.vectors(x))
+        spread = np.abs(vectors - vectors[:, :1]).max()
+        assert (spread < 1e-5) == alike
+
+
+@pytest.mark.parametrize("kind", [BridleTokenizer, RandomProjectionTokenizer])
+def test_quantizer_must_know_its_size(kind):
+    backbone = BridleBackbone(4, 16, 1, 2, 32, (8, 8, 1))
+    first = [backbone] if kind is BridleTokenizer else [4, 16]
+    with pytest.raises(ValueError, match=r"`quantizer` must know .*dim=None"):
+        kind(*first, quantizer(dim=None))

@@ -1,0 +1,196 @@
+"""The state of a phase on disk: bit-equal, safe, and clear about what is wrong."""
+
+import keras
+import numpy as np
+import pytest
+from tiny_pretraining import (
+    FixedMask,
+    assert_same_bits,
+    maps,
+    num_changed,
+    tokenizer_pretrainer,
+    weights_of,
+)
+
+from keras_bridle.layers import RandomMask
+from keras_bridle.pretraining import PhaseCheckpoint, adamw
+
+
+def dense_model(units=1):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(units)])
+    model.compile("adam", loss="mse")
+    return model
+
+
+def fit(model, epochs=1, **kwargs):
+    x = np.arange(8.0).reshape(2, 4)
+    model.fit(x, np.ones((2, 1)), epochs=epochs, verbose=0, **kwargs)
+
+
+def compiled_tokenizer_pretrainer():
+    """With everything that has state: EMA, accumulated gradients, drawn codes."""
+    trainer = tokenizer_pretrainer(
+        augmentation=keras.layers.GaussianNoise(0.1, seed=3),
+        restart_threshold=0.1,
+        sampling_temperature=0.1,
+    )
+    trainer.set_trained_parts()
+    optimizer = adamw(
+        trainer,
+        1e-2,
+        use_ema=True,
+        gradient_accumulation_steps=2,
+        global_clipnorm=1.0,
+    )
+    trainer.compile(optimizer)
+    return trainer
+
+
+def test_everything_is_restored(tmp_path):
+    trainer = compiled_tokenizer_pretrainer()
+    start = weights_of(trainer)
+    checkpoint = PhaseCheckpoint(tmp_path / "deeper" / "state.npz")
+    # 3 batches: half of a step's gradients are on their way.
+    batches = {"batch_size": 2, "epochs": 1, "verbose": 0, "shuffle": False}
+    trainer.fit(maps(6), callbacks=[checkpoint], **batches)
+    saved = weights_of(trainer.tokenizer, trainer.estimator, trainer.teacher)
+    state = [
+        np.copy(v) for v in map(keras.ops.convert_to_numpy, trainer.optimizer.variables)
+    ]
+    seeds = [
+        np.copy(keras.ops.convert_to_numpy(seed.state))
+        for seed in (
+            trainer.augmentation.seed_generator,
+            trainer.tokenizer.quantizer.seed_generator,
+        )
+    ]
+    assert any(array.any() for array in state[2:])
+    # The end of fit() took the averages; the checkpoint has the weights before that.
+    copy = compiled_tokenizer_pretrainer()
+    again = PhaseCheckpoint(checkpoint.path)
+    assert again.restore(copy) == 1
+    assert again.logs == checkpoint.logs
+    assert {"loss", "cosine", "usage_1"} <= set(again.logs[0])
+    assert_same_bits(
+        [keras.ops.convert_to_numpy(v) for v in copy.optimizer.variables], state
+    )
+    assert_same_bits(
+        [
+            keras.ops.convert_to_numpy(seed.state)
+            for seed in (
+                copy.augmentation.seed_generator,
+                copy.tokenizer.quantizer.seed_generator,
+            )
+        ],
+        seeds,
+    )
+    quantizer, old = copy.tokenizer.quantizer, trainer.tokenizer.quantizer
+    assert_same_bits(weights_of(quantizer), weights_of(old))
+    assert num_changed(weights_of(copy), start) > 20
+    copy.optimizer.finalize_variable_values(copy.trainable_variables)
+    assert_same_bits(weights_of(copy.tokenizer, copy.estimator, copy.teacher), saved)
+
+
+def test_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
+    model = dense_model()
+    checkpoint = PhaseCheckpoint(tmp_path / "state.npz")
+    fit(model, callbacks=[checkpoint])
+    old = checkpoint.path.read_bytes()
+
+    def fail_halfway(file, **arrays):
+        file.write(b"PK half of an archive")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", fail_halfway)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, callbacks=[checkpoint])
+    assert checkpoint.path.read_bytes() == old
+    monkeypatch.undo()
+    assert PhaseCheckpoint(checkpoint.path).restore(model) == 1
+    fit(model, callbacks=[checkpoint])
+    assert [path.name for path in tmp_path.iterdir()] == ["state.npz"]
+
+
+def test_no_file():
+    assert PhaseCheckpoint("/nonexistent/state.npz").restore(dense_model()) == 0
+
+
+def test_another_model(tmp_path):
+    checkpoint = PhaseCheckpoint(tmp_path / "state.npz")
+    fit(dense_model(), callbacks=[checkpoint])
+    other = dense_model(units=3)
+    before = weights_of(other)
+    with pytest.raises(ValueError, match=r"another way.*kernel of shape \(4, 1\)"):
+        checkpoint.restore(other)
+    assert_same_bits(weights_of(other), before)
+    deeper = keras.Sequential([keras.Input((4,)), *map(keras.layers.Dense, (1, 1))])
+    deeper.compile("adam", loss="mse")
+    with pytest.raises(ValueError, match="another way"):
+        checkpoint.restore(deeper)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "other"])
+def test_damaged_file(tmp_path, damage):
+    path = tmp_path / "state.npz"
+    model = dense_model()
+    fit(model, callbacks=[PhaseCheckpoint(path)])
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    elif damage == "flipped":
+        # Inside of the first array's numbers, where only a checksum can tell.
+        content[content.index(b"00000.npy") + 150] ^= 255
+    else:
+        content = b"nothing of ours"
+    path.write_bytes(content)
+    before = weights_of(model)
+    with pytest.raises(ValueError, match=r"state\.npz is damaged"):
+        PhaseCheckpoint(path).restore(model)
+    assert_same_bits(weights_of(model), before)
+
+
+def test_every_few_epochs_and_after_the_last(tmp_path):
+    checkpoint = PhaseCheckpoint(tmp_path / "state.npz", every=2)
+    saved = []
+    checkpoint.save = lambda model, epoch: saved.append(epoch)
+    fit(dense_model(), epochs=5, callbacks=[checkpoint])
+    assert saved == [2, 4, 5]
+    assert len(checkpoint.logs) == 5
+
+
+def test_a_repeated_epoch_replaces_the_first_try(tmp_path):
+    checkpoint = PhaseCheckpoint(tmp_path / "state.npz")
+    for epoch, loss in ((0, 3.0), (1, 2.0), (1, 1.0)):
+        checkpoint.set_params({"epochs": 9})
+        checkpoint.set_model(dense_model())
+        checkpoint.save = lambda model, epoch: None
+        checkpoint.on_epoch_end(epoch, {"loss": np.float32(loss)})
+    assert checkpoint.logs == [{"loss": 3.0}, {"loss": 1.0}]
+
+
+def test_half_precision_variables(tmp_path):
+    """NumPy's files know no bfloat16."""
+    keras.config.set_dtype_policy("bfloat16")
+    model = dense_model()
+    model.optimizer.build(model.trainable_variables)
+    checkpoint = PhaseCheckpoint(tmp_path / "state.npz")
+    checkpoint.save(model, 1)
+    copy = dense_model()
+    assert checkpoint.restore(copy) == 1
+    for one, other in zip(model.weights, copy.weights, strict=True):
+        assert one.dtype == other.dtype == "bfloat16"
+        assert bool(keras.ops.all(one == other))
+
+
+def test_seeds_of_masks_are_state():
+    """What is drawn in training must be part of what is saved."""
+    from tiny_pretraining import encoder_pretrainer
+
+    from keras_bridle.pretraining.phase_checkpoint import _state_variables
+
+    trainer = encoder_pretrainer(mask=RandomMask(0.5))
+    trainer.compile("sgd")
+    found = [id(variable) for variable in _state_variables(trainer)]
+    assert id(trainer.mask.seed_generator.state) in found
+    assert len(set(found)) == len(found)
+    assert not isinstance(trainer.mask, FixedMask)
