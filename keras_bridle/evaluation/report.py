@@ -100,6 +100,15 @@ def usage_rows(usages):
     Returns:
         A list of dicts, one for each name and level, with `"name"`, `"level"`
         (from 1), `"codes"`, `"usage"` (0 to 1) and `"perplexity"`.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_bridle.evaluation import code_usage, usage_rows
+
+    codes = np.random.default_rng(0).integers(0, 16, (100, 2))
+    print(usage_rows({"cold start": code_usage(codes, 16)})[0])
+    ```
     """
     return [
         {

@@ -88,7 +88,8 @@ class RunReport:
     def on_phase_end(self, phase, pretraining):
         """Probes the encoder and counts the codes; give it to `fit()`."""
         codes = pretraining.codes(self.inputs)
-        is_real = codes[..., 0] >= 0
+        # Whatever follows the axes of clip and patch: levels, and soft codes of each.
+        is_real = codes.reshape(*codes.shape[:2], -1)[..., 0] >= 0
         usage = code_usage(codes[is_real], pretraining.codebook_size)
         self.usages[phase.name] = usage
         self._save()
