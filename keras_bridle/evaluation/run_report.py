@@ -76,8 +76,9 @@ class RunReport:
             name: string.
             accuracies: dict from a probe's name to its accuracy.
         """
-        self.rows = [row for row in self.rows if row["name"] != name]
-        self.rows.append({"name": name, **accuracies})
+        rows = {row["name"]: row for row in self.rows}
+        rows[name] = {"name": name, **accuracies}
+        self.rows = list(rows.values())
         self._save()
 
     def add_backbone(self, name, backbone):

@@ -44,6 +44,7 @@ def pretraining_parser(description, sample_settings, own_data_settings):
     add("--num-levels", type=int, help="levels of the residual quantizer")
     add("--codebook-size", type=int, help="codes of each level")
     add("--code-dim", type=int, help="size of the code vectors")
+    add("--restart-threshold", type=float, help="re-seat codes used less than this")
     add("--mask-ratio", type=float, help="share of the patches that is hidden")
     add("--directory", help="folder of the run")
     add("--resume", action="store_true", help="go on with the run in --directory")
@@ -96,6 +97,7 @@ def pretraining_from_arguments(args, backbone, **kwargs):
         num_levels=args.num_levels,
         codebook_size=args.codebook_size,
         code_dim=args.code_dim,
+        quantizer_options={"restart_threshold": args.restart_threshold},
         seed=args.seed,
         **kwargs,
     )
