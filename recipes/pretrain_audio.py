@@ -48,11 +48,11 @@ from keras_bridle.pretraining import command_line
 SAMPLE_SETTINGS = {
     "preset": "tiny",
     "rounds": 1,
-    "cold_start_epochs": 24,
-    "tokenizer_epochs": 6,
-    "encoder_epochs": 24,
+    "cold_start_epochs": 40,
+    "tokenizer_epochs": 15,
+    "encoder_epochs": 40,
     "batch_size": 32,
-    "encoder_learning_rate": 2e-3,
+    "encoder_learning_rate": 1e-3,
     "tokenizer_learning_rate": 5e-4,
     "warmup": 0.05,
     "weight_decay": 1e-4,
@@ -95,6 +95,11 @@ def parse_arguments(arguments=None):
         default="folder",
         choices=("folder", "audioset", "esc50", "speech_commands"),
         help="how --data is laid out; folder: any folder, or a CSV file",
+    )
+    parser.add_argument(
+        "--with-sounds",
+        action="store_true",
+        help="without --data: pretrain on the sample sounds as well",
     )
     parser.add_argument("--segments", help="AudioSet's CSV file of segments")
     parser.add_argument("--no-roll", action="store_true", help="do not roll waveforms")
@@ -147,11 +152,12 @@ def main(arguments=None):
 
 
 def sample_recordings(args):
-    """Loads the training syllables and the sounds that come with the package."""
-    syllables, _, _ = load_syllables("train", num_samples=num_samples(args.seconds))
-    sounds = load_sonic_pi(args.seconds)
-    waveforms = np.concatenate([syllables, sounds])
-    return waveforms, syllables, None
+    """Loads the training syllables and, if asked, the sounds that come along."""
+    waveforms, _, _ = load_syllables("train", num_samples=num_samples(args.seconds))
+    if args.with_sounds:
+        # Music and noises take half of the time and teach nothing about syllables.
+        waveforms = np.concatenate([waveforms, load_sonic_pi(args.seconds)])
+    return waveforms, waveforms, None
 
 
 def own_recordings(args, read_report):

@@ -79,7 +79,7 @@ def test_sample_run_ends_with_a_table_of_probes(recipe, tmp_path, monkeypatch, c
     monkeypatch.setattr(
         recipe, "load_sonic_pi", lambda seconds: load_sonic_pi(seconds)[:24]
     )
-    recipe.main([*SHORT, "--directory", str(tmp_path / "run")])
+    recipe.main([*SHORT, "--with-sounds", "--directory", str(tmp_path / "run")])
 
     report = json.loads((tmp_path / "run" / "results" / "report.json").read_text())
     names = [row["name"] for row in report["rows"]]
