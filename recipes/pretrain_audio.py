@@ -1,6 +1,6 @@
 """Pretrains an audio encoder with BRIDLE on a folder of recordings.
 
-On the sample recordings that come with the package (about 5 minutes on 2 CPU cores):
+On the sample recordings that come with the package (5 to 8 minutes on 2 CPU cores):
 
     KERAS_BACKEND=jax python recipes/pretrain_audio.py
 
