@@ -46,11 +46,7 @@ class TransformerBlock(keras.layers.Layer):
 
     def build(self, tokens_shape):
         dim = tokens_shape[-1]
-        if dim % self.num_heads:
-            raise ValueError(
-                "`num_heads` must divide the tokens' size. "
-                f"Received: num_heads={self.num_heads}, tokens of size {dim}"
-            )
+        check_heads(self.num_heads, dim)
         self.attention_norm = self._norm("attention_norm")
         self.qkv = self._dense(3 * dim, "qkv")
         self.attention_output = self._dense(dim, "attention_output")
@@ -102,3 +98,12 @@ class TransformerBlock(keras.layers.Layer):
             "mlp_dim": self.mlp_dim,
             "layer_norm_epsilon": self.layer_norm_epsilon,
         }
+
+
+def check_heads(num_heads, dim):
+    """Raises a `ValueError` if attention heads do not divide the tokens' size."""
+    if dim % num_heads:
+        raise ValueError(
+            "`num_heads` must divide the tokens' size. "
+            f"Received: num_heads={num_heads}, tokens of size {dim}"
+        )

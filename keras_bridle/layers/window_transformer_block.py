@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_bridle.layers.transformer_block import check_heads
+
 # Attention logits of pairs that must not see each other are lowered by this much.
 _BLOCKED = -100.0
 
@@ -71,11 +73,7 @@ class WindowTransformerBlock(keras.layers.Layer):
 
     def build(self, tokens_shape):
         dim = tokens_shape[-1]
-        if dim % self.num_heads:
-            raise ValueError(
-                "`num_heads` must divide the tokens' size. "
-                f"Received: num_heads={self.num_heads}, tokens of size {dim}"
-            )
+        check_heads(self.num_heads, dim)
         self.temperature = self.add_weight(
             shape=(self.num_heads,),
             initializer="ones",

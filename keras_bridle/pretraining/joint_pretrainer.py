@@ -134,7 +134,6 @@ class JointPretrainer(EncoderPretrainer):
         where the optimizer's averages go on. On torch they would be missing, and the
         optimizer would leave the tokenizer out.
         """
-        super().zero_grad(set_to_none)
         for variable in self.trainable_variables:
             variable.value.grad = ops.zeros_like(variable.value)
 
