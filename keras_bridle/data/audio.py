@@ -1,23 +1,26 @@
 """Audio files to batches of waveforms."""
 
-import functools
-import itertools
-import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keras_bridle.data.manifest import AudioManifest
+from keras_bridle.data.pipeline import (
+    Position,
+    build_dataset,
+    check_at_least,
+    choose_crop,
+)
 from keras_bridle.data.read_report import ReadReport
 from keras_bridle.data.soundfile_audio import read_clip as read_with_soundfile
-from keras_bridle.data.tensorflow_input import import_tensorflow
 
-_CROPS = {"start": 0.0, "center": 0.5, "random": None}
-# So many files in a row that cannot be read are a lost disk, not broken files.
-_MAX_FAILURES = 1000
+_CROPS: dict[str, Position | None] = {
+    "start": (0.0, 0.0, 0.0),
+    "center": (0.5, 0.5, 0.5),
+    "random": None,
+}
 
 
 def audio_dataset(
@@ -113,220 +116,42 @@ def audio_dataset(
         print(next(iter(dataset)).shape, len(dataset), report)
     ```
     """
-    manifest = _as_manifest(source)
+    manifest = AudioManifest.from_source(source)
     length = _clip_length(seconds, num_samples, sample_rate)
-    crop = crop or ("random" if shuffle else "center")
-    if crop not in _CROPS:
-        raise ValueError(f"`crop` must be one of {list(_CROPS)}. Received: {crop!r}")
-    if drop_remainder is None:
-        drop_remainder = shuffle or repeat
-    _check_at_least(1, batch_size=batch_size, sample_rate=sample_rate)
-    _check_at_least(0, seed=seed, initial_epoch=initial_epoch)
-    if drop_remainder and len(manifest) < batch_size:
-        raise ValueError(
-            f"`batch_size` ({batch_size}) is larger than the number of files "
-            f"({len(manifest)}): not one batch is full. Make it smaller, or pass "
-            "`drop_remainder=False`."
+    position = choose_crop(crop, shuffle, _CROPS)
+    check_at_least(1, sample_rate=sample_rate)
+    read_clip = _reader(reader)
+    report = ReadReport() if report is None else report
+    for name in manifest.missing:
+        report.add_skipped(name, "listed, but not in the folder")
+    segments = manifest.segments
+
+    def read(index: int, position: Position) -> np.ndarray:
+        return read_clip(
+            manifest.files[index],
+            num_samples=length,
+            sample_rate=sample_rate,
+            position=position[0],
+            segment=(0.0, None) if segments is None else segments[index],
         )
-    if num_parallel is None:
-        num_parallel = os.cpu_count() or 1
-    _check_at_least(1, num_parallel=num_parallel)
-    clips = _Clips(
+
+    return build_dataset(
         manifest,
-        functools.partial(_reader(reader), num_samples=length, sample_rate=sample_rate),
-        report=report if report is not None else ReadReport(),
-        shuffle=shuffle,
-        position=_CROPS[crop],
-        replace=drop_remainder,
-        strict=strict,
-        seed=seed,
-    )
-    clips.check_readable()
-    return _pipeline(
-        clips,
-        length=length,
+        read,
+        shape=(length,),
+        dtype="float32",
+        position=position,
         batch_size=batch_size,
+        shuffle=shuffle,
         repeat=repeat,
         drop_remainder=drop_remainder,
-        labels=labels and manifest.labels is not None,
+        labels=labels,
+        seed=seed,
         initial_epoch=initial_epoch,
+        strict=strict,
+        report=report,
         num_parallel=num_parallel,
     )
-
-
-class _Clips:
-    """Reads the clip at a place in an epoch: the Python side of the pipeline."""
-
-    def __init__(
-        self,
-        manifest: AudioManifest,
-        read: Callable[..., np.ndarray],
-        *,
-        report: ReadReport,
-        shuffle: bool,
-        position: float | None,
-        replace: bool,
-        strict: bool,
-        seed: int,
-    ) -> None:
-        self.manifest = manifest
-        self.report = report
-        self.seed = seed
-        self.strict = strict
-        self._read = read
-        self._shuffle = shuffle
-        self._position = position
-        self._replace = replace
-        self._unreadable: set[int] = set()
-        self._failed_in_a_row = 0
-        self._orders: dict[int, np.ndarray] = {}
-        self._lock = threading.Lock()
-        for name in manifest.missing:
-            report.add_skipped(name, "listed, but not in the folder")
-
-    def check_readable(self) -> None:
-        """Reads up to the first readable file; raises if there is none."""
-        for index in range(len(self.manifest)):
-            if self._try(index, 0.0) is not None:
-                return
-        first = self.manifest.files[0]
-        raise ValueError(
-            f"None of the {len(self.manifest)} audio files can be read. The first is "
-            f"'{first}': {dict(self.report.skipped)[first]}"
-        )
-
-    def clip(self, epoch: int, place: int) -> tuple[int, np.ndarray]:
-        """Returns the file's index and its clip; the index is -1 if it is skipped."""
-        order = self._order(epoch)
-        position = self._position
-        if position is None:
-            position = np.random.default_rng((self.seed, epoch, place, 1)).random()
-        for index in self._candidates(order, place):
-            waveform = self._try(index, position)
-            if waveform is not None:
-                self.report.add_read()
-                return index, waveform
-        if self._replace:
-            raise ValueError("No audio file can be read any more.")
-        return -1, np.zeros(0, "float32")
-
-    def _candidates(self, order: np.ndarray, place: int) -> Iterator[int]:
-        """Yields the file at a place, then those that may replace it."""
-        yield int(order[place])
-        if self._replace:
-            # From half an epoch away, so that no batch holds the same file twice.
-            other = place + len(order) // 2
-            for offset in range(len(order)):
-                yield int(order[(other + offset) % len(order)])
-
-    def _try(self, index: int, position: float) -> np.ndarray | None:
-        if index in self._unreadable:
-            return None
-        path = self.manifest.files[index]
-        segments = self.manifest.segments
-        segment = (0.0, None) if segments is None else segments[index]
-        try:
-            waveform = self._read(path, position=position, segment=segment)
-            self._failed_in_a_row = 0
-            return waveform
-        # soundfile's own error is a RuntimeError; a broken header may ask for any
-        # amount of memory.
-        except (OSError, RuntimeError, ValueError, MemoryError) as error:
-            reason = f"{type(error).__name__}: {error}"
-        if self.strict:
-            raise ValueError(f"Cannot read audio file '{path}': {reason}")
-        with self._lock:
-            self._unreadable.add(index)
-            self._failed_in_a_row += 1
-        self.report.add_skipped(path, reason)
-        if self._failed_in_a_row >= _MAX_FAILURES:
-            raise ValueError(
-                f"{_MAX_FAILURES} audio files in a row cannot be read; the last is "
-                f"'{path}': {reason}"
-            )
-        return None
-
-    def _order(self, epoch: int) -> np.ndarray:
-        with self._lock:
-            if epoch not in self._orders:
-                order = np.arange(len(self.manifest))
-                if self._shuffle:
-                    np.random.default_rng((self.seed, epoch)).shuffle(order)
-                # Threads may be at the end of one epoch and the start of the next.
-                for old in sorted(self._orders)[:-1]:
-                    del self._orders[old]
-                self._orders[epoch] = order
-            return self._orders[epoch]
-
-
-def _pipeline(
-    clips: _Clips,
-    *,
-    length: int,
-    batch_size: int,
-    repeat: bool,
-    drop_remainder: bool,
-    labels: bool,
-    initial_epoch: int,
-    num_parallel: int,
-) -> Any:
-    tf = import_tensorflow()
-    num_batches = len(clips.manifest) // batch_size
-    places = num_batches * batch_size if drop_remainder else len(clips.manifest)
-    if repeat:
-        epochs = tf.data.Dataset.counter(initial_epoch)
-    else:
-        # Drawn when an iterator is first asked for an element, not when it is made.
-        numbers = itertools.count(initial_epoch)
-        epochs = tf.data.Dataset.range(1).map(
-            lambda _: tf.numpy_function(lambda: next(numbers), [], tf.int64)
-        )
-    dataset = epochs.flat_map(
-        lambda epoch: tf.data.Dataset.range(places).map(lambda place: (epoch, place))
-    )
-    outputs = [tf.int64, tf.float32]
-    label_shape: tuple[int, ...] = ()
-    if labels:
-        example = clips.manifest.label_array(0)
-        label_shape = example.shape
-        outputs.append(tf.as_dtype(example.dtype))
-
-    def read(epoch: int, place: int) -> tuple[np.ndarray, ...]:
-        index, waveform = clips.clip(int(epoch), int(place))
-        # A skipped file needs some label: it is filtered out below.
-        label = (clips.manifest.label_array(max(index, 0)),) if labels else ()
-        return np.int64(index), waveform, *label
-
-    dataset = dataset.map(
-        lambda epoch, place: tuple(tf.numpy_function(read, [epoch, place], outputs)),
-        num_parallel_calls=num_parallel,
-        deterministic=True,
-    )
-    if not drop_remainder:
-        dataset = dataset.filter(lambda index, *_: index >= 0)
-
-    def elements(_: Any, waveform: Any, *label: Any) -> Any:
-        waveform = tf.ensure_shape(waveform, (length,))
-        return (
-            (waveform, tf.ensure_shape(label[0], label_shape)) if labels else waveform
-        )
-
-    dataset = dataset.map(elements).batch(batch_size, drop_remainder=drop_remainder)
-    if repeat:
-        dataset = dataset.apply(
-            tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-        )
-    elif drop_remainder:
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
-    return dataset.prefetch(tf.data.AUTOTUNE)
-
-
-def _as_manifest(source: AudioManifest | str | Path | Sequence[str]) -> AudioManifest:
-    if isinstance(source, AudioManifest):
-        return source
-    if isinstance(source, str | Path):
-        return AudioManifest.from_folder(source)
-    return AudioManifest([str(path) for path in source])
 
 
 def _clip_length(
@@ -344,12 +169,6 @@ def _clip_length(
             f"seconds={seconds}, num_samples={num_samples}"
         )
     return length
-
-
-def _check_at_least(minimum: int, **arguments: int) -> None:
-    for name, value in arguments.items():
-        if value < minimum:
-            raise ValueError(f"`{name}` must be at least {minimum}. Received: {value}")
 
 
 def _reader(name: str) -> Callable[..., np.ndarray]:

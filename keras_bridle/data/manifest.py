@@ -2,21 +2,21 @@
 
 import csv
 import dataclasses
-import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
-
-Labels = Sequence[int] | Sequence[tuple[int, ...]]
+from keras_bridle.data.file_manifest import (
+    FileManifest,
+    existing_file,
+    existing_folder,
+    number_labels,
+    read_labeled_table,
+    read_table,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class AudioManifest:
+class AudioManifest(FileManifest):
     """A list of audio files, with labels where there are any.
 
     Usually made by one of the `from_...` methods. They look at names only; the files
@@ -47,114 +47,21 @@ class AudioManifest:
     ```
     """
 
-    files: Sequence[str]
-    labels: Labels | None = None
-    class_names: Sequence[str] = ()
+    kind = "audio"
+    extensions = (".wav", ".flac", ".ogg", ".mp3")
+
     segments: Sequence[tuple[float, float | None]] | None = None
     missing: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if not len(self.files):
-            raise ValueError("`files` must name at least one file. Received none.")
-        for name in ("labels", "segments"):
-            values = getattr(self, name)
-            if values is not None and len(values) != len(self.files):
-                raise ValueError(
-                    f"`{name}` must have one entry per file. Received: "
-                    f"{len(values)} for {len(self.files)} files"
-                )
-        if self.labels is not None:
-            self._check_labels(self.labels)
+        super().__post_init__()
+        self._check_count("segments", self.segments)
         for file, (start, end) in zip(self.files, self.segments or (), strict=False):
             if start < 0 or (end is not None and end <= start):
                 raise ValueError(
                     "A segment must start at 0 s or later and end after its start. "
                     f"Received: {start} s to {end} s for '{file}'"
                 )
-
-    def _check_labels(self, labels: Labels) -> None:
-        numbers = {n for label in labels for n in np.atleast_1d(label).tolist()}
-        classes = len(self.class_names)
-        if numbers and not (min(numbers) >= 0 and max(numbers) < classes):
-            raise ValueError(
-                f"`labels` must number the {classes} `class_names`. Received: "
-                f"numbers from {min(numbers)} to {max(numbers)}"
-            )
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether a recording may have several classes, or none."""
-        return self.labels is not None and isinstance(self.labels[0], tuple)
-
-    def label_array(self, index: int) -> np.ndarray:
-        """Returns one recording's label as a network wants it.
-
-        Args:
-            index: int. Position in `files`.
-
-        Returns:
-            int32 scalar array with the class number; for multi-label data, float32
-            array of shape `(classes,)` of zeros and ones.
-        """
-        if self.labels is None:
-            raise ValueError("This manifest has no labels.")
-        label = self.labels[index]
-        if not isinstance(label, tuple):
-            return np.asarray(label, "int32")
-        hot = np.zeros(len(self.class_names), "float32")
-        hot[list(label)] = 1.0
-        return hot
-
-    @classmethod
-    def from_folder(
-        cls, directory: str | Path, *, class_folders: bool = False
-    ) -> "AudioManifest":
-        """Lists every WAV, FLAC, OGG and MP3 file below a folder.
-
-        Files come sorted by their path within the folder. Names that begin with a dot
-        are left out, as are other kinds of files. Letter case does not matter.
-
-        Args:
-            directory: folder to look through, with all its subfolders.
-            class_folders: bool. Whether the first subfolder on the way to a file is
-                its class.
-
-        Returns:
-            An `AudioManifest`, with labels if `class_folders`.
-
-        Raises:
-            FileNotFoundError: if there is no such folder.
-            ValueError: if it holds no audio file, or a file lies outside any class
-                folder.
-
-        Example:
-        ```python
-        import tempfile
-        from keras_bridle.data import AudioManifest, extract_samples
-
-        with tempfile.TemporaryDirectory() as folder:
-            extract_samples(folder)
-            manifest = AudioManifest.from_folder(folder, class_folders=True)
-        print(len(manifest), manifest.class_names)
-        ```
-        """
-        root = existing_folder(directory)
-        paths = list_audio(root)
-        files = [str(root / path) for path in paths]
-        if not class_folders:
-            return cls(files)
-        stray = [path for path in paths if len(path.parts) < 2]
-        if stray:
-            raise ValueError(
-                "With `class_folders`, every file must lie in a class's folder. "
-                f"Received: {len(stray)} directly in '{root}', such as '{stray[0]}'"
-            )
-        names = [path.parts[0] for path in paths]
-        labels, class_names = number_labels(names)
-        return cls(files, labels, class_names)
 
     @classmethod
     def from_csv(
@@ -215,40 +122,28 @@ class AudioManifest:
         ```
         """
         path = existing_file(path)
-        needed = [file_column, label_column, start_column, end_column]
-        if split is not None:
-            needed.append(split_column)
-        rows = read_table(path, [name for name in needed if name is not None])
-        texts: list[Any] = []
-        if label_column:
-            texts = [row[label_column] for row in rows]
-        if label_separator is not None:
-            texts = [_split_label(text, label_separator) for text in texts]
-        labels, names = number_labels(texts, class_names)
-        kept = list(range(len(rows)))
-        if split is not None:
-            splits = {split} if isinstance(split, str) else set(split)
-            kept = [i for i in kept if rows[i][split_column] in splits]
-            _check_split(kept, splits, {row[split_column] for row in rows}, path)
-        folder = Path(root) if root is not None else path.parent
-        files = [str(folder / rows[i][file_column]) for i in kept]
-        if not any(Path(file).is_file() for file in files):
-            raise FileNotFoundError(
-                f"None of the {len(files)} files that '{path}' names exists. "
-                f"Looked for '{files[0]}' first; is `root` right?"
-            )
+        times = [name for name in (start_column, end_column) if name]
+        rows, files, labels, names = read_labeled_table(
+            path,
+            root=root,
+            file_column=file_column,
+            label_column=label_column,
+            label_separator=label_separator,
+            split_column=split_column,
+            split=split,
+            class_names=class_names,
+            other_columns=times,
+        )
         segments = None
-        if start_column or end_column:
+        if times:
             segments = [
                 (
-                    _seconds(rows[i], start_column, path) or 0.0,
-                    _seconds(rows[i], end_column, path),
+                    _seconds(row, start_column, path) or 0.0,
+                    _seconds(row, end_column, path),
                 )
-                for i in kept
+                for row in rows
             ]
-        return cls(
-            files, [labels[i] for i in kept] if label_column else None, names, segments
-        )
+        return cls(files, labels, names, segments)
 
     @classmethod
     def from_audioset(
@@ -297,7 +192,7 @@ class AudioManifest:
         number = {row["mid"]: i for i, row in enumerate(classes)}
         rows = list(_audioset_rows(segments_csv, number))
         root = existing_folder(directory)
-        paths = _paths_by_id(list_audio(root), {row[0] for row in rows})
+        paths = _paths_by_id(cls.list_files(root), {row[0] for row in rows})
         found = [row for row in rows if row[0] in paths]
         if not found:
             raise ValueError(
@@ -387,7 +282,7 @@ class AudioManifest:
         }
         paths = [
             path
-            for path in list_audio(root)
+            for path in cls.list_files(root)
             if len(path.parts) == 2 and not path.parts[0].startswith("_")
         ]
         labels, class_names = number_labels([path.parts[0] for path in paths])
@@ -404,117 +299,6 @@ class AudioManifest:
             )
         return cls(
             [str(root / paths[i]) for i in kept], [labels[i] for i in kept], class_names
-        )
-
-
-def existing_folder(directory: str | Path) -> Path:
-    """Returns the folder as a path, or says that there is none."""
-    directory = Path(directory)
-    if not directory.is_dir():
-        kind = "is a file" if directory.exists() else "does not exist"
-        raise FileNotFoundError(f"Expected a folder, but '{directory}' {kind}.")
-    return directory
-
-
-def existing_file(path: str | Path) -> Path:
-    """Returns the file as a path, or says that there is none."""
-    path = Path(path)
-    if not path.is_file():
-        kind = "is a folder" if path.exists() else "does not exist"
-        raise FileNotFoundError(f"Expected a file, but '{path}' {kind}.")
-    return path
-
-
-def list_audio(root: Path) -> list[Path]:
-    """Lists the audio files below a folder as sorted paths relative to it."""
-    found, others = [], Counter[str]()
-    for path in _walk(root):
-        if path.suffix.lower() in AUDIO_EXTENSIONS:
-            found.append(path.relative_to(root))
-        else:
-            others[path.suffix.lower() or "(no extension)"] += 1
-    if not found:
-        seen = ", ".join(f"{count} {name}" for name, count in others.most_common(5))
-        raise ValueError(
-            f"No audio file in '{root}' or its subfolders. Looked for "
-            f"{', '.join(AUDIO_EXTENSIONS)} (any letter case); other files seen: "
-            f"{others.total()}{f' ({seen})' if seen else ''}"
-        )
-    return sorted(found, key=Path.as_posix)
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    """Yields the files below a folder; follows links, but into no folder twice."""
-    visited = {root.resolve()}
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in list(folders):
-            target = (Path(folder) / name).resolve()
-            if target in visited:
-                folders.remove(name)
-            visited.add(target)
-        yield from (Path(folder, name) for name in names if not name.startswith("."))
-
-
-def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Reads a CSV with a header line and checks that it has the columns and rows."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        header = reader.fieldnames or []
-        absent = [name for name in columns if name not in header]
-        if absent:
-            raise ValueError(
-                f"'{path}' has no column {absent}. Its columns: {list(header)}"
-            )
-        rows = list(reader)
-    if not rows:
-        raise ValueError(f"'{path}' has a header but no rows.")
-    for line, row in enumerate(rows, start=2):
-        if any(row[name] is None for name in columns):
-            raise ValueError(f"'{path}', row {line}: too few columns: {list(row)}")
-    return rows
-
-
-def number_labels(
-    texts: Sequence[Any], class_names: Sequence[str] | None = None
-) -> tuple[Any, tuple[str, ...]]:
-    """Turns classes' names (or tuples of them) into numbers.
-
-    Args:
-        texts: one name, or one tuple of names, per recording.
-        class_names: the classes in order. Defaults to those that occur, sorted.
-
-    Returns:
-        A tuple `(labels, class_names)`.
-    """
-    groups = [text if isinstance(text, tuple) else (text,) for text in texts]
-    occurring = {name for group in groups for name in group}
-    if class_names is None:
-        class_names = sorted(occurring)
-    unknown = sorted(occurring - set(class_names))
-    if unknown and texts:
-        raise ValueError(
-            f"`class_names` lacks {len(unknown)} classes that occur: {unknown[:5]}"
-        )
-    number = {name: index for index, name in enumerate(class_names)}
-    labels: list[Any] = [
-        tuple(number[name] for name in text)
-        if isinstance(text, tuple)
-        else number[text]
-        for text in texts
-    ]
-    return labels, tuple(class_names)
-
-
-def _split_label(text: str, separator: str) -> tuple[str, ...]:
-    names = (name.strip() for name in text.split(separator))
-    return tuple(dict.fromkeys(name for name in names if name))
-
-
-def _check_split(kept: list[int], wanted: set[str], present: set[str], path: Path):
-    if wanted - present or not kept:
-        raise ValueError(
-            f"`split` asks for {sorted(wanted)}, but '{path}' has {sorted(present)}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The sample recordings that ship with the package, as arrays or as files."""
+"""The sample recordings that ship with the package; all samples as files."""
 
 import csv
 import functools
@@ -11,6 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from PIL import Image
+
+from keras_bridle.data.image_samples import load_fashion
+from keras_bridle.data.video_samples import SAMPLE_VIDEOS
 
 SAMPLE_RATE = 16000
 _FIELDS = ("initial", "final", "tone", "syllable")
@@ -107,13 +111,14 @@ def load_sonic_pi(seconds: float = 0.5) -> np.ndarray:
 
 
 def extract_samples(directory: str | Path) -> Path:
-    """Writes the sample recordings as ordinary files, to try the file readers on.
+    """Writes the samples as ordinary files, to try the file readers on.
 
     Args:
         directory: folder to write to; made if it does not exist. It gets
             `mandarin_syllables/` and `sonic_pi/` with Ogg files,
-            `mandarin_syllables/mandarin_syllables.csv`, and the `NOTICE` with the
-            recordings' authors and licenses.
+            `mandarin_syllables/mandarin_syllables.csv`, `fashion_mnist/` with a folder
+            of 20 PNG files for each class, all of the test part, `video/` with the two
+            videos, and the `NOTICE` with authors and licenses.
 
     Returns:
         The folder as a `pathlib.Path`.
@@ -139,8 +144,22 @@ def extract_samples(directory: str | Path) -> Path:
             archive.extractall(directory / name)
     table = directory / "mandarin_syllables" / "mandarin_syllables.csv"
     table.write_bytes(_sample_bytes("mandarin_syllables.csv"))
+    _extract_fashion(directory / "fashion_mnist")
+    (directory / "video").mkdir(exist_ok=True)
+    for name in SAMPLE_VIDEOS:
+        contents = (_sample_folder() / "video" / name).read_bytes()
+        (directory / "video" / name).write_bytes(contents)
     (directory / "NOTICE").write_bytes((_sample_folder() / "NOTICE").read_bytes())
     return directory
+
+
+def _extract_fashion(directory: Path) -> None:
+    images, labels, class_names = load_fashion("test")
+    for label, name in enumerate(class_names):
+        folder = directory / name.replace("/", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(images[labels == label][:20, ..., 0]):
+            Image.fromarray(image).save(folder / f"{number:02}.png")
 
 
 def _check_length(name: str, length: int) -> None:

@@ -46,3 +46,17 @@ def test_writes_a_table_that_reads_back(tmp_path):
 
 def test_nothing_skipped_writes_the_header_alone(tmp_path):
     assert ReadReport().write(tmp_path).read_text("utf-8") == "file,reason\n"
+
+
+def test_incomplete_files_have_a_table_of_their_own(tmp_path):
+    report = ReadReport()
+    report.write(tmp_path)
+    assert not (tmp_path / "incomplete_files.csv").exists()
+    report.add_incomplete("b.mp4", "short")
+    report.add_incomplete("a.mp4", "broken")
+    report.add_incomplete("b.mp4", "later")
+    assert report.incomplete == [("a.mp4", "broken"), ("b.mp4", "short")]
+    assert not report.skipped
+    assert report.write(tmp_path).name == "skipped_files.csv"
+    text = (tmp_path / "incomplete_files.csv").read_text("utf-8")
+    assert text.split() == ["file,reason", "a.mp4,broken", "b.mp4,short"]

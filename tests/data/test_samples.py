@@ -1,10 +1,17 @@
 import csv
 import time
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from keras_bridle.data import AudioManifest, extract_samples
+from keras_bridle.data import (
+    AudioManifest,
+    ImageManifest,
+    VideoManifest,
+    extract_samples,
+)
 from keras_bridle.data.samples import load_sonic_pi, load_syllables
 
 
@@ -105,8 +112,23 @@ def test_loading_is_fast():
 def test_extracted_samples_are_ordinary_files_with_their_notice(tmp_path):
     folder = extract_samples(tmp_path / "new" / "folder")
     assert len(AudioManifest.from_folder(folder)) == 1158 + 165
+    images = ImageManifest.from_folder(folder, class_folders=True)
+    assert len(images) == 200 and images.class_names == ("fashion_mnist",)
+    images = ImageManifest.from_folder(folder / "fashion_mnist", class_folders=True)
+    assert len(images.class_names) == 10
+    videos = VideoManifest.from_folder(folder).files
+    assert [Path(file).name for file in videos] == ["city.mpg", "concert.mp4"]
     notice = (folder / "NOTICE").read_text("utf-8")
-    assert "ChionMeilin" in notice and "CC BY 3.0" in notice and "CC0" in notice
+    for text in ("ChionMeilin", "CC BY 3.0", "CC0", "Zalando", "MIT", "CC BY 4.0"):
+        assert text in notice
+
+
+def test_every_sample_file_has_its_notice():
+    folder = resources.files("keras_bridle.data") / "sample_files"
+    notice = (folder / "NOTICE").read_text("utf-8")
+    for kind in ("audio", "image", "video"):
+        for file in (folder / kind).iterdir():
+            assert f"{kind}/{file.name}" in notice
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,122 @@
+"""Cuts a box out of each picture and resizes it, by two matrix products."""
+
+from keras import ops
+
+# How far the filters reach, in pixels of the coarser of the two grids.
+_RADIUS = {"bilinear": 1.0, "bicubic": 2.0}
+INTERPOLATIONS = tuple(_RADIUS)
+
+
+def as_pixels(images, layer):
+    """Converts images or clips to float32 and checks their rank."""
+    images = ops.convert_to_tensor(images)
+    if len(images.shape) not in (4, 5):
+        raise ValueError(
+            f"{layer} expects images of shape (batch, height, width, channels) or "
+            "clips of shape (batch, frames, height, width, channels). Received shape "
+            f"{tuple(images.shape)}"
+        )
+    return ops.cast(images, "float32")
+
+
+def check_size(size):
+    """Returns an int or a pair as `(height, width)`."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or any(int(side) != side or side < 1 for side in pair):
+        raise ValueError(
+            f"`size` must be a positive int or (height, width). Received: {size}"
+        )
+    return int(pair[0]), int(pair[1])
+
+
+def check_interpolation(interpolation):
+    """Raises for a filter that there is not."""
+    if interpolation not in _RADIUS:
+        raise ValueError(
+            f"`interpolation` must be one of {INTERPOLATIONS}. "
+            f"Received: {interpolation!r}"
+        )
+
+
+def centered_boxes(batch_size, image_size, size):
+    """Returns the largest box of the proportions of `size`, in the middle.
+
+    Args:
+        batch_size: int. How many.
+        image_size: `(height, width)` of the pictures.
+        size: `(height, width)` of what the boxes are resized to.
+
+    Returns:
+        float32 tensor of shape `(batch_size, 4)`, see `crop_and_resize`.
+    """
+    scale = min(image_size[0] / size[0], image_size[1] / size[1])
+    height, width = size[0] * scale, size[1] * scale
+    top, left = (image_size[0] - height) / 2, (image_size[1] - width) / 2
+    box = ops.convert_to_tensor([[top, left, height, width]], dtype="float32")
+    return box + ops.zeros((batch_size, 1), dtype="float32")
+
+
+def crop_and_resize(images, boxes, size, interpolation):
+    """Resizes a box of each picture, with antialiasing, as Pillow does.
+
+    What lies outside a box has no influence. The result stays within the range of the
+    picture's values, which bicubic filters alone would exceed at edges.
+
+    Args:
+        images: float32 tensor of shape `(batch, height, width, channels)`, or clips of
+            shape `(batch, frames, height, width, channels)`: all frames of a clip have
+            the same box.
+        boxes: float32 tensor of shape `(batch, 4)`: `(top, left, height, width)` in
+            pixels.
+        size: `(height, width)` of the result.
+        interpolation: `"bilinear"` or `"bicubic"`.
+
+    Returns:
+        float32 tensor, as `images` with `size` for height and width.
+    """
+    clips = images if len(images.shape) == 5 else images[:, None]
+    rows = _weights(boxes[:, 0], boxes[:, 2], clips.shape[2], size[0], interpolation)
+    columns = _weights(boxes[:, 1], boxes[:, 3], clips.shape[3], size[1], interpolation)
+    result = ops.einsum("boh,bfhwc->bfowc", rows, clips)
+    result = ops.einsum("bow,bfhwc->bfhoc", columns, result)
+    if interpolation == "bicubic":
+        axes = (1, 2, 3, 4)
+        darkest = ops.min(clips, axis=axes, keepdims=True)
+        brightest = ops.max(clips, axis=axes, keepdims=True)
+        result = ops.minimum(ops.maximum(result, darkest), brightest)
+    return result if len(images.shape) == 5 else result[:, 0]
+
+
+def _weights(starts, lengths, size_in, size_out, interpolation):
+    """Returns the share of each input row in each output row.
+
+    Args:
+        starts: tensor of shape `(batch,)`: where boxes begin, in pixels.
+        lengths: tensor of shape `(batch,)`: how far they reach.
+        size_in: int. Rows of the input.
+        size_out: int. Rows of the output.
+        interpolation: name of the filter.
+
+    Returns:
+        float32 tensor of shape `(batch, size_out, size_in)`; rows sum to 1.
+    """
+    starts, lengths = starts[:, None, None], lengths[:, None, None]
+    # A pixel's middle lies at a half.
+    outputs = (ops.arange(size_out, dtype="float32") + 0.5)[None, :, None]
+    inputs = (ops.arange(size_in, dtype="float32") + 0.5)[None, None, :]
+    scale = lengths / size_out
+    distance = (inputs - starts - outputs * scale) / ops.maximum(scale, 1.0)
+    weights = _filter(ops.abs(distance), interpolation)
+    inside = ops.logical_and(inputs > starts, inputs < starts + lengths)
+    weights = ops.where(inside, weights, 0.0)
+    return weights / ops.sum(weights, axis=-1, keepdims=True)
+
+
+def _filter(distance, interpolation):
+    if interpolation == "bilinear":
+        return ops.maximum(1.0 - distance, 0.0)
+    # Keys' cubic with a = -1/2.
+    square, cube = distance**2, distance**3
+    near = 1.5 * cube - 2.5 * square + 1.0
+    far = -0.5 * cube + 2.5 * square - 4.0 * distance + 2.0
+    return ops.where(distance < 1.0, near, ops.where(distance < 2.0, far, 0.0))

@@ -1,0 +1,204 @@
+import contextlib
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from image_files import gradient
+from PIL import Image
+
+from keras_bridle.data.image_file import as_size, fit_array, read_image
+
+LOSSY = {"jpg": {"quality": 95}, "webp": {"quality": 95}}
+
+
+def save(path, pixels, **options):
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def png_of_16_bits(path, values):
+    """Writes a gray PNG of 16 bits by hand, as cameras and scanners make them."""
+
+    def chunk(name, body):
+        check = zlib.crc32(name + body)
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", check)
+
+    height, width = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+    return path
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_formats(tmp_path, ending):
+    path = save(tmp_path / f"a.{ending}", gradient(), **LOSSY.get(ending, {}))
+    image = read_image(path)
+    assert image.shape == (40, 60, 3) and image.dtype == np.uint8
+    difference = np.abs(image.astype(int) - gradient())
+    assert difference.max() == 0 if ending == "png" else difference.mean() < 2
+
+
+def test_resizing_equals_pillow_and_keeps_proportions(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 90, 3), "uint8")
+    path = save(tmp_path / "a.png", pixels)
+    # 20 x 16: the whole height of 50 and a width of 40.
+    for place, left in ((0.0, 0), (0.5, 25), (1.0, 50)):
+        expected = Image.fromarray(pixels[:, left : left + 40]).resize(
+            (16, 20), Image.Resampling.BICUBIC
+        )
+        actual = read_image(path, (20, 16), position=(0.3, place))
+        assert actual.shape == (20, 16, 3)
+        # Filters may look at pixels beyond the box.
+        inner = np.abs(actual.astype(int) - np.asarray(expected))[:, 3:-3]
+        assert inner.max() <= 1
+
+
+def test_small_pictures_are_enlarged_and_odd_sizes_work(tmp_path):
+    path = save(tmp_path / "a.png", gradient(1, 1))
+    assert read_image(path, 7).shape == (7, 7, 3)
+    path = save(tmp_path / "b.png", gradient(3, 101))
+    assert read_image(path, (5, 9), channels=1).shape == (5, 9, 1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation(tmp_path, orientation):
+    """What a viewer shows is the same whatever way the picture is stored."""
+    upright = gradient(40, 64)
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: np.rot90(upright, 2).transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / "a.jpg", np.ascontiguousarray(stored), exif=exif, quality=95)
+    image = read_image(path)
+    assert image.shape == upright.shape
+    assert np.abs(image.astype(int) - upright).mean() < 2
+    small = read_image(path, (10, 16))
+    expected = fit_array(upright, (10, 16), 3, (0.5, 0.5))
+    assert np.abs(small.astype(int) - expected).mean() < 3
+
+
+def test_broken_orientation_is_ignored(tmp_path):
+    exif = b"Exif\0\0II*\0\xff\xff\xff\xff"
+    path = save(tmp_path / "a.jpg", gradient(), exif=exif, quality=95)
+    assert np.abs(read_image(path).astype(int) - gradient()).mean() < 2
+
+
+def test_gray_and_color(tmp_path):
+    gray = save(tmp_path / "gray.png", gradient()[..., 0])
+    assert (read_image(gray) == gradient()[..., :1]).all()
+    assert (read_image(gray, channels=1)[..., 0] == gradient()[..., 0]).all()
+    color = save(tmp_path / "color.png", gradient())
+    expected = np.asarray(Image.fromarray(gradient()).convert("L"))
+    np.testing.assert_array_equal(read_image(color, channels=1)[..., 0], expected)
+
+
+def test_transparent_pixels_show_white(tmp_path):
+    pixels = np.zeros((2, 4, 4), "uint8")
+    pixels[..., 3] = [0, 85, 170, 255]
+    path = save(tmp_path / "a.png", pixels)
+    for row in read_image(path)[..., 0]:
+        np.testing.assert_allclose(row, [255, 170, 85, 0], atol=1)
+    assert read_image(path, channels=1)[0, 0, 0] == 255
+    palette = Image.fromarray(np.uint8([[0, 1], [1, 2]]))
+    palette.putpalette([9, 9, 9, 200, 100, 50, 1, 2, 3])
+    palette.save(tmp_path / "p.png", transparency=0)
+    image = read_image(tmp_path / "p.png")
+    np.testing.assert_array_equal(image[0, 0], [255, 255, 255])
+    np.testing.assert_array_equal(image[0, 1], [200, 100, 50])
+    np.testing.assert_array_equal(image[1, 1], [1, 2, 3])
+
+
+def test_16_bits_keep_their_upper_8(tmp_path):
+    values = np.linspace(0, 65535, 30 * 20).reshape(30, 20).astype("uint16")
+    path = png_of_16_bits(tmp_path / "a.png", values)
+    np.testing.assert_array_equal(read_image(path, channels=1)[..., 0], values >> 8)
+    assert read_image(path, 8).shape == (8, 8, 3)
+
+
+def test_cmyk_and_one_bit(tmp_path):
+    Image.fromarray(gradient()).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
+    image = read_image(tmp_path / "a.jpg")
+    assert np.abs(image.astype(int) - gradient()).mean() < 3
+    bits = np.random.default_rng(0).integers(0, 2, (9, 9)).astype(bool)
+    Image.fromarray(bits).save(tmp_path / "b.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png")[..., 2], bits * 255)
+
+
+def test_the_contents_decide_not_the_name(tmp_path):
+    Image.fromarray(gradient()).save(tmp_path / "a.jpg", format="PNG")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.jpg"), gradient())
+
+
+def test_large_jpegs_are_decoded_smaller_but_look_the_same(tmp_path):
+    path = save(tmp_path / "a.jpg", gradient(1200, 1600), quality=95)
+    expected = fit_array(gradient(1200, 1600), (60, 60), 3, (0.5, 0.5))
+    difference = np.abs(read_image(path, 60).astype(int) - expected)
+    assert difference.mean() < 2
+
+
+def test_broken_files(tmp_path):
+    good = save(tmp_path / "good.png", gradient(200, 200)).read_bytes()
+    jpeg = save(tmp_path / "good.jpg", gradient(200, 200)).read_bytes()
+    for name, contents in {
+        "empty.png": b"",
+        "text.jpg": b"no picture in here",
+        "cut.png": good[: len(good) // 2],
+        "cut.jpg": jpeg[: len(jpeg) // 2],
+        "head.png": good[:20],
+        "flipped.png": good[:60] + bytes(255 - b for b in good[60:120]) + good[120:],
+    }.items():
+        (tmp_path / name).write_bytes(contents)
+        with pytest.raises(ValueError, match=r"\w+(Error|Exception): "):
+            read_image(tmp_path / name, 16)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_image(tmp_path / "none.png")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_image(tmp_path)
+
+
+def test_random_damage_gives_a_picture_or_a_value_error(tmp_path):
+    generator = np.random.default_rng(0)
+    path = tmp_path / "a.bin"
+    for ending in ("PNG", "JPEG", "WEBP"):
+        Image.fromarray(gradient()).save(path, format=ending)
+        contents = np.frombuffer(path.read_bytes(), "uint8")
+        for _ in range(60):
+            damaged = contents.copy()
+            places = generator.integers(0, len(damaged), 8)
+            damaged[places] = generator.integers(0, 256, 8)
+            path.write_bytes(damaged.tobytes())
+            with contextlib.suppress(ValueError):
+                assert read_image(path, 16).shape == (16, 16, 3)
+
+
+def test_bombs_are_errors(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", gradient())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match="DecompressionBombError"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("size", [0, (3,), (3, -1), (2.5, 2)])
+def test_sizes_are_checked(size):
+    with pytest.raises(ValueError, match="`image_size` must be a positive int or"):
+        as_size("image_size", size)
+
+
+def test_channels_are_checked(tmp_path):
+    with pytest.raises(ValueError, match=r"`channels` must be 1 .* Received: 2"):
+        read_image(tmp_path / "a.png", channels=2)

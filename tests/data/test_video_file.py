@@ -1,0 +1,310 @@
+import struct
+from importlib import resources
+
+import numpy as np
+import pytest
+from video_files import decode_all, scene, write_sound, write_video
+
+from keras_bridle.data import video_file
+from keras_bridle.data.video_file import VideoReader, list_packets, read_video_clip
+
+SAMPLES = resources.files("keras_bridle.data") / "sample_files" / "video"
+VPX = {"auto-alt-ref": "1", "lag-in-frames": "12"}
+# Name, codec, B-frames, encoder options, whether time stamps tell the order of frames.
+FILES = {
+    "h264.mp4": ("libx264", 2, {}, True),
+    "h264_open.mp4": ("libx264", 3, {"x264-params": "open-gop=1:keyint=12"}, True),
+    "h264.mkv": ("libx264", 2, {}, True),
+    "mpeg4.mp4": ("mpeg4", 2, {}, True),
+    "mpeg1.mpg": ("mpeg1video", 2, {}, True),
+    "mpeg2.mpg": ("mpeg2video", 0, {}, True),
+    "mpeg2_b.mpg": ("mpeg2video", 2, {}, None),
+    "vp8.webm": ("libvpx", None, VPX, None),
+    "vp9.webm": ("libvpx-vp9", None, VPX, True),
+    "mpeg4.avi": ("mpeg4", 2, {}, True),
+    "h264_b.avi": ("libx264", 2, {}, False),
+    "mjpeg.avi": ("mjpeg", None, {}, True),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("videos")
+    for name, (codec, b_frames, options, _) in FILES.items():
+        write_video(path / name, codec, scene(80), b_frames=b_frames, options=options)
+    return path
+
+
+def count_calls(monkeypatch, name):
+    calls = []
+    original = getattr(video_file, name)
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(video_file, name, counted)
+    return calls
+
+
+def check_against_plain_decoding(path, starts, num_frames=4, rate=3):
+    everything = decode_all(path)
+    reader = VideoReader(num_frames, rate, None, 3)
+    for start in starts:
+        clip = reader.read_at(str(path), start).frames
+        numbers = np.minimum(start + rate * np.arange(num_frames), len(everything) - 1)
+        for frame, number in zip(clip, numbers, strict=True):
+            np.testing.assert_array_equal(frame, everything[number])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_clips_are_frame_accurate(folder, name, monkeypatch):
+    sequential = count_calls(monkeypatch, "_decode_from_start")
+    starts = [0, 1, 5, 11, 12, 13, 23, 24, 25, 40, 47, 59, 60, 66, 70, 78, 79]
+    check_against_plain_decoding(folder / name, starts)
+    expected = FILES[name][3]
+    if expected is not None:
+        # It seeks wherever the file tells enough to do so.
+        assert len(sequential) == (0 if expected else len(starts))
+
+
+@pytest.mark.parametrize("name", ["city.mpg", "concert.mp4"])
+def test_clips_of_the_samples_are_frame_accurate(name, monkeypatch):
+    sequential = count_calls(monkeypatch, "_decode_from_start")
+    last = {"city.mpg": 189, "concert.mp4": 1440}[name]
+    starts = [0, 1, *np.linspace(2, last, 8).astype(int).tolist()]
+    with resources.as_file(SAMPLES / name) as path:
+        assert len(list_packets(str(path))) == last + 1
+        check_against_plain_decoding(path, starts, rate=2)
+    assert not sequential
+
+
+def test_only_a_little_is_decoded(monkeypatch):
+    decoded = count_calls(monkeypatch, "_PixelMaker")
+    counts = []
+    original = video_file._Video.decode
+
+    def decode(self, packet):
+        counts.append(packet)
+        return original(self, packet)
+
+    monkeypatch.setattr(video_file._Video, "decode", decode)
+    with resources.as_file(SAMPLES / "city.mpg") as path:
+        read_video_clip(path, start=180, num_frames=2)
+    # The last keyframe is number 176; decoders hold a few frames back.
+    assert len(decoded) == 1 and len(counts) < 12
+
+
+def test_varying_frame_rate_counts_frames(tmp_path):
+    generator = np.random.default_rng(0)
+    stamps = np.cumsum(generator.integers(1, 9, 60))
+    for name, codec in (
+        ("a.mp4", "libx264"),
+        ("b.mkv", "libx264"),
+        ("c.webm", "libvpx"),
+    ):
+        path = write_video(tmp_path / name, codec, scene(60), stamps=stamps)
+        assert len(decode_all(path)) == 60
+        check_against_plain_decoding(path, [0, 7, 24, 31, 50])
+
+
+def test_sizes_positions_and_gray(tmp_path):
+    # The left half is black, the right half white.
+    frames = np.zeros((4, 40, 80, 3), "uint8")
+    frames[:, :, 40:] = 255
+    path = write_video(tmp_path / "a.mp4", "mpeg4", frames)
+    reader = VideoReader(3, 1, (20, 20), 1)
+    left, middle, right = (
+        reader.read_at(path, 0, (0.5, place)).frames for place in (0.0, 0.5, 1.0)
+    )
+    assert left.shape == (3, 20, 20, 1) and left.dtype == np.uint8
+    assert left.max() < 20 and right.min() > 235
+    assert middle[:, :, :8].max() < 20 and middle[:, :, 12:].min() > 235
+    assert read_video_clip(path, num_frames=2, image_size=(37, 51)).shape[1:3] == (
+        37,
+        51,
+    )
+    assert read_video_clip(path, num_frames=2, image_size=(90, 33)).shape[1:3] == (
+        90,
+        33,
+    )
+    native = read_video_clip(path, num_frames=1, channels=1)
+    np.testing.assert_array_equal(native[0, ..., 0], decode_all(path, "gray")[0])
+
+
+def test_odd_sizes(tmp_path):
+    path = write_video(tmp_path / "a.webm", "libvpx", scene(6)[:, :45, :61])
+    assert read_video_clip(path, num_frames=6).shape == (6, 45, 61, 3)
+    assert read_video_clip(path, num_frames=6, image_size=7).shape == (6, 7, 7, 3)
+
+
+def rotate_in_header(path, degrees):
+    """Writes a rotation into an MP4's track header, as phones do."""
+    one = 1 << 16
+    matrix = {
+        90: (0, one, 0, -one, 0, 0),
+        180: (-one, 0, 0, 0, -one, 0),
+        270: (0, -one, 0, one, 0, 0),
+    }[degrees]
+    contents = bytearray(path.read_bytes())
+    place = contents.index(b"tkhd") + 4 + 40
+    assert struct.unpack(">9i", contents[place : place + 36])[0] == one
+    contents[place : place + 36] = struct.pack(">9i", *matrix, 0, 0, 1 << 30)
+    path.write_bytes(contents)
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_rotated_videos_are_turned(tmp_path, degrees):
+    path = tmp_path / "a.mp4"
+    write_video(path, "libx264", scene(8))
+    plain = read_video_clip(path, num_frames=4)
+    rotate_in_header(path, degrees)
+    turned = read_video_clip(path, num_frames=4)
+    # `degrees` clockwise.
+    expected = np.rot90(plain, -degrees // 90, axes=(1, 2))
+    np.testing.assert_array_equal(turned, expected)
+    small = read_video_clip(path, num_frames=4, image_size=(8, 12))
+    assert small.shape == (4, 8, 12, 3)
+
+
+def test_positions_reach_from_the_first_to_the_last_clip(tmp_path):
+    path = write_video(tmp_path / "a.mp4", "libx264", scene(20))
+    reader = VideoReader(3, 4, None, 3)
+    for position, start in ((0.0, 0), (0.5, 6), (0.999, 11), (1.0, 11)):
+        clip = reader.read(path, (position, 0.5, 0.5))
+        np.testing.assert_array_equal(clip.frames, reader.read_at(path, start).frames)
+        assert not clip.missing
+
+
+def test_short_videos_end_in_their_last_frame(tmp_path):
+    for name, codec in (("a.mp4", "libx264"), ("b.avi", "libx264")):
+        path = write_video(tmp_path / name, codec, scene(5))
+        frames = decode_all(path)
+        clip = VideoReader(8, 2, None, 3).read(path, (0.7, 0.5, 0.5))
+        for number, frame in enumerate(clip.frames):
+            np.testing.assert_array_equal(frame, frames[min(2 * number, 4)])
+        assert "5 of a clip's 8 frames repeat" in clip.missing
+
+
+def test_one_frame_is_a_video(tmp_path):
+    path = write_video(tmp_path / "a.mp4", "libx264", scene(1))
+    clip = read_video_clip(path, num_frames=3)
+    assert clip.shape[0] == 3 and (clip == clip[:1]).all()
+    assert (read_video_clip(path, start=99, num_frames=3) == clip).all()
+
+
+def cut(path, share):
+    contents = path.read_bytes()
+    path.write_bytes(contents[: int(share * len(contents))])
+
+
+def test_truncated_files_serve_as_far_as_they_go(folder, tmp_path):
+    for name in ("mpeg2.mpg", "vp9.webm", "mpeg4.avi"):
+        path = tmp_path / name
+        path.write_bytes((folder / name).read_bytes())
+        before = decode_all(path)
+        cut(path, 0.6)
+        reader = VideoReader(4, 2, None, 3)
+        packets = len(list_packets(str(path)))
+        assert 20 < packets < 80
+        start = (packets - 7 + 1) // 2
+        clip = reader.read(str(path), (0.5, 0.5, 0.5))
+        for number, frame in enumerate(clip.frames):
+            np.testing.assert_array_equal(frame, before[start + 2 * number])
+
+
+def test_truncated_files_that_are_too_short_for_a_clip_are_errors(folder, tmp_path):
+    path = tmp_path / "a.avi"
+    path.write_bytes((folder / "mpeg4.avi").read_bytes())
+    cut(path, 0.5)
+    announced = list_packets(str(path)).announced
+    assert announced == 80
+    with pytest.raises(ValueError, match=r"broken off after \d+ of 80 frames, a clip"):
+        VideoReader(16, 4, None, 3).read(str(path), (0.5, 0.5, 0.5))
+    clip = VideoReader(4, 2, None, 3).read(str(path), (0.5, 0.5, 0.5))
+    assert "broken off after" in clip.missing
+
+
+def test_mp4_cut_before_its_index_is_an_error(folder, tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes((folder / "h264.mp4").read_bytes())
+    cut(path, 0.5)
+    with pytest.raises(ValueError, match="InvalidDataError"):
+        read_video_clip(path)
+
+
+def test_no_videos(tmp_path):
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.avi").write_text("no video in here" * 100)
+    for name in ("empty.mp4", "text.avi"):
+        with pytest.raises(ValueError, match="Error"):
+            read_video_clip(tmp_path / name)
+    write_sound(tmp_path / "sound.mp4")
+    with pytest.raises(ValueError, match="holds no video stream"):
+        read_video_clip(tmp_path / "sound.mp4")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_video_clip(tmp_path / "none.mp4")
+
+
+def test_the_contents_decide_not_the_name(folder, tmp_path):
+    path = tmp_path / "a.avi"
+    path.write_bytes((folder / "vp9.webm").read_bytes())
+    check_against_plain_decoding(path, [13])
+
+
+def test_random_damage_gives_a_clip_or_a_value_error(folder, tmp_path):
+    generator = np.random.default_rng(0)
+    clips = 0
+    for name in ("h264.mp4", "mpeg2.mpg", "vp9.webm", "mpeg4.avi"):
+        contents = np.frombuffer((folder / name).read_bytes(), "uint8")
+        for trial in range(12):
+            damaged = contents.copy()
+            places = generator.integers(0, len(damaged), 20)
+            damaged[places] = generator.integers(0, 256, 20)
+            path = tmp_path / f"{trial}{name}"
+            path.write_bytes(damaged.tobytes())
+            try:
+                frames = (
+                    VideoReader(4, 3, 16, 3).read(str(path), (0.6, 0.5, 0.5)).frames
+                )
+            except ValueError:
+                continue
+            assert frames.shape == (4, 16, 16, 3)
+            clips += 1
+    assert clips > 20
+
+
+def test_a_file_that_changes_is_read_as_it_is_now(tmp_path):
+    path = tmp_path / "a.mp4"
+    write_video(path, "libx264", scene(40))
+    reader = VideoReader(4, 1, None, 3)
+    reader.read_at(str(path), 20)
+    write_video(path, "libx264", scene(40)[::-1].copy(), gop=7)
+    clip = reader.read_at(str(path), 20).frames
+    np.testing.assert_array_equal(clip, decode_all(path)[20:24])
+
+
+def test_packet_lists_are_kept_up_to_a_number_of_packets(folder, monkeypatch):
+    listed = count_calls(monkeypatch, "list_packets")
+    monkeypatch.setattr(video_file, "_KEPT_PACKETS", 200)
+    reader = VideoReader(1, 1, 8, 3)
+    names = [str(folder / name) for name in ("h264.mp4", "vp9.webm", "mpeg4.avi")]
+    for name in (names[0], names[1], names[0], names[2], names[0], names[1]):
+        reader.read_at(name, 3)
+    # The third one takes the place of the second.
+    assert [arguments[0] for arguments in listed] == [*names, names[1]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_frames": 0}, "`num_frames` must be at least 1"),
+        ({"sampling_rate": 0}, "`sampling_rate` must be at least 1"),
+        ({"start": -1}, "`start` must be at least 0"),
+        ({"channels": 4}, "`channels` must be 1"),
+        ({"image_size": 0}, "`image_size` must be a positive int"),
+    ],
+)
+def test_arguments_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        read_video_clip("a.mp4", **arguments)
