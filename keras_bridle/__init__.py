@@ -1,11 +1,17 @@
 """Self-supervised pretraining with residual quantization (BRIDLE) in Keras 3."""
 
 from keras_bridle.layers import (
+    BlockMask,
     ClassToken,
+    InverseBlockMask,
     LogMelSpectrogram,
     PatchEmbedding,
     PatchMask,
+    PixelNormalization,
+    RandomHorizontalFlip,
     RandomMask,
+    RandomMultiScaleCrop,
+    RandomResizedCrop,
     RandomWaveformGain,
     RandomWaveformRoll,
     ResidualQuantizer,
@@ -13,6 +19,7 @@ from keras_bridle.layers import (
     SineCosinePositionEncoding,
     TimeFrequencyMask,
     TransformerBlock,
+    TubeMask,
     WindowTransformerBlock,
 )
 from keras_bridle.models import (
@@ -32,6 +39,7 @@ from keras_bridle.pretraining import (
 from keras_bridle.version import __version__
 
 __all__ = [
+    "BlockMask",
     "BridleBackbone",
     "BridleTokenizer",
     "ClassToken",
@@ -40,12 +48,17 @@ __all__ = [
     "EncoderPretrainer",
     "FeatureEstimator",
     "InterleavedPretraining",
+    "InverseBlockMask",
     "JointPretrainer",
     "LogMelSpectrogram",
     "PatchEmbedding",
     "PatchMask",
+    "PixelNormalization",
+    "RandomHorizontalFlip",
     "RandomMask",
+    "RandomMultiScaleCrop",
     "RandomProjectionTokenizer",
+    "RandomResizedCrop",
     "RandomWaveformGain",
     "RandomWaveformRoll",
     "ResidualQuantizer",
@@ -54,6 +67,7 @@ __all__ = [
     "TimeFrequencyMask",
     "TokenizerPretrainer",
     "TransformerBlock",
+    "TubeMask",
     "WindowTransformerBlock",
     "__version__",
 ]

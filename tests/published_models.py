@@ -3,18 +3,21 @@
 import re
 
 import numpy as np
-from harness import relative_error
+from harness import gradients, relative_error, to_numpy
+from keras import ops
 
 from keras_bridle.conversion import (
     load_published_backbone,
     load_published_decoder,
+    published_weights,
 )
 from keras_bridle.layers import RandomMask, TimeFrequencyMask
 from keras_bridle.models import BridleBackbone, CodeDecoder
 
 # The settings of the published shifted windows, which no config names.
 WINDOWS = {"attention": "window", "window_size": (4, 4), "window_shift": (2, 0)}
-GRADIENT = 2e-5
+GRADIENT, QUANTIZER = 2e-5, 1e-5
+ENCODER, TOKENIZER = "encoder_decoder.", "tokenizer."
 
 
 def weights_of(arrays):
@@ -146,3 +149,63 @@ def check_gradients(weights, found, expected):
             gradient, right = np.delete(gradient, key), np.delete(right, key)
         error = relative_error(gradient, right)
         assert error <= GRADIENT, (name, error)
+
+
+def gradients_of(arrays, block):
+    """The published gradients of a block of a file, by name."""
+    stem = f"{block}.grad."
+    return {
+        name.removeprefix(stem): array
+        for name, array in arrays.items()
+        if name.startswith(stem)
+    }
+
+
+def check_codebooks(arrays, stem, quantizer, absolute=QUANTIZER):
+    """Compares codebooks and counts with published ones.
+
+    Args:
+        arrays: dict of the arrays of a file.
+        stem: string in front of their names.
+        quantizer: `PublishedResidualQuantizer`.
+        absolute: float, the absolute part of the tolerance.
+    """
+    if f"{stem}embedding.weight" in arrays:
+        codes = [arrays[f"{stem}embedding.weight"]]
+        counts = [arrays[f"{stem}cluster_size"]]
+    else:
+        levels = [f"{stem}codebooks.{i}." for i in range(quantizer.num_levels)]
+        codes = [arrays[f"{level}weight"][:-1] for level in levels]
+        counts = [arrays[f"{level}cluster_size_ema"] for level in levels]
+    for ours, right in ((quantizer.code_vectors, codes), (quantizer.counts, counts)):
+        np.testing.assert_allclose(to_numpy(ours), right, QUANTIZER, absolute)
+
+
+def weights_by_name(trainer):
+    """All weights of a trainer under their published names."""
+    weights = {}
+    for attribute, prefix in (
+        ("backbone", ENCODER),
+        ("decoder", ENCODER),
+        ("tokenizer", TOKENIZER),
+        ("estimator", TOKENIZER),
+    ):
+        part = getattr(trainer, attribute, None)
+        if part is not None:
+            for name, weight in published_weights(part).items():
+                weights[prefix + name] = weight
+    return weights
+
+
+def step_of(trainer, x, weights, names):
+    """One training step without an optimizer: loss and gradients by name."""
+    x = ops.convert_to_tensor(x)
+    state = [v for v in trainer.variables if not v.trainable]
+
+    def loss():
+        outputs = trainer(x, training=True)
+        return trainer.compute_loss(x=x, y_pred=outputs)
+
+    variables = [weights[name].variable for name in names]
+    value, found = gradients(loss, variables, state)
+    return value, dict(zip(names, found, strict=True))

@@ -11,17 +11,24 @@ from harness import Case
 
 from keras_bridle import layers, models
 from keras_bridle.layers import (
+    BlockMask,
     ClassToken,
+    InverseBlockMask,
     LogMelSpectrogram,
     PatchEmbedding,
     PatchMask,
+    PixelNormalization,
+    RandomHorizontalFlip,
     RandomMask,
+    RandomMultiScaleCrop,
+    RandomResizedCrop,
     RandomWaveformGain,
     RandomWaveformRoll,
     ResidualQuantizer,
     SineCosinePositionEncoding,
     TimeFrequencyMask,
     TransformerBlock,
+    TubeMask,
     WindowTransformerBlock,
 )
 from keras_bridle.models import (
@@ -60,6 +67,22 @@ def backbone(dtype=None, **settings):
 def waveform_backbone(dtype=None):
     front_end = LogMelSpectrogram(num_mel_bins=16, dtype=dtype)
     return backbone(dtype, input_dims=(None,), patch_size=(4, 8), front_end=front_end)
+
+
+def clip_backbone(dtype=None):
+    return backbone(
+        dtype,
+        input_dims=(6, 8, 8, 3),
+        patch_size=(2, 4, 4),
+        front_end=PixelNormalization(dtype=dtype),
+        use_class_token=False,
+        position_layout="sequence",
+        trained_grid="input",
+    )
+
+
+def pixels(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape).astype("float32")
 
 
 def waveforms():
@@ -105,19 +128,66 @@ def estimate(estimator, inputs):
     return estimator(inputs["x"], grid=(4, 2), padding_mask=inputs["padding_mask"])
 
 
+def tokenize(tokenizer, inputs):
+    return tokenizer(inputs["x"], inputs["rows"], visible=inputs["visible"])
+
+
+VISIBLE = {
+    "x": normal(2, 16, 24, 1),
+    "rows": real(16, 8, of=16),
+    "visible": np.int32([[3, 0, 7, 5], [1, 6, 2, 4]]),
+}
 WINDOW = {"attention": "window", "window_size": (2, 2), "window_shift": (1, 0)}
 # Softmax does not see what all its logits share.
 IDLE = ("bias_output/bias",)
 
 CASES = {
+    "BlockMask": Case(
+        maker(BlockMask, 0.4, seed=1),
+        normal(2, 42, 4),
+        lambda layer, x: layer(x, grid=(6, 7)),
+        random=True,
+    ),
     "ClassToken": Case(maker(ClassToken), normal(2, 3, 8)),
+    "InverseBlockMask": Case(
+        maker(InverseBlockMask, 0.7, seed=1),
+        normal(2, 42, 4),
+        lambda layer, x: layer(x, grid=(6, 7)),
+        random=True,
+    ),
     "LogMelSpectrogram": Case(maker(LogMelSpectrogram, num_frames=24), waveforms()),
     "PatchEmbedding": Case(maker(PatchEmbedding, 8, (4, 2)), normal(2, 8, 6, 1)),
     "PatchEmbedding-padded": Case(maker(PatchEmbedding, 8, 4), normal(2, 7, 6, 3)),
     "PatchEmbedding-clip": Case(
         maker(PatchEmbedding, 8, (2, 4, 4)), normal(2, 4, 8, 8, 1)
     ),
+    "PixelNormalization": Case(maker(PixelNormalization), pixels(2, 4, 4, 3)),
+    "PixelNormalization-clip": Case(
+        maker(PixelNormalization, 0.5, (0.2, 0.3, 0.4)),
+        pixels(2, 3, 4, 4, 3).astype("uint8"),
+    ),
     "RandomMask": Case(maker(RandomMask, 0.6, seed=1), normal(2, 30, 4), random=True),
+    "RandomHorizontalFlip": Case(
+        maker(RandomHorizontalFlip, seed=1),
+        uniform(4, 6, 8, 3),
+        lambda layer, x: layer(x, training=True),
+        random=True,
+        output_dtype="mixed",
+    ),
+    "RandomMultiScaleCrop": Case(
+        maker(RandomMultiScaleCrop, (6, 8), seed=1),
+        uniform(4, 2, 12, 16, 1),
+        lambda layer, x: layer(x, training=True),
+        random=True,
+        output_dtype="mixed",
+    ),
+    "RandomResizedCrop": Case(
+        maker(RandomResizedCrop, (6, 8), seed=1),
+        uniform(4, 12, 16, 3),
+        lambda layer, x: layer(x, training=True),
+        random=True,
+        output_dtype="mixed",
+    ),
     "RandomWaveformGain": Case(
         maker(RandomWaveformGain, seed=1),
         waveforms(),
@@ -147,6 +217,10 @@ CASES = {
     "SineCosinePositionEncoding-stretched": Case(
         maker(SineCosinePositionEncoding, trained_grid=(6, 5)), normal(2, 3, 5, 8)
     ),
+    "SineCosinePositionEncoding-stretched-clip": Case(
+        maker(SineCosinePositionEncoding, "sequence", trained_grid=(None, 6, 5)),
+        normal(2, 2, 3, 4, 6),
+    ),
     "SineCosinePositionEncoding-sequence": Case(
         maker(SineCosinePositionEncoding, "sequence"), normal(2, 2, 3, 4, 6)
     ),
@@ -162,6 +236,12 @@ CASES = {
         lambda layer, x: layer(x["x"], padding_mask=x["mask"]),
         fits=True,
     ),
+    "TubeMask": Case(
+        maker(TubeMask, 0.6, seed=1),
+        normal(2, 40, 4),
+        lambda layer, x: layer(x, grid=(4, 2, 5)),
+        random=True,
+    ),
     "WindowTransformerBlock": Case(
         maker(WindowTransformerBlock, 2, 16, (2, 2), (1, 1), bias_dim=8),
         {"x": normal(2, 16, 8), "mask": real(16, 9, of=16)},
@@ -170,9 +250,13 @@ CASES = {
         fits=True,
     ),
     "BridleBackbone": Case(backbone, normal(2, 16, 24, 1), fits=True),
+    "BridleBackbone-clip": Case(clip_backbone, pixels(2, 4, 8, 12, 3), fits=True),
     "BridleBackbone-waveform": Case(waveform_backbone, waveforms()),
     "BridleTokenizer": Case(
         tokenizer, normal(2, 16, 24, 1), continuous=False, output_dtype="mixed"
+    ),
+    "BridleTokenizer-visible": Case(
+        tokenizer, VISIBLE, tokenize, continuous=False, output_dtype="mixed"
     ),
     "CodeDecoder": Case(
         maker(CodeDecoder, 2, 8, 16, **SMALL),
@@ -207,6 +291,9 @@ CASES = {
         normal(2, 16, 24, 1),
         continuous=False,
         output_dtype="mixed",
+    ),
+    "RandomProjectionTokenizer-visible": Case(
+        random_projection, VISIBLE, tokenize, continuous=False, output_dtype="mixed"
     ),
 }
 

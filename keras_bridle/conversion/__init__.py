@@ -4,6 +4,7 @@ from keras_bridle.conversion.published_quantizer import (
     PublishedResidualQuantizer,
     load_published_quantizer,
 )
+from keras_bridle.conversion.published_video import from_published_video
 from keras_bridle.conversion.published_weights import (
     PublishedWeight,
     load_published_backbone,
@@ -18,6 +19,7 @@ from keras_bridle.conversion.published_weights import (
 __all__ = [
     "PublishedResidualQuantizer",
     "PublishedWeight",
+    "from_published_video",
     "load_published_backbone",
     "load_published_decoder",
     "load_published_estimator",

@@ -123,7 +123,18 @@ class PatchEmbedding(keras.layers.Layer):
             return None
         _, *columns = self.grid(tuple(inputs.shape[1:-1]))
         first_rows = padding_mask[:, :: self.patch_size[0]]
+        if None in columns:
+            return self._spread_over_columns(first_rows, inputs)
         return ops.repeat(first_rows, math.prod(columns), axis=1)
+
+    def _spread_over_columns(self, first_rows, inputs):
+        """Repeats what is said of rows for columns whose number is not known yet."""
+        corners = inputs[..., 0]
+        for axis, size in enumerate(self.patch_size, start=1):
+            corners = corners[(*[slice(None)] * axis, slice(None, None, size))]
+        rows = ops.expand_dims(first_rows, tuple(range(2, len(corners.shape))))
+        is_real = ops.logical_and(rows, ops.ones_like(corners, dtype="bool"))
+        return ops.reshape(is_real, (ops.shape(is_real)[0], -1))
 
     def get_config(self):
         return {

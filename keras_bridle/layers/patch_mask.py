@@ -1,7 +1,9 @@
 """Which patches an encoder sees and which it has to predict."""
 
+import math
 from typing import Any, NamedTuple
 
+import keras
 from keras import ops
 
 
@@ -47,6 +49,63 @@ def restore_order(mask):
     """
     order = ops.concatenate([mask.visible, mask.masked], axis=1)
     return ops.cast(ops.argsort(order, axis=1), "int32")
+
+
+def split_patches(scores, num_visible):
+    """Keeps the patches of smallest score visible and masks the others.
+
+    Args:
+        scores: float tensor of shape `(batch, num_patches)`.
+        num_visible: int, the patches of each example to keep.
+
+    Returns:
+        `PatchMask`, patches in the order of their scores.
+    """
+    # One sort: two `top_k` could both take a patch that has the same score as another.
+    order = ops.cast(ops.argsort(scores, axis=1), "int32")
+    return PatchMask(order[:, :num_visible], order[:, num_visible:])
+
+
+def in_natural_order(mask):
+    """Sorts the visible and the masked patches of a `PatchMask`."""
+    return PatchMask(*(ops.sort(indices, axis=1) for indices in mask))
+
+
+def patch_mask_spec(patches, num_patches, num_visible):
+    """Describes a mask of known counts, for `compute_output_spec()` of mask layers.
+
+    Args:
+        patches: `keras.KerasTensor` with the batch in front.
+        num_patches: int.
+        num_visible: int.
+
+    Returns:
+        `PatchMask` of `keras.KerasTensor`.
+    """
+    return PatchMask(
+        *(
+            keras.KerasTensor((patches.shape[0], count), dtype="int32")
+            for count in (num_visible, num_patches - num_visible)
+        )
+    )
+
+
+def check_grid(grid, patches, num_sides=None):
+    """Raises a `ValueError` for a grid that is not that of the patches.
+
+    Args:
+        grid: tuple of ints.
+        patches: tensor of shape `(batch, num_patches, ...)`.
+        num_sides: optional int, the sides that the grid must have; else 2 or more.
+    """
+    sides = 2 if num_sides is None else num_sides
+    wrong = len(grid) != sides if num_sides else len(grid) < sides
+    if wrong or math.prod(grid) != patches.shape[1]:
+        raise ValueError(
+            f"`grid` must have {sides} sides{'' if num_sides else ' or more'} and as "
+            f"many cells as there are patches. Received: grid={tuple(grid)}, patches "
+            f"of shape {tuple(patches.shape)}"
+        )
 
 
 def num_kept(length, mask_ratio):

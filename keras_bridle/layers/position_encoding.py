@@ -1,5 +1,6 @@
 """Fixed sine-cosine positions for grids of patches."""
 
+import functools
 import math
 
 import keras
@@ -23,8 +24,10 @@ class SineCosinePositionEncoding(keras.layers.Layer):
             (the published positions of video). `"transposed_grid"`: the grid's table is
             made for (columns, rows) and read in the order of the patches, which
             scrambles it unless the grid is square (the published positions of audio).
-        trained_grid: optional tuple of 2 ints `(rows, columns)`. When given,
-            coordinates are scaled so that any grid covers the same range as this one.
+        trained_grid: optional tuple of ints. When given, coordinates are scaled so that
+            the sides of any grid cover the same range as this one's. A side may be
+            `None` and is left as it is then: `(None, 14, 14)` stretches images and
+            leaves time alone.
         **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -37,7 +40,8 @@ class SineCosinePositionEncoding(keras.layers.Layer):
         Tensor like `patches`.
 
     Raises:
-        ValueError: for an unknown layout, or channels that do not divide as needed.
+        ValueError: for an unknown layout, channels that do not divide as needed, or a
+            grid that has other sides than `trained_grid`.
 
     Example:
     ```python
@@ -59,11 +63,6 @@ class SineCosinePositionEncoding(keras.layers.Layer):
         if layout not in LAYOUTS:
             raise ValueError(
                 f"`layout` must be one of {LAYOUTS}. Received: layout={layout!r}"
-            )
-        if trained_grid is not None and layout == "sequence":
-            raise ValueError(
-                "`trained_grid` needs a layout of rows and columns. "
-                f"Received: layout={layout!r}, trained_grid={trained_grid}"
             )
         self.layout = layout
         self.trained_grid = None if trained_grid is None else tuple(trained_grid)
@@ -93,31 +92,13 @@ class SineCosinePositionEncoding(keras.layers.Layer):
         Returns:
             float32 tensor of shape `(num_patches, dim)`, patches in row-major order.
         """
-        # float64 where the grid is known, as sines of large angles need it; TensorFlow
-        # graphs with an unknown grid, which have float64 too, compute it as they run.
-        known = all(isinstance(side, int) for side in grid)
-        numpy = np if known else ops
-        if self.layout == "sequence":
-            table = _sequence_table(numpy, math.prod(grid), dim)
-        else:
-            table = numpy.concatenate(
-                [
-                    _sines_then_cosines(numpy, place, dim // 2)
-                    for place in self._coordinates(numpy, *grid)
-                ],
-                axis=1,
-            )
+        grid = tuple(grid)
+        if all(isinstance(side, int) for side in grid):
+            table = _known_table(self.layout, self.trained_grid, grid, dim)
+            return ops.convert_to_tensor(table)
+        # TensorFlow graphs with an unknown grid compute it as they run.
+        table = _table(ops, self.layout, self.trained_grid, grid, dim)
         return ops.cast(table, "float32")
-
-    def _coordinates(self, numpy, rows, columns):
-        """Column and row of each patch."""
-        index = numpy.arange(rows * columns, dtype="int32")
-        width = rows if self.layout == "transposed_grid" else columns
-        row, column = index // width, index % width
-        if self.trained_grid is not None:
-            row = row * (self.trained_grid[0] / rows)
-            column = column * (self.trained_grid[1] / columns)
-        return column, row
 
     def compute_output_shape(self, patches_shape):
         return tuple(patches_shape)
@@ -130,20 +111,73 @@ class SineCosinePositionEncoding(keras.layers.Layer):
         }
 
 
+# Without it, torch would compute the sines anew at every step.
+@functools.lru_cache(maxsize=32)
+def _known_table(layout, trained_grid, grid, dim):
+    return _table(np, layout, trained_grid, grid, dim).astype("float32")
+
+
+def _table(numpy, layout, trained_grid, grid, dim):
+    """Positions in float64, as sines of large angles need it."""
+    trained_grid = trained_grid or (None,) * len(grid)
+    if len(trained_grid) != len(grid):
+        raise ValueError(
+            "A grid must have as many sides as `trained_grid`. "
+            f"Received: grid={grid}, trained_grid={trained_grid}"
+        )
+    if layout == "sequence":
+        return _sequence_table(numpy, _places(numpy, grid, trained_grid), dim)
+    coordinates = _coordinates(numpy, layout, grid, trained_grid)
+    return numpy.concatenate(
+        [_sines_then_cosines(numpy, place, dim // 2) for place in coordinates], axis=1
+    )
+
+
+def _coordinates(numpy, layout, grid, trained_grid):
+    """Column and row of each patch."""
+    rows, columns = grid
+    index = numpy.arange(rows * columns, dtype="int32")
+    width = rows if layout == "transposed_grid" else columns
+    return (
+        _stretched(numpy, index % width, columns, trained_grid[1]),
+        _stretched(numpy, index // width, rows, trained_grid[0]),
+    )
+
+
+def _places(numpy, grid, trained_grid):
+    """Place of each patch in the flat sequence, that of the trained grid if any."""
+    index = numpy.arange(math.prod(grid), dtype="int32")
+    place, step, trained_step = 0.0, 1, 1.0
+    # From the last side, whose neighbors are neighbors in the sequence.
+    for side, trained_side in reversed(list(zip(grid, trained_grid, strict=True))):
+        cell = _stretched(numpy, index // step % side, side, trained_side)
+        place = place + cell * trained_step
+        step = step * side
+        trained_step = trained_step * _as_float64(numpy, trained_side or side)
+    return place
+
+
 def _sines_then_cosines(numpy, place, dim):
     frequencies = 10000.0 ** (-np.arange(dim // 2) / (dim / 2))
-    angles = _as_float64(numpy, place) * frequencies
+    angles = numpy.expand_dims(place, 1) * frequencies
     return numpy.concatenate([numpy.sin(angles), numpy.cos(angles)], axis=1)
 
 
-def _sequence_table(numpy, length, dim):
+def _sequence_table(numpy, place, dim):
     """Positions of a sequence: sines at even channels, cosines at odd ones."""
     frequencies = 10000.0 ** (-2 * (np.arange(dim) // 2) / dim)
-    angles = _as_float64(numpy, numpy.arange(length, dtype="int32")) * frequencies
+    angles = numpy.expand_dims(place, 1) * frequencies
     is_even = np.arange(dim) % 2 == 0
     return numpy.where(is_even, numpy.sin(angles), numpy.cos(angles))
 
 
-def _as_float64(numpy, place):
-    column = numpy.expand_dims(place, 1)
-    return column.astype("float64") if numpy is np else ops.cast(column, "float64")
+def _stretched(numpy, cells, side, trained_side):
+    """Coordinates of cells along a side that is stretched onto another."""
+    cells = _as_float64(numpy, cells)
+    if trained_side is None:
+        return cells
+    return cells * (trained_side / _as_float64(numpy, side))
+
+
+def _as_float64(numpy, number):
+    return np.float64(number) if numpy is np else ops.cast(number, "float64")

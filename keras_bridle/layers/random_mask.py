@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_bridle.layers.patch_mask import PatchMask, check_mask_ratio, num_kept
+from keras_bridle.layers.patch_mask import check_mask_ratio, num_kept, split_patches
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
@@ -22,7 +22,7 @@ class RandomMask(keras.layers.Layer):
             random numbers: the patches of smallest noise stay visible.
 
     Returns:
-        `PatchMask`, visible patches in the order of their noise.
+        `PatchMask`, patches in the order of their noise.
 
     Raises:
         ValueError: for a ratio outside (0, 1), or fewer than 2 patches.
@@ -60,9 +60,7 @@ class RandomMask(keras.layers.Layer):
             )
         noise = ops.convert_to_tensor(noise, dtype="float32")
         visible_count = num_kept(num_patches, self.mask_ratio)
-        visible = ops.top_k(-noise, visible_count)[1]
-        masked = ops.top_k(noise, num_patches - visible_count)[1]
-        return PatchMask(ops.cast(visible, "int32"), ops.cast(masked, "int32"))
+        return split_patches(noise, visible_count)
 
     def get_config(self):
         return {

@@ -3,7 +3,12 @@
 import keras
 from keras import ops
 
-from keras_bridle.layers.patch_mask import PatchMask, check_mask_ratio, num_kept
+from keras_bridle.layers.patch_mask import (
+    PatchMask,
+    check_mask_ratio,
+    num_kept,
+    patch_mask_spec,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
@@ -97,12 +102,7 @@ class TimeFrequencyMask(keras.layers.Layer):
         rows, columns = grid
         kept = num_kept(rows, self.time_mask_ratio)
         kept = kept * num_kept(columns, self.frequency_mask_ratio)
-        return PatchMask(
-            *(
-                keras.KerasTensor((patches.shape[0], count), dtype="int32")
-                for count in (kept, rows * columns - kept)
-            )
-        )
+        return patch_mask_spec(patches, rows * columns, kept)
 
     def get_config(self):
         return {

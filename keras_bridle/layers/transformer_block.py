@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_bridle.layers.engine import attention
+
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class TransformerBlock(keras.layers.Layer):
@@ -85,7 +87,7 @@ class TransformerBlock(keras.layers.Layer):
         if padding_mask is not None:
             mask = ops.cast(padding_mask, "bool")[:, None, None, :]
             mask = ops.broadcast_to(mask, (batch, 1, length, length))
-        attended = ops.dot_product_attention(query, key, value, mask=mask)
+        attended = attention(query, key, value, mask)
         return self.attention_output(ops.reshape(attended, (batch, length, dim)))
 
     def compute_output_shape(self, tokens_shape):

@@ -27,13 +27,18 @@ class BridleBackbone(keras_hub.models.Backbone):
         num_layers: int, number of transformer blocks.
         num_heads: int, attention heads of each block.
         mlp_dim: int, width of the blocks' hidden layer.
-        input_dims: tuple of ints, the shape of one input without the batch: `(None,)`
-            for waveforms of any length, `(rows, columns, channels)` for maps.
+        input_dims: tuple of ints, the shape of one input without the batch that the
+            encoder is made for: `(None,)` for waveforms of any length, `(rows, columns,
+            channels)` for maps. Inputs with other sides are taken as well.
         front_end: optional Keras layer that turns raw input into the map that is cut
             into patches, such as `LogMelSpectrogram`. A method `padding_mask(inputs)`
             of it, if there is one, tells the real rows of the map from padded ones.
         use_class_token: bool, whether a learned token is put in front of the patches.
         position_layout: string, the `layout` of `SineCosinePositionEncoding`.
+        trained_grid: optional tuple of ints, onto which the positions of other grids
+            are stretched, `None` at sides that are not. `"input"` is the grid of
+            `input_dims`, with `None` for a clip's time. Without it, or along a side of
+            `None`, a shorter input has the first positions of a longer one.
         layer_norm_epsilon: float, added to the variance in the norms.
         dtype: optional string or `keras.DTypePolicy`.
         **kwargs: keyword arguments of `keras_hub.models.Backbone`.
@@ -44,6 +49,9 @@ class BridleBackbone(keras_hub.models.Backbone):
     Returns:
         Tensor of shape `(batch, num_tokens, hidden_dim)`: the class token, if there is
         one, then the patches row by row.
+
+    Raises:
+        ValueError: for `trained_grid="input"` where `input_dims` has an unknown side.
 
     Example:
     ```python
@@ -76,6 +84,7 @@ class BridleBackbone(keras_hub.models.Backbone):
         front_end=None,
         use_class_token=True,
         position_layout="grid",
+        trained_grid=None,
         layer_norm_epsilon=1e-6,
         dtype=None,
         **kwargs,
@@ -92,8 +101,10 @@ class BridleBackbone(keras_hub.models.Backbone):
         self.patch_embedding = PatchEmbedding(
             hidden_dim, patch_size, dtype=dtype, name="patch_embedding"
         )
+        if trained_grid == "input":
+            trained_grid = self._grid_of_images(input_dims)
         self.position_encoding = SineCosinePositionEncoding(
-            position_layout, dtype=dtype, name="position_encoding"
+            position_layout, trained_grid, dtype=dtype, name="position_encoding"
         )
         self.flatten_grid = keras.layers.Reshape(
             (-1, hidden_dim), dtype=dtype, name="flatten_grid"
@@ -124,10 +135,13 @@ class BridleBackbone(keras_hub.models.Backbone):
         self.input_dims = input_dims
         self.use_class_token = use_class_token
         self.position_layout = position_layout
+        self.trained_grid = self.position_encoding.trained_grid
         self.layer_norm_epsilon = layer_norm_epsilon
 
         # === Functional model ===
-        inputs = keras.Input(input_dims, name="inputs")
+        # Sides differ from input to input; the channels of a map do not.
+        sides = max(1, len(input_dims) - 1)
+        inputs = keras.Input((*[None] * sides, *input_dims[sides:]), name="inputs")
         features, padding_mask = self.features(inputs)
         outputs = self.encode(features, padding_mask)
         self.features_shape = tuple(features.shape)
@@ -203,26 +217,58 @@ class BridleBackbone(keras_hub.models.Backbone):
         """Tells how many patches a map has along each side, a tuple of ints."""
         return self.patch_embedding.grid(tuple(features.shape[1:-1]))
 
-    def pooled_features(self, inputs):
+    def pooled_features(self, inputs, segments=1):
         """Gives one vector for each input: the mean of its real patches.
+
+        Where the order of things in time matters, as in a spoken word, take the means
+        of several `segments`.
 
         Args:
             inputs: tensor of shape `(batch, *input_dims)`.
+            segments: int, equal parts of the real length of the first side (the time of
+                a clip, the height of an image). The means of all parts are joined to
+                one vector.
 
         Returns:
-            Tensor of shape `(batch, hidden_dim)`.
+            Tensor of shape `(batch, segments * hidden_dim)`.
+
+        Raises:
+            ValueError: if `segments` is not positive.
         """
+        if segments < 1:
+            raise ValueError(f"`segments` must be 1 or more. Received: {segments}")
         features, padding_mask = self.features(inputs)
         patches = self.drop_class_token(self.encode(features, padding_mask))
         mask = self.patch_padding_mask(features, padding_mask)
-        if mask is None:
-            return ops.mean(patches, axis=1)
-        weights = ops.expand_dims(ops.cast(mask, patches.dtype), 2)
-        return ops.sum(patches * weights, axis=1) / ops.sum(weights, axis=1)
+        rows = self.grid(features)[0]
+        columns = patches.shape[1] // rows
+        patches = ops.reshape(patches, (-1, rows, columns, self.hidden_dim))
+        # Padding fills whole rows.
+        lengths = ops.full_like(patches[:, 0, 0, 0], rows, dtype="float32")
+        if mask is not None:
+            real_rows = ops.reshape(mask, (-1, rows, columns))[:, :, 0]
+            lengths = ops.sum(ops.cast(real_rows, "float32"), axis=1)
+        shares = ops.cast(_segment_shares(lengths, rows, segments), patches.dtype)
+        means = ops.matmul(shares, ops.mean(patches, axis=2))
+        return ops.reshape(means, (-1, segments * self.hidden_dim))
 
     def drop_class_token(self, tokens):
         """Leaves out the class token, if there is one, and keeps the patches."""
         return tokens if self.class_token is None else tokens[:, 1:]
+
+    def _grid_of_images(self, input_dims):
+        """The grid of `input_dims`, with `None` for a clip's time."""
+        shape = (None, *input_dims)
+        if self.front_end is not None:
+            shape = self.front_end.compute_output_shape(shape)
+        grid = self.patch_embedding.grid(shape[1:-1])
+        images = grid[-2:]
+        if None in images:
+            raise ValueError(
+                '`trained_grid="input"` needs known sides. '
+                f"Received: input_dims={input_dims}"
+            )
+        return (*[None] * len(grid[:-2]), *images)
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, **kwargs):
@@ -265,6 +311,7 @@ class BridleBackbone(keras_hub.models.Backbone):
             "front_end": keras.saving.serialize_keras_object(self.front_end),
             "use_class_token": self.use_class_token,
             "position_layout": self.position_layout,
+            "trained_grid": self.trained_grid,
             "layer_norm_epsilon": self.layer_norm_epsilon,
         }
 
@@ -274,6 +321,15 @@ def with_class_token(mask):
     if mask is None:
         return None
     return ops.concatenate([ops.ones_like(mask[:, :1]), mask], axis=1)
+
+
+def _segment_shares(lengths, rows, segments):
+    """Weighs rows by how much of a segment they fill, `(batch, segments, rows)`."""
+    edges = lengths[:, None] * ops.arange(segments + 1, dtype="float32") / segments
+    starts, ends = edges[:, :-1, None], edges[:, 1:, None]
+    row = ops.arange(rows, dtype="float32")
+    overlap = ops.minimum(ends, row + 1.0) - ops.maximum(starts, row)
+    return ops.maximum(overlap, 0.0) / (ends - starts)
 
 
 class _FrontEndPaddingMask(keras.layers.Layer):

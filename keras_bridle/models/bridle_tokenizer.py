@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_bridle.layers.patch_mask import gather_patches
+
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class BridleTokenizer(keras.Model):
@@ -17,6 +19,8 @@ class BridleTokenizer(keras.Model):
             `BridleBackbone.features()` gives.
         padding_mask: optional bool tensor of shape `(batch, rows)`, `True` at real
             rows.
+        visible: optional int32 tensor of shape `(batch, num_visible)`, the patches to
+            tokenize; the others are left out. `None` tokenizes all.
         training: bool, whether codebooks move.
 
     Returns:
@@ -63,22 +67,25 @@ class BridleTokenizer(keras.Model):
             quantizer.build((None, None, quantizer.dim))
         self.built = True
 
-    def vectors(self, features, padding_mask=None):
+    def vectors(self, features, padding_mask=None, visible=None):
         """Computes the vectors that are quantized.
 
         Args:
             features: tensor of shape `(batch, *sides, channels)`.
             padding_mask: optional bool tensor of shape `(batch, rows)`.
+            visible: optional int32 tensor of shape `(batch, num_visible)`.
 
         Returns:
             Tensor of shape `(batch, num_patches, code_dim)`.
         """
-        tokens = self.backbone.encode(features, padding_mask)
+        tokens = self.backbone.encode(features, padding_mask, visible)
         return self.projection(self.hidden(self.backbone.drop_class_token(tokens)))
 
-    def call(self, features, padding_mask=None, training=False):
+    def call(self, features, padding_mask=None, visible=None, training=False):
         mask = self.backbone.patch_padding_mask(features, padding_mask)
-        vectors = self.vectors(features, padding_mask)
+        if mask is not None and visible is not None:
+            mask = gather_patches(mask, visible)
+        vectors = self.vectors(features, padding_mask, visible)
         return self.quantizer(vectors, padding_mask=mask, training=training)
 
     def get_config(self):

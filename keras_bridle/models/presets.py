@@ -3,6 +3,7 @@
 import math
 
 from keras_bridle.layers.log_mel import LogMelSpectrogram
+from keras_bridle.layers.pixel_normalization import PixelNormalization
 
 # hidden_dim, num_layers, num_heads
 _SIZES = {
@@ -10,6 +11,7 @@ _SIZES = {
     "small": (384, 12, 6),
     "base": (768, 12, 12),
     "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
 }
 
 
@@ -28,7 +30,7 @@ def backbone_preset(name):
     if not str(name).startswith("bridle_"):
         return None
     modality, _, size = name.removeprefix("bridle_").partition("_")
-    if modality not in _MODALITIES or size not in _SIZES:
+    if name not in preset_names():
         raise ValueError(
             f"There is no such preset. Received: {name!r}. Expected a folder or one of "
             f"{preset_names()}"
@@ -43,33 +45,67 @@ def backbone_preset(name):
     }
 
 
-def preset_names():
-    """Lists the names of the sizes that come with the library."""
-    return [f"bridle_{modality}_{size}" for modality in _MODALITIES for size in _SIZES]
+def preset_names(modality=None):
+    """Lists the names of the sizes that come with the library.
+
+    Args:
+        modality: optional string, `"audio"`, `"image"` or `"video"`; all by default.
+
+    Returns:
+        List of strings, such as `"bridle_audio_base"`.
+    """
+    modalities = _MODALITIES if modality is None else (modality,)
+    return [
+        f"bridle_{name}_{size}"
+        for name in modalities
+        for size in _SIZES
+        # Published for video alone.
+        if size != "huge" or name == "video"
+    ]
 
 
-def decoder_size(backbone):
-    """Chooses a `CodeDecoder` for an encoder: lighter than it, 512 wide at most.
+def decoder_size(backbone, hidden_dim=None, num_layers=None):
+    """Chooses a `CodeDecoder` for an encoder, lighter than it.
 
-    For the base encoder this is the published 512 x 8 layers x 16 heads.
+    The published sizes are 512 x 8 layers x 16 heads for the base encoders of audio and
+    images, and half the encoder's width x 4 layers for clips.
 
     Args:
         backbone: `BridleBackbone`.
+        hidden_dim: optional int, the width, where it shall be another.
+        num_layers: optional int, likewise.
 
     Returns:
         A dict of constructor arguments of `CodeDecoder`.
     """
-    hidden_dim = min(512, backbone.hidden_dim)
+    if _is_for_clips(backbone):
+        size = _half_size(backbone)
+    else:
+        size = {
+            **_width(min(512, backbone.hidden_dim)),
+            "num_layers": math.ceil(backbone.num_layers * 2 / 3),
+            "position_layout": backbone.position_layout,
+        }
+    if hidden_dim is not None:
+        size |= _width(hidden_dim)
+    if num_layers is not None:
+        size["num_layers"] = num_layers
+    return size
+
+
+def _width(hidden_dim):
     return {
         "hidden_dim": hidden_dim,
-        "num_layers": math.ceil(backbone.num_layers * 2 / 3),
         "num_heads": max(1, hidden_dim // 32),
         "mlp_dim": 4 * hidden_dim,
     }
 
 
 def estimator_size(backbone):
-    """Chooses a `FeatureEstimator` for an encoder: a few layers of its width.
+    """Chooses a `FeatureEstimator` for an encoder.
+
+    The published sizes are 3 layers of the encoder's width for audio and images, and 4
+    of half that width for clips.
 
     Args:
         backbone: `BridleBackbone`.
@@ -77,21 +113,61 @@ def estimator_size(backbone):
     Returns:
         A dict of constructor arguments of `FeatureEstimator`.
     """
+    if _is_for_clips(backbone):
+        return _half_size(backbone)
     return {
         "hidden_dim": backbone.hidden_dim,
         "num_layers": min(3, math.ceil(backbone.num_layers / 2)),
         "num_heads": backbone.num_heads,
         "mlp_dim": backbone.mlp_dim,
+        "position_layout": backbone.position_layout,
+    }
+
+
+def _is_for_clips(backbone):
+    return len(backbone.patch_size) == 3
+
+
+def _half_size(backbone):
+    return {
+        "hidden_dim": backbone.hidden_dim // 2,
+        "num_layers": min(4, math.ceil(backbone.num_layers / 2)),
+        "num_heads": max(1, backbone.num_heads // 2),
+        "mlp_dim": backbone.mlp_dim // 2,
+        "position_layout": backbone.position_layout,
     }
 
 
 def _audio(size):
     return {
-        # Tiny is for short clips: a syllable has few patches of 160 ms.
-        "patch_size": (4, 32) if size == "tiny" else (16, 16),
+        # Tiny is for short clips: the consonant of a syllable takes 20 to 50 ms.
+        "patch_size": (2, 32) if size == "tiny" else (16, 16),
         "input_dims": (None,),
         "front_end": LogMelSpectrogram(name="log_mel"),
     }
 
 
-_MODALITIES = {"audio": _audio}
+def _image(size):
+    # Tiny is for small pictures.
+    side, patch = (32, 4) if size == "tiny" else (224, 16)
+    return {
+        "patch_size": (patch, patch),
+        "input_dims": (side, side, 3),
+        "front_end": PixelNormalization(name="pixel_normalization"),
+        "trained_grid": "input",
+    }
+
+
+def _video(size):
+    side, patch = (64, 8) if size == "tiny" else (224, 16)
+    return {
+        "patch_size": (2, patch, patch),
+        "input_dims": (16, side, side, 3),
+        "front_end": PixelNormalization(name="pixel_normalization"),
+        "use_class_token": False,
+        "position_layout": "sequence",
+        "trained_grid": "input",
+    }
+
+
+_MODALITIES = {"audio": _audio, "image": _image, "video": _video}

@@ -3,6 +3,7 @@
 import keras
 
 from keras_bridle.layers.patch_embedding import PatchEmbedding
+from keras_bridle.layers.patch_mask import gather_patches
 from keras_bridle.layers.position_encoding import SineCosinePositionEncoding
 from keras_bridle.models.bridle_tokenizer import check_quantizer
 
@@ -28,6 +29,8 @@ class RandomProjectionTokenizer(keras.Model):
             `BridleBackbone.features()` gives.
         padding_mask: optional bool tensor of shape `(batch, rows)`, `True` at real
             rows.
+        visible: optional int32 tensor of shape `(batch, num_visible)`, the patches to
+            tokenize; the others are left out. `None` tokenizes all.
         training: bool, whether codebooks move.
 
     Returns:
@@ -86,13 +89,14 @@ class RandomProjectionTokenizer(keras.Model):
             self.quantizer.build((None, None, self.quantizer.dim))
         self.built = True
 
-    def vectors(self, features, padding_mask=None):
+    def vectors(self, features, padding_mask=None, visible=None):
         """Computes the vectors that are quantized.
 
         Args:
             features: tensor of shape `(batch, *sides, channels)`.
             padding_mask: not used, as no patch looks at another one here; taken for the
                 sake of a common interface with `BridleTokenizer`.
+            visible: optional int32 tensor of shape `(batch, num_visible)`.
 
         Returns:
             Tensor of shape `(batch, num_patches, code_dim)`.
@@ -100,11 +104,16 @@ class RandomProjectionTokenizer(keras.Model):
         patches = self.patch_embedding(features)
         if self.position_encoding is not None:
             patches = self.position_encoding(patches)
-        return self.projection(self.flatten_grid(patches))
+        patches = self.flatten_grid(patches)
+        if visible is not None:
+            patches = gather_patches(patches, visible)
+        return self.projection(patches)
 
-    def call(self, features, padding_mask=None, training=False):
+    def call(self, features, padding_mask=None, visible=None, training=False):
         mask = self.patch_embedding.patch_padding_mask(features, padding_mask)
-        vectors = self.vectors(features, padding_mask)
+        if mask is not None and visible is not None:
+            mask = gather_patches(mask, visible)
+        vectors = self.vectors(features, padding_mask, visible)
         return self.quantizer(vectors, padding_mask=mask, training=training)
 
     def get_config(self):

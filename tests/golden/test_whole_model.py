@@ -6,17 +6,23 @@ import keras
 import numpy as np
 import pytest
 from golden_files import golden_files, load
-from harness import gradients, run, to_numpy
+from harness import run, to_numpy
 from keras import ops
 from published_models import (
+    ENCODER,
+    TOKENIZER,
     backbone_of,
     block_settings,
     channels_last,
+    check_codebooks,
     check_gradients,
     decoder_of,
+    gradients_of,
     hidden_of,
     layout_of,
     ratio_that_keeps,
+    step_of,
+    weights_by_name,
     weights_of,
 )
 
@@ -42,7 +48,6 @@ from keras_bridle.pretraining import (
 PHASES = [*golden_files("audio_bridle*.npz"), *golden_files("image_bridle*.npz")]
 JOINT = golden_files("*_joint*.npz")
 EMBEDDING, QUANTIZER, LOSS, TRAJECTORY = 2e-5, 1e-5, 5e-6, 1e-4
-ENCODER, TOKENIZER = "encoder_decoder.", "tokenizer."
 
 
 class MaskOfNoise(RandomMask):
@@ -161,59 +166,9 @@ class Golden:
         codes = self.arrays[name]
         return codes[..., None] if self.is_vq else codes
 
-    def gradients_of(self, block):
-        stem = f"{block}.grad."
-        return {
-            name.removeprefix(stem): array
-            for name, array in self.arrays.items()
-            if name.startswith(stem)
-        }
-
     def check_codebooks(self, block, quantizer):
         """Compares codebooks and counts with those after a step."""
-        stem = f"{block}.after.quantizer."
-        if self.is_vq:
-            codes = [self.arrays[f"{stem}embedding.weight"]]
-            counts = [self.arrays[f"{stem}cluster_size"]]
-        else:
-            levels = [f"{stem}codebooks.{i}." for i in range(self.num_levels)]
-            codes = [self.arrays[f"{level}weight"][:-1] for level in levels]
-            counts = [self.arrays[f"{level}cluster_size_ema"] for level in levels]
-        for ours, right in (
-            (quantizer.code_vectors, codes),
-            (quantizer.counts, counts),
-        ):
-            np.testing.assert_allclose(to_numpy(ours), right, QUANTIZER, QUANTIZER)
-
-
-def weights_by_name(trainer):
-    """All weights of a trainer under their published names."""
-    weights = {}
-    for attribute, prefix in (
-        ("backbone", ENCODER),
-        ("decoder", ENCODER),
-        ("tokenizer", TOKENIZER),
-        ("estimator", TOKENIZER),
-    ):
-        part = getattr(trainer, attribute, None)
-        if part is not None:
-            for name, weight in published_weights(part).items():
-                weights[prefix + name] = weight
-    return weights
-
-
-def step_of(trainer, x, weights, names):
-    """One training step without an optimizer: loss and gradients by name."""
-    x = ops.convert_to_tensor(x)
-    state = [v for v in trainer.variables if not v.trainable]
-
-    def loss():
-        outputs = trainer(x, training=True)
-        return trainer.compute_loss(x=x, y_pred=outputs)
-
-    variables = [weights[name].variable for name in names]
-    value, found = gradients(loss, variables, state)
-    return value, dict(zip(names, found, strict=True))
+        check_codebooks(self.arrays, f"{block}.after.quantizer.", quantizer)
 
 
 @pytest.fixture(scope="module", params=PHASES, ids=lambda path: path.stem)
@@ -301,7 +256,7 @@ def test_encoder_phase(phases, kind):
     tokenizer = phases.random_projection() if kind == "cold" else phases.tokenizer()
     trainer = phases.encoder_trainer(tokenizer)
     weights = weights_by_name(trainer)
-    expected = phases.gradients_of(f"encoder_{kind}")
+    expected = gradients_of(phases.arrays, f"encoder_{kind}")
     before = [to_numpy(weight) for weight in tokenizer.weights]
     value, found = step_of(trainer, phases.x, weights, list(expected))
     right = float(phases.arrays[f"encoder_{kind}.loss"])
@@ -330,7 +285,7 @@ def test_encoder_phase_logits(phases):
 def test_tokenizer_phase(phases):
     arrays, trainer = phases.arrays, phases.tokenizer_trainer()
     weights = weights_by_name(trainer)
-    expected = phases.gradients_of("tokenizer")
+    expected = gradients_of(phases.arrays, "tokenizer")
     value, found = step_of(trainer, phases.x, weights, list(expected))
     assert value == pytest.approx(float(arrays["tokenizer.loss"]), rel=LOSS)
     check_gradients(weights, found, expected)
@@ -351,7 +306,7 @@ def test_tokenizer_phase(phases):
 def test_joint_step(joint):
     trainer = joint.joint_trainer()
     weights = weights_by_name(trainer)
-    expected = joint.gradients_of("both")
+    expected = gradients_of(joint.arrays, "both")
     value, found = step_of(trainer, joint.x, weights, list(expected))
     assert value == pytest.approx(float(joint.arrays["both.loss"]), rel=LOSS)
     check_gradients(weights, found, expected)

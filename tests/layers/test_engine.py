@@ -3,7 +3,12 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_bridle.layers.engine import argmax_of_rows, nearness, segment_sum
+from keras_bridle.layers.engine import (
+    argmax_of_rows,
+    attention,
+    nearness,
+    segment_sum,
+)
 
 
 @pytest.mark.parametrize("shape", [(1000,), (1000, 5)])
@@ -47,3 +52,21 @@ def test_argmax_of_rows_takes_the_first_of_equals():
     np.testing.assert_array_equal(ops.convert_to_numpy(codes), [1, 0, 3])
     bad = ops.convert_to_tensor(np.full((2, 4), np.nan, "float32"))
     assert (ops.convert_to_numpy(argmax_of_rows(bad)) < 4).all()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_a_softmax_over_keys(masked):
+    rng = np.random.default_rng(0)
+    query, key, value = rng.normal(size=(3, 2, 5, 3, 4)).astype("float32")
+    mask = None
+    logits = np.einsum("bqhd,bkhd->bhqk", query, key).astype("float64") / 2.0
+    if masked:
+        mask = np.broadcast_to(np.arange(5) < [[5], [2]], (1, 2, 5))
+        mask = np.tile(mask.reshape(2, 1, 1, 5), (1, 1, 5, 1))
+        logits = np.where(mask, logits, -np.inf)
+        mask = ops.convert_to_tensor(mask)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    expected = np.einsum("bhqk,bkhd->bqhd", weights, value)
+    found = attention(*map(ops.convert_to_tensor, (query, key, value)), mask)
+    np.testing.assert_allclose(ops.convert_to_numpy(found), expected, 1e-5, 1e-5)

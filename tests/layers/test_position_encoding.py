@@ -63,6 +63,39 @@ def test_trained_grid_stretches_other_grids():
     np.testing.assert_array_equal(same, table((6, 4), 8))
 
 
+def test_a_side_of_none_is_left_alone():
+    cells = [(row, column * 0.5) for row in range(3) for column in range(8)]
+    found = table((3, 8), 8, trained_grid=(None, 4))
+    np.testing.assert_allclose(found, table_of(cells, 8), atol=1e-6)
+
+
+def test_trained_grid_stretches_sequences():
+    # Half as many columns, twice as many rows, and other frames.
+    layer = SineCosinePositionEncoding("sequence", trained_grid=(None, 4, 6))
+    found = to_numpy(layer.table((3, 8, 3), 6))
+    places = [
+        frame * 24 + row * 0.5 * 6 + column * 2.0
+        for frame in range(3)
+        for row in range(8)
+        for column in range(3)
+    ]
+    expected = [
+        [
+            (math.sin if j % 2 == 0 else math.cos)(n / 10000 ** (2 * (j // 2) / 6))
+            for j in range(6)
+        ]
+        for n in places
+    ]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    plain = table((5, 4, 6), 6, "sequence")
+    np.testing.assert_array_equal(to_numpy(layer.table((5, 4, 6), 6)), plain)
+
+
+def test_grid_of_other_sides_than_the_trained_one():
+    with pytest.raises(ValueError, match=r"as many sides .*grid=\(2, 3\)"):
+        table((2, 3), 8, "sequence", trained_grid=(None, 2, 3))
+
+
 def test_a_shorter_map_gets_the_first_positions_of_a_longer_one():
     np.testing.assert_array_equal(table((3, 4), 8), table((7, 4), 8)[:12])
 
@@ -70,8 +103,6 @@ def test_a_shorter_map_gets_the_first_positions_of_a_longer_one():
 def test_wrong_arguments():
     with pytest.raises(ValueError, match=r"`layout` must be one of .*'diagonal'"):
         SineCosinePositionEncoding("diagonal")
-    with pytest.raises(ValueError, match=r"`trained_grid` needs .*sequence"):
-        SineCosinePositionEncoding("sequence", trained_grid=(2, 2))
 
 
 @pytest.mark.parametrize(("layout", "dim"), [("grid", 6), ("sequence", 5)])

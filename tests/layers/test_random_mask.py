@@ -29,6 +29,13 @@ def test_smallest_noise_stays_visible_in_its_order():
     np.testing.assert_array_equal(np.sort(mask.masked), np.sort(order[:, 3:]))
 
 
+def test_equal_noise_hides_no_patch_that_it_shows():
+    noise = np.float32([[0.5, 0.5, 0.1, 0.5, 0.9, 0.5]])
+    mask = to_numpy(RandomMask(0.5)(np.zeros((1, 6, 2)), noise=noise))
+    both = np.sort(np.concatenate([mask.visible, mask.masked], axis=1))
+    np.testing.assert_array_equal(both, [np.arange(6)])
+
+
 def test_seed():
     first, second = RandomMask(0.5, seed=3), RandomMask(0.5, seed=3)
     one, two = drawn(first), drawn(second)

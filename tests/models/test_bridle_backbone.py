@@ -90,12 +90,146 @@ def test_padded_clip_has_the_features_it_has_alone():
     np.testing.assert_allclose(pooled, alone[:, 1:].mean(1), 2e-5, 2e-5)
 
 
+@pytest.mark.parametrize("samples", [400 + 9 * 160, 3000, 5300, 399])
+def test_padded_clip_of_any_length(samples):
+    # Also where the last patch is only partly real.
+    front_end = LogMelSpectrogram(num_mel_bins=16)
+    backbone = made(input_dims=(None,), front_end=front_end)
+    clip = np.random.default_rng(0).uniform(-1, 1, (1, samples)).astype("float32")
+    padded = np.pad(clip, [(0, 0), (0, 6000 - samples)])
+    outputs = run(lambda: backbone(padded), backbone)
+    alone = run(lambda: backbone(clip), backbone)
+    assert outputs.shape[1] > alone.shape[1]
+    np.testing.assert_allclose(outputs[:, : alone.shape[1]], alone, 2e-5, 2e-5)
+    pooled = run(lambda: backbone.pooled_features(padded), backbone)
+    expected = run(lambda: backbone.pooled_features(clip), backbone)
+    np.testing.assert_allclose(pooled, expected, 2e-5, 2e-5)
+
+
+CLIPS = {
+    "patch_size": (2, 4, 4),
+    "input_dims": (8, 8, 12, 2),
+    "use_class_token": False,
+    "position_layout": "sequence",
+    "trained_grid": "input",
+}
+
+
+def clips(*sides):
+    rng = np.random.default_rng(1)
+    return rng.normal(size=(2, *sides, 2)).astype("float32")
+
+
+def test_shorter_clip_has_the_features_of_the_padded_one():
+    backbone, x = made(**CLIPS), clips(8, 8, 12)
+    alone = run(lambda: backbone(x[:, :4]), backbone)
+    assert alone.shape == (2, 12, 16)
+    frames = np.arange(8)[None] < [[4], [4]]
+    padded = run(lambda: backbone.encode(x, padding_mask=frames), backbone)
+    np.testing.assert_allclose(padded[:, :12], alone, 1e-5, 1e-5)
+    # Without a mask the other frames are seen.
+    assert np.abs(run(lambda: backbone(x), backbone)[:, :12] - alone).max() > 1e-3
+
+
+def test_longer_clip_goes_on_where_positions_end():
+    backbone, x = made(**CLIPS), clips(12, 8, 12)
+    longer = made(**{**CLIPS, "input_dims": (12, 8, 12, 2)})
+    np.testing.assert_array_equal(
+        run(lambda: backbone(x), backbone), run(lambda: longer(x), longer)
+    )
+
+
+@pytest.mark.parametrize("sides", [(16, 24), (4, 8), (12, 10)])
+@pytest.mark.parametrize("layout", ["grid", "sequence"])
+def test_other_image_size_has_the_positions_stretched(sides, layout):
+    settings = {"patch_size": 4, "input_dims": (8, 16, 2), "position_layout": layout}
+    backbone = made(**settings, trained_grid="input")
+    assert backbone.trained_grid == (2, 4)
+    x = clips(*sides)
+    grid = backbone.grid(x)
+    assert grid == (-(-sides[0] // 4), -(-sides[1] // 4))
+    row, column = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    row, column = row * 2 / grid[0], column * 4 / grid[1]
+    if layout == "grid":
+        places = [column[:, None], row[:, None]]
+        angles = [place * 10000.0 ** (-np.arange(4) / 4) for place in places]
+        table = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1)
+    else:
+        angles = (row * 4 + column)[:, None] * 10000.0 ** (-np.arange(8) / 8)
+        table = np.stack([np.sin(angles), np.cos(angles)], axis=2).reshape(-1, 16)
+    patches = to_numpy(backbone.patch_embedding(x)).reshape(2, -1, 16)
+    found = run(lambda: backbone.patch_tokens(x), backbone)
+    np.testing.assert_allclose(found, patches + table, 1e-5, 1e-5)
+    outputs = run(lambda: backbone(x), backbone)
+    assert outputs.shape == (2, 1 + len(table), 16)
+    np.testing.assert_allclose(backbone.predict(x, verbose=0), outputs, 1e-5, 1e-5)
+
+
+def test_size_it_is_made_for_has_the_plain_positions():
+    plain, x = made(input_dims=(8, 16, 1)), maps(8)
+    stretching = made(input_dims=(8, 16, 1), trained_grid="input")
+    np.testing.assert_array_equal(
+        run(lambda: plain(x), plain), run(lambda: stretching(x), stretching)
+    )
+
+
+def test_trained_grid_stays_when_loaded_for_another_size(tmp_path):
+    backbone = made(input_dims=(8, 16, 1), trained_grid="input")
+    backbone.save_to_preset(str(tmp_path))
+    loaded = BridleBackbone.from_preset(str(tmp_path), input_dims=(16, 16, 1))
+    assert loaded.trained_grid == (2, 2)
+    x = maps(16)
+    np.testing.assert_array_equal(to_numpy(loaded(x)), to_numpy(backbone(x)))
+
+
+def test_trained_grid_of_unknown_sides():
+    with pytest.raises(ValueError, match=r"needs known sides.*\(None, 16, 1\)"):
+        made(trained_grid="input")
+
+
+def test_images_of_any_size_go_through_a_preset():
+    backbone = BridleBackbone.from_preset(
+        "bridle_image_tiny", load_weights=False, num_layers=1, input_dims=(28, 28, 1)
+    )
+    assert backbone.trained_grid == (7, 7)
+    x = np.random.default_rng(0).integers(0, 256, (2, 36, 20, 1)).astype("uint8")
+    outputs = backbone.predict(x, verbose=0)
+    assert outputs.shape == (2, 1 + 9 * 5, 128)
+    floats = backbone.predict(x.astype("float32"), verbose=0)
+    np.testing.assert_allclose(floats, outputs, 1e-6, 1e-6)
+    features, _ = backbone.features(x)
+    expected = (x / 255.0 - 0.449) / 0.226
+    np.testing.assert_allclose(to_numpy(features), expected, 1e-5, 1e-5)
+
+
 def test_pooled_features_without_padding():
     backbone, x = made(), maps(8, batch=2)
     expected = to_numpy(backbone(x))[:, 1:].mean(axis=1)
     np.testing.assert_allclose(
         to_numpy(backbone.pooled_features(x)), expected, 1e-5, 1e-5
     )
+
+
+@pytest.mark.parametrize("segments", [1, 3, 7])
+def test_pooled_features_of_segments(segments):
+    front_end = LogMelSpectrogram(num_mel_bins=16)
+    backbone = made(input_dims=(None,), front_end=front_end)
+    clips = np.random.default_rng(0).uniform(-1, 1, (3, 5360)).astype("float32")
+    lengths = (32, 17, 4)
+    for clip, frames in zip(clips, lengths, strict=True):
+        clip[400 + (frames - 1) * 160 :] = 0.0
+    patches = to_numpy(backbone(clips))[:, 1:].reshape(3, 8, 2, 16).mean(axis=2)
+    pooled = to_numpy(backbone.pooled_features(clips, segments))
+    for features, rows, frames in zip(pooled, patches, lengths, strict=True):
+        # Each row as many equal pieces, dealt to segments without overlap.
+        pieces = np.repeat(rows[: -(-frames // 4)], segments, axis=0)
+        expected = pieces.reshape(segments, -1, 16).mean(axis=1)
+        np.testing.assert_allclose(features, expected.reshape(-1), 2e-5, 2e-5)
+
+
+def test_no_segments():
+    with pytest.raises(ValueError, match="`segments` must be 1 or more. Received: 0"):
+        made().pooled_features(maps(8), segments=0)
 
 
 def test_preset(tmp_path):

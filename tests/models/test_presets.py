@@ -1,6 +1,13 @@
+import numpy as np
 import pytest
 
-from keras_bridle.models import BridleBackbone
+from keras_bridle.layers import RandomMask, ResidualQuantizer, TubeMask
+from keras_bridle.models import (
+    BridleBackbone,
+    CodeDecoder,
+    FeatureEstimator,
+    RandomProjectionTokenizer,
+)
 from keras_bridle.models.presets import (
     backbone_preset,
     decoder_size,
@@ -32,28 +39,94 @@ def test_published_sizes():
     }
 
 
+def test_published_images_and_clips():
+    image = backbone_preset("bridle_image_base")
+    assert (image["patch_size"], image["input_dims"]) == ((16, 16), (224, 224, 3))
+    assert "position_layout" not in image  # the backbone's own, a class token too
+    for size, shape in {"base": (768, 12, 12), "huge": (1280, 32, 16)}.items():
+        video = backbone_preset(f"bridle_video_{size}")
+        sizes = ("hidden_dim", "num_layers", "num_heads")
+        assert tuple(video[key] for key in sizes) == shape
+        assert video["patch_size"] == (2, 16, 16)
+        assert video["input_dims"] == (16, 224, 224, 3)
+        assert video["use_class_token"] is False
+        assert video["position_layout"] == "sequence"
+
+
+def test_names():
+    assert preset_names("video") == [
+        f"bridle_video_{size}" for size in ("tiny", "small", "base", "large", "huge")
+    ]
+    assert "bridle_image_huge" not in preset_names()
+    assert set(preset_names("image")) < set(preset_names())
+    with pytest.raises(ValueError, match=r"no such preset.*'bridle_audio_huge'"):
+        backbone_preset("bridle_audio_huge")
+
+
 def test_other_names():
     assert backbone_preset("some/folder") is None
     with pytest.raises(ValueError, match=r"no such preset.*'bridle_smell_base'"):
         backbone_preset("bridle_smell_base")
 
 
-def test_decoder_and_estimator_sizes():
-    class Base:
-        hidden_dim, num_layers, num_heads, mlp_dim = 768, 12, 12, 3072
+class Base:
+    hidden_dim, num_layers, num_heads, mlp_dim = 768, 12, 12, 3072
+    patch_size, position_layout = (16, 16), "grid"
 
+
+class VideoBase(Base):
+    patch_size, position_layout = (2, 16, 16), "sequence"
+
+
+def test_decoder_and_estimator_sizes():
     assert decoder_size(Base) == {
         "hidden_dim": 512,
         "num_layers": 8,
         "num_heads": 16,
         "mlp_dim": 2048,
+        "position_layout": "grid",
     }
     assert estimator_size(Base) == {
         "hidden_dim": 768,
         "num_layers": 3,
         "num_heads": 12,
         "mlp_dim": 3072,
+        "position_layout": "grid",
     }
-    backbone = BridleBackbone.from_preset("bridle_audio_tiny", load_weights=False)
+    half = {
+        "hidden_dim": 384,
+        "num_layers": 4,
+        "num_heads": 6,
+        "mlp_dim": 1536,
+        "position_layout": "sequence",
+    }
+    assert decoder_size(VideoBase) == estimator_size(VideoBase) == half
+
+
+@pytest.mark.parametrize("modality", ["audio", "image", "video"])
+def test_parts_of_a_tiny_preset_go_together(modality):
+    backbone = BridleBackbone.from_preset(
+        f"bridle_{modality}_tiny", load_weights=False, num_layers=2
+    )
+    shape = [4000] if modality == "audio" else backbone.input_dims
+    inputs = np.random.default_rng(0).uniform(0, 1, (1, *shape)).astype("float32")
+    features, padding_mask = backbone.features(inputs)
+    grid = backbone.grid(features)
+    tokenizer = RandomProjectionTokenizer(
+        backbone.patch_size, 16, ResidualQuantizer(2, 8, dim=4)
+    )
+    codes = tokenizer(features, padding_mask).codes
+    mask = TubeMask(0.75) if modality == "video" else RandomMask(0.75)
+    mask = mask(codes, grid=grid)
+    decoder = CodeDecoder(
+        2, 8, use_class_token=backbone.use_class_token, **decoder_size(backbone)
+    )
+    tokens = backbone.encode(features, padding_mask, mask.visible)
+    logits = decoder(tokens, mask, grid=grid)
+    assert tuple(logits.shape) == (1, mask.masked.shape[1], 2, 8)
+    estimator = FeatureEstimator(backbone.hidden_dim, **estimator_size(backbone))
+    vectors = tokenizer(features, padding_mask).quantized
+    patches = backbone.drop_class_token(backbone(inputs))
+    assert tuple(estimator(vectors, grid=grid).shape) == tuple(patches.shape)
     size = decoder_size(backbone)
     assert size["hidden_dim"] % size["num_heads"] == 0

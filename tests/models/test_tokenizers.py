@@ -106,3 +106,28 @@ def test_quantizer_must_know_its_size(kind):
     first = [backbone] if kind is BridleTokenizer else [4, 16]
     with pytest.raises(ValueError, match=r"`quantizer` must know .*dim=None"):
         kind(*first, quantizer(dim=None))
+
+
+def test_visible_patches_of_the_random_projection_have_the_codes_of_all():
+    tokenizer, x = made("random"), maps(20)
+    rows = np.arange(20) < np.array([[12], [20]])
+    visible = np.int32([[4, 0, 8], [9, 1, 3]])
+    every = run(lambda: tokenizer(x, rows).codes, tokenizer)
+    some = run(lambda: tokenizer(x, rows, visible=visible).codes, tokenizer)
+    expected = np.take_along_axis(every, visible[:, :, None], axis=1)
+    np.testing.assert_array_equal(some, expected)
+    assert (some[0, 2] == -1).all()  # patch 8 of the first map is padding
+
+
+def test_trained_tokenizer_attends_to_visible_patches_alone():
+    tokenizer, x = made("trained"), maps(12)
+    visible = np.int32([[4, 0, 5], [2, 1, 3]])
+    other = x.copy()
+    other[0, 4:8] += 1.0  # the patches 2 and 3
+    first = run(lambda: tokenizer.vectors(x, visible=visible), tokenizer)
+    second = run(lambda: tokenizer.vectors(other, visible=visible), tokenizer)
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == (2, 3, 6)
+    every = run(lambda: tokenizer.vectors(x), tokenizer)
+    every = np.take_along_axis(every, visible[:, :, None], axis=1)
+    assert np.abs(first - every).max() > 1e-3

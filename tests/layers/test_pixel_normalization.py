@@ -1,0 +1,57 @@
+import keras
+import numpy as np
+import pytest
+from harness import to_numpy
+
+from keras_bridle.layers import PixelNormalization
+
+MEAN = np.array([0.485, 0.456, 0.406])
+STD = np.array([0.229, 0.224, 0.225])
+
+
+def pixels(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape).astype("uint8")
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 4, 3), (2, 3, 5, 4, 3)])
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float32"])
+def test_images_and_clips_of_any_dtype(shape, dtype):
+    x = pixels(*shape)
+    expected = (x.astype("float64") / 255 - MEAN) / STD
+    found = to_numpy(PixelNormalization()(x.astype(dtype)))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, 1e-5, 1e-5)
+
+
+def test_grey_pixels_get_the_average():
+    x = pixels(2, 4, 4, 1)
+    expected = (x.astype("float64") / 255 - MEAN.mean()) / STD.mean()
+    np.testing.assert_allclose(to_numpy(PixelNormalization()(x)), expected, 1e-5, 1e-5)
+
+
+def test_one_number_for_all_channels():
+    x = pixels(2, 4, 4, 5).astype("float32") / 255
+    found = to_numpy(PixelNormalization(0.3, 0.2, scale=1.0)(x))
+    np.testing.assert_allclose(found, (x - 0.3) / 0.2, 1e-5, 1e-5)
+    found = to_numpy(PixelNormalization(0.0, [1.0] * 5, scale=1.0)(x))
+    np.testing.assert_allclose(found, x, 1e-6)
+
+
+def test_half_precision_rounds_the_result_alone():
+    x = pixels(1, 8, 8, 3).astype("float32") + 0.4
+    exact = to_numpy(PixelNormalization()(x))
+    found = PixelNormalization(dtype="mixed_bfloat16")(x)
+    assert keras.backend.standardize_dtype(found.dtype) == "bfloat16"
+    found = to_numpy(keras.ops.cast(found, "float32"))
+    np.testing.assert_allclose(found, exact, 2**-8)
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match=r"as many values .*mean=\(1, 2\)"):
+        PixelNormalization((1, 2), (1, 2, 3))
+    with pytest.raises(ValueError, match=r"must be positive.*std=0.0"):
+        PixelNormalization(0.5, 0.0)
+    with pytest.raises(ValueError, match=r"must be positive.*scale=0"):
+        PixelNormalization(scale=0)
+    with pytest.raises(ValueError, match=r"for 3 channels.*\(1, 4, 4, 2\)"):
+        PixelNormalization()(pixels(1, 4, 4, 2))
