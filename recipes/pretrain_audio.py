@@ -22,35 +22,32 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import functools
 from pathlib import Path
 
 import keras
 import numpy as np
-from rich.console import Console
 
 import keras_bridle as kb
 from keras_bridle.data import (
     AudioManifest,
-    ReadReport,
     audio_dataset,
     load_sonic_pi,
     load_syllables,
 )
 from keras_bridle.evaluation import (
-    RunReport,
     extract_features,
     linear_probe,
     log_mel_features,
-    plot_masked_codes,
 )
 from keras_bridle.pretraining import command_line
 
 SAMPLE_SETTINGS = {
     "preset": "tiny",
     "rounds": 1,
-    "cold_start_epochs": 40,
-    "tokenizer_epochs": 15,
-    "encoder_epochs": 40,
+    "cold_start_epochs": 70,
+    "tokenizer_epochs": 7,
+    "encoder_epochs": 24,
     "batch_size": 32,
     "encoder_learning_rate": 1e-3,
     "tokenizer_learning_rate": 5e-4,
@@ -60,8 +57,10 @@ SAMPLE_SETTINGS = {
     "codebook_size": 64,
     "code_dim": 64,
     "restart_threshold": 0.1,
-    "mask_ratio": 0.75,
-    "seconds": 0.44,
+    "mask_ratio": 0.5,
+    "seconds": 0.36,
+    "decoder_dim": 96,
+    "decoder_layers": 1,
     "directory": "runs/audio_sample",
 }
 PUBLISHED_SETTINGS = {
@@ -103,52 +102,26 @@ def parse_arguments(arguments=None):
     )
     parser.add_argument("--segments", help="AudioSet's CSV file of segments")
     parser.add_argument("--no-roll", action="store_true", help="do not roll waveforms")
-    parser.add_argument(
-        "--strict", action="store_true", help="stop at unreadable files"
-    )
     parser.add_argument("--reader", default="soundfile", help="or tensorflow-io")
-    return command_line.parse_pretraining_arguments(parser, arguments)
+    args = command_line.parse_pretraining_arguments(parser, arguments)
+    if args.layout == "audioset" and args.segments is None:
+        parser.error("--layout audioset needs --segments, AudioSet's CSV file")
+    return args
 
 
 def main(arguments=None):
     args = parse_arguments(arguments)
-    console = Console()
-    keras.utils.set_random_seed(args.seed)
-    keras.config.set_dtype_policy(args.dtype_policy)
-
-    read_report = ReadReport()
-    if args.data is None:
-        inputs, examples, steps = sample_recordings(args)
-    else:
-        inputs, examples, steps = own_recordings(args, read_report)
-    backbone = make_backbone(args, examples)
-    pretraining = command_line.pretraining_from_arguments(
-        args,
-        backbone,
-        mask=kb.RandomMask(args.mask_ratio, seed=args.seed),
-        augmentation=make_augmentation(args),
-    )
-    probe = SyllableProbe(args.seconds) if args.data is None else None
-    report = RunReport(args.directory, examples, probe, args.resume, console)
-    if probe is not None:
-        report.add_row("log-mel", probe.of_log_mel(backbone.front_end))
-        report.add_backbone("untrained", backbone)
-
-    command_line.fit_from_arguments(
-        pretraining,
-        args,
-        inputs,
-        steps_per_epoch=steps,
-        on_phase_end=report.on_phase_end,
-    )
-
-    backbone.save_to_preset(str(Path(args.directory, "preset")))
-    report.finish(pretraining)
-    draw_codes(pretraining, examples[0], report.folder / "codes.png")
-    if read_report.skipped:
-        path = read_report.write(args.directory)
-        console.print(f"{len(read_report.skipped)} files could not be read: {path}")
-    console.print(f"Everything is in {args.directory}, pictures in {report.folder}")
+    with command_line.Setup(args) as setup:
+        data = sample_recordings(args) if args.data is None else own_recordings(args)
+        backbone = make_backbone(args, data.examples)
+        command_line.pretrain(
+            setup,
+            backbone,
+            data,
+            probe=syllable_probes(args, backbone) if args.data is None else None,
+            mask=kb.RandomMask(args.mask_ratio, seed=args.seed),
+            augmentation=make_augmentation(args),
+        )
 
 
 def sample_recordings(args):
@@ -157,30 +130,16 @@ def sample_recordings(args):
     if args.with_sounds:
         # Music and noises take half of the time and teach nothing about syllables.
         waveforms = np.concatenate([waveforms, load_sonic_pi(args.seconds)])
-    return waveforms, waveforms, None
+    return command_line.RecipeData(waveforms, waveforms)
 
 
-def own_recordings(args, read_report):
+def own_recordings(args):
     """Makes the input pipeline of a folder or CSV file, and reads some examples."""
-    manifest = read_manifest(args)
-
-    def batches(epoch, **options):
-        return audio_dataset(
-            manifest,
-            batch_size=args.batch_size,
-            seconds=args.seconds,
-            labels=False,
-            seed=args.seed,
-            initial_epoch=epoch,
-            strict=args.strict,
-            report=read_report,
-            reader=args.reader,
-            **options,
-        )
-
-    examples = np.concatenate([batch.numpy() for batch in batches(0).take(4)])
-    steps = len(manifest) // args.batch_size
-    return lambda epoch: batches(epoch, shuffle=True, repeat=True), examples, steps
+    return command_line.data_from_files(
+        args,
+        read_manifest(args),
+        functools.partial(audio_dataset, seconds=args.seconds, reader=args.reader),
+    )
 
 
 def read_manifest(args):
@@ -198,14 +157,12 @@ def read_manifest(args):
 
 def make_backbone(args, examples):
     """Builds the encoder, its log-mel normalized by the statistics of examples."""
-    if Path(args.preset).exists():
-        return kb.BridleBackbone.from_preset(args.preset)
     log_mel = kb.LogMelSpectrogram(mean=None, std=None)
     values = keras.ops.convert_to_numpy(log_mel(examples))[..., 0]
     values = values[keras.ops.convert_to_numpy(log_mel.padding_mask(examples))]
-    return kb.BridleBackbone.from_preset(
-        f"bridle_audio_{args.preset}",
-        load_weights=False,
+    return command_line.make_backbone(
+        args,
+        "audio",
         front_end=kb.LogMelSpectrogram(
             mean=float(values.mean()), std=float(values.std()), name="log_mel"
         ),
@@ -221,8 +178,24 @@ def make_augmentation(args):
     return keras.Sequential(layers, name="augmentation")
 
 
+def syllable_probes(args, backbone):
+    """Probes of the encoder, and of the spectrograms it starts from."""
+    probe = SyllableProbe(args.seconds)
+    return command_line.RecipeProbe(
+        "Linear probes on syllables never heard in training",
+        probe,
+        {"log-mel": lambda: probe.of_log_mel(backbone.front_end)},
+    )
+
+
 class SyllableProbe:
-    """Linear probes for initials and finals, on syllables that training never saw."""
+    """Linear probes for initials and finals, on syllables that training never saw.
+
+    A syllable has an order, so the probe sees eighths of it one after the other, and,
+    for comparison, its mean over time.
+    """
+
+    segments = 8
 
     def __init__(self, seconds):
         length = num_samples(seconds)
@@ -235,51 +208,48 @@ class SyllableProbe:
 
     def __call__(self, backbone):
         """Probes an encoder, returns accuracies by name."""
+
+        def features_of(waveforms, segments):
+            return extract_features(
+                backbone, waveforms, batch_size=89, segments=segments
+            )
+
         return self._accuracies(
-            lambda waveforms: extract_features(backbone, waveforms, batch_size=89)
+            lambda waveforms: features_of(waveforms, self.segments),
+            lambda waveforms: features_of(waveforms, 1),
         )
 
     def of_log_mel(self, front_end):
-        """Probes plain log-mel spectrograms, 64 frames of 16 bins."""
+        """Probes plain log-mel spectrograms.
+
+        In order, they are 64 frames of 16 bins, stretched to a common length: as many
+        numbers as an encoder gives, and as little about the length.
+        """
+
+        def features_of(waveforms, mode):
+            is_real = keras.ops.convert_to_numpy(front_end.padding_mask(waveforms))
+            return log_mel_features(front_end, waveforms, mode, is_real.sum(axis=1))
+
         return self._accuracies(
-            lambda waveforms: log_mel_features(front_end, waveforms, "resized")
+            lambda waveforms: features_of(waveforms, "resized"),
+            lambda waveforms: features_of(waveforms, "statistics"),
         )
 
-    def _accuracies(self, features_of):
-        features = {
-            split: features_of(self.waveforms[split]) for split in self.waveforms
-        }
-        return {
-            field: linear_probe(
-                features["train"],
-                self.labels["train", field],
-                features["test"],
-                self.labels["test", field],
-                groups=self.labels["train", "syllable"],
-            ).accuracy
-            for field in ("initial", "final")
-        }
-
-
-def draw_codes(pretraining, waveform, path):
-    """Draws a spectrogram, a mask and the codes of each level."""
-    backbone = pretraining.backbone
-    features, _ = backbone.features(waveform[None])
-    spectrogram = keras.ops.convert_to_numpy(features)[0, ..., 0]
-    grid = backbone.grid(features)
-    # The last row of patches may reach beyond the clip.
-    missing = grid[0] * backbone.patch_size[0] - len(spectrogram)
-    spectrogram = np.pad(spectrogram, ((0, missing), (0, 0)))
-    codes = pretraining.codes(waveform[None])[0]
-    patch_mask = pretraining.mask(codes[None], grid=grid)
-    plot_masked_codes(
-        spectrogram,
-        keras.ops.convert_to_numpy(patch_mask.visible)[0],
-        codes,
-        grid=grid,
-        patch_size=backbone.patch_size,
-        path=path,
-    )
+    def _accuracies(self, in_order, mean):
+        accuracies = {}
+        for suffix, features_of in (("", in_order), (", mean", mean)):
+            features = {
+                split: features_of(self.waveforms[split]) for split in self.waveforms
+            }
+            for field in ("initial", "final"):
+                accuracies[field + suffix] = linear_probe(
+                    features["train"],
+                    self.labels["train", field],
+                    features["test"],
+                    self.labels["test", field],
+                    groups=self.labels["train", "syllable"],
+                ).accuracy
+        return accuracies
 
 
 def num_samples(seconds):

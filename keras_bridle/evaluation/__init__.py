@@ -1,5 +1,6 @@
 """What an encoder has learned, in numbers and pictures."""
 
+from keras_bridle.evaluation.code_pictures import draw_codes
 from keras_bridle.evaluation.code_usage import (
     CodeUsage,
     PublishedCodeUsage,
@@ -9,6 +10,8 @@ from keras_bridle.evaluation.code_usage import (
 from keras_bridle.evaluation.features import extract_features, log_mel_features
 from keras_bridle.evaluation.knn_probe import knn_probe
 from keras_bridle.evaluation.linear_probe import ProbeResult, linear_probe
+from keras_bridle.evaluation.nearest_patches import nearest_patches
+from keras_bridle.evaluation.picture_plots import plot_code_patches, plot_picture_codes
 from keras_bridle.evaluation.plots import (
     plot_code_usage,
     plot_history,
@@ -28,13 +31,17 @@ __all__ = [
     "PublishedCodeUsage",
     "RunReport",
     "code_usage",
+    "draw_codes",
     "extract_features",
     "knn_probe",
     "linear_probe",
     "log_mel_features",
+    "nearest_patches",
+    "plot_code_patches",
     "plot_code_usage",
     "plot_history",
     "plot_masked_codes",
+    "plot_picture_codes",
     "probe_table",
     "published_code_usage",
     "usage_rows",

@@ -6,7 +6,13 @@ from rich.progress import track
 
 
 def extract_features(
-    model, inputs, batch_size=32, pooling="mean", progress=False, description="features"
+    model,
+    inputs,
+    batch_size=32,
+    pooling="mean",
+    segments=1,
+    progress=False,
+    description="features",
 ):
     """Runs a frozen network over a data set and returns one vector per example.
 
@@ -25,6 +31,9 @@ def extract_features(
             model without that method must return `(batch, dim)` or
             `(batch, tokens, dim)`, whose tokens are averaged. A function receives
             what `model(inputs)` returns and must return `(batch, dim)`.
+        segments: int. With more than 1, the means of so many equal parts of a clip are
+            joined to one vector, by `model.pooled_features(inputs, segments)`: where
+            the order of what is heard or seen matters.
         progress: bool, whether to show a progress bar.
         description: string, the text before the progress bar.
 
@@ -48,7 +57,12 @@ def extract_features(
     """
     if pooling != "mean" and not callable(pooling):
         raise ValueError(f'pooling must be "mean" or a function; received {pooling!r}')
-    network = _InferenceModel(model, pooling)
+    if segments != 1 and not (pooling == "mean" and hasattr(model, "pooled_features")):
+        raise ValueError(
+            'segments need pooling="mean" and a model with a method `pooled_features`; '
+            f"received segments={segments}, pooling={pooling!r}, model {model!r}"
+        )
+    network = _InferenceModel(model, pooling, segments)
     features = _run(network, inputs, batch_size, description if progress else None)
     if features.ndim != 2:
         raise ValueError(
@@ -141,14 +155,16 @@ def log_mel_features(
 class _InferenceModel(keras.Model):
     """A network and its pooling as one model, so that Keras compiles them as one."""
 
-    def __init__(self, network, pooling):
+    def __init__(self, network, pooling, segments=1):
         super().__init__(name="inference_model")
         self.network = network
         self.pooling = pooling
+        self.segments = segments
 
     def call(self, inputs):
         if self.pooling == "mean" and hasattr(self.network, "pooled_features"):
-            return self.network.pooled_features(inputs)
+            options = {} if self.segments == 1 else {"segments": self.segments}
+            return self.network.pooled_features(inputs, **options)
         outputs = self.network(inputs)
         if callable(self.pooling):
             return self.pooling(outputs)

@@ -26,8 +26,8 @@ class ProbeResult(NamedTuple):
         per_class: dict from class to the accuracy on that class' test rows.
         regularization: float, the inverse penalty that cross-validation chose
             (`C` in scikit-learn: small is strong).
-        validation_accuracy: float, the cross-validated accuracy of that choice on
-            the training rows.
+        validation_accuracy: float, the cross-validated accuracy on the training rows,
+            of the penalties next to that choice.
         predictions: array of shape `(test_rows,)`, the predicted classes.
     """
 
@@ -56,7 +56,10 @@ def linear_probe(
     training rows, which is the batch normalization without scale and offset that
     probes of masked autoencoders put before their linear head. The strength of the
     penalty is chosen by stratified cross-validation on the training rows: the test
-    rows take part in nothing but the final score.
+    rows take part in nothing but the final score. What counts there is the likelihood
+    of the held-out labels, and of penalties that come near each other the mean is
+    taken, so that rounding in the features does not change the choice: held-out
+    accuracies of weak penalties differ by less than such rounding moves them.
 
     Args:
         train_features: array of shape `(train_rows, dim)`.
@@ -68,9 +71,9 @@ def linear_probe(
             (one speaker, one syllable) stay in one fold. Give it when the test
             groups are others than the training ones: without it cross-validation
             rewards memorizing groups, and chooses too weak a penalty.
-        regularizations: sequence of floats, the inverse penalties to choose from. A
-            single one is used without cross-validation (`validation_accuracy` is
-            then NaN).
+        regularizations: sequence of floats, the inverse penalties to choose from or
+            between. A single one is used without cross-validation
+            (`validation_accuracy` is then NaN).
         folds: int, at least 2, the number of cross-validation folds.
         seed: int, seeds the folds.
 
@@ -120,10 +123,12 @@ def linear_probe(
             chosen, validation_accuracy = regularizations[0], float("nan")
         else:
             fold_ids = _fold_ids(targets, groups, folds, seed)
-            scores = _cross_validate(inputs, targets, fold_ids, regularizations)
-            best = int(np.argmax(scores))  # the first: a tie's strongest penalty
-            chosen, validation_accuracy = regularizations[best], float(scores[best])
-        classifier = LogisticRegression(C=chosen, max_iter=2000).fit(inputs, targets)
+            chosen, validation_accuracy = _cross_validate(
+                inputs, targets, fold_ids, regularizations
+            )
+        # To the end: where it stops early depends on rounding.
+        classifier = LogisticRegression(C=chosen, max_iter=5000, tol=1e-6)
+        classifier.fit(inputs, targets)
         predictions = classes[classifier.predict((test_features - mean) * scale)]
 
     right = predictions == test_labels
@@ -188,29 +193,58 @@ def _fold_ids(targets, groups, folds, seed):
 
 
 def _cross_validate(inputs, targets, fold_ids, regularizations):
-    """Returns the mean held-out accuracy of each regularization."""
-    scores = []
+    """Returns the regularization that suits held-out rows, and the accuracy there."""
+    folds = _folds(inputs, targets, fold_ids)
+    losses, accuracies = [], []
+    # From the strongest penalty on; each solution is the start of the next one's. Once
+    # it is too weak it only gets worse, and takes the longest to fit.
+    for regularization in regularizations:
+        scores = [fold.score(regularization) for fold in folds]
+        loss, accuracy = np.average(scores, axis=0, weights=[f.rows for f in folds])
+        losses.append(loss)
+        accuracies.append(accuracy)
+        if len(losses) > np.argmin(losses) + 1:
+            break
+    # Weights by likelihood: all rows together tell two penalties apart, or do not.
+    evidence = sum(fold.rows for fold in folds) * (min(losses) - np.array(losses))
+    weights = np.exp(evidence) / np.exp(evidence).sum()
+    exponents = np.log(regularizations[: len(losses)])
+    return float(np.exp(weights @ exponents)), float(weights @ accuracies)
+
+
+def _folds(inputs, targets, fold_ids):
+    folds = []
     for fold in np.unique(fold_ids):
-        held_out = fold_ids == fold
-        if len(np.unique(targets[~held_out])) > 1:
-            scores.append(_score_fold(inputs, targets, held_out, regularizations))
-    if not scores:
+        is_held_out = fold_ids == fold
+        # Of a class that is held out as a whole nothing can be known.
+        known = np.isin(targets, targets[~is_held_out])
+        if len(np.unique(targets[~is_held_out])) > 1 and (known & is_held_out).any():
+            folds.append(_Fold(inputs, targets, ~is_held_out, known & is_held_out))
+    if not folds:
         raise ValueError(
             "train_labels have too few rows or groups per class to cross-validate; "
             "give a single value as regularizations"
         )
-    return np.mean(scores, axis=0)
+    return folds
 
 
-def _score_fold(inputs, targets, held_out, regularizations):
-    # Each solution is the start of the next, weaker penalty's. Choosing needs no
-    # full convergence, so running into the limit is no reason to warn.
-    classifier = LogisticRegression(max_iter=200, tol=1e-3, warm_start=True)
-    scores = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        for regularization in regularizations:
-            classifier.C = regularization
-            classifier.fit(inputs[~held_out], targets[~held_out])
-            scores.append(classifier.score(inputs[held_out], targets[held_out]))
-    return scores
+class _Fold:
+    """One fold of the cross-validation, and the last classifier fit on the others."""
+
+    def __init__(self, inputs, targets, training, held_out):
+        self.training = inputs[training], targets[training]
+        self.inputs, self.targets = inputs[held_out], targets[held_out]
+        self.rows = len(self.targets)
+        self.classifier = LogisticRegression(max_iter=200, tol=3e-4, warm_start=True)
+
+    def score(self, regularization):
+        """Returns the mean negative log-likelihood and the accuracy."""
+        self.classifier.C = regularization
+        with warnings.catch_warnings():
+            # Choosing needs no full convergence.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            self.classifier.fit(*self.training)
+        logs = self.classifier.predict_log_proba(self.inputs)
+        places = np.searchsorted(self.classifier.classes_, self.targets)
+        loss = -logs[np.arange(self.rows), places].mean()
+        return loss, np.mean(logs.argmax(axis=1) == places)

@@ -5,6 +5,7 @@ is touched.
 """
 
 import csv
+import math
 import re
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def plot_history(history, path, dpi=120):
         lowest.xaxis.get_major_locator().set_params(integer=True)
         if len(columns["loss"]) == 1:
             lowest.set_xticks([1])
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_code_usage(counts, path, dpi=120):
@@ -173,7 +174,7 @@ def plot_code_usage(counts, path, dpi=120):
         frameon=False,
         loc="upper right",
     )
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_masked_codes(
@@ -231,7 +232,8 @@ def plot_masked_codes(
     ```
     """
     spectrogram, visible, codes = map(np.asarray, (spectrogram, visible, codes))
-    _check_patches(spectrogram, visible, codes, grid, patch_size)
+    _check_spectrogram(spectrogram, grid, patch_size)
+    check_codes(visible, codes, grid)
     frames, bins = (cells * size for cells, size in zip(grid, patch_size, strict=True))
     spectrogram = spectrogram[:frames, :bins]
     hidden = np.ones(len(codes), bool)
@@ -266,11 +268,10 @@ def plot_masked_codes(
     for axis in axes[:, 0]:
         axis.set_ylabel("mel bin")
     flat_axes[0].set_yticks(np.linspace(0, bins, 5).round())
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def _check_patches(spectrogram, visible, codes, grid, patch_size):
-    patches = grid[0] * grid[1]
+def _check_spectrogram(spectrogram, grid, patch_size):
     needed = tuple(cells * size for cells, size in zip(grid, patch_size, strict=True))
     if spectrogram.ndim != 2 or (np.array(spectrogram.shape) < needed).any():
         raise ValueError(
@@ -278,6 +279,17 @@ def _check_patches(spectrogram, visible, codes, grid, patch_size):
             f"grid={tuple(grid)} and patch_size={tuple(patch_size)}; received shape "
             f"{spectrogram.shape}"
         )
+
+
+def check_codes(visible, codes, grid):
+    """Raises a `ValueError` if codes and visible patches do not fit a grid.
+
+    Args:
+        visible: array of the visible patches' indices.
+        codes: array of shape `(patches, levels)`.
+        grid: tuple of ints, patches along each side.
+    """
+    patches = math.prod(grid)
     if codes.ndim != 2 or len(codes) != patches:
         raise ValueError(
             f"codes must have shape ({patches}, levels) for grid={tuple(grid)}; "
@@ -317,7 +329,7 @@ def _draw_spectrograms(axes, spectrogram, hidden, grid, patch_size, extent):
 
 
 def _draw_codes(axis, codes, hidden, grid, extent, cell):
-    colors = _code_colors(codes)
+    colors = code_colors(codes)
     # The visible patches are no targets of the encoder: pale.
     colors[~hidden] = 0.3 * colors[~hidden] + 0.7
     colors[codes < 0] = 1.0
@@ -355,8 +367,15 @@ def _draw_grid(axis, grid, extent):
         axis.axhline(position, **style)
 
 
-def _code_colors(codes):
-    """Returns RGB colors `(patches, 3)`, far apart for neighboring code numbers."""
+def code_colors(codes):
+    """Chooses colors that are far apart for neighboring code numbers.
+
+    Args:
+        codes: int array of shape `(patches,)`.
+
+    Returns:
+        float array of shape `(patches, 3)`, RGB.
+    """
     golden = 0.5 * (np.sqrt(5) - 1)
     hue = (codes * golden) % 1
     value = 0.72 + 0.26 * ((codes * golden**2 * 7) % 1)
@@ -481,7 +500,16 @@ def _tidy(axis):
     axis.tick_params(labelsize=8)
 
 
-def _save(figure, path):
+def save_figure(figure, path):
+    """Writes a figure; missing folders are made.
+
+    Args:
+        figure: `matplotlib.figure.Figure`.
+        path: string or path.
+
+    Returns:
+        The path, as a `pathlib.Path`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

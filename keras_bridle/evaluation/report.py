@@ -42,7 +42,7 @@ def probe_table(rows, title="Probe accuracy", digits=1):
     table.add_column("", no_wrap=True)
     metrics = _metrics(rows)
     for metric in metrics:
-        table.add_column(metric, justify="right", no_wrap=True)
+        table.add_column(metric, justify="right")
     for row in rows:
         cells = [format_metric(row.get(metric), digits) for metric in metrics]
         table.add_row(row["name"], *cells)

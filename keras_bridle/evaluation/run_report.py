@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from keras_bridle.evaluation.code_pictures import draw_codes
 from keras_bridle.evaluation.code_usage import CodeUsage, code_usage
 from keras_bridle.evaluation.plots import plot_code_usage, plot_history
 from keras_bridle.evaluation.report import (
@@ -24,6 +25,9 @@ class RunReport:
         inputs: array of raw inputs, whose codes are counted after each phase.
         probe: optional function of a backbone that returns a dict from a probe's name
             to its accuracy. It is called before the first phase and after each.
+        baselines: optional dict from a name to a function that returns such a dict, for
+            what the backbone is compared with.
+        title: string, above the table of probes.
         resume: bool, whether to go on with what a run before has collected.
         console: optional `rich.console.Console`.
 
@@ -44,16 +48,27 @@ class RunReport:
         report = RunReport(directory, images)
         pretraining.fit(
             images, rounds=0, cold_start_epochs=1, batch_size=8, verbose=0,
-            on_phase_end=report.on_phase_end,
+            on_start=report.on_start, on_phase_end=report.on_phase_end,
         )
         report.finish(pretraining)
     ```
     """
 
-    def __init__(self, directory, inputs, probe=None, resume=False, console=None):
+    def __init__(
+        self,
+        directory,
+        inputs,
+        probe=None,
+        baselines=None,
+        title="Probe accuracy",
+        resume=False,
+        console=None,
+    ):
         self.folder = Path(directory) / "results"
         self.inputs = inputs
         self.probe = probe
+        self.baselines = dict(baselines or {})
+        self.title = title
         self.console = console or Console()
         self.rows = []
         self.usages = {}
@@ -86,6 +101,18 @@ class RunReport:
         if self.probe is not None:
             self.add_row(name, self.probe(backbone))
 
+    def on_start(self, pretraining):
+        """Adds what there is before any training; give it to `fit()`.
+
+        A resumed run has these lines already and does not repeat them.
+        """
+        there = {row["name"] for row in self.rows}
+        for name, baseline in self.baselines.items():
+            if name not in there:
+                self.add_row(name, baseline())
+        if "untrained" not in there:
+            self.add_backbone("untrained", pretraining.backbone)
+
     def on_phase_end(self, phase, pretraining):
         """Probes the encoder and counts the codes; give it to `fit()`."""
         codes = pretraining.codes(self.inputs)
@@ -112,6 +139,7 @@ class RunReport:
         Args:
             pretraining: `InterleavedPretraining`, after `fit()`.
         """
+        draw_codes(pretraining, self.inputs, self.folder)
         plot_history(pretraining.history, self.folder / "history.png")
         if self.usages:
             last = list(self.usages.values())[-1]
@@ -123,4 +151,4 @@ class RunReport:
         if self.rows:
             for ending in ("csv", "md"):
                 write_results(self.folder / f"probes.{ending}", self.rows)
-            self.console.print(probe_table(self.rows, title="Linear probes"))
+            self.console.print(probe_table(self.rows, title=self.title))

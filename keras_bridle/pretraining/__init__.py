@@ -5,10 +5,11 @@ from keras_bridle.pretraining.code_accuracy import CodeAccuracy
 from keras_bridle.pretraining.code_usage import CodeUsage
 from keras_bridle.pretraining.code_usage_logger import CodeUsageLogger
 from keras_bridle.pretraining.encoder_pretrainer import EncoderPretrainer
-from keras_bridle.pretraining.interleaved import InterleavedPretraining, Phase
+from keras_bridle.pretraining.interleaved import InterleavedPretraining
 from keras_bridle.pretraining.joint_pretrainer import JointPretrainer
 from keras_bridle.pretraining.optimization import adamw, warmup_cosine
 from keras_bridle.pretraining.phase_checkpoint import PhaseCheckpoint
+from keras_bridle.pretraining.phases import Phase
 from keras_bridle.pretraining.rich_progress import RichProgress
 from keras_bridle.pretraining.run_directory import RunDirectory
 from keras_bridle.pretraining.tokenizer_pretrainer import TokenizerPretrainer

@@ -1,9 +1,51 @@
 """The command line that the recipes of all modalities share."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import keras
+import numpy as np
+from rich.console import Console
+
+from keras_bridle.data.read_report import ReadReport
+from keras_bridle.data.tensorflow_input import import_tensorflow
+from keras_bridle.evaluation.run_report import RunReport
+from keras_bridle.models.bridle_backbone import BridleBackbone
+from keras_bridle.models.presets import decoder_size
 from keras_bridle.pretraining.interleaved import InterleavedPretraining
+
+
+class RecipeData(NamedTuple):
+    """What a recipe trains on.
+
+    Attributes:
+        inputs: as of `InterleavedPretraining.fit()`.
+        examples: array of some raw inputs, to count and to draw the codes of.
+        steps_per_epoch: optional int, likewise.
+        read_report: optional `ReadReport` of the files that are read.
+    """
+
+    inputs: Any
+    examples: np.ndarray
+    steps_per_epoch: int | None = None
+    read_report: ReadReport | None = None
+
+
+class RecipeProbe(NamedTuple):
+    """What the table at the end of a recipe shows.
+
+    Attributes:
+        title: string, above the table.
+        probe: function of a backbone that returns a dict from a probe's name to its
+            accuracy.
+        baselines: dict from a name to a function that returns such a dict.
+    """
+
+    title: str
+    probe: Callable
+    baselines: dict
 
 
 def pretraining_parser(description, sample_settings, own_data_settings):
@@ -18,7 +60,7 @@ def pretraining_parser(description, sample_settings, own_data_settings):
         An `argparse.ArgumentParser`. Flags that are not given are `None`; see
         `parse_pretraining_arguments()`.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Without --data: " + _as_flags(sample_settings) + ".\n\n"
@@ -27,12 +69,15 @@ def pretraining_parser(description, sample_settings, own_data_settings):
     parser.set_defaults(settings=(sample_settings, own_data_settings))
     add = parser.add_argument
     add("--data", metavar="PATH", help="your data; without it, the sample data")
+    add("--strict", action="store_true", help="stop at files that cannot be read")
     add("--preset", help="size of the encoder: tiny, small, base, large, or a folder")
     add("--rounds", type=int, help="tokenizer and encoder phases after the cold start")
     add("--cold-start-epochs", type=int)
     add("--tokenizer-epochs", type=int)
     add("--encoder-epochs", type=int)
     add("--joint", action="store_true", help="train tokenizer and encoder in one phase")
+    add("--tokenizer-every", type=int, default=4, help="of --joint: in steps")
+    add("--tokenizer-loss-ratio", type=float, default=0.2, help="of --joint")
     add("--batch-size", type=int)
     add("--encoder-learning-rate", type=float)
     add("--tokenizer-learning-rate", type=float)
@@ -46,12 +91,22 @@ def pretraining_parser(description, sample_settings, own_data_settings):
     add("--code-dim", type=int, help="size of the code vectors")
     add("--restart-threshold", type=float, help="re-seat codes used less than this")
     add("--mask-ratio", type=float, help="share of the patches that is hidden")
+    add("--decoder-dim", type=int, help="width of the decoder, if not by the preset")
+    add("--decoder-layers", type=int, help="depth of the decoder, likewise")
     add("--directory", help="folder of the run")
     add("--resume", action="store_true", help="go on with the run in --directory")
     add("--seed", type=int, default=0)
     add("--dtype-policy", default="float32", help="such as mixed_bfloat16")
     add("--quiet", action="store_true", help="no progress bars")
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, where argparse would list all flags first."""
+
+    def error(self, message):
+        message = " ".join(str(message).split())
+        self.exit(2, f"{self.prog}: error: {message} (--help explains the flags)\n")
 
 
 def parse_pretraining_arguments(parser, arguments=None):
@@ -62,7 +117,8 @@ def parse_pretraining_arguments(parser, arguments=None):
         arguments: optional list of strings; the command line's by default.
 
     Returns:
-        An `argparse.Namespace`.
+        An `argparse.Namespace`, with the function `fail` that ends the program with a
+        message.
     """
     args = parser.parse_args(arguments)
     sample_settings, own_data_settings = args.settings
@@ -71,6 +127,7 @@ def parse_pretraining_arguments(parser, arguments=None):
         if getattr(args, name) is None:
             setattr(args, name, value)
     del args.settings
+    args.fail = parser.error
     if Path(args.directory, "settings.json").exists() and not args.resume:
         parser.error(
             f"--directory {args.directory} holds a run already: pass --resume to go on "
@@ -81,59 +138,173 @@ def parse_pretraining_arguments(parser, arguments=None):
     return args
 
 
-def pretraining_from_arguments(args, backbone, **kwargs):
-    """Makes the `InterleavedPretraining` that flags describe.
+class Setup:
+    """Ends a program with one line for what its user can mend, before training starts.
+
+    In a `with` block, errors in values and files become a line and exit code 2, until
+    `is_over` is set: what goes wrong after it is a fault and keeps its traceback.
 
     Args:
         args: what `parse_pretraining_arguments()` returned.
+    """
+
+    def __init__(self, args):
+        self.args = args
+        self.is_over = False
+
+    def __enter__(self):
+        keras.utils.set_random_seed(self.args.seed)
+        try:
+            keras.config.set_dtype_policy(self.args.dtype_policy)
+        except ValueError as error:
+            self.args.fail(error)
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if not self.is_over and isinstance(error, (ValueError, OSError, ImportError)):
+            self.args.fail(error)
+
+
+def make_backbone(args, modality, **kwargs):
+    """Builds the encoder that `--preset` names, or loads it from a folder.
+
+    Args:
+        args: what `parse_pretraining_arguments()` returned.
+        modality: string, the middle of a preset's name, such as `"audio"`.
+        **kwargs: arguments of `BridleBackbone` that replace those of a named preset.
+
+    Returns:
+        A `BridleBackbone`.
+    """
+    if Path(args.preset).exists():
+        return BridleBackbone.from_preset(args.preset)
+    return BridleBackbone.from_preset(
+        f"bridle_{modality}_{args.preset}", load_weights=False, **kwargs
+    )
+
+
+def data_from_files(args, manifest, make_dataset):
+    """Makes a recipe's data of files that are read while it trains.
+
+    Args:
+        args: what `parse_pretraining_arguments()` returned.
+        manifest: the list of files.
+        make_dataset: function of the manifest and keyword arguments that makes a
+            `tf.data.Dataset`, such as `keras_bridle.data.audio_dataset`.
+
+    Returns:
+        A `RecipeData`.
+
+    Raises:
+        ValueError: if there are fewer files than a batch has.
+    """
+    steps = len(manifest) // args.batch_size
+    if steps == 0:
+        raise ValueError(
+            f"--data {args.data} has {len(manifest)} files, too few for a batch of "
+            f"--batch-size {args.batch_size}"
+        )
+    report = ReadReport()
+
+    def batches(epoch, **options):
+        return make_dataset(
+            manifest,
+            batch_size=args.batch_size,
+            labels=False,
+            seed=args.seed,
+            initial_epoch=epoch,
+            strict=args.strict,
+            report=report,
+            **options,
+        )
+
+    errors = import_tensorflow().errors
+    try:
+        examples = np.concatenate([batch.numpy() for batch in batches(0).take(4)])
+    except errors.OpError as error:
+        raise ValueError(error.message) from error
+    return RecipeData(
+        lambda epoch: batches(epoch, shuffle=True, repeat=True), examples, steps, report
+    )
+
+
+def pretrain(setup, backbone, data, probe=None, **kwargs):
+    """Pretrains as flags describe, and reports.
+
+    Args:
+        setup: `Setup`, which is over when training starts.
         backbone: `BridleBackbone`.
+        data: `RecipeData`.
+        probe: optional `RecipeProbe`.
         **kwargs: more arguments of `InterleavedPretraining`.
 
     Returns:
-        An `InterleavedPretraining`.
+        The `InterleavedPretraining`.
     """
-    return InterleavedPretraining(
+    args, console = setup.args, Console()
+    pretraining = InterleavedPretraining(
         backbone,
         num_levels=args.num_levels,
         codebook_size=args.codebook_size,
         code_dim=args.code_dim,
         quantizer_options={"restart_threshold": args.restart_threshold},
+        decoder_options=decoder_size(backbone, args.decoder_dim, args.decoder_layers),
         seed=args.seed,
         **kwargs,
     )
-
-
-def fit_from_arguments(pretraining, args, inputs, **kwargs):
-    """Runs `InterleavedPretraining.fit()` as flags describe.
-
-    Args:
-        pretraining: `InterleavedPretraining`.
-        args: what `parse_pretraining_arguments()` returned.
-        inputs: as of `InterleavedPretraining.fit()`.
-        **kwargs: more arguments of `InterleavedPretraining.fit()`.
-
-    Returns:
-        The history.
-    """
-    names = (
-        "rounds",
-        "cold_start_epochs",
-        "tokenizer_epochs",
-        "encoder_epochs",
-        "joint",
-        "batch_size",
-        "encoder_learning_rate",
-        "tokenizer_learning_rate",
-        "warmup",
-        "weight_decay",
-        "clip_norm",
-        "gradient_accumulation_steps",
-        "ema_momentum",
-        "directory",
-        "resume",
+    shown = {} if probe is None else probe._asdict()
+    report = RunReport(
+        args.directory, data.examples, resume=args.resume, console=console, **shown
     )
-    settings = {name: getattr(args, name) for name in names}
-    return pretraining.fit(inputs, verbose=0 if args.quiet else 1, **settings, **kwargs)
+
+    def on_start(pretraining):
+        setup.is_over = True
+        report.on_start(pretraining)
+
+    pretraining.fit(
+        data.inputs,
+        steps_per_epoch=data.steps_per_epoch,
+        on_start=on_start,
+        on_phase_end=report.on_phase_end,
+        verbose=0 if args.quiet else 1,
+        **{name: getattr(args, name) for name in _FIT_FLAGS},
+    )
+    backbone.save_to_preset(str(Path(args.directory, "preset")))
+    report.finish(pretraining)
+    if data.read_report is not None:
+        _list_skipped(data.read_report, args.directory, console)
+    console.print(f"Everything is in {args.directory}, pictures in {report.folder}")
+    return pretraining
+
+
+_FIT_FLAGS = (
+    "rounds",
+    "cold_start_epochs",
+    "tokenizer_epochs",
+    "encoder_epochs",
+    "joint",
+    "tokenizer_every",
+    "tokenizer_loss_ratio",
+    "batch_size",
+    "encoder_learning_rate",
+    "tokenizer_learning_rate",
+    "warmup",
+    "weight_decay",
+    "clip_norm",
+    "gradient_accumulation_steps",
+    "ema_momentum",
+    "directory",
+    "resume",
+)
+
+
+def _list_skipped(read_report, directory, console):
+    if read_report.skipped or getattr(read_report, "incomplete", ()):
+        path = read_report.write(directory)
+        console.print(
+            f"{len(read_report.skipped)} files could not be read, "
+            f"{len(read_report.incomplete)} only in part: {path}"
+        )
 
 
 def _as_flags(settings):

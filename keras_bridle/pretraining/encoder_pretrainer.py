@@ -1,5 +1,7 @@
 """The encoder phase: predict the codes of masked patches."""
 
+import math
+
 import keras
 from keras import ops
 
@@ -25,6 +27,9 @@ class EncoderPretrainer(Pretrainer):
         mask: mask layer, such as `RandomMask` (the default, with its default ratio) or
             `TimeFrequencyMask`.
         augmentation: optional Keras layer applied to raw input in training.
+        tokenize: string, what the tokenizer sees: `"all"` patches, or the `"masked"`
+            ones alone, whose codes are wanted, as published for video. It costs less
+            and gives other codes where patches attend to each other.
         **kwargs: keyword arguments of `keras.Model`.
 
     Call arguments:
@@ -75,15 +80,24 @@ class EncoderPretrainer(Pretrainer):
     trained_parts: tuple[str, ...] = ("backbone", "decoder")
 
     def __init__(
-        self, backbone, decoder, tokenizer, mask=None, augmentation=None, **kwargs
+        self,
+        backbone,
+        decoder,
+        tokenizer,
+        mask=None,
+        augmentation=None,
+        tokenize="all",
+        **kwargs,
     ):
         super().__init__(**kwargs)
         check_decoder(decoder, tokenizer.quantizer)
+        check_tokenize(tokenize)
         self.backbone = backbone
         self.decoder = decoder
         self.tokenizer = tokenizer
         self.mask = RandomMask() if mask is None else mask
         self.augmentation = augmentation
+        self.tokenize = tokenize
         self.build_parts(backbone.features_shape, tokenizer)
         self.build_parts((None, None, backbone.hidden_dim), decoder)
         self.code_accuracy = CodeAccuracy(decoder.num_levels)
@@ -91,31 +105,43 @@ class EncoderPretrainer(Pretrainer):
 
     def call(self, inputs, training=False):
         features, padding_mask = self.prepare(self.backbone, inputs, training)
-        codes = self.tokenizer(features, padding_mask, training=False).codes
-        return self.predict_codes(features, padding_mask, codes)
+        patch_mask = self.draw_mask(features)
+        visible = patch_mask.masked if self.tokenize == "masked" else None
+        codes = self.tokenizer(
+            features, padding_mask, visible=visible, training=False
+        ).codes
+        if self.tokenize == "all":
+            codes = gather_patches(codes, patch_mask.masked)
+        return self.predict_codes(features, padding_mask, patch_mask, codes)
 
-    def predict_codes(self, features, padding_mask, codes):
-        """Masks patches and predicts their codes from the others.
+    def draw_mask(self, features):
+        """Draws the `PatchMask` of a batch of maps."""
+        grid = self.backbone.grid(features)
+        # A mask asks for the patches' shape alone.
+        patches = ops.zeros((ops.shape(features)[0], math.prod(grid)))
+        return self.mask(patches, grid=grid)
+
+    def predict_codes(self, features, padding_mask, patch_mask, codes):
+        """Predicts the codes of masked patches from the others.
 
         Args:
             features: tensor of shape `(batch, *sides, channels)`.
             padding_mask: bool tensor of shape `(batch, rows)`, or `None`.
-            codes: int32 tensor of shape `(batch, num_patches, num_levels)`.
+            patch_mask: `PatchMask`.
+            codes: int32 tensor of shape `(batch, num_masked, num_levels)`.
 
         Returns:
             The dict that `call()` returns.
         """
         grid = self.backbone.grid(features)
-        patch_mask = self.mask(codes, grid=grid)
         tokens = self.backbone.encode(features, padding_mask, patch_mask.visible)
         is_real = self.backbone.patch_padding_mask(features, padding_mask)
         logits = self.decoder(tokens, patch_mask, grid=grid, padding_mask=is_real)
-        targets = gather_patches(ops.stop_gradient(codes), patch_mask.masked)
         if is_real is None:
             weights = ops.ones_like(patch_mask.masked, dtype="float32")
         else:
             weights = gather_patches(ops.cast(is_real, "float32"), patch_mask.masked)
-        return {"logits": logits, "codes": targets, "weights": weights}
+        return {"logits": logits, "codes": ops.stop_gradient(codes), "weights": weights}
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
@@ -130,6 +156,9 @@ class EncoderPretrainer(Pretrainer):
         self.count_codes(codes, weights)
         return self.get_metrics_result()
 
+    def get_config(self):
+        return {**super().get_config(), "tokenize": self.tokenize}
+
 
 def check_decoder(decoder, quantizer):
     """Raises a `ValueError` if a decoder does not fit a quantizer."""
@@ -139,3 +168,11 @@ def check_decoder(decoder, quantizer):
                 f"`decoder` and the tokenizer's quantizer must have the same `{name}`. "
                 f"Received: {getattr(decoder, name)} and {getattr(quantizer, name)}"
             )
+
+
+def check_tokenize(tokenize):
+    """Raises a `ValueError` if there is no such way to tokenize."""
+    if tokenize not in ("all", "masked"):
+        raise ValueError(
+            f"`tokenize` must be 'all' or 'masked'. Received: tokenize={tokenize!r}"
+        )

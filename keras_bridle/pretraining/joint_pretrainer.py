@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_bridle.layers.patch_mask import gather_patches
 from keras_bridle.pretraining.encoder_pretrainer import EncoderPretrainer
 from keras_bridle.pretraining.tokenizer_pretrainer import (
     check_estimator,
@@ -19,6 +20,11 @@ class JointPretrainer(EncoderPretrainer):
     At those steps the loss is the encoder's plus a share of the tokenizer's, whose
     teacher is the encoder as it is. Codebooks move at those steps alone; the others
     cost no more than those of an encoder phase.
+
+    At the steps between, the tokenizer's gradients are zeros, not missing: an optimizer
+    with momentum or weight decay goes on moving its networks a little, so that the
+    codes drift between two of its trainings. Where they must not, train with
+    `tokenizer_every=1`, or in phases.
 
     Args:
         backbone: `BridleBackbone`, the encoder.
@@ -109,8 +115,10 @@ class JointPretrainer(EncoderPretrainer):
 
     def call(self, inputs, training=False):
         features, padding_mask = self.prepare(self.backbone, inputs, training)
+        patch_mask = self.draw_mask(features)
         codes = self.tokenizer(features, padding_mask, training=False).codes
-        outputs = self.predict_codes(features, padding_mask, codes)
+        codes = gather_patches(codes, patch_mask.masked)
+        outputs = self.predict_codes(features, padding_mask, patch_mask, codes)
         if not training:
             losses, _ = self._tokenizer_step(features, padding_mask, training=False)
             return {**outputs, **losses}
@@ -171,8 +179,11 @@ class JointPretrainer(EncoderPretrainer):
         return super().compute_metrics(x, y, y_pred)
 
     def get_config(self):
+        config = super().get_config()
+        # The tokenizer learns from all patches, so it sees them all.
+        del config["tokenize"]
         return {
-            **super().get_config(),
+            **config,
             "tokenizer_every": self.tokenizer_every,
             "tokenizer_loss_ratio": self.tokenizer_loss_ratio,
         }

@@ -17,6 +17,11 @@ class RichProgress(keras.callbacks.Callback):
         batch_size: optional int, to show examples for each second instead of steps.
         console: optional `rich.console.Console`.
         lines: int, how many lines to print at most where there is no terminal.
+        clock: optional `InputClock` of the data set that is trained on, to show
+            examples for each second, and the share of the time in which training waits
+            for input: near 0 %, reading keeps up.
+        reading_speed: optional float, the examples for each second that the data set
+            gives when nothing else runs, shown beside the clock's.
 
     Example:
     ```python
@@ -33,12 +38,22 @@ class RichProgress(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, title, batch_size=None, console=None, lines=5):
+    def __init__(
+        self,
+        title,
+        batch_size=None,
+        console=None,
+        lines=5,
+        clock=None,
+        reading_speed=None,
+    ):
         super().__init__()
         self.title = title
         self.batch_size = batch_size
         self.console = console or Console()
         self.lines = lines
+        self.clock = clock
+        self.reading_speed = reading_speed
         self._progress = None
 
     def on_train_begin(self, logs=None):
@@ -69,6 +84,9 @@ class RichProgress(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self._steps_done += 1
+        if self.clock is not None and "loss" in (logs or {}):
+            # What is still being computed would pass for waiting at the next batch.
+            float(keras.ops.convert_to_numpy(logs["loss"]))
         if self._progress is not None:
             steps = self.params["steps"]
             done = self._epoch * steps + batch + 1 if steps else self._steps_done
@@ -95,11 +113,27 @@ class RichProgress(keras.callbacks.Callback):
 
     def _line(self):
         seconds = max(time.perf_counter() - self._start, 1e-9)
-        rate, unit = self._steps_done / seconds, "steps/s"
-        if self.batch_size is not None:
-            rate, unit = rate * self.batch_size, "examples/s"
+        rate, unit, batch_size = self._steps_done / seconds, "steps/s", self.batch_size
+        if self.clock is not None and self.clock.batches:
+            batch_size = self.clock.examples / self.clock.batches
+        if batch_size is not None:
+            rate, unit = rate * batch_size, "examples/s"
         epoch = f"epoch {self._epoch + 1}/{self.params['epochs']}"
-        return f"{epoch}  {rate:.{0 if rate >= 10 else 1}f} {unit}  {self._text}"
+        input_text = self._input_text(seconds)
+        return f"{epoch}  {_format_rate(rate)} {unit}{input_text}  {self._text}"
+
+    def _input_text(self, seconds):
+        """How reading keeps up, if it is timed."""
+        if self.clock is None:
+            return ""
+        text = f", {min(1.0, self.clock.seconds / seconds):.0%} waiting for input"
+        if self.reading_speed is not None:
+            text += f" (alone {_format_rate(self.reading_speed)}/s)"
+        return text
+
+
+def _format_rate(rate):
+    return f"{rate:.{0 if rate >= 10 else 1}f}"
 
 
 def _format_logs(logs):

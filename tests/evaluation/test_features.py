@@ -59,6 +59,24 @@ def test_pooled_features_of_the_model_are_used(inputs):
     )
 
 
+class SegmentedBackbone(Tokens):
+    def pooled_features(self, inputs, segments=1):
+        return keras.ops.tile(keras.ops.mean(self(inputs), axis=1), (1, segments))
+
+
+def test_segments_are_asked_of_the_model(inputs):
+    model = SegmentedBackbone()
+    features = extract_features(model, inputs, segments=3)
+    expected = np.tile(extract_features(model, inputs), (1, 3))
+    assert features.shape == (11, 12)
+    np.testing.assert_allclose(features, expected, 1e-6)
+
+
+def test_segments_need_a_model_that_knows_them(inputs):
+    with pytest.raises(ValueError, match="received segments=2"):
+        extract_features(Tokens(), inputs, segments=2)
+
+
 def test_pooling_function(inputs):
     layer = Backbone()
     features = extract_features(layer, inputs, 3, pooling=lambda tokens: tokens[:, 0])

@@ -111,6 +111,53 @@ def test_chooses_a_strong_penalty_for_noise_and_is_seeded():
     assert first.validation_accuracy != other.validation_accuracy
 
 
+def test_penalty_is_chosen_by_the_likelihood_of_held_out_groups():
+    rng = np.random.default_rng(5)
+    groups = np.repeat(np.arange(4), 40)
+    labels = rng.integers(0, 3, 160)
+    features = rng.normal(size=(160, 30)) + 1.2 * np.eye(3, 30)[labels]
+    strengths = [1e-4, 1e-2, 1.0, 1e2]
+    result = linear_probe(
+        features, labels, features, labels, groups=groups, regularizations=strengths
+    )
+    inputs = StandardScaler().fit_transform(features)
+    losses, accuracies = np.zeros(4), np.zeros(4)
+    for index, strength in enumerate(strengths):
+        for fold in range(4):
+            rows = groups == fold
+            reference = LogisticRegression(C=strength, max_iter=2000)
+            reference.fit(inputs[~rows], labels[~rows])
+            logs = reference.predict_log_proba(inputs[rows])
+            losses[index] -= logs[np.arange(40), labels[rows]].sum()
+            accuracies[index] += reference.score(inputs[rows], labels[rows]) / 4
+    weights = np.exp(losses.min() - losses)
+    weights /= weights.sum()
+    assert weights[1] > 0.9
+    expected = np.exp(weights @ np.log(strengths))
+    assert result.regularization == pytest.approx(expected, rel=0.02)
+    assert result.validation_accuracy == pytest.approx(weights @ accuracies, abs=5e-3)
+
+
+def test_rounding_of_the_features_changes_nothing():
+    """The same features out of another backend must give the same row of a table."""
+    train, test = _blobs(160, dim=60, seed=2), _blobs(200, dim=60, seed=3)
+    rng = np.random.default_rng(0)
+    expected = linear_probe(*train, *test)
+    for _ in range(3):
+        noisy = [x * (1 + 1e-5 * rng.normal(size=x.shape)) for x in (train[0], test[0])]
+        result = linear_probe(noisy[0], train[1], noisy[1], test[1])
+        np.testing.assert_array_equal(result.predictions, expected.predictions)
+        assert result.regularization == pytest.approx(expected.regularization, rel=0.02)
+
+
+def test_a_class_in_one_group_alone_does_not_hinder():
+    train, test = _blobs(200), _blobs(150, seed=1)
+    groups = np.where(train[1] == 3, 50, np.arange(200) % 20)
+    result = linear_probe(*train, *test, groups=groups)
+    assert np.isfinite(result.regularization)
+    assert result.accuracy > 0.5
+
+
 def test_classes_missing_in_training_count_as_errors():
     train, test = _blobs(100), _blobs(50, seed=1)
     labels = np.where(test[1] == 0, 17, test[1])

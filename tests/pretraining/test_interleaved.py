@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import types
 
 import keras
@@ -19,7 +20,7 @@ from tiny_pretraining import (
 
 from keras_bridle.data.tensorflow_input import import_tensorflow
 from keras_bridle.pretraining import InterleavedPretraining
-from keras_bridle.pretraining.interleaved import phases
+from keras_bridle.pretraining.phases import phases
 
 PHASES = ["0_cold_start", "1_tokenizer", "2_encoder"]
 SETTINGS = {
@@ -75,6 +76,7 @@ class Recorder(keras.callbacks.Callback):
         record = types.SimpleNamespace(
             kind=type(model).__name__,
             parts=parts,
+            trainer=model,
             tokenizer=model.tokenizer,
             codebooks=[code_vectors(model)],
             optimizer=model.optimizer,
@@ -99,18 +101,26 @@ def finished(tmp_path_factory):
     def on_phase_end(phase, pretraining):
         ends.append((phase, weights_of(pretraining.backbone)))
 
+    def on_start(pretraining):
+        assert pretraining.history == {}
+        assert (directory / "settings.json").exists()
+        ends.append(weights_of(pretraining.backbone))
+
     returned = pretraining.fit(
         INPUTS,
         directory=directory,
         callbacks=[recorder],
+        on_start=on_start,
         on_phase_end=on_phase_end,
         **SETTINGS,
     )
+    start, *ends = ends
     return types.SimpleNamespace(
         pretraining=pretraining,
         directory=directory,
         recorder=recorder,
         records=dict(zip(PHASES, recorder.phases, strict=True)),
+        start=start,
         ends=ends,
         returned=returned,
         parts=all_weights(pretraining),
@@ -149,6 +159,7 @@ def test_weights_are_handed_over(finished):
     cold, tokenizer, encoder = finished.records.values()
     after_cold, after_tokenizer, after_encoder = (end[1] for end in finished.ends)
     assert [end[0].name for end in finished.ends] == PHASES
+    assert_same_bits(cold.parts["backbone"], finished.start)
     assert num_changed(cold.parts["backbone"], after_cold) > 10
     assert_same_bits(tokenizer.parts["teacher"], after_cold)
     assert_same_bits(tokenizer.parts["tokenizer_backbone"], after_cold)
@@ -199,6 +210,8 @@ def test_files(finished):
     assert settings["codebook_size"] == 8
     assert settings["augmentation"]["class_name"] == "GaussianNoise"
     assert settings["num_batches"] == 2
+    assert (settings["tokenizer_every"], settings["tokenizer_loss_ratio"]) == (4, 0.2)
+    assert settings["tokenize"] == "all"
     assert settings["plan"][1] == ["1_tokenizer", "tokenizer", 2, 0.01]
     assert json.loads((directory / "state.json").read_text()) == {"phases_done": PHASES}
     for name in PHASES:
@@ -329,6 +342,8 @@ def test_joint_run_on_a_function_of_the_epoch():
     history = pretraining.fit(
         batches,
         joint=True,
+        tokenizer_every=3,
+        tokenizer_loss_ratio=0.5,
         steps_per_epoch=3,
         ema_momentum=0.5,
         gradient_accumulation_steps=2,
@@ -342,7 +357,11 @@ def test_joint_run_on_a_function_of_the_epoch():
     joint = recorder.phases[1]
     assert joint.kind == "JointPretrainer"
     assert num_changed(joint.parts["tokenizer_backbone"], joint.parts["backbone"]) > 5
-    # The tokenizer is due at steps 0 and 4, one in each epoch.
+    assert (joint.trainer.tokenizer_every, joint.trainer.tokenizer_loss_ratio) == (
+        3,
+        0.5,
+    )
+    # The tokenizer is due at steps 0 and 3, one in each epoch.
     assert (joint.codebooks[0] != joint.codebooks[1]).any()
     assert (joint.codebooks[1] != joint.codebooks[2]).any()
     assert all(cosine != 0 for cosine in history["1_joint"]["cosine"])
@@ -379,12 +398,53 @@ def test_data_set_and_options_of_the_quantizer():
     assert pretraining.codes(INPUTS[:4]).shape == (4, 8, 2, 2)
 
 
+def test_an_error_in_a_phase_end_can_be_made_good(tmp_path):
+    """The phase counts as done only after its end was seen to, and is not repeated."""
+    settings = {**SETTINGS, "rounds": 0, "directory": tmp_path, "tensorboard": False}
+
+    def fail(phase, pretraining):
+        raise Stop
+
+    with pytest.raises(Stop):
+        new_pretraining().fit(INPUTS, on_phase_end=fail, **settings)
+    seen, recorder = [], Recorder()
+    pretraining = new_pretraining()
+    pretraining.fit(
+        INPUTS,
+        resume=True,
+        callbacks=[recorder],
+        on_phase_end=lambda phase, pretraining: seen.append(phase.name),
+        **settings,
+    )
+    assert seen == PHASES[:1]
+    assert recorder.logs == []
+    assert [len(v) for v in pretraining.history[PHASES[0]].values()] == [2] * 9
+
+
+def test_progress_tells_whether_reading_keeps_up(capsys):
+    def batches(epoch):
+        dataset = import_tensorflow().data.Dataset.from_tensor_slices(INPUTS)
+        return dataset.batch(4, drop_remainder=True)
+
+    options = {**SETTINGS, "rounds": 0, "cold_start_epochs": 1, "verbose": 1}
+    history = new_pretraining().fit(batches, **options)
+    line = capsys.readouterr().out
+    assert "examples/s" in line
+    assert re.search(r"\d %? ?waiting for input|\d% waiting for input", line)
+    assert re.search(r"\(alone [\d.]+/s\)", line)
+    # Timed or not, batches are the same ones.
+    again = new_pretraining().fit(batches, **{**options, "verbose": 0})
+    assert history == again
+
+
 @pytest.mark.parametrize(
     ("inputs", "settings", "message"),
     [
         (INPUTS, {"rounds": -1}, "rounds=-1"),
         (INPUTS, {"encoder_epochs": 0}, "encoder_epochs=0"),
         (INPUTS, {"rounds": 0, "joint": True}, "rounds=0"),
+        (INPUTS, {"tokenizer_every": 0}, "tokenizer_every=0"),
+        (INPUTS, {"tokenizer_loss_ratio": 0.0}, r"tokenizer_loss_ratio=0\.0"),
         (INPUTS, {"warmup": 1.0}, r"warmup=1\.0"),
         (INPUTS, {"weight_decay": -1}, "weight_decay=-1"),
         (INPUTS, {"clip_norm": 0.0}, r"clip_norm=0\.0"),
@@ -404,17 +464,23 @@ def test_data_set_and_options_of_the_quantizer():
     ],
 )
 def test_errors_before_anything_is_done(tmp_path, inputs, settings, message):
+    started = []
     with pytest.raises(ValueError, match=message):
         new_pretraining().fit(
-            inputs, directory=tmp_path / "run", **{**SETTINGS, **settings}
+            inputs,
+            directory=tmp_path / "run",
+            on_start=started.append,
+            **{**SETTINGS, **settings},
         )
     assert not (tmp_path / "run").exists()
+    assert not started
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"tokenizer_start": "teacher"}, "tokenizer_start='teacher'"),
+        ({"tokenize": "visible"}, "tokenize='visible'"),
         ({"quantizer_options": {"top_k": 99}}, "top_k=99"),
         ({"decoder_options": {"attention": "local"}}, "attention='local'"),
         ({"estimator_options": {"attention": "local"}}, "attention='local'"),

@@ -1,8 +1,10 @@
 """Progress on consoles that are terminals and on those that are none."""
 
 import io
+import types
 
 import keras
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -86,6 +88,30 @@ def test_the_terminal_is_free_after_an_error():
     progress.close()
     run(RichProgress("phase", console=progress.console), epochs=1)
     assert "epoch 1/1" in progress.console.file.getvalue()
+
+
+def test_share_of_the_time_spent_waiting(monkeypatch):
+    clock = types.SimpleNamespace(seconds=0.0, batches=0, examples=0)
+    progress = RichProgress(
+        "phase", console=console(False), clock=clock, reading_speed=250.4
+    )
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    progress.set_params({"epochs": 1, "steps": 4, "verbose": 0})
+    progress.on_train_begin()
+    progress.on_epoch_begin(0)
+    for step in range(4):
+        # A second of waiting and three of work for each batch of 6.
+        now[0] += 4.0
+        clock.seconds, clock.batches, clock.examples = (
+            step + 1.0,
+            step + 1,
+            6 * step + 6,
+        )
+        progress.on_train_batch_end(step, {"loss": np.float32(1.5)})
+    progress.on_epoch_end(0, LOGS)
+    written = progress.console.file.getvalue()
+    assert "1.5 examples/s, 25% waiting for input (alone 250/s)  loss" in written
 
 
 def test_numbers_of_slow_models(monkeypatch):

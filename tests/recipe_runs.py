@@ -1,0 +1,85 @@
+"""What the recipes' tests share: short runs, and what every run must leave behind."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+
+import keras_bridle as kb
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+SHORT = [
+    "--quiet",
+    "--rounds=1",
+    "--cold-start-epochs=1",
+    "--tokenizer-epochs=1",
+    "--encoder-epochs=1",
+    "--batch-size=8",
+    "--num-levels=2",
+    "--codebook-size=8",
+    "--code-dim=8",
+    "--preset=tiny",
+]
+PHASES = ["0_cold_start", "1_tokenizer", "2_encoder"]
+
+
+def load_recipe(name):
+    """Imports a recipe, which is no module of the package."""
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def save_small_encoder(folder, **settings):
+    """Saves a preset of one layer, which is compiled in little time."""
+    kb.BridleBackbone(
+        hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32, **settings
+    ).save_to_preset(str(folder))
+    return f"--preset={folder}"
+
+
+def check_run(directory, inputs):
+    """A run has all phases, pictures, and an encoder that takes raw input."""
+    state = json.loads((directory / "state.json").read_text())
+    assert state["phases_done"] == PHASES
+    for picture in ("history", "code_usage", "codes", "code_patches"):
+        path = directory / "results" / f"{picture}.png"
+        assert path.read_bytes().startswith(b"\x89PNG")
+    preset = kb.BridleBackbone.from_preset(str(directory / "preset"))
+    features = keras.ops.convert_to_numpy(preset.pooled_features(inputs))
+    assert np.isfinite(features).all()
+    assert np.abs(features).max() > 0
+
+
+def check_resume(recipe, arguments, directory):
+    """A run that is done has nothing left to do, and finds its results again."""
+    before = (directory / "results" / "report.json").read_text()
+    recipe.main([*arguments, "--resume"])
+    assert (directory / "results" / "report.json").read_text() == before
+
+
+def check_table(directory, names, metrics):
+    """The table of probes has these lines and columns, and accuracies in them."""
+    report = json.loads((directory / "results" / "report.json").read_text())
+    assert [row.pop("name") for row in report["rows"]] == names
+    for row in report["rows"]:
+        assert set(row) == set(metrics)
+        values = np.concatenate([np.atleast_1d(value) for value in row.values()])
+        assert ((values >= 0) & (values <= 1)).all()
+    return report["rows"]
+
+
+def fails_in_one_line(recipe, arguments, message, capsys):
+    """The program ends with code 2 and one line that says what is wrong."""
+    capsys.readouterr()
+    try:
+        recipe.main(arguments)
+    except SystemExit as stop:
+        assert stop.code == 2
+    else:
+        raise AssertionError("the recipe did not stop")
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "error:" in x]
+    assert message in line
