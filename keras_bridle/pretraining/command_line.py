@@ -71,6 +71,7 @@ def pretraining_parser(description, sample_settings, own_data_settings):
     add("--data", metavar="PATH", help="your data; without it, the sample data")
     add("--strict", action="store_true", help="stop at files that cannot be read")
     add("--preset", help="size of the encoder: tiny, small, base, large, or a folder")
+    add("--patch-size", type=int, nargs="+", help="if not by the preset: 2 or 3 sides")
     add("--rounds", type=int, help="tokenizer and encoder phases after the cold start")
     add("--cold-start-epochs", type=int)
     add("--tokenizer-epochs", type=int)
@@ -178,6 +179,8 @@ def make_backbone(args, modality, **kwargs):
     """
     if Path(args.preset).exists():
         return BridleBackbone.from_preset(args.preset)
+    if args.patch_size is not None:
+        kwargs["patch_size"] = tuple(args.patch_size)
     return BridleBackbone.from_preset(
         f"bridle_{modality}_{args.preset}", load_weights=False, **kwargs
     )

@@ -228,7 +228,7 @@ def test_pooled_features_of_segments(segments):
 
 
 def test_no_segments():
-    with pytest.raises(ValueError, match="`segments` must be 1 or more. Received: 0"):
+    with pytest.raises(ValueError, match="`segments` must be 1 or more"):
         made().pooled_features(maps(8), segments=0)
 
 
