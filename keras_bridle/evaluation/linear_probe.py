@@ -115,6 +115,12 @@ def linear_probe(
     regularizations = _check_regularizations(regularizations)
     mean, scale = _standardization(train_features)
     inputs = (train_features - mean) * scale
+    test_inputs = (test_features - mean) * scale
+    if inputs.shape[1] > inputs.shape[0]:
+        # The solution is a sum of training rows: to see only what lies in their span
+        # changes nothing but the time it takes.
+        span = np.linalg.svd(inputs, full_matrices=False)[2].T
+        inputs, test_inputs = inputs @ span, test_inputs @ span
 
     # One thread: the products are so small that more of them only wait for each
     # other, up to a hundred times longer on a busy machine.
@@ -129,7 +135,7 @@ def linear_probe(
         # To the end: where it stops early depends on rounding.
         classifier = LogisticRegression(C=chosen, max_iter=5000, tol=1e-6)
         classifier.fit(inputs, targets)
-        predictions = classes[classifier.predict((test_features - mean) * scale)]
+        predictions = classes[classifier.predict(test_inputs)]
 
     right = predictions == test_labels
     return ProbeResult(

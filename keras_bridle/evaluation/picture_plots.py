@@ -126,8 +126,10 @@ def plot_code_patches(patches, path, title=None, dpi=120):
     colors = iter(as_colors(np.concatenate(list(rows.values()))))
     height, width = next(iter(rows.values())).shape[1:3]
     cell = 0.5
+    # A patch of a few frames by many bins would be a line: it is drawn wider.
+    ratio = min(max(width / height, 0.6), 3.0)
     figure = Figure(
-        figsize=(0.9 + columns * cell * width / height, 0.4 + len(rows) * cell),
+        figsize=(max(4.5, 0.9 + columns * cell * ratio), 0.4 + len(rows) * cell),
         dpi=dpi,
         layout="constrained",
     )
@@ -138,7 +140,9 @@ def plot_code_patches(patches, path, title=None, dpi=120):
         axis.set_axis_off()
     for row_axes, (name, row) in zip(axes, rows.items(), strict=True):
         for axis, _ in zip(row_axes, row, strict=False):
-            axis.imshow(next(colors), interpolation="nearest")
+            axis.imshow(
+                next(colors), interpolation="nearest", aspect=width / height / ratio
+            )
         row_axes[0].text(
             -0.15,
             0.5,

@@ -203,3 +203,16 @@ def test_refusals(change, message):
     linear_probe(**arguments)
     with pytest.raises(ValueError, match=message):
         linear_probe(**arguments | change)
+
+
+def test_more_features_than_rows_are_fit_as_they_are():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 120)
+    features = rng.normal(size=(120, 300))
+    features[:, :3] += 2 * np.eye(3)[labels]
+    result = linear_probe(features[:60], labels[:60], features[60:], labels[60:])
+    mean, spread = features[:60].mean(axis=0), features[:60].std(axis=0)
+    inputs = (features - mean) / spread
+    classifier = LogisticRegression(C=result.regularization, max_iter=5000, tol=1e-6)
+    classifier.fit(inputs[:60], labels[:60])
+    np.testing.assert_array_equal(result.predictions, classifier.predict(inputs[60:]))
