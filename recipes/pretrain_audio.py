@@ -45,9 +45,9 @@ from keras_bridle.pretraining import command_line
 SAMPLE_SETTINGS = {
     "preset": "tiny",
     "rounds": 1,
-    "cold_start_epochs": 60,
+    "cold_start_epochs": 52,
     "tokenizer_epochs": 6,
-    "encoder_epochs": 22,
+    "encoder_epochs": 20,
     "batch_size": 32,
     "encoder_learning_rate": 1e-3,
     "tokenizer_learning_rate": 1e-3,
@@ -248,6 +248,7 @@ class SyllableProbe:
                     features["test"],
                     self.labels["test", field],
                     groups=self.labels["train", "syllable"],
+                    folds=3,
                 ).accuracy
         return accuracies
 
