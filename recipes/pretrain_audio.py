@@ -45,7 +45,7 @@ from keras_bridle.pretraining import command_line
 SAMPLE_SETTINGS = {
     "preset": "tiny",
     "rounds": 1,
-    "cold_start_epochs": 52,
+    "cold_start_epochs": 47,
     "tokenizer_epochs": 6,
     "encoder_epochs": 20,
     "batch_size": 32,
