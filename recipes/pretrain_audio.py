@@ -45,9 +45,9 @@ from keras_bridle.pretraining import command_line
 SAMPLE_SETTINGS = {
     "preset": "tiny",
     "rounds": 1,
-    "cold_start_epochs": 47,
-    "tokenizer_epochs": 6,
-    "encoder_epochs": 20,
+    "cold_start_epochs": 40,
+    "tokenizer_epochs": 5,
+    "encoder_epochs": 17,
     "batch_size": 32,
     "encoder_learning_rate": 1e-3,
     "tokenizer_learning_rate": 1e-3,
@@ -96,9 +96,10 @@ def parse_arguments(arguments=None):
         help="how --data is laid out; folder: any folder, or a CSV file",
     )
     parser.add_argument(
-        "--with-sounds",
-        action="store_true",
-        help="without --data: pretrain on the sample sounds as well",
+        "--sounds",
+        type=int,
+        default=1,
+        help="without --data: segments of each sample sound to pretrain on (default 1)",
     )
     parser.add_argument("--segments", help="AudioSet's CSV file of segments")
     parser.add_argument("--no-roll", action="store_true", help="do not roll waveforms")
@@ -125,11 +126,12 @@ def main(arguments=None):
 
 
 def sample_recordings(args):
-    """Loads the training syllables and, if asked, the sounds that come along."""
+    """Loads the training syllables and a little of each of the sample sounds."""
     waveforms, _, _ = load_syllables("train", num_samples=num_samples(args.seconds))
-    if args.with_sounds:
-        # Music and noises take half of the time and teach nothing about syllables.
-        waveforms = np.concatenate([waveforms, load_sonic_pi(args.seconds)])
+    if args.sounds:
+        # More of them takes time from the syllables, about which they teach little.
+        sounds = load_sonic_pi(args.seconds, per_sound=args.sounds)
+        waveforms = np.concatenate([waveforms, sounds])
     return command_line.RecipeData(waveforms, waveforms)
 
 

@@ -75,7 +75,7 @@ def load_syllables(
     return waveforms, labels, class_names
 
 
-def load_sonic_pi(seconds: float = 0.5) -> np.ndarray:
+def load_sonic_pi(seconds: float = 0.5, per_sound: int | None = None) -> np.ndarray:
     """Loads the Sonic Pi samples, music and ambience, cut into equal segments.
 
     165 unlabeled sounds, 324 s in all, CC0; see `sample_files/NOTICE`. Each sound
@@ -85,12 +85,14 @@ def load_sonic_pi(seconds: float = 0.5) -> np.ndarray:
 
     Args:
         seconds: float. Length of a segment in seconds.
+        per_sound: int or `None`. At most so many segments of each sound, its first and
+            others spread evenly over it; `None` gives all.
 
     Returns:
         float32 array of shape `(n, round(16000 * seconds))` in [-1, 1].
 
     Raises:
-        ValueError: for a length below one sample.
+        ValueError: for a length below one sample, or less than one segment per sound.
 
     Example:
     ```python
@@ -101,10 +103,19 @@ def load_sonic_pi(seconds: float = 0.5) -> np.ndarray:
     """
     length = round(SAMPLE_RATE * seconds)
     _check_length("seconds", length)
+    if per_sound is not None and per_sound < 1:
+        raise ValueError(
+            f"`per_sound` must be None, or 1 or more. Received: {per_sound!r}"
+        )
     segments = []
     for recording in _recordings("sonic_pi.zip").values():
         last = max(len(recording) - length, 0)
-        for start in (*range(0, last, length), last):
+        starts = np.array([*range(0, last, length), last])
+        if per_sound is not None and per_sound < len(starts):
+            starts = starts[
+                np.linspace(0, len(starts) - 1, per_sound).round().astype(int)
+            ]
+        for start in starts:
             piece = recording[start : start + length]
             segments.append(np.pad(piece, (0, length - len(piece))))
     return np.stack(segments)

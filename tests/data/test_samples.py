@@ -144,6 +144,21 @@ def test_syllables_arguments_are_checked(arguments, message):
         load_syllables(**arguments)
 
 
+def test_sonic_pi_segments_per_sound():
+    every, first = load_sonic_pi(0.5), load_sonic_pi(0.5, per_sound=1)
+    whole = load_sonic_pi(20.0)
+    assert len(first) == len(whole) == 165
+    np.testing.assert_array_equal(first, whole[:, :8000])
+    three = load_sonic_pi(0.5, per_sound=3)
+    assert 165 < len(three) < len(every)
+    # First and last segment of the longest sound are among its three.
+    longest = max(whole, key=lambda row: np.flatnonzero(row).max())
+    assert (three == longest[:8000]).all(axis=1).any()
+    np.testing.assert_array_equal(load_sonic_pi(0.5, per_sound=10**6), every)
+
+
 def test_sonic_pi_length_is_checked():
     with pytest.raises(ValueError, match="`seconds` must give at least one sample"):
         load_sonic_pi(0)
+    with pytest.raises(ValueError, match="per_sound"):
+        load_sonic_pi(per_sound=0)

@@ -59,14 +59,17 @@ def test_sample_run_ends_with_a_table_of_probes(recipe, tmp_path, monkeypatch, c
         return waveforms[some], labels[some], names
 
     monkeypatch.setattr(recipe, "load_syllables", few_syllables)
-    monkeypatch.setattr(
-        recipe, "load_sonic_pi", lambda seconds: load_sonic_pi(seconds)[:24]
-    )
-    arguments = [*SHORT, "--with-sounds", "--directory", str(tmp_path / "run")]
+    def few_sounds(seconds, per_sound):
+        assert per_sound == 1
+        return load_sonic_pi(seconds, per_sound)[:24]
+
+    monkeypatch.setattr(recipe, "load_sonic_pi", few_sounds)
+    arguments = [*SHORT, "--directory", str(tmp_path / "run")]
     recipe.main(arguments)
 
     names = ["log-mel", "untrained", "0_cold_start", "2_encoder"]
-    check_table(tmp_path / "run", names, ["initial", "final"])
+    probes = ["initial", "final", "initial, mean", "final, mean"]
+    check_table(tmp_path / "run", names, probes)
     shown = capsys.readouterr().out
     assert "log-mel" in shown and "Code usage" in shown
 

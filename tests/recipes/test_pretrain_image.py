@@ -66,7 +66,7 @@ def test_sample_run_ends_with_a_table_of_probes(recipe, tmp_path, monkeypatch, c
     rows = check_table(
         tmp_path / "run",
         ["pixels", "untrained", "0_cold_start", "2_encoder"],
-        ["linear 5", "k-NN 5", "linear 20", "k-NN 20"],
+        ["linear 5", "k-NN 5", "linear 20", "k-NN 20", "in place 20"],
     )
     assert len(rows[0]["linear 5"]) == 2
     assert np.mean(rows[0]["linear 20"]) > 0.5
