@@ -2,8 +2,8 @@
 
     KERAS_BACKEND=jax python benchmarks/sample_runs.py audio
 
-Each run has a folder of its own under `--directory` and is skipped if it is there, so
-that a stopped series goes on. Flags after `--` go to the recipe.
+Each run has a folder of its own under `--directory`; one that is there is finished or
+skipped, so that a stopped series goes on. Flags after `--` go to the recipe.
 """
 
 import argparse
@@ -37,6 +37,8 @@ def run(args, seed, flags):
     if not report.exists():
         recipe = RECIPES / f"pretrain_{args.modality}.py"
         command = [sys.executable, recipe, "--directory", folder, "--seed", str(seed)]
+        if folder.exists():
+            command.append("--resume")
         start = time.perf_counter()
         subprocess.run([*command, *flags], check=True)
         minutes.write_text(f"{(time.perf_counter() - start) / 60:.1f}\n")

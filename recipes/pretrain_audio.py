@@ -45,9 +45,9 @@ from keras_bridle.pretraining import command_line
 SAMPLE_SETTINGS = {
     "preset": "tiny",
     "rounds": 1,
-    "cold_start_epochs": 40,
-    "tokenizer_epochs": 5,
-    "encoder_epochs": 17,
+    "cold_start_epochs": 48,
+    "tokenizer_epochs": 6,
+    "encoder_epochs": 20,
     "batch_size": 32,
     "encoder_learning_rate": 1e-3,
     "tokenizer_learning_rate": 1e-3,
@@ -98,8 +98,8 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--sounds",
         type=int,
-        default=1,
-        help="without --data: segments of each sample sound to pretrain on (default 1)",
+        default=0,
+        help="without --data: segments of each sample sound to pretrain on as well",
     )
     parser.add_argument("--segments", help="AudioSet's CSV file of segments")
     parser.add_argument("--no-roll", action="store_true", help="do not roll waveforms")
@@ -126,10 +126,10 @@ def main(arguments=None):
 
 
 def sample_recordings(args):
-    """Loads the training syllables and a little of each of the sample sounds."""
+    """Loads the training syllables and, if asked, some of each of the sample sounds."""
     waveforms, _, _ = load_syllables("train", num_samples=num_samples(args.seconds))
     if args.sounds:
-        # More of them takes time from the syllables, about which they teach little.
+        # They take time from the syllables, about which they teach little.
         sounds = load_sonic_pi(args.seconds, per_sound=args.sounds)
         waveforms = np.concatenate([waveforms, sounds])
     return command_line.RecipeData(waveforms, waveforms)

@@ -59,12 +59,13 @@ def test_sample_run_ends_with_a_table_of_probes(recipe, tmp_path, monkeypatch, c
         return waveforms[some], labels[some], names
 
     monkeypatch.setattr(recipe, "load_syllables", few_syllables)
+
     def few_sounds(seconds, per_sound):
         assert per_sound == 1
         return load_sonic_pi(seconds, per_sound)[:24]
 
     monkeypatch.setattr(recipe, "load_sonic_pi", few_sounds)
-    arguments = [*SHORT, "--directory", str(tmp_path / "run")]
+    arguments = [*SHORT, "--sounds=1", "--directory", str(tmp_path / "run")]
     recipe.main(arguments)
 
     names = ["log-mel", "untrained", "0_cold_start", "2_encoder"]
