@@ -197,7 +197,7 @@ class ClothesProbe:
 
         def all_patches(tokens):
             patches = backbone.drop_class_token(tokens)
-            return keras.ops.reshape(patches, (len(patches), -1))
+            return keras.ops.reshape(patches, (keras.ops.shape(patches)[0], -1))
 
         return self._accuracies(
             lambda images: extract_features(backbone, images, batch_size=250),
