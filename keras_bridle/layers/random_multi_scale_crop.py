@@ -3,13 +3,7 @@
 import keras
 from keras import ops
 
-from keras_bridle.layers.resized_crop import (
-    as_pixels,
-    centered_boxes,
-    check_interpolation,
-    check_size,
-    crop_and_resize,
-)
+from keras_bridle.layers.resized_crop import RandomBoxCrop
 
 # Places of a part, in quarters of the room along height and width: the corners, the
 # middle, the middles of the sides, and the middles of the quadrants.
@@ -21,7 +15,7 @@ _PLACES = (
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class RandomMultiScaleCrop(keras.layers.Layer):
+class RandomMultiScaleCrop(RandomBoxCrop):
     """Cuts out a part of each clip, at one of a few scales, while training.
 
     The part's sides are the clip's shorter side times one of `scales` each, and it lies
@@ -75,32 +69,17 @@ class RandomMultiScaleCrop(keras.layers.Layer):
         dtype="float32",
         **kwargs,
     ):
-        super().__init__(dtype=dtype, **kwargs)
-        check_interpolation(interpolation)
+        super().__init__(size, interpolation, seed, dtype, **kwargs)
         if not scales or not all(0 < scale <= 1 for scale in scales):
             raise ValueError(f"`scales` must lie in (0, 1]. Received: {scales}")
         if max_distortion < 0:
             raise ValueError(
                 f"`max_distortion` must be at least 0. Received: {max_distortion}"
             )
-        self.size = check_size(size)
         self.scales = tuple(scales)
         self.max_distortion = max_distortion
-        self.interpolation = interpolation
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
 
-    def call(self, images, training=None):
-        images = as_pixels(images, "RandomMultiScaleCrop")
-        batch_size, image_size = ops.shape(images)[0], tuple(images.shape[-3:-1])
-        if training:
-            boxes = self._random_boxes(batch_size, *image_size)
-        else:
-            boxes = centered_boxes(batch_size, image_size, self.size)
-        result = crop_and_resize(images, boxes, self.size, self.interpolation)
-        return ops.cast(result, self.compute_dtype)
-
-    def _random_boxes(self, batch_size, height, width):
+    def random_boxes(self, batch_size, height, width):
         sides = [max(int(scale * min(height, width)), 1) for scale in self.scales]
         pairs = [
             (sides[i], sides[j])
@@ -123,15 +102,9 @@ class RandomMultiScaleCrop(keras.layers.Layer):
         )
         return ops.take(ops.convert_to_tensor(boxes, dtype="float32"), chosen, axis=0)
 
-    def compute_output_shape(self, images_shape):
-        return (*images_shape[:-3], *self.size, images_shape[-1])
-
     def get_config(self):
         return {
             **super().get_config(),
-            "size": self.size,
             "scales": self.scales,
             "max_distortion": self.max_distortion,
-            "interpolation": self.interpolation,
-            "seed": self.seed,
         }

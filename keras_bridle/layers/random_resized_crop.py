@@ -5,20 +5,14 @@ import math
 import keras
 from keras import ops
 
-from keras_bridle.layers.resized_crop import (
-    as_pixels,
-    centered_boxes,
-    check_interpolation,
-    check_size,
-    crop_and_resize,
-)
+from keras_bridle.layers.resized_crop import RandomBoxCrop
 
 # As many as usual: with the usual scale and ratio, one in a million fails them all.
 _TRIES = 10
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class RandomResizedCrop(keras.layers.Layer):
+class RandomResizedCrop(RandomBoxCrop):
     """Cuts out a random part of each picture and resizes it while training.
 
     Keras has no such layer. Area and proportions of the part are drawn for each picture
@@ -72,8 +66,7 @@ class RandomResizedCrop(keras.layers.Layer):
         dtype="float32",
         **kwargs,
     ):
-        super().__init__(dtype=dtype, **kwargs)
-        check_interpolation(interpolation)
+        super().__init__(size, interpolation, seed, dtype, **kwargs)
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(
                 "`scale` must be (smallest, largest) with 0 < smallest <= largest <= "
@@ -84,24 +77,10 @@ class RandomResizedCrop(keras.layers.Layer):
                 "`ratio` must be (smallest, largest) with 0 < smallest <= largest. "
                 f"Received: {ratio}"
             )
-        self.size = check_size(size)
         self.scale = tuple(scale)
         self.ratio = tuple(ratio)
-        self.interpolation = interpolation
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
 
-    def call(self, images, training=None):
-        images = as_pixels(images, "RandomResizedCrop")
-        batch_size, image_size = ops.shape(images)[0], tuple(images.shape[-3:-1])
-        if training:
-            boxes = self._random_boxes(batch_size, *image_size)
-        else:
-            boxes = centered_boxes(batch_size, image_size, self.size)
-        result = crop_and_resize(images, boxes, self.size, self.interpolation)
-        return ops.cast(result, self.compute_dtype)
-
-    def _random_boxes(self, batch_size, height, width):
+    def random_boxes(self, batch_size, height, width):
         def uniform(*shape, low=0.0, high=1.0):
             return keras.random.uniform(
                 (batch_size, *shape), low, high, "float32", self.seed_generator
@@ -130,17 +109,11 @@ class RandomResizedCrop(keras.layers.Layer):
         left = ops.floor(place[:, 1:] * (width - box_width + 1))
         return ops.concatenate([top, left, box_height, box_width], axis=1)
 
-    def compute_output_shape(self, images_shape):
-        return (*images_shape[:-3], *self.size, images_shape[-1])
-
     def get_config(self):
         return {
             **super().get_config(),
-            "size": self.size,
             "scale": self.scale,
             "ratio": self.ratio,
-            "interpolation": self.interpolation,
-            "seed": self.seed,
         }
 
 

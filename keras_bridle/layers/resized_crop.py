@@ -1,5 +1,6 @@
 """Cuts a box out of each picture and resizes it, by two matrix products."""
 
+import keras
 from keras import ops
 
 # How far the filters reach, in pixels of the coarser of the two grids.
@@ -120,3 +121,50 @@ def _filter(distance, interpolation):
     near = 1.5 * cube - 2.5 * square + 1.0
     far = -0.5 * cube + 2.5 * square - 4.0 * distance + 2.0
     return ops.where(distance < 1.0, near, ops.where(distance < 2.0, far, 0.0))
+
+
+class RandomBoxCrop(keras.layers.Layer):
+    """Base of the layers that cut a random box out of each picture and resize it.
+
+    Subclasses draw the boxes, in `random_boxes()`.
+
+    Args:
+        size: int or `(height, width)` of the result.
+        interpolation: `"bilinear"` or `"bicubic"`.
+        seed: optional int.
+        dtype: dtype of the result.
+        **kwargs: keyword arguments of `keras.layers.Layer`.
+    """
+
+    def __init__(self, size, interpolation, seed=None, dtype="float32", **kwargs):
+        super().__init__(dtype=dtype, **kwargs)
+        check_interpolation(interpolation)
+        self.size = check_size(size)
+        self.interpolation = interpolation
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def random_boxes(self, batch_size, height, width):
+        """Draws a box for each picture, see `crop_and_resize`."""
+        raise NotImplementedError
+
+    def call(self, images, training=None):
+        images = as_pixels(images, type(self).__name__)
+        batch_size, image_size = ops.shape(images)[0], tuple(images.shape[-3:-1])
+        if training:
+            boxes = self.random_boxes(batch_size, *image_size)
+        else:
+            boxes = centered_boxes(batch_size, image_size, self.size)
+        result = crop_and_resize(images, boxes, self.size, self.interpolation)
+        return ops.cast(result, self.compute_dtype)
+
+    def compute_output_shape(self, images_shape):
+        return (*images_shape[:-3], *self.size, images_shape[-1])
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "size": self.size,
+            "interpolation": self.interpolation,
+            "seed": self.seed,
+        }
