@@ -210,16 +210,18 @@ class SyllableProbe:
 
     def __call__(self, backbone):
         """Probes an encoder, returns accuracies by name."""
-
-        def features_of(waveforms, segments):
-            return extract_features(
-                backbone, waveforms, batch_size=89, segments=segments
+        in_order = {
+            split: extract_features(
+                backbone, waveforms, batch_size=89, segments=self.segments
             )
-
-        return self._accuracies(
-            lambda waveforms: features_of(waveforms, self.segments),
-            lambda waveforms: features_of(waveforms, 1),
-        )
+            for split, waveforms in self.waveforms.items()
+        }
+        # The segments are equally long, so that their mean is that of the syllable.
+        mean = {
+            split: features.reshape(len(features), self.segments, -1).mean(axis=1)
+            for split, features in in_order.items()
+        }
+        return self._accuracies(in_order, mean)
 
     def of_log_mel(self, front_end):
         """Probes plain log-mel spectrograms.
@@ -228,21 +230,24 @@ class SyllableProbe:
         numbers as an encoder gives, and as little about the length.
         """
 
-        def features_of(waveforms, mode):
-            is_real = keras.ops.convert_to_numpy(front_end.padding_mask(waveforms))
-            return log_mel_features(front_end, waveforms, mode, is_real.sum(axis=1))
+        def features_of(mode):
+            return {
+                split: log_mel_features(
+                    front_end,
+                    waveforms,
+                    mode,
+                    keras.ops.convert_to_numpy(front_end.padding_mask(waveforms)).sum(
+                        axis=1
+                    ),
+                )
+                for split, waveforms in self.waveforms.items()
+            }
 
-        return self._accuracies(
-            lambda waveforms: features_of(waveforms, "resized"),
-            lambda waveforms: features_of(waveforms, "statistics"),
-        )
+        return self._accuracies(features_of("resized"), features_of("statistics"))
 
     def _accuracies(self, in_order, mean):
         accuracies = {}
-        for suffix, features_of in (("", in_order), (", mean", mean)):
-            features = {
-                split: features_of(self.waveforms[split]) for split in self.waveforms
-            }
+        for suffix, features in (("", in_order), (", mean", mean)):
             for field in ("initial", "final"):
                 accuracies[field + suffix] = linear_probe(
                     features["train"],

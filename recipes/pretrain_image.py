@@ -24,7 +24,6 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import collections
 import functools
 from pathlib import Path
 
@@ -199,39 +198,49 @@ class ClothesProbe:
             patches = backbone.drop_class_token(tokens)
             return keras.ops.reshape(patches, (keras.ops.shape(patches)[0], -1))
 
-        return self._accuracies(
-            lambda images: extract_features(backbone, images, batch_size=250),
-            lambda images: extract_features(
+        patches = {
+            split: extract_features(
                 backbone, images, batch_size=250, pooling=all_patches
-            ),
-        )
+            )
+            for split, images in self.images.items()
+        }
+        mean = {
+            split: features.reshape(len(features), -1, backbone.hidden_dim).mean(axis=1)
+            for split, features in patches.items()
+        }
+        return self._accuracies(mean, patches)
 
     def of_pixels(self):
         """Probes the pixels themselves: logistic regression, nearest neighbors."""
-
-        def pixels(images):
-            return images.reshape(len(images), -1) / 255
-
+        pixels = {
+            split: images.reshape(len(images), -1) / 255
+            for split, images in self.images.items()
+        }
         return self._accuracies(pixels, pixels)
 
-    def _accuracies(self, mean_of, patches_of):
+    def _accuracies(self, mean, patches):
         accuracies = {}
-        test = self.images["test"], self.labels["test"]
-        test_mean, test_patches = mean_of(test[0]), patches_of(test[0])
-        for per_class, draws in self.draws.items():
+        for per_class in self.draws:
             options = self.penalties.get(per_class, {})
-            found = collections.defaultdict(list)
-            for seed in range(draws):
-                rows = draw(self.labels["train"], per_class, seed)
-                images, labels = self.images["train"][rows], self.labels["train"][rows]
-                split = mean_of(images), labels, test_mean, test[1]
-                found["linear"].append(linear_probe(*split, **options).accuracy)
-                found["k-NN"].append(knn_probe(*split))
-                if per_class in self.all_patches:
-                    split = patches_of(images), labels, test_patches, test[1]
-                    found["in place"].append(linear_probe(*split).accuracy)
+            linear = functools.partial(linear_probe, **options)
+            found = {
+                "linear": [x.accuracy for x in self._probe(linear, mean, per_class)],
+                "k-NN": self._probe(knn_probe, mean, per_class),
+            }
+            if per_class in self.all_patches:
+                results = self._probe(linear_probe, patches, per_class)
+                found["in place"] = [x.accuracy for x in results]
             accuracies |= {f"{name} {per_class}": found[name] for name in found}
         return accuracies
+
+    def _probe(self, probe, features, per_class):
+        """Returns the results of a probe for each draw of so many labels."""
+        results = []
+        for seed in range(self.draws[per_class]):
+            rows = draw(self.labels["train"], per_class, seed)
+            train = features["train"][rows], self.labels["train"][rows]
+            results.append(probe(*train, features["test"], self.labels["test"]))
+        return results
 
 
 def draw(labels, per_class, seed):

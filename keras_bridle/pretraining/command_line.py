@@ -302,7 +302,7 @@ _FIT_FLAGS = (
 
 
 def _list_skipped(read_report, directory, console):
-    if read_report.skipped or getattr(read_report, "incomplete", ()):
+    if read_report.skipped or read_report.incomplete:
         path = read_report.write(directory)
         console.print(
             f"{len(read_report.skipped)} files could not be read, "
