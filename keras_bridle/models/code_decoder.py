@@ -152,6 +152,32 @@ class CodeDecoder(keras.Model):
         shape = (*patch_mask.masked.shape, self.num_levels, self.codebook_size)
         return keras.KerasTensor(shape, dtype="float32")
 
+    def copy_body(self, other):
+        """Takes over another decoder's weights, but for those of the head.
+
+        So a decoder begins to predict other codes with all that the other one learned
+        about patches and their surroundings.
+
+        Args:
+            other: built `CodeDecoder` of the same width and depth.
+
+        Raises:
+            ValueError: if the weights' shapes differ.
+        """
+        ours = [self.mask_token, *self._body_weights()]
+        theirs = [other.mask_token, *other._body_weights()]
+        if [w.shape for w in ours] != [w.shape for w in theirs]:
+            raise ValueError(
+                "`other` must be a decoder of the same width and depth. Received: "
+                f"other={other.get_config()}"
+            )
+        for weight, source in zip(ours, theirs, strict=True):
+            weight.assign(source)
+
+    def _body_weights(self):
+        layers = (self.embedding, *self.blocks, self.norm)
+        return [weight for layer in layers for weight in layer.weights]
+
     @property
     def _class_token_takes_part(self):
         kept = self.use_class_token and self.keep_class_token

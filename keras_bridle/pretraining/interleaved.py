@@ -55,6 +55,9 @@ class InterleavedPretraining:
             positions, as published.
         tokenizer_start: string, what a tokenizer's own encoder starts as: `"encoder"`,
             a copy of the encoder trained so far, or `"random"`.
+        decoder_start: string, what the decoder of an encoder phase starts as:
+            `"previous"`, the last phase's but for its head, which has new codes to
+            predict, or `"random"`, as published.
         tokenize: string, what the tokenizer sees in cold start and encoder phases:
             `"all"` patches, or the `"masked"` ones alone, as published for video.
         seed: int, of everything that is drawn.
@@ -96,15 +99,13 @@ class InterleavedPretraining:
         estimator_options=None,
         cold_start_positions=False,
         tokenizer_start="encoder",
+        decoder_start="previous",
         tokenize="all",
         seed=0,
     ):
         check_tokenize(tokenize)
-        if tokenizer_start not in ("encoder", "random"):
-            raise ValueError(
-                "`tokenizer_start` must be 'encoder' or 'random'. "
-                f"Received: tokenizer_start={tokenizer_start!r}"
-            )
+        _check_choice("tokenizer_start", tokenizer_start, ("encoder", "random"))
+        _check_choice("decoder_start", decoder_start, ("previous", "random"))
         self.backbone = backbone
         self.num_levels = num_levels
         self.codebook_size = codebook_size
@@ -116,6 +117,7 @@ class InterleavedPretraining:
         self.estimator_options = dict(estimator_options or {})
         self.cold_start_positions = cold_start_positions
         self.tokenizer_start = tokenizer_start
+        self.decoder_start = decoder_start
         self.tokenize = tokenize
         self.seed = seed
         self.tokenizer: Any = None
@@ -339,7 +341,7 @@ class InterleavedPretraining:
                 teacher=self.backbone,
                 augmentation=_fresh_copy(self.augmentation),
             )
-        self.decoder = self._new_decoder()
+        self.decoder = self._next_decoder(phase)
         if phase.kind == "joint":
             return JointPretrainer(
                 self.backbone,
@@ -376,6 +378,13 @@ class InterleavedPretraining:
             name="decoder",
             **{**decoder_size(self.backbone), **self.decoder_options},
         )
+
+    def _next_decoder(self, phase):
+        decoder = self._new_decoder()
+        if phase.kind != "cold_start" and self.decoder_start == "previous":
+            decoder.build((None, None, self.backbone.hidden_dim))
+            decoder.copy_body(self.decoder)
+        return decoder
 
     def _new_estimator(self):
         return FeatureEstimator(
@@ -441,11 +450,20 @@ class InterleavedPretraining:
             "estimator_options",
             "cold_start_positions",
             "tokenizer_start",
+            "decoder_start",
             "tokenize",
             "seed",
         )
         serialize = keras.saving.serialize_keras_object
         return {name: _without_names(serialize(getattr(self, name))) for name in names}
+
+
+def _check_choice(name, value, choices):
+    if value not in choices:
+        first, second = choices
+        raise ValueError(
+            f"`{name}` must be {first!r} or {second!r}. Received: {name}={value!r}"
+        )
 
 
 def _with_reading_speed(options, make_batches):

@@ -97,3 +97,22 @@ def test_padded_map_has_the_logits_it_has_alone(attention):
 def test_unknown_attention():
     with pytest.raises(ValueError, match=r"`attention` must be .*'local'"):
         made(attention="local")
+
+
+def test_copy_of_the_body():
+    decoder, other, x = made(), made(), tokens()
+    perturb(other.weights, seed=5)
+    kept = to_numpy(decoder.head.kernel)
+    decoder.copy_body(other)
+    np.testing.assert_array_equal(to_numpy(decoder.head.kernel), kept)
+    decoder.head.set_weights(other.head.get_weights())
+    np.testing.assert_array_equal(logits(decoder, x), logits(other, x))
+
+
+def test_body_of_another_size():
+    other = CodeDecoder(
+        LEVELS, CODES, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32
+    )
+    other.build((None, None, 12))
+    with pytest.raises(ValueError, match=r"`other`.*same width and depth"):
+        made().copy_body(other)

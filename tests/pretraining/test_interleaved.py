@@ -171,6 +171,21 @@ def test_weights_are_handed_over(finished):
     assert encoder.tokenizer is tokenizer.tokenizer
     assert_same_bits(encoder.parts["tokenizer"], weights_of(tokenizer.tokenizer))
     assert num_changed(tokenizer.parts["tokenizer"], encoder.parts["tokenizer"]) > 10
+    # Its decoder goes on from the last one, with a new head.
+    names = [weight.path for weight in encoder.trainer.decoder.weights]
+    start, trained = encoder.parts["decoder"], weights_of(cold.trainer.decoder)
+    changed = [(x != y).any() for x, y in zip(start, trained, strict=True)]
+    assert changed == ["/head/" in name for name in names]
+
+
+def test_decoders_can_start_anew():
+    recorder = Recorder()
+    new_pretraining(decoder_start="random").fit(
+        INPUTS, **{**SETTINGS, "encoder_epochs": 1}, callbacks=[recorder]
+    )
+    cold, _, encoder = recorder.phases
+    trained = weights_of(cold.trainer.decoder)
+    assert num_changed(encoder.parts["decoder"], trained) == len(trained)
 
 
 def test_codebooks_move_in_tokenizer_phases_alone(finished):
@@ -480,6 +495,7 @@ def test_errors_before_anything_is_done(tmp_path, inputs, settings, message):
     ("settings", "message"),
     [
         ({"tokenizer_start": "teacher"}, "tokenizer_start='teacher'"),
+        ({"decoder_start": "teacher"}, "decoder_start='teacher'"),
         ({"tokenize": "visible"}, "tokenize='visible'"),
         ({"quantizer_options": {"top_k": 99}}, "top_k=99"),
         ({"decoder_options": {"attention": "local"}}, "attention='local'"),
