@@ -1,0 +1,85 @@
+"""The guides, really run with small settings, and the notebooks made from them."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+GUIDES = Path(__file__).parents[2] / "guides"
+
+
+def run_guide(name, **constants):
+    """Executes a guide with other constants, returns its names."""
+    source = (GUIDES / f"{name}.py").read_text(encoding="utf-8")
+    for constant, value in constants.items():
+        source, count = re.subn(
+            rf"(?m)^{constant} = .*$", f"{constant} = {value}", source
+        )
+        assert count == 1, f"{name}.py has no line {constant} = ..."
+    names = {"__name__": name}
+    exec(compile(source, f"{name}.py", "exec"), names)
+    return names
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_residual_quantizer(folder, capsys):
+    names = run_guide("residual_quantizer", EPOCHS=1, EXAMPLES=512)
+    lost = [
+        float(x) for x in re.findall(r"a patch: ([\d.]+)%", capsys.readouterr().out)
+    ]
+    assert len(lost) == 8
+    assert sorted(lost, reverse=True) == lost
+    assert lost[-1] < 8 < lost[0] < 25
+    assert list(names["histories"]) == ["1 x 256", "2 x 16", "4 x 256"]
+    assert all(len(h["usage_1"]) == 1 for h in names["histories"].values())
+    assert (folder / "quantized_pictures.png").stat().st_size > 10_000
+
+
+def test_pretraining(folder, capsys):
+    run_guide("pretraining", EPOCHS=1, SYLLABLES=160)
+    said = capsys.readouterr().out
+    assert "34 frames of 128 bands: (17, 4) patches" in said
+    shares = [float(x) for x in re.findall(r"([\d.]+)%", said)]
+    assert len(shares) == 6
+    assert all(0 <= share <= 100 for share in shares)
+    assert "['0_cold_start', '1_tokenizer', '2_encoder']" in said
+    assert (folder / "codes.png").stat().st_size > 10_000
+
+
+@pytest.fixture(scope="module")
+def notebooks():
+    path = GUIDES / "make_notebooks.py"
+    spec = importlib.util.spec_from_file_location("make_notebooks", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_guide_has_its_notebook(notebooks):
+    scripts = {path.stem for path in GUIDES.glob("*.py")} - {"make_notebooks"}
+    assert set(notebooks.SCRIPTS) == scripts
+    for name in scripts:
+        made = notebooks.as_notebook((GUIDES / f"{name}.py").read_text("utf-8"))
+        stored = (GUIDES / f"{name}.ipynb").read_text("utf-8")
+        assert stored == made, "Run python guides/make_notebooks.py"
+
+
+def test_form_of_a_notebook(notebooks):
+    source = '"""A title.\n\nMore.\n"""\n\nx = 1\n\n# ## Text\n#\n# of two.\n\n'
+    source += "\ndef f():\n    y = x\n\n    return y\n\n\nf()  # as code\n"
+    cells = json.loads(notebooks.as_notebook(source))["cells"]
+    found = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+    assert found == [
+        ("markdown", "# A title\n\nMore."),
+        ("code", "x = 1"),
+        ("markdown", "## Text\n\nof two."),
+        ("code", "def f():\n    y = x\n\n    return y\n\nf()  # as code"),
+    ]
+    assert cells[1]["outputs"] == []
