@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_bridle.layers.block_scores import block_scores, num_blocks_for
+from keras_bridle.layers.engine import draw_rows
 from keras_bridle.layers.patch_mask import (
     check_grid,
     check_mask_ratio,
@@ -105,8 +106,13 @@ class BlockMask(keras.layers.Layer):
         )
 
     def _uniform(self, shape, low, high):
-        return keras.random.uniform(
-            shape, low, high, dtype="float32", seed=self.seed_generator
+        return draw_rows(
+            keras.random.uniform,
+            shape,
+            low,
+            high,
+            dtype="float32",
+            seed=self.seed_generator,
         )
 
     def compute_output_spec(self, patches, grid):

@@ -5,6 +5,8 @@ import math
 import keras
 from keras import ops
 
+from keras_bridle.layers.engine import draw_rows
+
 # The part of a score that is drawn for each patch; the rest tells its place in a block.
 _NOISE = 0.1
 
@@ -36,8 +38,11 @@ def block_scores(grid, heights, widths, seed_generator):
     index = ops.expand_dims(ops.arange(num_blocks, dtype="float32"), 1)
     inside = index + (1.0 - _NOISE) * distance
     scores = ops.min(ops.where(distance < 1.0, inside, float(num_blocks)), axis=1)
-    noise = keras.random.uniform(
-        (batch, rows * columns), dtype="float32", seed=seed_generator
+    noise = draw_rows(
+        keras.random.uniform,
+        (batch, rows * columns),
+        dtype="float32",
+        seed=seed_generator,
     )
     return scores + _NOISE * noise
 
@@ -63,7 +68,9 @@ def _distances(length, sizes, seed_generator):
         float32 tensor of shape `(batch, num_blocks, length)`: 0 in the middle of a
         block, below 1 inside and 1 or more outside.
     """
-    draws = keras.random.uniform(ops.shape(sizes), dtype="float32", seed=seed_generator)
+    draws = draw_rows(
+        keras.random.uniform, ops.shape(sizes), dtype="float32", seed=seed_generator
+    )
     first = ops.floor(draws * (length - sizes + 1.0))
     middle = ops.expand_dims(first + 0.5 * (sizes - 1.0), 2)
     cells = ops.arange(length, dtype="float32")

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_bridle.layers.engine import draw_rows
 from keras_bridle.layers.log_mel import as_waveforms
 
 
@@ -61,7 +62,8 @@ class RandomWaveformGain(keras.layers.Layer):
             return ops.cast(waveforms, self.compute_dtype)
         # The median of 2a - 1 uniform numbers follows Beta(a, a). TensorFlow cannot
         # compile `keras.random.beta`.
-        uniform = keras.random.uniform(
+        uniform = draw_rows(
+            keras.random.uniform,
             (ops.shape(waveforms)[0], 2 * self.concentration - 1),
             dtype="float32",
             seed=self.seed_generator,

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_bridle.layers.engine import draw_rows
 from keras_bridle.layers.resized_crop import as_pixels
 
 
@@ -52,8 +53,11 @@ class RandomHorizontalFlip(keras.layers.Layer):
     def call(self, images, training=None):
         images = as_pixels(images, "RandomHorizontalFlip")
         if training:
-            drawn = keras.random.uniform(
-                (ops.shape(images)[0],), dtype="float32", seed=self.seed_generator
+            drawn = draw_rows(
+                keras.random.uniform,
+                (ops.shape(images)[0],),
+                dtype="float32",
+                seed=self.seed_generator,
             )
             mirrored = ops.reshape(
                 drawn < self.rate, (-1,) + (1,) * (len(images.shape) - 1)

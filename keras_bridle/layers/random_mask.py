@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_bridle.layers.engine import draw_rows
 from keras_bridle.layers.patch_mask import check_mask_ratio, num_kept, split_patches
 
 
@@ -55,8 +56,11 @@ class RandomMask(keras.layers.Layer):
                 f"Received: patches of shape {tuple(patches.shape)}"
             )
         if noise is None:
-            noise = keras.random.uniform(
-                (batch, num_patches), dtype="float32", seed=self.seed_generator
+            noise = draw_rows(
+                keras.random.uniform,
+                (batch, num_patches),
+                dtype="float32",
+                seed=self.seed_generator,
             )
         noise = ops.convert_to_tensor(noise, dtype="float32")
         visible_count = num_kept(num_patches, self.mask_ratio)

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_bridle.layers.engine import draw_rows
 from keras_bridle.layers.resized_crop import RandomBoxCrop
 
 # Places of a part, in quarters of the room along height and width: the corners, the
@@ -97,8 +98,12 @@ class RandomMultiScaleCrop(RandomBoxCrop):
             for box_height, box_width in pairs
             for down, right in _PLACES
         ]
-        chosen = keras.random.randint(
-            (batch_size,), 0, len(boxes), seed=self.seed_generator
+        chosen = draw_rows(
+            keras.random.randint,
+            (batch_size,),
+            0,
+            len(boxes),
+            seed=self.seed_generator,
         )
         return ops.take(ops.convert_to_tensor(boxes, dtype="float32"), chosen, axis=0)
 

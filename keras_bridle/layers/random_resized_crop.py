@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from keras_bridle.layers.engine import draw_rows
 from keras_bridle.layers.resized_crop import RandomBoxCrop
 
 # As many as usual: with the usual scale and ratio, one in a million fails them all.
@@ -82,8 +83,13 @@ class RandomResizedCrop(RandomBoxCrop):
 
     def random_boxes(self, batch_size, height, width):
         def uniform(*shape, low=0.0, high=1.0):
-            return keras.random.uniform(
-                (batch_size, *shape), low, high, "float32", self.seed_generator
+            return draw_rows(
+                keras.random.uniform,
+                (batch_size, *shape),
+                low,
+                high,
+                "float32",
+                self.seed_generator,
             )
 
         smallest, largest = math.log(self.ratio[0]), math.log(self.ratio[1])

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_bridle.layers.engine import draw_rows
 from keras_bridle.layers.log_mel import as_waveforms, real_lengths
 
 
@@ -71,7 +72,8 @@ class RandomWaveformRoll(keras.layers.Layer):
             lengths = real_lengths(waveforms)[:, None]
         else:
             lengths = ops.full((batch_size, 1), num_samples, dtype="int32")
-        share = keras.random.uniform(
+        share = draw_rows(
+            keras.random.uniform,
             (batch_size, 1),
             -self.factor,
             self.factor,

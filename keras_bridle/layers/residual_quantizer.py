@@ -8,7 +8,16 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_bridle.layers.engine import argmax_of_rows, nearness, segment_sum
+from keras_bridle.layers.engine import (
+    all_rows,
+    argmax_of_rows,
+    draw_rows,
+    nearness,
+    num_replicas,
+    segment_sum,
+    sum_over_replicas,
+    take_rows,
+)
 from keras_bridle.layers.kmeans import kmeans
 from keras_bridle.layers.usage import CodebookUsage, usage_of_counts
 from keras_bridle.layers.vector_samples import sample_vectors
@@ -440,8 +449,9 @@ class ResidualQuantizer(keras.layers.Layer):
             draws = self.draws()
         num_vectors = ops.shape(vectors)[0]
         num_used = self._draw_num_used(draws)
-        choice = _uniform(draws, "choice", (num_vectors, self.num_levels))
-        order = _uniform(draws, "order", (num_vectors,))
+        choice = _uniform(draws, "choice", (num_vectors, self.num_levels), _draw_rows)
+        # The order is that of the vectors of all replicas.
+        order = _uniform(draws, "order", (num_replicas() * num_vectors,))
         tables = state.get("code_vectors", ops.convert_to_tensor(self.code_vectors))
         codes = self._search(vectors, tables, choice)
         codes = self._without_absent(codes, real, num_used)
@@ -595,11 +605,12 @@ class ResidualQuantizer(keras.layers.Layer):
 
     def _level_losses(self, residuals, chosen, real, num_used):
         losses = []
+        share = _share_of_real(real)
         for level in range(self.num_levels):
-            error = _mean_square(residuals[level + 1], real)
+            error = _mean_square(residuals[level + 1], share)
             if chosen:
                 target = ops.stop_gradient(residuals[level])
-                codebook_error = _mean_square(target - chosen[level], real)
+                codebook_error = _mean_square(target - chosen[level], share)
             else:
                 codebook_error = ops.stop_gradient(error)
             loss = codebook_error + self.commitment_weight * error
@@ -613,10 +624,16 @@ class ResidualQuantizer(keras.layers.Layer):
     def _move(self, state, residuals, codes, real, num_used, order, loss):
         """Returns the state after this batch; the old one if the batch is unfit."""
         targets = [self._target(residual) for residual in residuals[: self.num_levels]]
-        batch = [
-            self._statistics(level_targets, level_codes)
-            for level_targets, level_codes in zip(targets, codes, strict=True)
-        ]
+        batch, loss, num_real = sum_over_replicas(
+            (
+                [
+                    self._statistics(level_targets, level_codes)
+                    for level_targets, level_codes in zip(targets, codes, strict=True)
+                ],
+                loss,
+                1.0 if real is None else ops.sum(ops.cast(real, "float32")),
+            )
+        )
         histogram = ops.stack([counts for counts, _ in batch])
         new_state = {
             "code_histogram": state["code_histogram"]
@@ -629,7 +646,7 @@ class ResidualQuantizer(keras.layers.Layer):
         # The loss holds every vector, so it is finite only if all of them are.
         fit = ops.isfinite(loss)
         if real is not None:
-            fit = ops.logical_and(fit, ops.any(real))
+            fit = ops.logical_and(fit, num_real > 0)
         return {name: ops.where(fit, new_state[name], state[name]) for name in state}
 
     def _target(self, residual):
@@ -920,14 +937,21 @@ class _DrawnSeed(keras.random.SeedGenerator):
         return self._seed
 
 
-def _uniform(draws, name, shape):
+def _uniform(draws, name, shape, draw=keras.random.uniform):
     if name not in draws:
         return None
-    return keras.random.uniform(shape, dtype="float32", seed=_DrawnSeed(draws[name]))
+    return draw(shape, dtype="float32", seed=_DrawnSeed(draws[name]))
+
+
+def _draw_rows(shape, **kwargs):
+    return draw_rows(keras.random.uniform, shape, **kwargs)
 
 
 class _Seats:
-    """Hands out a batch's vectors in random order, none twice if that can be."""
+    """Hands out a batch's vectors in random order, none twice if that can be.
+
+    The batch is that of all replicas: all of them draw the same vectors.
+    """
 
     def __init__(self, targets, real, num_used, order):
         self.targets = targets
@@ -936,6 +960,7 @@ class _Seats:
             self.num_rows = ops.shape(order)[0]
         else:
             # Padding comes last in the order, out of reach.
+            real = all_rows(ops.cast(real, "int32")) > 0
             order = ops.where(real, order, 2.0)
             self.num_rows = ops.maximum(ops.sum(ops.cast(real, "int32")), 1)
         self.rows = ops.cast(ops.argsort(order), "int32")
@@ -951,12 +976,12 @@ class _Seats:
         self.handed_out = self.handed_out + ops.sum(ops.cast(dead, "int32"))
         rows = ops.take(self.rows, ops.mod(rank, self.num_rows), axis=0)
         if level is not None:
-            return ops.take(self.targets[level], rows, axis=0)
+            return take_rows(self.targets[level], rows)
         num_used = len(self.targets) if self.num_used is None else self.num_used
         levels = ops.mod(rank, num_used)[:, None]
-        drawn = ops.take(self.targets[0], rows, axis=0)
+        drawn = take_rows(self.targets[0], rows)
         for other in range(1, len(self.targets)):
-            vectors = ops.take(self.targets[other], rows, axis=0)
+            vectors = take_rows(self.targets[other], rows)
             drawn = ops.where(levels == other, vectors, drawn)
         return drawn
 
@@ -993,13 +1018,21 @@ def _sum_of_codes(table, codes, absent=False):
     return total
 
 
-def _mean_square(differences, real):
+def _mean_square(differences, share):
     """Averages squares over real rows, given that the other rows are zero."""
-    mean = ops.mean(ops.square(differences))
+    return ops.mean(ops.square(differences)) / share
+
+
+def _share_of_real(real):
+    """What the mean over this replica's rows is divided by.
+
+    That is the share of real rows, or more where there are replicas, so that their
+    quotients add up to the mean over the real rows of the batch.
+    """
     if real is None:
-        return mean
-    real = ops.cast(real, "float32")
-    return mean / ops.maximum(ops.mean(real), 1e-12)
+        return float(num_replicas())
+    share = sum_over_replicas(ops.mean(ops.cast(real, "float32")))
+    return ops.maximum(share, 1e-12)
 
 
 def _map_rows(function, rows, rows_at_once):
@@ -1014,11 +1047,17 @@ def _map_rows(function, rows, rows_at_once):
     # Slices of equal size, so that little is padded.
     size = (total + num_slices - 1) // num_slices
     missing = num_slices * size - total
+    # Of rows that lie on several devices, each slice takes some from all of them.
+    is_spread = keras.distribution.distribution() is not None
 
     def sliced(array):
         rest = tuple(array.shape[1:])
         array = ops.pad(array, [(0, missing)] + [(0, 0)] * len(rest))
+        if is_spread:
+            return ops.swapaxes(ops.reshape(array, (size, num_slices, *rest)), 0, 1)
         return ops.reshape(array, (num_slices, size, *rest))
 
     results = ops.map(function, keras.tree.map_structure(sliced, rows))
+    if is_spread:
+        results = ops.swapaxes(results, 0, 1)
     return ops.reshape(results, (-1, *results.shape[2:]))[:total]

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_bridle.layers.engine import draw_rows
 from keras_bridle.layers.patch_mask import (
     PatchMask,
     check_mask_ratio,
@@ -73,8 +74,11 @@ class TimeFrequencyMask(keras.layers.Layer):
             )
         if noise is None:
             noise = tuple(
-                keras.random.uniform(
-                    (batch, side), dtype="float32", seed=self.seed_generator
+                draw_rows(
+                    keras.random.uniform,
+                    (batch, side),
+                    dtype="float32",
+                    seed=self.seed_generator,
                 )
                 for side in grid
             )

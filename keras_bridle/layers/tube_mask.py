@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from keras_bridle.layers.engine import draw_rows
 from keras_bridle.layers.patch_mask import (
     PatchMask,
     check_grid,
@@ -71,8 +72,11 @@ class TubeMask(keras.layers.Layer):
                 f"Received: grid={tuple(grid)}"
             )
         if noise is None:
-            noise = keras.random.uniform(
-                (batch, num_places), dtype="float32", seed=self.seed_generator
+            noise = draw_rows(
+                keras.random.uniform,
+                (batch, num_places),
+                dtype="float32",
+                seed=self.seed_generator,
             )
         noise = ops.convert_to_tensor(noise, dtype="float32")
         places = split_patches(noise, num_kept(num_places, self.mask_ratio))

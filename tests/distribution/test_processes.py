@@ -1,0 +1,128 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_bridle.distribution import (
+    WorkerLostError,
+    all_examples,
+    array_shard,
+    bridle_layout_map,
+    broadcast,
+    broadcast_variables,
+    distribute,
+    distributed_input,
+    is_chief,
+    local_function,
+    num_devices,
+    own_directory,
+    process_shard,
+    processes,
+)
+
+
+def test_one_process_is_the_chief_of_itself():
+    assert process_shard() == array_shard() == (0, 1)
+    assert is_chief()
+    assert num_devices() == 1
+    assert own_directory("runs/birds") == "runs/birds"
+    assert own_directory(None) is None
+
+
+def test_one_process_has_nothing_to_tell():
+    array = np.arange(3.0)
+    assert broadcast(array) is array
+    assert all_examples(array) is array
+    assert broadcast({"a": 1}) == {"a": 1}
+    variable = keras.Variable([1.0, 2.0])
+    broadcast_variables([variable])
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), [1.0, 2.0])
+    assert distributed_input(array) is array
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([1.5, -0.0, np.nan, -np.inf], "float32"),
+        np.array([[2**63 - 1, -5]], "int64"),
+        np.array([2**32 - 1, 7], "uint32"),
+        np.array([True, False, True]),
+        np.array(3, "int8"),
+        np.zeros((0, 4), "float32"),
+        np.arange(6, dtype="float64").reshape(2, 3).T,
+    ],
+)
+def test_bits_travel_as_they_are(array, monkeypatch):
+    """Of two processes, the other one has zeros."""
+    monkeypatch.setitem(
+        processes._SUMS, keras.backend.backend(), lambda x: x + np.zeros_like(x)
+    )
+    found = processes._summed_bits(array)
+    assert found.dtype == array.dtype
+    assert found.shape == array.shape
+    assert found.tobytes() == np.ascontiguousarray(array).tobytes()
+
+
+def test_outputs_are_those_of_the_batch():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    batch = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
+    expected = keras.ops.convert_to_numpy(model(batch))
+    np.testing.assert_allclose(local_function(model)(batch), expected, 1e-6, 1e-6)
+
+
+def test_networks_are_divided_on_jax_only():
+    if keras.backend.backend() == "jax":
+        pytest.skip("it is JAX")
+    with pytest.raises(ValueError, match="on JAX only"), distribute(model_devices=2):
+        pass
+
+
+def test_devices_must_suffice():
+    if keras.backend.backend() != "jax":
+        pytest.skip("needs JAX")
+    message = "must divide the number of devices"
+    with pytest.raises(ValueError, match=message), distribute(model_devices=3):
+        pass
+
+
+def test_torch_needs_processes(monkeypatch):
+    if keras.backend.backend() != "torch":
+        pytest.skip("needs torch")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(ValueError, match="torchrun"), distribute():
+        pass
+
+
+def test_errors_of_one_process_stay_as_they_are(monkeypatch):
+    if keras.backend.backend() == "torch":
+        pytest.skip("needs torchrun")
+    message = "connection reset by peer"
+    with pytest.raises(RuntimeError) as caught, distribute():
+        raise RuntimeError(message)
+    assert str(caught.value) == message
+    assert not isinstance(caught.value, WorkerLostError)
+
+
+def test_layouts_are_for_the_large_kernels():
+    if keras.backend.backend() != "jax":
+        pytest.skip("needs JAX")
+    mesh = keras.distribution.DeviceMesh(
+        (1, 1), ["batch", "model"], keras.distribution.list_devices()
+    )
+    layouts = bridle_layout_map(mesh)
+    columns, rows = (None, "model"), ("model", None)
+    expected = {
+        "encoder/transformer_block_3/qkv/kernel": columns,
+        "transformer_block_0/mlp_hidden/kernel": columns,
+        "transformer_block_0/mlp_hidden/bias": ("model",),
+        "decoder/transformer_block_1/mlp_output/kernel": rows,
+        "decoder/transformer_block_1/attention_output/kernel": rows,
+        "decoder/head/kernel": columns,
+        "decoder/transformer_block_1/attention_output/bias": None,
+        "patch_embedding/projection/kernel": None,
+        "residual_quantizer/code_vectors": None,
+    }
+    for path, axes in expected.items():
+        layout = layouts[path]
+        assert (None if layout is None else tuple(layout.axes)) == axes, path
+    with pytest.raises(ValueError, match="must have an axis"):
+        bridle_layout_map(mesh, axis="columns")

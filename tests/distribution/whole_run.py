@@ -1,0 +1,98 @@
+"""A whole run of three phases, with a directory, in one process of several.
+
+`python whole_run.py DIRECTORY [TRAINER]` runs it within `distribute()`, going on with
+what is in the directory. With `TRAINER`, the name of a class, the last process dies in
+that phase's second epoch.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+
+
+def images():
+    """More than fill whole batches, in an order that says which is which."""
+    numbers = np.random.default_rng(3).normal(size=(18, 16, 16, 1))
+    return (numbers + np.arange(18)[:, None, None, None] / 9 - 1).astype("float32")
+
+
+def pretraining():
+    import keras_bridle as kb
+
+    keras.utils.set_random_seed(7)
+    backbone = kb.BridleBackbone(
+        patch_size=4,
+        hidden_dim=16,
+        num_layers=1,
+        num_heads=2,
+        mlp_dim=32,
+        input_dims=(16, 16, 1),
+        name="encoder",
+    )
+    return kb.InterleavedPretraining(
+        backbone,
+        num_levels=2,
+        codebook_size=8,
+        code_dim=8,
+        quantizer_options={"restart_threshold": 0.3},
+        augmentation=kb.RandomHorizontalFlip(seed=2),
+        mask=kb.RandomMask(0.5, seed=1),
+        decoder_options={"hidden_dim": 16, "num_layers": 1, "mlp_dim": 32},
+        estimator_options={"hidden_dim": 16, "num_layers": 1, "mlp_dim": 32},
+    )
+
+
+def run(directory, **options):
+    """Runs all phases and returns losses and weights."""
+    made = pretraining()
+    made.fit(
+        images(),
+        rounds=1,
+        encoder_epochs=2,
+        tokenizer_epochs=2,
+        cold_start_epochs=2,
+        batch_size=8,
+        directory=directory,
+        tensorboard=False,
+        verbose=0,
+        **options,
+    )
+    found = {
+        f"loss {name}": np.array(logs["loss"]) for name, logs in made.history.items()
+    }
+    codes = made.codes(images(), batch_size=6)
+    weights = [*made.backbone.weights, *made.tokenizer.weights]
+    arrays = [keras.ops.convert_to_numpy(weight) for weight in weights]
+    return {**found, "codes": codes} | {f"{i}": x for i, x in enumerate(arrays)}
+
+
+class Death(keras.callbacks.Callback):
+    """Ends the process as a failing machine would, in an epoch of a phase."""
+
+    def __init__(self, trainer_name):
+        super().__init__()
+        self.trainer_name = trainer_name
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1 and type(self.model).__name__ == self.trainer_name:
+            os._exit(3)
+
+
+def main(directory, death=None):
+    from keras_bridle.distribution import distribute, is_chief, process_shard
+
+    with distribute():
+        part, parts = process_shard()
+        is_dying = death is not None and part == parts - 1
+        callbacks = [Death(death)] if is_dying else []
+        resume = Path(directory, "settings.json").exists()
+        found = run(directory, resume=resume, callbacks=callbacks)
+        if is_chief():
+            np.savez(Path(directory, "found.npz"), **found)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

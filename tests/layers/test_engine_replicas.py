@@ -1,0 +1,213 @@
+"""What replicas tell each other, with replicas that are threads of a test.
+
+`tests/distribution` trains on real ones.
+"""
+
+import threading
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_bridle.layers import ResidualQuantizer, engine
+from keras_bridle.pretraining.losses import weighted_mean
+
+torch_only = pytest.mark.skipif(
+    keras.backend.backend() != "torch",
+    reason="the other backends do not run in threads of a test",
+)
+
+
+class Replicas:
+    """Runs a function in threads that take each other for replicas."""
+
+    def __init__(self, count, monkeypatch):
+        self.count = count
+        self.local = threading.local()
+        self.barrier = threading.Barrier(count, timeout=60)
+        self.vectors = [None] * count
+        monkeypatch.setattr(engine, "num_replicas", lambda: self.count)
+        monkeypatch.setattr(engine, "_replica_id", lambda: self.local.index)
+        monkeypatch.setattr(engine, "_sum_vector", self.sum)
+
+    def sum(self, vector):
+        self.vectors[self.local.index] = vector
+        self.barrier.wait()
+        total = sum(self.vectors[1:], self.vectors[0])
+        self.barrier.wait()
+        return total
+
+    def run(self, function):
+        results = [None] * self.count
+
+        def work(index):
+            self.local.index = index
+            try:
+                results[index] = function(index)
+            except BaseException:
+                self.barrier.abort()
+                raise
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(self.count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
+
+
+@pytest.fixture
+def replicas(monkeypatch):
+    return Replicas(3, monkeypatch)
+
+
+def numpy(tree):
+    return keras.tree.map_structure(ops.convert_to_numpy, tree)
+
+
+@torch_only
+def test_sums_keep_structure_dtype_and_shape(replicas):
+    def of(index):
+        values = {
+            "a": ops.ones((2, 3)) * index,
+            "b": [ops.convert_to_tensor(np.int32([index, 1])), ops.ones(()) * 0.5],
+        }
+        return numpy(engine.sum_over_replicas(values))
+
+    for found in replicas.run(of):
+        np.testing.assert_array_equal(found["a"], np.full((2, 3), 3.0, "float32"))
+        np.testing.assert_array_equal(found["b"][0], np.int32([3, 3]))
+        assert found["b"][0].dtype == np.int32
+        assert found["b"][1].shape == ()
+        assert found["b"][1] == 1.5
+
+
+@torch_only
+def test_rows_are_drawn_taken_and_joined_as_those_of_one_batch(replicas):
+    values = np.random.default_rng(0).normal(size=(12, 2)).astype("float32")
+    rows = np.int32([11, 0, 5, 4])
+    seeds = [keras.random.SeedGenerator(4) for _ in range(3)]
+    expected = keras.random.uniform((12, 2), seed=keras.random.SeedGenerator(4))
+
+    def of(index):
+        own = ops.convert_to_tensor(values[4 * index : 4 * index + 4])
+        drawn = engine.draw_rows(keras.random.uniform, (4, 2), seed=seeds[index])
+        return numpy([engine.take_rows(own, rows), engine.all_rows(own), drawn])
+
+    found = replicas.run(of)
+    for taken, joined, _ in found:
+        np.testing.assert_array_equal(taken, values[rows])
+        np.testing.assert_array_equal(joined, values)
+    np.testing.assert_array_equal(
+        np.concatenate([drawn for _, _, drawn in found]), ops.convert_to_numpy(expected)
+    )
+
+
+@torch_only
+def test_shares_of_a_mean_add_up_to_it(replicas, monkeypatch):
+    monkeypatch.setattr(
+        "keras_bridle.pretraining.losses.num_replicas", lambda: replicas.count
+    )
+    values = np.random.default_rng(0).normal(size=(12, 5)).astype("float32")
+    weights = (np.arange(60).reshape(12, 5) % 7 < 3).astype("float32")
+    weights[8:] = 0.0
+
+    def of(index):
+        rows = slice(4 * index, 4 * index + 4)
+        own, own_weights = (ops.convert_to_tensor(x[rows]) for x in (values, weights))
+        return float(weighted_mean(own, own_weights)), float(weighted_mean(own, None))
+
+    weighted, plain = np.sum(replicas.run(of), axis=0)
+    expected = np.average(values.astype("float64"), weights=weights)
+    np.testing.assert_allclose(weighted, expected, 1e-5)
+    np.testing.assert_allclose(plain, values.mean(dtype="float64"), 1e-5)
+
+
+@torch_only
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"restart_threshold": 0.6},
+        {"restart_threshold": 0.6, "shared_codebooks": True},
+        {"sampling_temperature": 0.3, "quantizer_dropout": True},
+        {"codebook_update": "mean", "normalize": "level", "top_k": 2},
+    ],
+)
+@pytest.mark.parametrize("padded", [False, True])
+def test_quantizers_of_replicas_move_like_one(options, padded, monkeypatch):
+    vectors = np.random.default_rng(1).normal(size=(6, 8, 4)).astype("float32")
+    mask = None
+    if padded:
+        # Some replicas have little, one has nothing but padding.
+        mask = np.random.default_rng(2).random((6, 8)) < 0.6
+        mask[2:4] = False
+
+    def made():
+        quantizer = ResidualQuantizer(3, 8, dim=4, decay=0.5, seed=5, **options)
+        quantizer.build((None, None, 4))
+        return quantizer
+
+    whole = made()
+    expected = [whole(vectors, mask, training=True) for _ in range(3)]
+    quantizers = [made() for _ in range(3)]
+    replicas = Replicas(3, monkeypatch)
+    name = "keras_bridle.layers.residual_quantizer.num_replicas"
+    monkeypatch.setattr(name, lambda: 3)
+
+    def of(index):
+        rows = slice(2 * index, 2 * index + 2)
+        own = None if mask is None else mask[rows]
+        return [quantizers[index](vectors[rows], own, training=True) for _ in range(3)]
+
+    outputs = replicas.run(of)
+    for step in range(3):
+        codes = np.concatenate([numpy(steps[step].codes) for steps in outputs])
+        np.testing.assert_array_equal(codes, numpy(expected[step].codes))
+        losses = sum(numpy(steps[step].level_losses) for steps in outputs)
+        np.testing.assert_allclose(losses, numpy(expected[step].level_losses), 1e-5)
+    for quantizer in quantizers:
+        for weight, other in zip(quantizer.weights, whole.weights, strict=True):
+            np.testing.assert_allclose(
+                numpy(weight), numpy(other), 1e-5, 1e-5, err_msg=weight.name
+            )
+
+
+@torch_only
+def test_one_bad_replica_keeps_all_codebooks_as_they_are(replicas, monkeypatch):
+    name = "keras_bridle.layers.residual_quantizer.num_replicas"
+    monkeypatch.setattr(name, lambda: 3)
+    quantizers = [ResidualQuantizer(2, 8, dim=4, seed=5) for _ in range(3)]
+    for quantizer in quantizers:
+        quantizer.build((None, 4))
+    before = [numpy(weight) for weight in quantizers[0].weights]
+    vectors = np.random.default_rng(1).normal(size=(3, 6, 4)).astype("float32")
+    vectors[1, 2, 3] = np.inf
+    replicas.run(lambda index: quantizers[index](vectors[index], training=True) and 0)
+    for quantizer in quantizers:
+        for weight, other in zip(quantizer.weights, before, strict=True):
+            np.testing.assert_array_equal(numpy(weight), other)
+
+
+def test_one_device_has_nothing_to_sum():
+    tree = {"a": ops.ones((2,))}
+    assert engine.num_replicas() == 1
+    assert engine.sum_over_replicas(tree) is tree
+    values = ops.reshape(ops.arange(6), (3, 2))
+    assert engine.own_rows(values) is values
+    assert engine.all_rows(values) is values
+    assert engine.metric_increment(tree) is tree
+    taken = ops.convert_to_numpy(engine.take_rows(values, np.int32([2, 0])))
+    np.testing.assert_array_equal(taken, [[4, 5], [0, 1]])
+    optimizer = keras.optimizers.SGD()
+    engine.sum_gradients(optimizer)
+    assert not hasattr(optimizer, "sums_gradients")
+
+
+def test_cond_is_that_of_keras_on_one_device():
+    chosen = engine.cond(
+        ops.convert_to_tensor(False),
+        lambda: {"x": ops.ones(())},
+        lambda: {"x": ops.zeros(())},
+    )
+    assert float(chosen["x"]) == 0.0
