@@ -37,10 +37,12 @@ def audio_dataset(
     labels: bool = True,
     seed: int = 0,
     initial_epoch: int = 0,
+    first_batch: int = 0,
     strict: bool = False,
     report: ReadReport | None = None,
     num_parallel: int | None = None,
     reader: str = "soundfile",
+    shard: tuple[int, int] = (0, 1),
 ) -> Any:
     """Builds a `tf.data.Dataset` of fixed-length mono waveforms from audio files.
 
@@ -81,6 +83,8 @@ def audio_dataset(
         labels: bool. Whether to give labels if the manifest has them.
         seed: int. Decides order and crops.
         initial_epoch: int. Number of the first epoch.
+        first_batch: int. With `repeat`, the batch of that epoch to start with, for a
+            run that goes on within an epoch. Those before are not read.
         strict: bool. Whether an unreadable file is an error instead.
         report: a `ReadReport` to fill, or `None` to keep none. It also gets what the
             manifest lists as missing, which is no error with `strict` either.
@@ -88,6 +92,9 @@ def audio_dataset(
         reader: `"soundfile"` (decodes with soundfile, resamples with soxr) or
             `"tensorflow-io"` (its own decoders and resampler; needs TensorFlow up to
             2.17.1, see `keras_bridle.data.tfio_audio`).
+        shard: tuple of ints `(part, parts)`, for one of several processes: of every
+            batch it reads and gives only that part, `batch_size / parts` of them.
+            Together the processes read what one would.
 
     Returns:
         A dataset of float32 waveforms of shape `(batch_size, num_samples)` in [-1, 1];
@@ -148,9 +155,11 @@ def audio_dataset(
         labels=labels,
         seed=seed,
         initial_epoch=initial_epoch,
+        first_batch=first_batch,
         strict=strict,
         report=report,
         num_parallel=num_parallel,
+        shard=shard,
     )
 
 

@@ -32,9 +32,11 @@ def image_dataset(
     labels: bool = True,
     seed: int = 0,
     initial_epoch: int = 0,
+    first_batch: int = 0,
     strict: bool = False,
     report: ReadReport | None = None,
     num_parallel: int | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> Any:
     """Builds a `tf.data.Dataset` of pictures of one size, pixels from 0 to 255.
 
@@ -65,9 +67,14 @@ def image_dataset(
         labels: bool. Whether to give labels if there are any.
         seed: int. Decides order and crops.
         initial_epoch: int. Number of the first epoch.
+        first_batch: int. With `repeat`, the batch of that epoch to start with, for a
+            run that goes on within an epoch. Those before are not read.
         strict: bool. Whether an unreadable file is an error instead.
         report: a `ReadReport` to fill, or `None` to keep none.
         num_parallel: int. Files read at the same time. Defaults to the number of CPUs.
+        shard: tuple of ints `(part, parts)`, for one of several processes: of every
+            batch it reads and gives only that part, `batch_size / parts` of them.
+            Together the processes read what one would.
 
     Returns:
         A dataset of uint8 arrays of shape `(batch_size, height, width, channels)`; with
@@ -124,9 +131,11 @@ def image_dataset(
         labels=labels,
         seed=seed,
         initial_epoch=initial_epoch,
+        first_batch=first_batch,
         strict=strict,
         report=ReadReport() if report is None else report,
         num_parallel=num_parallel,
+        shard=shard,
     )
 
 

@@ -150,9 +150,11 @@ def build_dataset(
     labels: bool,
     seed: int,
     initial_epoch: int,
+    first_batch: int = 0,
     strict: bool,
     report: ReadReport,
     num_parallel: int | None,
+    shard: tuple[int, int] = (0, 1),
 ) -> Any:
     """Builds the `tf.data.Dataset` behind `audio_dataset` and its like.
 
@@ -169,9 +171,11 @@ def build_dataset(
         labels: as above.
         seed: as above.
         initial_epoch: as above.
+        first_batch: as above.
         strict: as above.
         report: as above.
         num_parallel: as above.
+        shard: as above.
 
     Returns:
         A dataset of arrays of shape `(batch_size, *shape)`, or of tuples of these and
@@ -180,13 +184,19 @@ def build_dataset(
     if drop_remainder is None:
         drop_remainder = shuffle or repeat
     check_at_least(1, batch_size=batch_size)
-    check_at_least(0, seed=seed, initial_epoch=initial_epoch)
+    check_at_least(0, seed=seed, initial_epoch=initial_epoch, first_batch=first_batch)
+    if first_batch and not repeat:
+        raise ValueError(
+            "`first_batch` is for data sets that repeat. Received: "
+            f"first_batch={first_batch}, repeat={repeat}"
+        )
     if drop_remainder and len(manifest) < batch_size:
         raise ValueError(
             f"`batch_size` ({batch_size}) is larger than the number of files "
             f"({len(manifest)}): not one batch is full. Make it smaller, or pass "
             "`drop_remainder=False`."
         )
+    _check_shard(shard, batch_size, drop_remainder)
     if num_parallel is None:
         num_parallel = os.cpu_count() or 1
     check_at_least(1, num_parallel=num_parallel)
@@ -210,7 +220,9 @@ def build_dataset(
         drop_remainder=drop_remainder,
         labels=labels and manifest.labels is not None,
         initial_epoch=initial_epoch,
+        first_batch=first_batch,
         num_parallel=num_parallel,
+        shard=shard,
     )
 
 
@@ -231,6 +243,21 @@ def check_at_least(minimum: int, **arguments: int) -> None:
             raise ValueError(f"`{name}` must be at least {minimum}. Received: {value}")
 
 
+def _check_shard(shard: tuple[int, int], batch_size: int, drop_remainder: bool) -> None:
+    part, parts = shard
+    if not 0 <= part < parts:
+        raise ValueError(
+            "`shard` must be (part, parts) with 0 <= part < parts. "
+            f"Received: {tuple(shard)}"
+        )
+    if parts > 1 and (batch_size % parts or not drop_remainder):
+        raise ValueError(
+            "Batches that are divided among processes must be full and a multiple of "
+            f"their number. Received: shard={tuple(shard)}, batch_size={batch_size}, "
+            f"drop_remainder={drop_remainder}"
+        )
+
+
 def _pipeline(
     clips: Clips,
     *,
@@ -241,11 +268,23 @@ def _pipeline(
     drop_remainder: bool,
     labels: bool,
     initial_epoch: int,
+    first_batch: int,
     num_parallel: int,
+    shard: tuple[int, int],
 ) -> Any:
     tf = import_tensorflow()
     num_batches = len(clips.manifest) // batch_size
-    places = num_batches * batch_size if drop_remainder else len(clips.manifest)
+    part, parts = shard
+    own_size = batch_size // parts
+    places = num_batches * own_size if drop_remainder else len(clips.manifest)
+
+    def place_of(number: Any) -> Any:
+        # Of each batch, the places from `part * own_size` on are this process's.
+        if parts == 1:
+            return number
+        batch = number // own_size
+        return batch * batch_size + part * own_size + number % own_size
+
     if repeat:
         epochs = tf.data.Dataset.counter(initial_epoch)
     else:
@@ -255,8 +294,12 @@ def _pipeline(
             lambda _: tf.numpy_function(lambda: next(numbers), [], tf.int64)
         )
     dataset = epochs.flat_map(
-        lambda epoch: tf.data.Dataset.range(places).map(lambda place: (epoch, place))
+        lambda epoch: tf.data.Dataset.range(places).map(
+            lambda number: (epoch, place_of(number))
+        )
     )
+    # Places, not clips: nothing is read for them.
+    dataset = dataset.skip(first_batch * own_size)
     outputs = [tf.int64, tf.as_dtype(dtype)]
     label_shape: tuple[int, ...] = ()
     if labels:
@@ -283,7 +326,7 @@ def _pipeline(
         clip = tf.ensure_shape(clip, shape)
         return (clip, tf.ensure_shape(label[0], label_shape)) if labels else clip
 
-    dataset = dataset.map(elements).batch(batch_size, drop_remainder=drop_remainder)
+    dataset = dataset.map(elements).batch(own_size, drop_remainder=drop_remainder)
     if repeat:
         dataset = dataset.apply(
             tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)

@@ -34,9 +34,11 @@ def video_dataset(
     labels: bool = True,
     seed: int = 0,
     initial_epoch: int = 0,
+    first_batch: int = 0,
     strict: bool = False,
     report: ReadReport | None = None,
     num_parallel: int | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> Any:
     """Builds a `tf.data.Dataset` of clips of one shape, pixels from 0 to 255.
 
@@ -75,9 +77,15 @@ def video_dataset(
         labels: bool. Whether to give labels if the manifest has them.
         seed: int. Decides order and clips.
         initial_epoch: int. Number of the first epoch.
+        first_batch: int. With `repeat`, the batch of that epoch to start with, for a
+            run that goes on within an epoch. Those before are not read.
         strict: bool. Whether an unreadable file is an error instead.
-        report: a `ReadReport` to fill, or `None` to keep none.
+        report: a `ReadReport` to fill, or `None` to keep none. It also gets what the
+            manifest lists as missing, which is no error with `strict` either.
         num_parallel: int. Files read at the same time. Defaults to the number of CPUs.
+        shard: tuple of ints `(part, parts)`, for one of several processes: of every
+            batch it reads and gives only that part, `batch_size / parts` of them.
+            Together the processes read what one would.
 
     Returns:
         A dataset of uint8 arrays of shape `(batch_size, num_frames, height, width,
@@ -110,6 +118,8 @@ def video_dataset(
     position = choose_crop(crop, shuffle, _CROPS)
     manifest = VideoManifest.from_source(source)
     report = ReadReport() if report is None else report
+    for name in manifest.missing:
+        report.add_skipped(name, "listed, but not in the folder")
 
     def read(index: int, position: Position) -> np.ndarray:
         path = manifest.files[index]
@@ -131,7 +141,9 @@ def video_dataset(
         labels=labels,
         seed=seed,
         initial_epoch=initial_epoch,
+        first_batch=first_batch,
         strict=strict,
         report=report,
         num_parallel=num_parallel,
+        shard=shard,
     )

@@ -17,10 +17,15 @@ class ArrayBatches(keras.utils.PyDataset):
         batch_size: int; more than there are examples means all of them.
         seed: int.
         initial_epoch: int, the epoch to start with.
+        first_batch: int, the batch to start with, for the rest of an epoch.
+        codes: optional integer array of shape `(num_examples, ...)`. When given,
+            batches are dicts of `inputs` and, as int32, `codes`.
+        shard: tuple of ints `(part, parts)`: give only that one of so many equal
+            parts of each batch, as one of several processes does.
         **kwargs: keyword arguments of `keras.utils.PyDataset`.
 
     Raises:
-        ValueError: if there are no examples.
+        ValueError: if there are no examples, or batches cannot be divided.
 
     Example:
     ```python
@@ -32,7 +37,17 @@ class ArrayBatches(keras.utils.PyDataset):
     ```
     """
 
-    def __init__(self, inputs, batch_size, seed=0, initial_epoch=0, **kwargs):
+    def __init__(
+        self,
+        inputs,
+        batch_size,
+        seed=0,
+        initial_epoch=0,
+        first_batch=0,
+        codes=None,
+        shard=(0, 1),
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         if len(inputs) == 0:
             raise ValueError("There are no examples. Received: an empty array")
@@ -41,8 +56,16 @@ class ArrayBatches(keras.utils.PyDataset):
                 f"`batch_size` must be positive. Received: batch_size={batch_size}"
             )
         self.inputs = inputs
+        self.codes = codes
         self.batch_size = min(batch_size, len(inputs))
+        self.shard = tuple(shard)
+        if self.batch_size % self.shard[1]:
+            raise ValueError(
+                "`batch_size` must be a multiple of the number of processes, "
+                f"{self.shard[1]}. Received: batches of {self.batch_size}"
+            )
         self.seed = seed
+        self.first_batch = first_batch
         self.start_epoch(initial_epoch)
 
     def start_epoch(self, epoch):
@@ -56,13 +79,23 @@ class ArrayBatches(keras.utils.PyDataset):
         self.start_epoch(self.epoch + 1)
 
     def __len__(self):
-        return len(self.inputs) // self.batch_size
+        return len(self.inputs) // self.batch_size - self.first_batch
 
     def __getitem__(self, index):
-        start = index * self.batch_size
+        start = (self.first_batch + index) * self.batch_size
         # Sorted, a batch is also read from a file on disk in one direction.
         places = np.sort(self._order[start : start + self.batch_size])
-        batch = self.inputs[places]
-        if batch.dtype.kind == "f":
-            batch = batch.astype(keras.config.floatx(), copy=False)
+        part, count = self.shard
+        size = self.batch_size // count
+        places = places[part * size : (part + 1) * size]
+        batch = in_floatx(self.inputs[places])
+        if self.codes is None:
+            return batch
+        return {"inputs": batch, "codes": self.codes[places].astype("int32")}
+
+
+def in_floatx(batch):
+    """Gives an array of floats in Keras' `floatx()`, and others as they are."""
+    if batch.dtype.kind != "f":
         return batch
+    return batch.astype(keras.config.floatx(), copy=False)

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_bridle.layers.engine import metric_increment
+
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class CodeAccuracy(keras.metrics.Metric):
@@ -54,8 +56,9 @@ class CodeAccuracy(keras.metrics.Metric):
             weights = ops.ones_like(right[..., 0])
         weights = ops.cast(weights, "float32")
         right = ops.sum(right * ops.expand_dims(weights, 2), axis=(0, 1))
+        right, seen = metric_increment((right, ops.sum(weights)))
         self.right.assign(self.right + right)
-        self.seen.assign(self.seen + ops.sum(weights))
+        self.seen.assign(self.seen + seen)
 
     def result(self):
         seen = ops.convert_to_tensor(self.seen)

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_bridle.layers.engine import segment_sum
+from keras_bridle.layers.engine import metric_increment, segment_sum
 from keras_bridle.layers.usage import usage_of_counts
 
 __all__ = ["CodeUsage", "named_usage", "usage_of_counts"]
@@ -108,6 +108,7 @@ class CodeUsage(keras.metrics.Metric):
         )
         counts = segment_sum(ops.ones_like(ids), ids, self.num_levels * size)
         counts = ops.reshape(counts, (self.num_levels, size))[:, :-1]
+        counts = metric_increment(counts)
         self.counts.assign_add(ops.cast(counts, self.counts.dtype))
 
     def result(self):

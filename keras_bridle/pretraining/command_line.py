@@ -1,6 +1,7 @@
 """The command line that the recipes of all modalities share."""
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +12,21 @@ from rich.console import Console
 
 from keras_bridle.data.read_report import ReadReport
 from keras_bridle.data.tensorflow_input import import_tensorflow
+from keras_bridle.distribution import (
+    WorkerLostError,
+    broadcast,
+    distribute,
+    is_chief,
+    num_devices,
+    own_directory,
+    process_shard,
+)
 from keras_bridle.evaluation.run_report import RunReport
 from keras_bridle.models.bridle_backbone import BridleBackbone
 from keras_bridle.models.presets import decoder_size
+from keras_bridle.pretraining.atomic_files import SaveError
 from keras_bridle.pretraining.interleaved import InterleavedPretraining
+from keras_bridle.pretraining.nonfinite_steps import NonFiniteLoss
 
 
 class RecipeData(NamedTuple):
@@ -60,11 +72,11 @@ def pretraining_parser(description, sample_settings, own_data_settings):
         An `argparse.ArgumentParser`. Flags that are not given are `None`; see
         `parse_pretraining_arguments()`.
     """
-    parser = _Parser(
+    parser = RecipeParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Without --data: " + _as_flags(sample_settings) + ".\n\n"
-        "With --data: " + _as_flags(own_data_settings) + ".",
+        epilog="Without --data: " + as_flags(sample_settings) + ".\n\n"
+        "With --data: " + as_flags(own_data_settings) + ".",
     )
     parser.set_defaults(settings=(sample_settings, own_data_settings))
     add = parser.add_argument
@@ -96,13 +108,44 @@ def pretraining_parser(description, sample_settings, own_data_settings):
     add("--decoder-layers", type=int, help="depth of the decoder, likewise")
     add("--directory", help="folder of the run")
     add("--resume", action="store_true", help="go on with the run in --directory")
+    add(
+        "--checkpoint-minutes",
+        type=float,
+        default=10.0,
+        help="save the state after so long, and at the end of each epoch",
+    )
+    add("--checkpoint-every-steps", type=int, help="likewise after so many steps")
+    add(
+        "--max-nonfinite-steps",
+        type=int,
+        default=0,
+        help="skip so many steps of an epoch whose loss is not finite, then stop",
+    )
+    add("--no-augmentation", action="store_true", help="train on inputs as they are")
+    add(
+        "--cache-codes",
+        action="store_true",
+        help="compute codes once for each phase; for the sample data, with "
+        "--no-augmentation",
+    )
+    add("--profile", action="store_true", help="record some steps of each phase")
     add("--seed", type=int, default=0)
     add("--dtype-policy", default="float32", help="such as mixed_bfloat16")
+    add(
+        "--distribute",
+        type=int,
+        nargs="?",
+        const=1,
+        default=0,
+        metavar="N",
+        help="train on all devices and processes; with N on JAX, divide each copy of "
+        "the networks among N devices (the README tells how to start processes)",
+    )
     add("--quiet", action="store_true", help="no progress bars")
     return parser
 
 
-class _Parser(argparse.ArgumentParser):
+class RecipeParser(argparse.ArgumentParser):
     """Says in one line what is wrong, where argparse would list all flags first."""
 
     def error(self, message):
@@ -143,7 +186,10 @@ class Setup:
     """Ends a program with one line for what its user can mend, before training starts.
 
     In a `with` block, errors in values and files become a line and exit code 2, until
-    `is_over` is set: what goes wrong after it is a fault and keeps its traceback.
+    `is_over` is set: what goes wrong after it is a fault and keeps its traceback, but
+    for other processes that are lost, full disks and losses that are not finite: these
+    become a line and exit code 1. With `--distribute`, everything in the block is
+    spread over the devices.
 
     Args:
         args: what `parse_pretraining_arguments()` returned.
@@ -152,8 +198,12 @@ class Setup:
     def __init__(self, args):
         self.args = args
         self.is_over = False
+        self._scope = contextlib.ExitStack()
 
     def __enter__(self):
+        # Not all recipes have the flag.
+        if getattr(self.args, "distribute", 0):
+            self._distribute()
         keras.utils.set_random_seed(self.args.seed)
         try:
             keras.config.set_dtype_policy(self.args.dtype_policy)
@@ -161,7 +211,30 @@ class Setup:
             self.args.fail(error)
         return self
 
+    def _distribute(self):
+        args = self.args
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(distribute(args.distribute))
+            except ValueError as error:
+                args.fail(error)
+            if args.batch_size % num_devices():
+                args.fail(
+                    f"--batch-size {args.batch_size} must be a multiple of the number "
+                    f"of devices, {num_devices()}"
+                )
+            self._scope = stack.pop_all()
+        # Only one process reports and leaves files.
+        args.directory = own_directory(args.directory)
+        args.quiet = args.quiet or not is_chief()
+
     def __exit__(self, kind, error, traceback):
+        try:
+            self._scope.__exit__(kind, error, traceback)
+        except WorkerLostError as lost:
+            raise SystemExit(str(lost)) from error
+        if isinstance(error, (SaveError, NonFiniteLoss)):
+            raise SystemExit(str(error)) from error
         if not self.is_over and isinstance(error, (ValueError, OSError, ImportError)):
             self.args.fail(error)
 
@@ -226,9 +299,17 @@ def data_from_files(args, manifest, make_dataset):
         examples = np.concatenate([batch.numpy() for batch in batches(0).take(4)])
     except errors.OpError as error:
         raise ValueError(error.message) from error
-    return RecipeData(
-        lambda epoch: batches(epoch, shuffle=True, repeat=True), examples, steps, report
-    )
+
+    def inputs(epoch, first_batch=0):
+        return batches(
+            epoch,
+            first_batch=first_batch,
+            shuffle=True,
+            repeat=True,
+            shard=process_shard(),
+        )
+
+    return RecipeData(inputs, examples, steps, report)
 
 
 def pretrain(setup, backbone, data, probe=None, **kwargs):
@@ -244,7 +325,9 @@ def pretrain(setup, backbone, data, probe=None, **kwargs):
     Returns:
         The `InterleavedPretraining`.
     """
-    args, console = setup.args, Console()
+    args, console = setup.args, Console(quiet=not is_chief())
+    if args.no_augmentation:
+        kwargs["augmentation"] = None
     pretraining = InterleavedPretraining(
         backbone,
         num_levels=args.num_levels,
@@ -259,6 +342,9 @@ def pretrain(setup, backbone, data, probe=None, **kwargs):
     report = RunReport(
         args.directory, data.examples, resume=args.resume, console=console, **shown
     )
+
+    # All processes have the same left to probe.
+    report.rows = broadcast(report.rows)
 
     def on_start(pretraining):
         setup.is_over = True
@@ -275,7 +361,7 @@ def pretrain(setup, backbone, data, probe=None, **kwargs):
     backbone.save_to_preset(str(Path(args.directory, "preset")))
     report.finish(pretraining)
     if data.read_report is not None:
-        _list_skipped(data.read_report, args.directory, console)
+        list_skipped(data.read_report, args.directory, console)
     console.print(f"Everything is in {args.directory}, pictures in {report.folder}")
     return pretraining
 
@@ -298,10 +384,16 @@ _FIT_FLAGS = (
     "ema_momentum",
     "directory",
     "resume",
+    "checkpoint_minutes",
+    "checkpoint_every_steps",
+    "max_nonfinite_steps",
+    "cache_codes",
+    "profile",
 )
 
 
-def _list_skipped(read_report, directory, console):
+def list_skipped(read_report, directory, console):
+    """Writes the lists of files that could not be read, and says how many there are."""
     if read_report.skipped or read_report.incomplete:
         path = read_report.write(directory)
         console.print(
@@ -310,7 +402,14 @@ def _list_skipped(read_report, directory, console):
         )
 
 
-def _as_flags(settings):
-    return ", ".join(
-        f"--{name.replace('_', '-')} {value}" for name, value in settings.items()
-    )
+def as_flags(settings):
+    """Writes settings as a command line has them."""
+    return ", ".join(_as_flag(name, value) for name, value in settings.items())
+
+
+def _as_flag(name, value):
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    values = value if isinstance(value, tuple) else (value,)
+    return " ".join([f"--{flag}", *map(str, values)])

@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from keras_bridle.layers.engine import with_value_of_batch
 from keras_bridle.layers.patch_mask import gather_patches
 from keras_bridle.layers.random_mask import RandomMask
 from keras_bridle.pretraining.code_accuracy import CodeAccuracy
@@ -33,7 +34,9 @@ class EncoderPretrainer(Pretrainer):
         **kwargs: keyword arguments of `keras.Model`.
 
     Call arguments:
-        inputs: raw input, of shape `(batch, *input_dims)`.
+        inputs: raw input, of shape `(batch, *input_dims)`; or a dict of it, as
+            `inputs`, and of the tokenizer's `codes` of all patches, of shape
+            `(batch, num_patches, num_levels)`, which are then not computed.
         training: bool, whether to augment.
 
     Returns:
@@ -104,15 +107,26 @@ class EncoderPretrainer(Pretrainer):
         self.code_usage = CodeUsage(decoder.num_levels, decoder.codebook_size)
 
     def call(self, inputs, training=False):
+        known = inputs["codes"] if isinstance(inputs, dict) else None
+        inputs = inputs if known is None else inputs["inputs"]
         features, padding_mask = self.prepare(self.backbone, inputs, training)
         patch_mask = self.draw_mask(features)
+        if known is not None:
+            codes = gather_patches(ops.cast(known, "int32"), patch_mask.masked)
+        else:
+            codes = self._masked_codes(features, padding_mask, patch_mask)
+        return self.predict_codes(features, padding_mask, patch_mask, codes)
+
+    def _masked_codes(self, features, padding_mask, patch_mask):
         visible = patch_mask.masked if self.tokenize == "masked" else None
         codes = self.tokenizer(
             features, padding_mask, visible=visible, training=False
         ).codes
-        if self.tokenize == "all":
-            codes = gather_patches(codes, patch_mask.masked)
-        return self.predict_codes(features, padding_mask, patch_mask, codes)
+        return (
+            codes
+            if self.tokenize == "masked"
+            else gather_patches(codes, patch_mask.masked)
+        )
 
     def draw_mask(self, features):
         """Draws the `PatchMask` of a batch of maps."""
@@ -146,9 +160,7 @@ class EncoderPretrainer(Pretrainer):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        return code_prediction_loss(
-            y_pred["codes"], y_pred["logits"], y_pred["weights"]
-        )
+        return with_value_of_batch(encoder_loss(y_pred))
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         codes, weights = y_pred["codes"], y_pred["weights"]
@@ -158,6 +170,11 @@ class EncoderPretrainer(Pretrainer):
 
     def get_config(self):
         return {**super().get_config(), "tokenize": self.tokenize}
+
+
+def encoder_loss(outputs):
+    """The encoder phase's loss, a float32 scalar."""
+    return code_prediction_loss(outputs["codes"], outputs["logits"], outputs["weights"])
 
 
 def check_decoder(decoder, quantizer):

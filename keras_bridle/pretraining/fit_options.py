@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from keras_bridle.pretraining.nonfinite_steps import skipping
 from keras_bridle.pretraining.optimization import adamw, warmup_cosine
 
 
@@ -28,6 +29,11 @@ class FitOptions(NamedTuple):
     adapt_batches: int
     jit_compile: bool | str
     checkpoint_every: int
+    checkpoint_every_steps: int | None
+    checkpoint_minutes: float | None
+    max_nonfinite_steps: int
+    cache_codes: bool
+    profile: bool
     tensorboard: bool
     callbacks: tuple
     verbose: int
@@ -41,6 +47,7 @@ class FitOptions(NamedTuple):
     def check(self):
         """Raises a `ValueError` for numbers that cannot work."""
         accumulation, ema = self.gradient_accumulation_steps, self.ema_momentum
+        steps, minutes = self.checkpoint_every_steps, self.checkpoint_minutes
         checks = (
             ("tokenizer_every", self.tokenizer_every >= 1, "1 or more"),
             ("tokenizer_loss_ratio", self.tokenizer_loss_ratio > 0, "positive"),
@@ -55,6 +62,13 @@ class FitOptions(NamedTuple):
             ("ema_momentum", ema is None or 0 <= ema < 1, "None, or in [0, 1)"),
             ("adapt_batches", self.adapt_batches >= 1, "1 or more"),
             ("checkpoint_every", self.checkpoint_every >= 1, "1 or more"),
+            (
+                "checkpoint_every_steps",
+                steps is None or steps >= 1,
+                "None, or 1 or more",
+            ),
+            ("checkpoint_minutes", minutes is None or minutes > 0, "None, or positive"),
+            ("max_nonfinite_steps", self.max_nonfinite_steps >= 0, "0 or more"),
             ("verbose", self.verbose in (0, 1, 2), "0, 1 or 2"),
         )
         for name, is_right, expected in checks:
@@ -72,11 +86,11 @@ class FitOptions(NamedTuple):
             phase: `Phase`.
 
         Returns:
-            A `keras.optimizers.AdamW`.
+            A `keras.optimizers.AdamW`, in `skipping()` if steps may be skipped.
         """
         # Schedules count batches, also where several of them make a step.
         batches = phase.epochs * self.num_batches
-        return adamw(
+        optimizer = adamw(
             trainer,
             warmup_cosine(phase.learning_rate, batches, int(self.warmup * batches)),
             weight_decay=self.weight_decay,
@@ -85,3 +99,4 @@ class FitOptions(NamedTuple):
             use_ema=self.ema_momentum is not None,
             ema_momentum=self.ema_momentum,
         )
+        return skipping(optimizer) if self.max_nonfinite_steps else optimizer

@@ -1,16 +1,36 @@
 """The whole of BRIDLE: cold start, then tokenizer and encoder in turn."""
 
+import contextlib
+import functools
 import json
 from typing import Any
 
 import keras
+import numpy as np
 
+from keras_bridle.distribution import (
+    broadcast,
+    broadcast_variables,
+    can_save_alone,
+    is_alone,
+    is_chief,
+    local_function,
+    own_directory,
+    share_file,
+)
 from keras_bridle.layers.residual_quantizer import ResidualQuantizer
 from keras_bridle.models.bridle_tokenizer import BridleTokenizer
 from keras_bridle.models.code_decoder import CodeDecoder
 from keras_bridle.models.feature_estimator import FeatureEstimator
 from keras_bridle.models.presets import decoder_size, estimator_size
 from keras_bridle.models.random_projection_tokenizer import RandomProjectionTokenizer
+from keras_bridle.pretraining.array_batches import in_floatx
+from keras_bridle.pretraining.atomic_files import atomic_file
+from keras_bridle.pretraining.code_cache import (
+    cached_codes,
+    check_cacheable,
+    delete_cached_codes,
+)
 from keras_bridle.pretraining.encoder_pretrainer import (
     EncoderPretrainer,
     check_tokenize,
@@ -24,9 +44,12 @@ from keras_bridle.pretraining.input_batches import (
     timing_of,
 )
 from keras_bridle.pretraining.joint_pretrainer import JointPretrainer
+from keras_bridle.pretraining.nonfinite_steps import skip_nonfinite_steps
 from keras_bridle.pretraining.phase_checkpoint import PhaseCheckpoint
 from keras_bridle.pretraining.phases import phases
+from keras_bridle.pretraining.preemption import Preemption
 from keras_bridle.pretraining.run_directory import RunDirectory
+from keras_bridle.pretraining.run_lock import RunLock
 from keras_bridle.pretraining.tokenization import Tokenization
 from keras_bridle.pretraining.tokenizer_pretrainer import TokenizerPretrainer
 
@@ -151,6 +174,11 @@ class InterleavedPretraining:
         directory=None,
         resume=False,
         checkpoint_every=1,
+        checkpoint_every_steps=None,
+        checkpoint_minutes=10.0,
+        max_nonfinite_steps=0,
+        cache_codes=False,
+        profile=False,
         tensorboard=True,
         callbacks=(),
         on_start=None,
@@ -164,7 +192,11 @@ class InterleavedPretraining:
                 `tf.data.Dataset`, `keras.utils.PyDataset` or whatever `fit()` takes and
                 can be read again and again, of batches of them; or a function that
                 makes such a data set from the number of the first epoch it is to serve,
-                so that a resumed phase sees the batches that it would have seen.
+                so that a resumed phase sees the batches that it would have seen. If the
+                function has an argument `first_batch`, it starts there in that epoch;
+                else, as in data sets, those before are read and left out. Where
+                several processes train together (see `distribute()`), each is to be
+                given its own part of every batch, but arrays whole.
             rounds: int, how often tokenizer and encoder are trained after the cold
                 start.
             encoder_epochs: int, epochs of an encoder phase.
@@ -175,7 +207,7 @@ class InterleavedPretraining:
             tokenizer_every: int, steps of a joint phase from one training of the
                 tokenizer to the next.
             tokenizer_loss_ratio: float, the weight of its loss there.
-            batch_size: int, for arrays.
+            batch_size: int, for arrays; examples on all devices together.
             steps_per_epoch: optional int, for data sets that do not know their length
                 or never end; each epoch goes on where the one before stopped.
             encoder_learning_rate: float.
@@ -192,7 +224,18 @@ class InterleavedPretraining:
                 and state go there.
             resume: bool, whether to go on with the run in `directory`.
             checkpoint_every: int, epochs from one saved state within a phase to the
-                next. What was done after the last one is done again by a resumed run.
+                next. What was done after the last one is done again by a resumed run,
+                with the same results.
+            checkpoint_every_steps: optional int, steps of an epoch after which the
+                state is saved as well.
+            checkpoint_minutes: optional float, minutes likewise; in one process only.
+            max_nonfinite_steps: int, so many steps of an epoch may have a loss or
+                gradients that are not finite. They change no weights. After more of
+                them training stops; their batches are kept in the phase's folder.
+            cache_codes: bool, whether to compute a frozen tokenizer's codes once for
+                each phase, not in each step. For arrays, without augmentation.
+            profile: bool, whether to record a trace of a few steps of each phase, in
+                the folder `profile` of the phase.
             tensorboard: bool, whether `directory` gets TensorBoard logs.
             callbacks: list of Keras callbacks, for every phase.
             on_start: optional function of this object, called when all settings have
@@ -207,6 +250,11 @@ class InterleavedPretraining:
         Raises:
             ValueError: for settings that cannot work, before anything is trained.
             FileExistsError: if `directory` holds a run and `resume` is `False`.
+            BlockingIOError: if another process is at work in `directory`.
+            SaveError: if the disk is full. What was saved before is unharmed.
+            NonFiniteLoss: after too many steps without a finite loss.
+            Preempted: which ends the program with code 143, after SIGTERM. The state is
+                saved before, at the end of the step.
         """
         make_batches = batches_by_epoch(
             inputs, self.backbone.input_dims, batch_size, steps_per_epoch, self.seed
@@ -225,6 +273,11 @@ class InterleavedPretraining:
             adapt_batches=adapt_batches,
             jit_compile=jit_compile,
             checkpoint_every=checkpoint_every,
+            checkpoint_every_steps=checkpoint_every_steps,
+            checkpoint_minutes=checkpoint_minutes,
+            max_nonfinite_steps=max_nonfinite_steps,
+            cache_codes=cache_codes,
+            profile=profile,
             tensorboard=tensorboard,
             callbacks=tuple(callbacks),
             verbose=verbose,
@@ -239,24 +292,38 @@ class InterleavedPretraining:
             tokenizer_learning_rate=tokenizer_learning_rate,
         )
         options.check()
+        if cache_codes:
+            check_cacheable(make_batches(0), self.augmentation, self.tokenize)
         options = _with_reading_speed(options, make_batches)
+        directory = own_directory(directory)
+        # Of several processes one reports.
+        verbose = verbose if is_chief() else 0
+        options = options._replace(verbose=verbose)
         self.backbone.trainable = True
-        run = None
-        if directory is not None:
-            settings = {**self._settings(), **options.settings(), "plan": plan}
-            run = RunDirectory(directory, settings, resume)
         self.history = {}
-        if on_start is not None:
-            on_start(self)
-        try:
+        with contextlib.ExitStack() as stack:
+            run, preemption = None, None
+            if directory is not None:
+                lock = stack.enter_context(RunLock(directory))
+                settings = {**self._settings(), **options.settings(), "plan": plan}
+                run = RunDirectory(directory, settings, resume, echo=verbose > 0)
+                stack.enter_context(run.noting_end(lock.left_by))
+                if can_save_alone():
+                    preemption = stack.enter_context(Preemption())
+            # The phases freeze what they do not train.
+            stack.callback(self._unfreeze)
+            if on_start is not None:
+                on_start(self)
             for index, phase in enumerate(plan):
-                self._run_phase(index, phase, make_batches, options, run, on_phase_end)
-        finally:
-            # The phases froze what they did not train.
-            for part in (self.backbone, self.tokenizer, self.decoder, self.estimator):
-                if part is not None:
-                    part.trainable = True
+                self._run_phase(
+                    index, phase, make_batches, options, run, preemption, on_phase_end
+                )
         return self.history
+
+    def _unfreeze(self):
+        for part in (self.backbone, self.tokenizer, self.decoder, self.estimator):
+            if part is not None:
+                part.trainable = True
 
     def codes(self, inputs, batch_size=64, with_distances=False):
         """Tokenizes raw inputs with the tokenizer of the last phase that made one.
@@ -277,47 +344,90 @@ class InterleavedPretraining:
         """
         if self.tokenizer is None:
             raise ValueError("There is no tokenizer yet: call `fit()` first.")
-        model = self._tokenization(with_codes=True)
-        found = model.predict(inputs, batch_size=batch_size, verbose=0)
+        outputs = local_function(self._tokenization(with_codes=True))
+        found = [
+            outputs(in_floatx(inputs[start : start + batch_size]))
+            for start in range(0, len(inputs), batch_size)
+        ]
+        found = keras.tree.map_structure(lambda *x: np.concatenate(x), *found)
         if with_distances:
             return found["codes"], found["distances"]
         return found["codes"]
 
-    def _run_phase(self, index, phase, make_batches, options, run, on_phase_end):
+    def _run_phase(
+        self, index, phase, make_batches, options, run, preemption, on_phase_end
+    ):
         """Trains a phase, or loads it if it is done."""
         # A phase draws the same numbers whether the run was stopped before or not.
         keras.utils.set_random_seed(self.seed * 1000 + index)
         trainer = self._trainer(phase, options)
-        if run is not None and run.is_done(phase.name):
-            self._load(phase, run)
-            return
-        self._train(trainer, phase, make_batches, options, run)
-        if on_phase_end is not None:
-            on_phase_end(phase, self)
+        checkpoint = None
+        if not is_chief():
+            # The others end with the chief, which is to save first.
+            preemption = None
         if run is not None:
-            run.mark_done(phase.name)
-            _checkpoint_path(phase, run).unlink(missing_ok=True)
+            checkpoint = PhaseCheckpoint(
+                run.phase_path(phase.name) / "checkpoint.npz",
+                every=options.checkpoint_every,
+                every_steps=options.checkpoint_every_steps,
+                # Processes that save together must not look at clocks of their own.
+                minutes=options.checkpoint_minutes if is_alone() else None,
+                preemption=preemption,
+            )
+        if run is None or not broadcast(run.is_done(phase.name)):
+            self._train(trainer, phase, make_batches, options, run, checkpoint)
+            if on_phase_end is not None:
+                on_phase_end(phase, self)
+            if run is not None:
+                run.mark_done(phase.name)
+        else:
+            self._load(phase, run)
+        if run is not None and checkpoint is not None:
+            checkpoint.delete()
+            delete_cached_codes(run.phase_path(phase.name))
+        if preemption is not None:
+            preemption.stop_if_requested()
 
-    def _train(self, trainer, phase, make_batches, options, run):
+    def _train(self, trainer, phase, make_batches, options, run, checkpoint):
         """Trains one phase from its start, or from where it was stopped."""
         trainer.set_trained_parts()
         trainer.compile(
             options.optimizer(trainer, phase), jit_compile=options.jit_compile
         )
-        checkpoint, epochs_done = None, 0
+        if options.max_nonfinite_steps:
+            skip_nonfinite_steps(trainer)
+        if not is_alone():
+            # Of all processes at once, as variables are made on TensorFlow.
+            trainer.optimizer.build(trainer.trainable_variables)
         if run is not None:
-            checkpoint = PhaseCheckpoint(
-                _checkpoint_path(phase, run), every=options.checkpoint_every
-            )
-            epochs_done = checkpoint.restore(trainer)
-        if epochs_done == 0:
+            share_file(checkpoint.previous_path)
+            share_file(checkpoint.path)
+            checkpoint.restore(trainer)
+        if run is None or not checkpoint.is_restored:
             self._set_codebooks(phase, make_batches(0), options.adapt_batches)
-        history = fit_phase(
-            trainer, phase, make_batches(epochs_done), epochs_done, options, checkpoint
+        else:
+            run.note(f"{phase.name} goes on after {checkpoint.position}")
+        broadcast_variables(trainer.variables)
+        if options.cache_codes and phase.kind in ("cold_start", "encoder"):
+            make_batches = self._with_codes(phase, make_batches, run)
+        self.history[phase.name] = fit_phase(
+            trainer, phase, make_batches, options, checkpoint
         )
-        self.history[phase.name] = history
         if run is not None:
             self._save(phase, run)
+
+    def _with_codes(self, phase, make_batches, run):
+        """Adds the tokenizer's codes, computed once, to the batches of an array."""
+        outputs = local_function(self._tokenization(with_codes=True))
+        batches = make_batches(0)
+        codes = cached_codes(
+            lambda inputs: outputs(inputs)["codes"],
+            self.tokenizer,
+            batches.inputs,
+            batches.batch_size,
+            None if run is None else run.phase_path(phase.name),
+        )
+        return functools.partial(make_batches, codes=codes)
 
     def _trainer(self, phase, options):
         """Makes the networks of a phase and hands over what it goes on with."""
@@ -410,7 +520,7 @@ class InterleavedPretraining:
         if phase.kind == "encoder":
             return
         model = self._tokenization()
-        outputs = (model.predict_on_batch(x) for x in first_batches(batches, count))
+        outputs = map(local_function(model), first_batches(batches, count))
         self.tokenizer.quantizer.adapt((x["vectors"], x["is_real"]) for x in outputs)
 
     def _parts(self, phase):
@@ -425,15 +535,18 @@ class InterleavedPretraining:
     def _save(self, phase, run):
         folder = run.phase_path(phase.name)
         for name, part in self._parts(phase).items():
-            part.save_weights(folder / f"{name}.weights.h5")
-        (folder / "history.json").write_text(
-            json.dumps(self.history[phase.name], default=float, indent=2) + "\n"
-        )
+            with atomic_file(folder / f"{name}.weights.h5") as unfinished:
+                part.save_weights(unfinished)
+        history = json.dumps(self.history[phase.name], default=float, indent=2)
+        with atomic_file(folder / "history.json") as unfinished:
+            unfinished.write_text(history + "\n")
 
     def _load(self, phase, run):
         folder = run.phase_path(phase.name)
         for name, part in self._parts(phase).items():
+            share_file(folder / f"{name}.weights.h5")
             part.load_weights(folder / f"{name}.weights.h5")
+        share_file(folder / "history.json")
         self.history[phase.name] = json.loads((folder / "history.json").read_text())
 
     def _settings(self):
@@ -473,10 +586,6 @@ def _with_reading_speed(options, make_batches):
     if options.verbose != 1 or timing is None:
         return options
     return options._replace(reading_speed=timing.reading_speed(batches))
-
-
-def _checkpoint_path(phase, run):
-    return run.phase_path(phase.name) / "checkpoint.npz"
 
 
 def _fresh_copy(layer):

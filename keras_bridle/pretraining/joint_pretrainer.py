@@ -3,8 +3,10 @@
 import keras
 from keras import ops
 
+from keras_bridle.layers.engine import cond, sum_over_replicas, with_value_of_batch
 from keras_bridle.layers.patch_mask import gather_patches
-from keras_bridle.pretraining.encoder_pretrainer import EncoderPretrainer
+from keras_bridle.pretraining.encoder_pretrainer import EncoderPretrainer, encoder_loss
+from keras_bridle.pretraining.finite_mean import FiniteMean
 from keras_bridle.pretraining.tokenizer_pretrainer import (
     check_estimator,
     estimate_teacher,
@@ -110,8 +112,8 @@ class JointPretrainer(EncoderPretrainer):
         self.step = self.add_weight(
             shape=(), initializer="zeros", dtype="int32", trainable=False, name="step"
         )
-        self.cosine_tracker = keras.metrics.Mean(name="cosine")
-        self.quantizer_loss_tracker = keras.metrics.Mean(name="quantizer_loss")
+        self.cosine_tracker = FiniteMean(name="cosine")
+        self.quantizer_loss_tracker = FiniteMean(name="quantizer_loss")
 
     def call(self, inputs, training=False):
         features, padding_mask = self.prepare(self.backbone, inputs, training)
@@ -126,7 +128,7 @@ class JointPretrainer(EncoderPretrainer):
         # Inside a branch nothing may be assigned and no random number drawn.
         state, draws = quantizer.state(), quantizer.draws()
         step = ops.convert_to_tensor(self.step)
-        losses, state = ops.cond(
+        losses, state = cond(
             ops.equal(step % self.tokenizer_every, 0),
             lambda: self._tokenizer_step(features, padding_mask, True, state, draws),
             lambda: ({name: ops.zeros(()) for name in _LOSSES}, state),
@@ -169,13 +171,16 @@ class JointPretrainer(EncoderPretrainer):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        encoder_loss = super().compute_loss(y_pred=y_pred)
-        return encoder_loss + self.tokenizer_loss_ratio * y_pred["tokenizer_loss"]
+        loss = self.tokenizer_loss_ratio * y_pred["tokenizer_loss"]
+        return with_value_of_batch(encoder_loss(y_pred) + loss)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         is_due = y_pred["is_due"]
-        self.cosine_tracker.update_state(y_pred["cosine"], is_due)
-        self.quantizer_loss_tracker.update_state(y_pred["quantizer_loss"], is_due)
+        cosine, quantizer_loss = sum_over_replicas(
+            (y_pred["cosine"], y_pred["quantizer_loss"])
+        )
+        self.cosine_tracker.update_state(cosine, is_due)
+        self.quantizer_loss_tracker.update_state(quantizer_loss, is_due)
         return super().compute_metrics(x, y, y_pred)
 
     def get_config(self):

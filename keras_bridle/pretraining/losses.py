@@ -1,7 +1,13 @@
-"""The two losses of BRIDLE, in float32 whatever the dtype policy."""
+"""The two losses of BRIDLE, in float32 whatever the dtype policy.
+
+Where a batch is divided among replicas, each computes its share of the batch's mean:
+the shares add up to what one device would compute of the whole batch.
+"""
 
 import keras
 from keras import ops
+
+from keras_bridle.layers.engine import num_replicas, sum_over_replicas
 
 
 def code_prediction_loss(codes, logits, weights=None):
@@ -50,7 +56,7 @@ def cosine_similarity(first, second, weights=None):
 def weighted_mean(values, weights):
     """Mean of `values`, or 0 where all weights are."""
     if weights is None:
-        return ops.mean(values)
+        return ops.mean(values) / num_replicas()
     weights = ops.cast(weights, "float32")
-    total = ops.sum(weights)
+    total = sum_over_replicas(ops.sum(weights))
     return ops.sum(values * weights) / ops.where(total > 0.0, total, 1.0)

@@ -2,6 +2,8 @@
 
 import csv
 
+from keras_bridle.pretraining.atomic_files import atomic_file
+
 
 def as_history(logs):
     """Turns a dict for each epoch into the dict of lists that Keras calls history.
@@ -27,7 +29,7 @@ def write_history(path, logs):
         logs: list with a dict of floats for each epoch.
     """
     names = list(dict.fromkeys(name for epoch_logs in logs for name in epoch_logs))
-    with path.open("w", newline="") as file:
+    with atomic_file(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["epoch", *names])
         writer.writeheader()
         writer.writerows({"epoch": i, **values} for i, values in enumerate(logs))

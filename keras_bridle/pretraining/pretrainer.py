@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_bridle.layers.engine import logs_of_replica, sum_gradients
+
 
 class Pretrainer(keras.Model):
     """Base of the phase trainers: a model made of parts, some of which it trains.
@@ -39,6 +41,8 @@ class Pretrainer(keras.Model):
     def compile(self, *args, **kwargs):
         self.set_trained_parts()
         super().compile(*args, **kwargs)
+        if self.optimizer is not None:
+            sum_gradients(self.optimizer)
 
     def compile_from_config(self, config):
         """Compiles a loaded trainer as the saved one was.
@@ -63,6 +67,19 @@ class Pretrainer(keras.Model):
                 gradient.zero_()
             elif gradient is not None:
                 variable.value.grad = None
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Builds the optimizer; Keras calls it on TensorFlow's strategies alone.
+
+        Keras would also look at a batch, which fails with several workers. The model
+        is built.
+        """
+        if self._distribute_strategy is not None and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+
+    def get_metrics_result(self):
+        return logs_of_replica(super().get_metrics_result())
 
     def prepare(self, backbone, inputs, training):
         """Augments raw input and turns it into the maps that are cut into patches."""

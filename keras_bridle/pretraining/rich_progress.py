@@ -1,16 +1,19 @@
 """A progress bar for long phases."""
 
-import time
-
 import keras
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from keras_bridle.pretraining.device import device_memory
+from keras_bridle.pretraining.throughput import Throughput
 
 
 class RichProgress(keras.callbacks.Callback):
     """Shows one line for a phase: epochs, time left, speed, and its main metrics.
 
-    Where the output is no terminal, it prints a line now and then instead of a bar.
+    The speed is examples for each second, the time of a step, the share of it in which
+    training waits for input, and the memory in use. Where the output is no terminal, it
+    prints a line now and then instead of a bar.
 
     Args:
         title: string, what is running.
@@ -22,6 +25,9 @@ class RichProgress(keras.callbacks.Callback):
             for input: near 0 %, reading keeps up.
         reading_speed: optional float, the examples for each second that the data set
             gives when nothing else runs, shown beside the clock's.
+
+    Attributes:
+        throughput: `Throughput`, what the line is made of.
 
     Example:
     ```python
@@ -49,17 +55,20 @@ class RichProgress(keras.callbacks.Callback):
     ):
         super().__init__()
         self.title = title
-        self.batch_size = batch_size
         self.console = console or Console()
         self.lines = lines
-        self.clock = clock
         self.reading_speed = reading_speed
+        self.throughput = Throughput(batch_size, clock)
         self._progress = None
 
+    def set_params(self, params):
+        super().set_params(params)
+        self.throughput.set_params(params)
+
     def on_train_begin(self, logs=None):
-        epochs, steps = self.params["epochs"], self.params["steps"]
-        self._epoch, self._steps_done, self._text = 0, 0, ""
-        self._start = time.perf_counter()
+        speed = self.throughput
+        speed.on_train_begin()
+        self._text = ""
         self.close()
         if not self.console.is_terminal:
             return
@@ -71,34 +80,33 @@ class RichProgress(keras.callbacks.Callback):
             TextColumn("{task.fields[text]}"),
             console=self.console,
         )
-        total = epochs * steps if steps else None
+        total = speed.epochs * speed.steps if speed.steps else None
         self._task = self._progress.add_task(self.title, total=total, text="")
         self._progress.start()
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._epoch = epoch
-        steps = self.params["steps"]
-        if self._progress is not None and self._steps_done == 0 and steps:
+        speed = self.throughput
+        speed.on_epoch_begin(epoch)
+        if self._progress is not None and speed.steps_done == 0 and speed.steps:
             # A resumed phase starts here; what was done before took no time now.
-            self._progress.reset(self._task, completed=epoch * steps)
+            self._progress.reset(self._task, completed=self._completed())
 
     def on_train_batch_end(self, batch, logs=None):
-        self._steps_done += 1
-        if self.clock is not None and "loss" in (logs or {}):
-            # What is still being computed would pass for waiting at the next batch.
-            float(keras.ops.convert_to_numpy(logs["loss"]))
+        self.throughput.on_train_batch_end(batch, logs)
         if self._progress is not None:
-            steps = self.params["steps"]
-            done = self._epoch * steps + batch + 1 if steps else self._steps_done
-            self._progress.update(self._task, completed=done, text=self._line())
+            self._progress.update(
+                self._task, completed=self._completed(), text=self._line()
+            )
 
     def on_epoch_end(self, epoch, logs=None):
         self._text = _format_logs(logs or {})
-        epochs = self.params["epochs"]
+        epochs = self.throughput.epochs
         interval = max(1, -(-epochs // self.lines))
         is_due = (epoch + 1) % interval == 0 or epoch + 1 == epochs
         if self._progress is None and is_due:
-            self.console.print(f"{self.title:<16} {self._line()}", highlight=False)
+            left = self.throughput.seconds_left
+            text = self._line(f", {_format_time(left)} left" if left else "")
+            self.console.print(f"{self.title:<16} {text}", highlight=False)
 
     def on_train_end(self, logs=None):
         if self._progress is not None:
@@ -111,34 +119,53 @@ class RichProgress(keras.callbacks.Callback):
             self._progress.stop()
             self._progress = None
 
-    def _line(self):
-        seconds = max(time.perf_counter() - self._start, 1e-9)
-        rate, unit, batch_size = self._steps_done / seconds, "steps/s", self.batch_size
-        if self.clock is not None and self.clock.batches:
-            batch_size = self.clock.examples / self.clock.batches
-        if batch_size is not None:
-            rate, unit = rate * batch_size, "examples/s"
-        epoch = f"epoch {self._epoch + 1}/{self.params['epochs']}"
-        input_text = self._input_text(seconds)
-        return f"{epoch}  {_format_rate(rate)} {unit}{input_text}  {self._text}"
+    def _completed(self):
+        speed = self.throughput
+        return (
+            speed.epoch * speed.steps + speed.step if speed.steps else speed.steps_done
+        )
 
-    def _input_text(self, seconds):
+    def _line(self, left=""):
+        speed = self.throughput
+        parts = []
+        if speed.step_seconds:
+            rate, unit = 1 / speed.step_seconds, "steps/s"
+            if speed.examples_per_batch is not None:
+                rate, unit = rate * speed.examples_per_batch, "examples/s"
+            parts.append(f"{_format_number(rate)} {unit}")
+            parts.append(f"{_format_time(speed.step_seconds)}/step")
+        parts += self._input_texts()
+        memory, where = device_memory()
+        on_device = " on the device" if where == "device" else ""
+        parts.append(f"{memory / 1e9:.1f} GB{on_device}")
+        line = f"epoch {speed.epoch + 1}/{speed.epochs}  {', '.join(parts)}{left}"
+        return f"{line}  {self._text}"
+
+    def _input_texts(self):
         """How reading keeps up, if it is timed."""
-        if self.clock is None:
-            return ""
-        text = f", {min(1.0, self.clock.seconds / seconds):.0%} waiting for input"
+        if self.throughput.waiting is None:
+            return []
+        text = f"{self.throughput.waiting:.0%} waiting for input"
         if self.reading_speed is not None:
-            text += f" (alone {_format_rate(self.reading_speed)}/s)"
-        return text
+            text += f" (alone {_format_number(self.reading_speed)}/s)"
+        return [text]
 
 
-def _format_rate(rate):
-    return f"{rate:.{0 if rate >= 10 else 1}f}"
+def _format_number(number):
+    return f"{number:.{0 if number >= 10 else 1}f}"
+
+
+def _format_time(seconds):
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min"), (1, "s")):
+        if seconds >= size:
+            return f"{_format_number(seconds / size)} {unit}"
+    return f"{_format_number(1000 * seconds)} ms"
 
 
 def _format_logs(logs):
     """The loss first, then what tells most; no more than fits a line."""
-    names = [name for name in ("loss", "cosine") if name in logs]
+    names = ["loss", "cosine", "accuracy", "val_accuracy", "val_mAP"]
+    names = [name for name in names if name in logs]
     line = [f"{name} {float(logs[name]):.3f}" for name in names]
     for group, title in (("accuracy", "accuracy"), ("usage", "used")):
         levels = sorted(

@@ -1,5 +1,6 @@
 """The folder of one run: settings, state, and a folder for each phase."""
 
+import contextlib
 import datetime
 import json
 import platform
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import keras
 
+from keras_bridle.pretraining.atomic_files import atomic_file
 from keras_bridle.version import __version__
 
 
@@ -16,6 +18,7 @@ class RunDirectory:
     ```
     settings.json               what the run was asked to do, and with which versions
     state.json                  which phases are done
+    log.txt                     when it was started, gone on with, and how it ended
     phases/2_encoder/           history.csv, tensorboard/, and *.weights.h5 at its end
     ```
 
@@ -23,6 +26,7 @@ class RunDirectory:
         path: string or path of the folder, made if it is missing.
         settings: dict that JSON can hold.
         resume: bool, whether to go on with a run that is there.
+        echo: bool, whether to print what is noted in `log.txt`.
 
     Raises:
         FileExistsError: if there is a run and `resume` is `False`.
@@ -42,8 +46,9 @@ class RunDirectory:
     ```
     """
 
-    def __init__(self, path, settings, resume=False):
+    def __init__(self, path, settings, resume=False, echo=False):
         self.path = Path(path)
+        self.echo = echo
         self._settings_path = self.path / "settings.json"
         self._state_path = self.path / "state.json"
         self._state: dict[str, list[str]] = {"phases_done": []}
@@ -53,6 +58,7 @@ class RunDirectory:
             self._check(settings, resume)
             if self._state_path.exists():
                 self._state = _read_json(self._state_path)
+            self._note_backend()
             return
         self.path.mkdir(parents=True, exist_ok=True)
         about = {
@@ -83,6 +89,44 @@ class RunDirectory:
                 f"cannot be resumed with these ({changes})"
             )
 
+    def note(self, text):
+        """Adds a line to `log.txt`, with the time."""
+        now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+        with (self.path / "log.txt").open("a") as file:
+            file.write(f"{now} {text}\n")
+        if self.echo:
+            print(text)
+
+    @contextlib.contextmanager
+    def noting_end(self, left_by=None):
+        """Notes in a `with` block's log that it began, and how it ended.
+
+        Args:
+            left_by: optional dict of the `pid` and `host` of a run that was killed.
+        """
+        if left_by is not None:
+            self.note(
+                f"Process {left_by['pid']} on {left_by['host']} was ended here while "
+                "it trained; this one goes on"
+            )
+        try:
+            yield
+        except BaseException as error:
+            # The disk may be what is wrong.
+            with contextlib.suppress(OSError):
+                self.note(f"Stopped by {type(error).__name__}")
+            raise
+        self.note("All phases are done")
+
+    def _note_backend(self):
+        about = _read_json(self._settings_path).get("about", {})
+        before, backend = about.get("backend"), keras.config.backend()
+        if before not in (None, backend):
+            self.note(
+                f"Started on {before}, goes on on {backend}: rounding and random "
+                "numbers differ from a run on one backend"
+            )
+
     def phase_path(self, name):
         """Gives the folder of a phase, made if it is missing."""
         path = self.path / "phases" / name
@@ -107,6 +151,5 @@ def _read_json(path):
 
 
 def _write_json(path, content):
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    unfinished.replace(path)
+    with atomic_file(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n")

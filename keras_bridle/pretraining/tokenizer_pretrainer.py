@@ -3,7 +3,13 @@
 import keras
 from keras import ops
 
+from keras_bridle.layers.engine import (
+    num_replicas,
+    sum_over_replicas,
+    with_value_of_batch,
+)
 from keras_bridle.pretraining.code_usage import CodeUsage
+from keras_bridle.pretraining.finite_mean import FiniteMean
 from keras_bridle.pretraining.losses import cosine_similarity
 from keras_bridle.pretraining.pretrainer import Pretrainer
 
@@ -72,8 +78,8 @@ class TokenizerPretrainer(Pretrainer):
         self.augmentation = augmentation
         quantizer = tokenizer.quantizer
         self.build_parts((None, None, quantizer.dim), estimator)
-        self.cosine_tracker = keras.metrics.Mean(name="cosine")
-        self.quantizer_loss_tracker = keras.metrics.Mean(name="quantizer_loss")
+        self.cosine_tracker = FiniteMean(name="cosine")
+        self.quantizer_loss_tracker = FiniteMean(name="quantizer_loss")
         self.code_usage = CodeUsage(quantizer.num_levels, quantizer.codebook_size)
 
     def call(self, inputs, training=False):
@@ -86,11 +92,14 @@ class TokenizerPretrainer(Pretrainer):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        return tokenizer_loss(y_pred)
+        return with_value_of_batch(tokenizer_loss(y_pred))
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        self.cosine_tracker.update_state(teacher_cosine(y_pred))
-        self.quantizer_loss_tracker.update_state(y_pred["quantizer_loss"])
+        cosine, quantizer_loss = sum_over_replicas(
+            (teacher_cosine(y_pred), y_pred["quantizer_loss"])
+        )
+        self.cosine_tracker.update_state(cosine)
+        self.quantizer_loss_tracker.update_state(quantizer_loss)
         self.count_codes(y_pred["codes"], y_pred["weights"])
         return self.get_metrics_result()
 
@@ -133,7 +142,8 @@ def teacher_cosine(outputs):
 
 def tokenizer_loss(outputs):
     """The tokenizer phase's loss, a float32 scalar."""
-    return 1.0 - teacher_cosine(outputs) + outputs["quantizer_loss"]
+    one = 1.0 / num_replicas()
+    return one - teacher_cosine(outputs) + outputs["quantizer_loss"]
 
 
 def check_estimator(estimator, teacher):

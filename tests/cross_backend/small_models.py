@@ -13,6 +13,9 @@ from keras import ops
 
 from keras_bridle.layers import LogMelSpectrogram, RandomMask, ResidualQuantizer
 from keras_bridle.models import (
+    BridleAudioClassifier,
+    BridleAudioConverter,
+    BridleAudioPreprocessor,
     BridleBackbone,
     BridleTokenizer,
     CodeDecoder,
@@ -123,6 +126,22 @@ def joint():
     )
 
 
+def classifier():
+    made = BridleAudioClassifier(
+        backbone("encoder"),
+        class_names=["low", "middle", "high"],
+        preprocessor=BridleAudioPreprocessor(BridleAudioConverter(num_samples=5000)),
+        token_mask=SameMask(0.5, seed=2),
+    )
+    return with_weights(made)
+
+
+def logits(model):
+    """What a classifier says about clips of unequal lengths, a NumPy array."""
+    clips = [clip[: 4000 + 600 * index] for index, clip in enumerate(waveforms())]
+    return model.predict(clips, verbose=0)
+
+
 MODELS = {"encoder": encoder_phase, "tokenizer": tokenizer_phase, "joint": joint}
 
 
@@ -161,6 +180,9 @@ def main(folder):
         model.save(folder / f"{name}.keras")
         model.save_weights(folder / f"{name}.weights.h5")
         np.savez(folder / f"{name}_trained.npz", **trained(name))
+    model = classifier()
+    np.save(folder / "logits.npy", logits(model))
+    model.save_to_preset(str(folder / "classifier"))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,12 @@ import keras
 import numpy as np
 import pytest
 
+from keras_bridle.models import (
+    BridleAudioClassifier,
+    BridleAudioConverter,
+    BridleBackbone,
+)
+
 SCRIPT = Path(__file__).with_name("small_models.py")
 BACKENDS = {"jax": "jax", "tensorflow": "tensorflow", "torch": "torch"}
 OTHERS = [
@@ -106,3 +112,17 @@ def test_same_training(elsewhere, trained_here, name):
         np.testing.assert_allclose(value, expected[key], WEIGHT, WEIGHT, err_msg=key)
         moved = max(moved, np.abs(value - keras.ops.convert_to_numpy(first)).max())
     assert moved > 10 * WEIGHT
+
+
+def test_preset_of_a_classifier_from_another_backend(elsewhere):
+    folder = str(elsewhere / "classifier")
+    model = BridleAudioClassifier.from_preset(folder)
+    assert model.class_names == ["low", "middle", "high"]
+    expected = np.load(elsewhere / "logits.npy")
+    np.testing.assert_allclose(small_models.logits(model), expected, OUTPUT, OUTPUT)
+    converter = BridleAudioConverter.from_preset(folder)
+    clips = [small_models.waveforms()[0]]
+    np.testing.assert_array_equal(converter(clips), model.preprocessor(clips))
+    backbone = BridleBackbone.from_preset(folder)
+    for ours, right in zip(backbone.weights, model.backbone.weights, strict=True):
+        np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (ours, right)))

@@ -33,6 +33,24 @@ def test_what_is_left_out_changes():
     assert len({tuple(sorted(one)) for one in served}) > 4
 
 
+def test_processes_share_each_batch_without_overlap_or_loss():
+    whole = ArrayBatches(np.arange(20), batch_size=6, seed=2, initial_epoch=1)
+    parts = [
+        ArrayBatches(np.arange(20), 6, seed=2, initial_epoch=1, shard=(part, 3))
+        for part in range(3)
+    ]
+    assert {len(part) for part in parts} == {len(whole)} == {3}
+    for index in range(len(whole)):
+        pieces = [part[index] for part in parts]
+        assert {len(piece) for piece in pieces} == {2}
+        np.testing.assert_array_equal(np.concatenate(pieces), whole[index])
+
+
+def test_batches_that_cannot_be_shared_are_an_error():
+    with pytest.raises(ValueError, match=r"multiple of the number of processes, 4"):
+        ArrayBatches(np.arange(20), batch_size=6, shard=(0, 4))
+
+
 def test_order_depends_on_seed_and_epoch_alone():
     def order(seed, epoch):
         return np.concatenate(epoch_of(ArrayBatches(np.arange(40), 4, seed, epoch)))

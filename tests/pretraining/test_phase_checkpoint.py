@@ -1,5 +1,7 @@
 """The state of a phase on disk: bit-equal, safe, and clear about what is wrong."""
 
+import errno
+
 import keras
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from tiny_pretraining import (
 )
 
 from keras_bridle.layers import RandomMask
-from keras_bridle.pretraining import PhaseCheckpoint, adamw
+from keras_bridle.pretraining import NonFiniteLoss, PhaseCheckpoint, adamw
+from keras_bridle.pretraining.atomic_files import SaveError
 
 
 def dense_model(units=1):
@@ -108,7 +111,10 @@ def test_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert PhaseCheckpoint(checkpoint.path).restore(model) == 1
     fit(model, callbacks=[checkpoint])
-    assert [path.name for path in tmp_path.iterdir()] == ["state.npz"]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"state.npz", "state.previous.npz"}
+    checkpoint.delete()
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_file():
@@ -129,30 +135,155 @@ def test_another_model(tmp_path):
         checkpoint.restore(deeper)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "other"])
+def damaged(content, damage):
+    content = bytearray(content)
+    if damage == "cut":
+        return content[: len(content) // 2]
+    if damage == "flipped":
+        # Inside of the first array's numbers, where only a checksum can tell.
+        content[content.index(b"00000.npy") + 150] ^= 255
+        return content
+    return b"nothing of ours" if damage == "other" else b""
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "other", "empty"])
 def test_damaged_file(tmp_path, damage):
     path = tmp_path / "state.npz"
     model = dense_model()
     fit(model, callbacks=[PhaseCheckpoint(path)])
-    content = bytearray(path.read_bytes())
-    if damage == "cut":
-        content = content[: len(content) // 2]
-    elif damage == "flipped":
-        # Inside of the first array's numbers, where only a checksum can tell.
-        content[content.index(b"00000.npy") + 150] ^= 255
-    else:
-        content = b"nothing of ours"
-    path.write_bytes(content)
+    path.write_bytes(damaged(path.read_bytes(), damage))
     before = weights_of(model)
     with pytest.raises(ValueError, match=r"state\.npz is damaged"):
         PhaseCheckpoint(path).restore(model)
     assert_same_bits(weights_of(model), before)
 
 
+@pytest.mark.parametrize("damage", ["cut", "flipped", "other", "empty"])
+def test_the_one_before_a_damaged_file(tmp_path, damage):
+    path = tmp_path / "state.npz"
+    model = dense_model()
+    fit(model, epochs=1, callbacks=[PhaseCheckpoint(path)])
+    expected = weights_of(model)
+    fit(model, epochs=2, callbacks=[PhaseCheckpoint(path)], initial_epoch=1)
+    content = damaged(path.read_bytes(), damage)
+    path.write_bytes(content)
+    checkpoint, copy = PhaseCheckpoint(path), dense_model()
+    with pytest.warns(UserWarning, match=r"damaged .*one before, state\.previous\.npz"):
+        assert checkpoint.restore(copy) == 1
+    assert_same_bits(weights_of(copy), expected)
+    # What is saved next must not push out the only good one.
+    fit(copy, epochs=2, callbacks=[checkpoint], initial_epoch=1)
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {"state.npz", "state.previous.npz", "state.damaged.npz"}
+    assert (tmp_path / "state.damaged.npz").read_bytes() == content
+    path.unlink()
+    # As if killed between the two renamings of a save.
+    assert PhaseCheckpoint(path).restore(dense_model()) == 1
+
+
+def test_any_flipped_byte_is_noticed_or_harmless(tmp_path):
+    path = tmp_path / "state.npz"
+    model = dense_model()
+    checkpoint = PhaseCheckpoint(path)
+    fit(model, callbacks=[checkpoint])
+    content, expected = path.read_bytes(), weights_of(model)
+    copy = dense_model()
+    random = np.random.default_rng(0)
+    noticed = 0
+    for place in random.choice(len(content), 150, replace=False):
+        changed = bytearray(content)
+        changed[place] ^= 1 << random.integers(8)
+        path.write_bytes(changed)
+        try:
+            checkpoint.restore(copy)
+        except ValueError as error:
+            assert "damaged" in str(error)
+            noticed += 1
+        else:
+            assert_same_bits(weights_of(copy), expected)
+    assert noticed > 75
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    model = dense_model()
+    checkpoint = PhaseCheckpoint(tmp_path / "run" / "state.npz")
+    fit(model, callbacks=[checkpoint])
+    old = checkpoint.path.read_bytes()
+
+    def fail_halfway(file, **arrays):
+        file.write(b"PK half of an archive")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", fail_halfway)
+    with pytest.raises(
+        SaveError, match=r"state\.npz in '.*run'.*No space.*MB are free"
+    ):
+        fit(model, callbacks=[checkpoint])
+    # The half file would keep the disk full.
+    assert [path.name for path in checkpoint.path.parent.iterdir()] == ["state.npz"]
+    assert checkpoint.path.read_bytes() == old
+
+
+def test_weights_that_are_not_finite_replace_nothing(tmp_path):
+    model = dense_model()
+    checkpoint = PhaseCheckpoint(tmp_path / "state.npz")
+    fit(model, callbacks=[checkpoint])
+    old = checkpoint.path.read_bytes()
+    model.set_weights([np.full((4, 1), np.inf), np.zeros(1)])
+    with pytest.raises(NonFiniteLoss, match="kernel infinite"):
+        checkpoint.save(model, 2)
+    assert checkpoint.path.read_bytes() == old
+
+
+class Saves(keras.callbacks.Callback):
+    """Notes what a checkpoint saves, and when."""
+
+    def __init__(self, checkpoint):
+        super().__init__()
+        self.found = []
+        checkpoint.save = lambda model, epoch, step: self.found.append((epoch, step))
+
+
+def test_within_epochs(tmp_path):
+    x, y = np.ones((10, 4)), np.ones((10, 1))
+    checkpoint = PhaseCheckpoint(tmp_path / "state.npz", every=2, every_steps=2)
+    saves = Saves(checkpoint)
+    dense_model().fit(
+        x, y, batch_size=2, epochs=3, callbacks=[saves, checkpoint], verbose=0
+    )
+    # At the end of an epoch its logs are saved with it.
+    assert saves.found == [
+        (0, 2),
+        (0, 4),
+        (1, 2),
+        (1, 4),
+        (2, 0),
+        (2, 2),
+        (2, 4),
+        (3, 0),
+    ]
+
+
+def test_every_few_minutes(tmp_path, monkeypatch):
+    checkpoint = PhaseCheckpoint(tmp_path / "state.npz", every=9, minutes=2)
+    saves, now = Saves(checkpoint), [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    checkpoint.set_params({"epochs": 9, "steps": 5})
+    checkpoint.set_model(dense_model())
+    checkpoint.on_train_begin()
+    for epoch in range(2):
+        checkpoint.on_epoch_begin(epoch)
+        for step in range(5):
+            now[0] += 50
+            checkpoint.on_train_batch_end(step)
+        checkpoint.on_epoch_end(epoch, {})
+    assert saves.found == [(0, 3), (1, 1), (1, 4)]
+
+
 def test_every_few_epochs_and_after_the_last(tmp_path):
     checkpoint = PhaseCheckpoint(tmp_path / "state.npz", every=2)
     saved = []
-    checkpoint.save = lambda model, epoch: saved.append(epoch)
+    checkpoint.save = lambda model, epoch, step: saved.append(epoch)
     fit(dense_model(), epochs=5, callbacks=[checkpoint])
     assert saved == [2, 4, 5]
     assert len(checkpoint.logs) == 5
@@ -163,7 +294,8 @@ def test_a_repeated_epoch_replaces_the_first_try(tmp_path):
     for epoch, loss in ((0, 3.0), (1, 2.0), (1, 1.0)):
         checkpoint.set_params({"epochs": 9})
         checkpoint.set_model(dense_model())
-        checkpoint.save = lambda model, epoch: None
+        checkpoint.save = lambda model, epoch, step: None
+        checkpoint.on_train_begin()
         checkpoint.on_epoch_end(epoch, {"loss": np.float32(loss)})
     assert checkpoint.logs == [{"loss": 3.0}, {"loss": 1.0}]
 
@@ -186,11 +318,11 @@ def test_seeds_of_masks_are_state():
     """What is drawn in training must be part of what is saved."""
     from tiny_pretraining import encoder_pretrainer
 
-    from keras_bridle.pretraining.phase_checkpoint import _state_variables
+    from keras_bridle.pretraining.state_variables import state_variables
 
     trainer = encoder_pretrainer(mask=RandomMask(0.5))
     trainer.compile("sgd")
-    found = [id(variable) for variable in _state_variables(trainer)]
+    found = [id(variable) for variable in state_variables(trainer)]
     assert id(trainer.mask.seed_generator.state) in found
     assert len(set(found)) == len(found)
     assert not isinstance(trainer.mask, FixedMask)

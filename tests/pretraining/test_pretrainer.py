@@ -26,14 +26,6 @@ TRAINERS = {
 }
 
 
-def multiplies_float16():
-    if keras.backend.backend() != "jax":
-        return True
-    import jax
-
-    return jax.default_backend() != "cpu"
-
-
 @pytest.mark.parametrize(
     ("kind", "policy"),
     [
@@ -43,8 +35,6 @@ def multiplies_float16():
     ],
 )
 def test_half_precision(kind, policy):
-    if policy == "mixed_float16" and not multiplies_float16():
-        pytest.skip("JAX multiplies no float16 on CPUs")
     keras.config.set_dtype_policy(policy)
     trainer = TRAINERS[kind]()
     trainer.set_trained_parts()

@@ -1,6 +1,7 @@
 """Progress on consoles that are terminals and on those that are none."""
 
 import io
+import re
 import types
 
 import keras
@@ -15,7 +16,7 @@ LINE = "loss 1.500  accuracy 25/50 %  used 100 %"
 
 
 def console(terminal):
-    return Console(file=io.StringIO(), force_terminal=terminal, width=120)
+    return Console(file=io.StringIO(), force_terminal=terminal, width=200)
 
 
 def run(progress, epochs=10, steps=4, initial_epoch=0):
@@ -111,12 +112,46 @@ def test_share_of_the_time_spent_waiting(monkeypatch):
         progress.on_train_batch_end(step, {"loss": np.float32(1.5)})
     progress.on_epoch_end(0, LOGS)
     written = progress.console.file.getvalue()
-    assert "1.5 examples/s, 25% waiting for input (alone 250/s)  loss" in written
+    line = "1.5 examples/s, 4.0 s/step, 25% waiting for input (alone 250/s), "
+    assert line in " ".join(written.split("\n"))
 
 
 def test_numbers_of_slow_models(monkeypatch):
     progress = RichProgress("phase", console=console(False))
-    seconds = iter(range(0, 1000, 8))
-    monkeypatch.setattr("time.perf_counter", lambda: next(seconds))
-    run(progress, epochs=1, steps=4)
-    assert "epoch 1/1  0.5 steps/s  loss" in progress.console.file.getvalue()
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    progress.set_params({"epochs": 10, "steps": 3, "verbose": 0})
+    progress.on_train_begin()
+    for epoch in range(2):
+        progress.on_epoch_begin(epoch)
+        for step in range(3):
+            # The first step compiles, and tells nothing about the others.
+            now[0] += 200.0 if now[0] == 0.0 else 8.0
+            progress.on_train_batch_end(step, LOGS)
+        progress.on_epoch_end(epoch, LOGS)
+    written = progress.console.file.getvalue()
+    assert re.search(
+        r"epoch 2/10  0\.1 steps/s, 8\.0 s/step, \d+\.\d GB( on the device)?, "
+        r"3\.2 min left  loss",
+        written,
+    )
+
+
+def test_the_rest_of_an_epoch():
+    """A phase that goes on within an epoch begins with a `fit()` of its rest."""
+    progress = RichProgress("phase", console=console(True))
+    progress.throughput.in_rest_of_epoch(first_step=3, steps=4, epochs=10)
+    progress.set_params({"epochs": 8, "steps": 1, "verbose": 0})
+    progress.on_train_begin()
+    progress.on_epoch_begin(7)
+    task = progress._progress.tasks[0]
+    assert (task.completed, task.total) == (31, 40)
+    progress.on_train_batch_end(0, LOGS)
+    assert task.completed == 32
+    progress.on_train_end()
+    progress.set_params({"epochs": 10, "steps": 4, "verbose": 0})
+    progress.on_train_begin()
+    progress.on_epoch_begin(8)
+    task = progress._progress.tasks[0]
+    assert (task.completed, task.total) == (32, 40)
+    progress.close()

@@ -1,0 +1,88 @@
+"""A frozen tokenizer's codes, computed once and kept in a file."""
+
+import hashlib
+
+import numpy as np
+
+from keras_bridle.pretraining.array_batches import ArrayBatches, in_floatx
+from keras_bridle.pretraining.atomic_files import atomic_file
+
+
+def cached_codes(tokenize, tokenizer, inputs, batch_size, folder=None):
+    """Computes the codes of all examples, or finds those of an earlier start.
+
+    The file has one or two bytes for each code, and a name that tells the tokenizer's
+    weights apart.
+
+    Args:
+        tokenize: function of a batch of inputs that returns codes, -1 at padding.
+        tokenizer: the tokenizer in it, which has a `quantizer`.
+        inputs: array of shape `(num_examples, ...)`.
+        batch_size: int, examples at a time: as in training, so that numbers are rounded
+            in the same way.
+        folder: optional path, where the file goes. Without one, codes stay in memory.
+
+    Returns:
+        Integer array of shape `(num_examples, num_patches, num_levels)`, or with a last
+        axis more where several codes of a level count. Codes at padding are 0: they
+        have no weight.
+    """
+    if folder is None:
+        return _compute(tokenize, tokenizer, inputs, batch_size, np.empty)
+    path = folder / f"codes_{_key(tokenizer, inputs)}.npy"
+    if not path.exists():
+        with atomic_file(path) as unfinished:
+
+            def new_file(shape, dtype):
+                return np.lib.format.open_memmap(unfinished, "w+", dtype, shape)
+
+            _compute(tokenize, tokenizer, inputs, batch_size, new_file).flush()
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def delete_cached_codes(folder):
+    """Removes the files of `cached_codes()` in a folder."""
+    for path in folder.glob("codes_*.npy"):
+        path.unlink()
+
+
+def check_cacheable(batches, augmentation, tokenize):
+    """Raises a `ValueError` where codes change from one look at an example to the next.
+
+    Args:
+        batches: what `fit()` is to be given.
+        augmentation: the augmentation, or `None`.
+        tokenize: string, what the tokenizer sees.
+    """
+    reasons = {
+        "inputs must be an array: files are read at another place in each epoch. "
+        f"Received: {type(batches).__name__}": isinstance(batches, ArrayBatches),
+        "an augmentation changes inputs, and codes with them. "
+        f"Received: augmentation={augmentation}": augmentation is None,
+        "codes depend on the mask unless the tokenizer sees all patches. "
+        f"Received: tokenize={tokenize!r}": tokenize == "all",
+    }
+    for reason, is_right in reasons.items():
+        if not is_right:
+            raise ValueError(f"`cache_codes=True` is not possible: {reason}")
+
+
+def _compute(tokenize, tokenizer, inputs, batch_size, new_array):
+    quantizer = tokenizer.quantizer
+    dtype = np.min_scalar_type(quantizer.codebook_size - 1)
+    size, codes = min(batch_size, len(inputs)), None
+    for start in range(0, len(inputs), size):
+        # The last batch is full as well, with some examples once more.
+        start = min(start, len(inputs) - size)
+        batch = np.maximum(tokenize(in_floatx(inputs[start : start + size])), 0)
+        if codes is None:
+            codes = new_array((len(inputs), *batch.shape[1:]), dtype)
+        codes[start : start + size] = batch
+    return codes
+
+
+def _key(tokenizer, inputs):
+    digest = hashlib.sha256(repr((inputs.shape, str(inputs.dtype))).encode())
+    for weight in tokenizer.get_weights():
+        digest.update(np.asarray(weight).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,158 @@
+"""Codes computed once: the same training as with codes computed in each step."""
+
+import keras
+import numpy as np
+import pytest
+from tiny_pretraining import assert_same_bits, backbone, maps, weights_of
+
+from keras_bridle.layers import RandomMask
+from keras_bridle.models import RandomProjectionTokenizer
+from keras_bridle.pretraining import InterleavedPretraining
+from keras_bridle.pretraining.array_batches import ArrayBatches
+from keras_bridle.pretraining.code_cache import cached_codes, check_cacheable
+
+INPUTS = maps(10)
+SETTINGS = {
+    "rounds": 1,
+    "encoder_epochs": 2,
+    "tokenizer_epochs": 1,
+    "batch_size": 4,
+    "encoder_learning_rate": 1e-2,
+    "tensorboard": False,
+    "verbose": 0,
+}
+
+
+class Stop(Exception):
+    """What the tests stop a run with."""
+
+
+def train(on_phase_end=None, callbacks=(), calls=None, **kwargs):
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(7)
+    pretraining = InterleavedPretraining(
+        backbone(),
+        num_levels=2,
+        codebook_size=8,
+        code_dim=4,
+        mask=RandomMask(0.5, seed=1),
+        decoder_options={"num_layers": 1, "num_heads": 2, "mlp_dim": 32},
+        estimator_options={"num_heads": 2, "mlp_dim": 32},
+    )
+    if calls is not None:
+        # The tokenizer's own steps are traced once, or not at all.
+        original = RandomProjectionTokenizer.call
+
+        def counted(self, *args, **options):
+            calls.append(options.get("visible"))
+            return original(self, *args, **options)
+
+        RandomProjectionTokenizer.call = counted
+    try:
+        pretraining.fit(
+            INPUTS,
+            on_phase_end=on_phase_end,
+            callbacks=callbacks,
+            **{**SETTINGS, **kwargs},
+        )
+    finally:
+        if calls is not None:
+            RandomProjectionTokenizer.call = original
+    return pretraining
+
+
+def weights(pretraining):
+    names = ("backbone", "decoder", "tokenizer", "estimator")
+    return weights_of(*(getattr(pretraining, name) for name in names))
+
+
+def test_same_training_and_no_tokenizer_in_it(tmp_path):
+    plain_calls, calls, files = [], [], {}
+
+    def look(phase, pretraining):
+        folder = tmp_path / "run" / "phases" / phase.name
+        files[phase.name] = [np.load(path) for path in folder.glob("codes_*.npy")]
+
+    plain = train(calls=plain_calls)
+    cached = train(
+        look, calls=calls, directory=tmp_path / "run", cache_codes=True, profile=False
+    )
+    assert plain.history == cached.history
+    assert_same_bits(weights(plain), weights(cached))
+    assert plain_calls and not calls
+    assert not files["1_tokenizer"]
+    for name in ("0_cold_start", "2_encoder"):
+        (codes,) = files[name]
+        assert (codes.shape, codes.dtype) == ((10, 8, 2), np.uint8)
+    (codes,) = files["2_encoder"]
+    np.testing.assert_array_equal(codes, cached.codes(INPUTS, batch_size=4))
+    # They are as large as they are easy to compute again.
+    assert not list((tmp_path / "run").rglob("codes_*"))
+
+
+def test_without_a_directory():
+    settings = {"rounds": 0, "encoder_epochs": 1}
+    plain, cached = train(**settings), train(cache_codes=True, **settings)
+    assert plain.history == cached.history
+
+
+def fake_tokenizer(size, weights):
+    quantizer = type("Quantizer", (), {"codebook_size": size})()
+    names = {"quantizer": quantizer, "get_weights": lambda self: weights}
+    return type("Tokenizer", (), names)()
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(2, "uint8"), (256, "uint8"), (257, "uint16"), (8192, "uint16")]
+)
+def test_files(tmp_path, size, dtype):
+    inputs = np.arange(30.0).reshape(10, 3)
+    asked = []
+
+    def tokenize(batch):
+        asked.append(len(batch))
+        assert batch.dtype == keras.config.floatx()
+        codes = (batch[:, :, None].astype(int) % size).repeat(2, axis=2)
+        codes[:, 2] = -1
+        return codes
+
+    tokenizer = fake_tokenizer(size, [np.ones(3)])
+    codes = cached_codes(tokenize, tokenizer, inputs, 4, tmp_path)
+    assert asked == [4, 4, 4]
+    assert (codes.shape, codes.dtype) == ((10, 3, 2), dtype)
+    expected = np.arange(30).reshape(10, 3) % size
+    expected[:, 2] = 0
+    for level in range(2):
+        np.testing.assert_array_equal(codes[:, :, level], expected)
+    # The next start finds them; other weights have others.
+    again = cached_codes(tokenize, tokenizer, inputs, 4, tmp_path)
+    np.testing.assert_array_equal(again, codes)
+    assert len(asked) == 3
+    cached_codes(tokenize, fake_tokenizer(size, [np.zeros(3)]), inputs, 4, tmp_path)
+    assert len(asked) == 6
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_interrupted_file_is_made_anew(tmp_path):
+    def fail(batch):
+        if batch[0, 0] > 0:
+            raise Stop
+        return np.zeros((len(batch), 3, 1), int)
+
+    inputs, tokenizer = np.arange(30.0).reshape(10, 3), fake_tokenizer(8, [])
+    with pytest.raises(Stop):
+        cached_codes(fail, tokenizer, inputs, 4, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("batches", "augmentation", "tokenize", "message"),
+    [
+        ([INPUTS], None, "all", "must be an array"),
+        (ArrayBatches(INPUTS, 4), "noise", "all", "augmentation=noise"),
+        (ArrayBatches(INPUTS, 4), None, "masked", "tokenize='masked'"),
+    ],
+)
+def test_where_codes_change(batches, augmentation, tokenize, message):
+    with pytest.raises(ValueError, match=f"`cache_codes=True`.*{message}"):
+        check_cacheable(batches, augmentation, tokenize)

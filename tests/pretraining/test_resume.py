@@ -1,0 +1,200 @@
+"""A run that is ended in every way comes to the same end as an unbroken one."""
+
+import csv
+import errno
+import json
+import os
+import signal
+import types
+
+import keras
+import numpy as np
+import pytest
+from tiny_pretraining import assert_same_bits, backbone, maps, weights_of
+
+from keras_bridle.pretraining import InterleavedPretraining
+from keras_bridle.pretraining.atomic_files import SaveError
+from keras_bridle.pretraining.later_batches import from_batch_on
+from keras_bridle.pretraining.run_directory import RunDirectory
+from keras_bridle.pretraining.run_lock import RunLock
+
+INPUTS = maps(14)
+PHASE = "0_cold_start"
+SETTINGS = {
+    "rounds": 0,
+    "cold_start_epochs": 3,
+    "batch_size": 4,
+    "encoder_learning_rate": 1e-2,
+    "ema_momentum": 0.5,
+    "gradient_accumulation_steps": 2,
+    "tensorboard": False,
+    "verbose": 0,
+}
+
+
+class Stop(Exception):
+    """As sudden as a killed process, as far as the run's files go."""
+
+
+class AtBatch(keras.callbacks.Callback):
+    """Does something after so many batches of a `fit()` call, before they are saved."""
+
+    def __init__(self, count, action):
+        super().__init__()
+        self.count, self.action = count, action
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.count -= 1
+        if self.count == 0:
+            self.action()
+
+
+def stop():
+    raise Stop
+
+
+def train(directory, inputs=INPUTS, **kwargs):
+    """As in a fresh process: the same start every time."""
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(7)
+    pretraining = InterleavedPretraining(
+        backbone(),
+        num_levels=2,
+        codebook_size=8,
+        code_dim=4,
+        augmentation=keras.layers.GaussianNoise(0.1),
+        decoder_options={"num_layers": 1, "num_heads": 2, "mlp_dim": 32},
+        estimator_options={"num_heads": 2, "mlp_dim": 32},
+    )
+    pretraining.fit(inputs, directory=directory, resume=True, **{**SETTINGS, **kwargs})
+    return pretraining
+
+
+def result(pretraining):
+    parts = (pretraining.backbone, pretraining.decoder, pretraining.tokenizer)
+    return types.SimpleNamespace(
+        history=pretraining.history, weights=weights_of(*parts)
+    )
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "unbroken"
+    found = result(train(directory))
+    # Whatever is drawn or counted has made a difference.
+    losses = found.history[PHASE]["loss"]
+    assert len(set(losses)) == 3
+    return found
+
+
+def position(directory):
+    """What the newest checkpoint says."""
+    with np.load(directory / "phases" / PHASE / "checkpoint.npz") as file:
+        header = json.loads(str(file["header"]))
+    return header["epoch"], header["step"]
+
+
+def test_ended_in_every_way(unbroken, tmp_path, monkeypatch):
+    directory = tmp_path / "run"
+
+    def at_batch(count, action, **kwargs):
+        train(directory, callbacks=[AtBatch(count, action)], **kwargs)
+
+    # Killed in the second step; the first one was saved.
+    with pytest.raises(Stop):
+        at_batch(2, stop, checkpoint_every_steps=1)
+    assert position(directory) == (0, 1)
+
+    # Asked to end in the second step of the epoch that it goes on with.
+    with pytest.raises(SystemExit) as ended:
+        at_batch(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert ended.value.code == 143
+    assert position(directory) == (0, 2)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    # The disk is full when the next epoch has begun.
+    save = np.savez
+
+    def full(file, **arrays):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fill():
+        monkeypatch.setattr(np, "savez", full)
+
+    with pytest.raises(SaveError, match="No space left on device"):
+        at_batch(3, fill, checkpoint_every_steps=1)
+    monkeypatch.setattr(np, "savez", save)
+    assert position(directory) == (1, 1)
+
+    # The newest checkpoint is damaged while nothing runs. From the one before, the
+    # phase comes to its end, and is killed when it does not yet count as done.
+    path = directory / "phases" / PHASE / "checkpoint.npz"
+    path.write_bytes(path.read_bytes()[:-100])
+
+    def fail(run, name):
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "mark_done", fail)
+        with pytest.warns(UserWarning, match="damaged"), pytest.raises(Stop):
+            train(directory, checkpoint_every_steps=2)
+    assert position(directory) == (3, 0)
+    found = result(train(directory))
+    assert found.history == unbroken.history
+    assert_same_bits(found.weights, unbroken.weights)
+    folder = directory / "phases" / PHASE
+    with (folder / "history.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2"]
+    names = {"history.csv", "history.json"}
+    names |= {f"{part}.weights.h5" for part in ("backbone", "decoder", "tokenizer")}
+    assert {file.name for file in folder.iterdir()} == names
+    log = (directory / "log.txt").read_text()
+    assert "goes on after 0 epochs and 1 steps" in log
+    for reason in ("Stop", "Preempted", "SaveError"):
+        assert f"Stopped by {reason}" in log
+    assert log.splitlines()[-1].endswith("All phases are done")
+
+
+class Shuffled(keras.utils.PyDataset):
+    """The batches of an array in an order of their own for each epoch."""
+
+    def __init__(self, epoch=0):
+        super().__init__()
+        self.epoch = epoch
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        index = (index + self.epoch) % 3
+        return INPUTS[4 * index : 4 * index + 4]
+
+    def on_epoch_end(self):
+        self.epoch += 1
+
+
+def test_functions_of_epoch_and_batch(tmp_path):
+    """Batches that were trained on before are left out; also by a `LaterBatches`."""
+    asked = []
+
+    def inputs(epoch, first_batch=0):
+        asked.append((epoch, first_batch))
+        # Keras resets a data set before it begins, which ends an epoch of its own.
+        return from_batch_on(Shuffled(epoch - 1), first_batch)
+
+    expected = result(train(tmp_path / "unbroken", inputs))
+    directory, actions = tmp_path / "stopped", [AtBatch(6, stop)]
+    with pytest.raises(Stop):
+        train(directory, inputs, callbacks=actions, checkpoint_every_steps=1)
+    assert position(directory) == (1, 2)
+    found = result(train(directory, inputs))
+    assert found.history == expected.history
+    assert_same_bits(found.weights, expected.weights)
+    assert (1, 2) in asked
+
+
+def test_another_process_is_at_work(tmp_path):
+    with RunLock(tmp_path), pytest.raises(BlockingIOError, match=f"{os.getpid()}"):
+        train(tmp_path)
+    assert not (tmp_path / "settings.json").exists()
