@@ -5,6 +5,7 @@ from keras_bridle.data.image import image_dataset
 from keras_bridle.data.image_file import read_image
 from keras_bridle.data.image_manifest import ImageManifest
 from keras_bridle.data.image_samples import load_fashion
+from keras_bridle.data.labeled_files import LabeledFiles, labeled_files
 from keras_bridle.data.manifest import AudioManifest
 from keras_bridle.data.read_report import ReadReport
 from keras_bridle.data.samples import extract_samples, load_sonic_pi, load_syllables
@@ -16,11 +17,13 @@ from keras_bridle.data.video_samples import load_clips, synthetic_pans
 __all__ = [
     "AudioManifest",
     "ImageManifest",
+    "LabeledFiles",
     "ReadReport",
     "VideoManifest",
     "audio_dataset",
     "extract_samples",
     "image_dataset",
+    "labeled_files",
     "load_clips",
     "load_fashion",
     "load_sonic_pi",

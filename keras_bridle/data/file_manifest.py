@@ -88,6 +88,23 @@ class FileManifest:
         hot[list(label)] = 1.0
         return hot
 
+    def take(self, indices: Iterable[int]) -> Self:
+        """Returns a manifest of some of the files, in the order they are named.
+
+        Args:
+            indices: ints, positions in `files`.
+        """
+        indices = [int(index) for index in indices]
+        return dataclasses.replace(self, **self._taken(indices))
+
+    def _taken(self, indices: list[int]) -> dict[str, Any]:
+        """The fields of which each file has an entry, for some of the files."""
+        labels = self.labels
+        return {
+            "files": [self.files[i] for i in indices],
+            "labels": None if labels is None else [labels[i] for i in indices],
+        }
+
     @classmethod
     def from_source(cls, source: "FileManifest | str | Path | Sequence[str]") -> Self:
         """Returns what a dataset is made from as a manifest of this class.

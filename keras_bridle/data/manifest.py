@@ -4,6 +4,7 @@ import csv
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from keras_bridle.data.file_manifest import (
     FileManifest,
@@ -62,6 +63,12 @@ class AudioManifest(FileManifest):
                     "A segment must start at 0 s or later and end after its start. "
                     f"Received: {start} s to {end} s for '{file}'"
                 )
+
+    def _taken(self, indices: list[int]) -> dict[str, Any]:
+        taken = super()._taken(indices)
+        if self.segments is not None:
+            taken["segments"] = [self.segments[i] for i in indices]
+        return taken
 
     @classmethod
     def from_csv(

@@ -8,7 +8,9 @@ from keras_bridle.data.file_manifest import (
     FileManifest,
     check_some_exist,
     existing_file,
+    existing_folder,
     number_labels,
+    read_table,
 )
 
 
@@ -18,14 +20,16 @@ class VideoManifest(FileManifest):
 
     Usually made by `from_folder` (a flat folder, any tree, or with `class_folders` one
     folder per class), by `from_csv` for a table with a header, or by `from_kinetics`
-    for the list without one that video models are usually trained with. They look at
-    names only; the files are opened by `video_dataset`.
+    for that data set's tables and the list without a header that video models are
+    usually trained with. They look at names only; the files are opened by
+    `video_dataset`.
 
     Args:
         files: paths of the videos.
         labels: `None`; or one class number per file; or, for multi-label data, one
             tuple of class numbers per file.
         class_names: the names that the class numbers index.
+        missing: names that a data set's table lists and its folder does not hold.
 
     Raises:
         ValueError: if the list is empty, the lengths do not fit together or a label
@@ -55,6 +59,8 @@ class VideoManifest(FileManifest):
         ".avi",
     )
 
+    missing: Sequence[str] = ()
+
     @classmethod
     def from_kinetics(
         cls,
@@ -63,14 +69,22 @@ class VideoManifest(FileManifest):
         root: str | Path | None = None,
         class_names: Sequence[str] | None = None,
     ) -> "VideoManifest":
-        r"""Reads a list without a header, one `path label` or `path,label` per line.
+        r"""Reads Kinetics' own tables, or a list of `path label` or `path,label` lines.
 
-        Lines are split at their last comma if all of them have one, else at their last
-        space or tab, so that a path may contain spaces. Empty lines are left out.
+        **A table** has a header with `youtube_id`, `time_start` and `time_end` (whole
+        seconds) and, but for some test sets, `label`. Its videos may lie anywhere below
+        `root` and are named `id_000012_000022.mp4` after their times, or by the id
+        alone. Videos disappear, so nobody has all of them: those without a file are
+        listed in `missing`.
+
+        **A list** has no header. Lines are split at their last comma if all of them
+        have one, else at their last space or tab, so that a path may contain spaces.
+        Empty lines are left out.
 
         Args:
-            path: the list, in UTF-8.
-            root: folder that relative file names start from. Defaults to the list's.
+            path: the table or list, in UTF-8.
+            root: folder with the videos, that relative file names start from. Defaults
+                to the list's.
             class_names: the classes in their order. If the labels are numbers, they
                 index it; by default, classes are then named by their numbers. If the
                 labels are names, the default is all that occur, sorted.
@@ -80,7 +94,8 @@ class VideoManifest(FileManifest):
 
         Raises:
             FileNotFoundError: if the list, or every file it names, is missing.
-            ValueError: if the list is empty, a line has no label or a label is unknown.
+            ValueError: if the list is empty, a line has no label or a label is unknown,
+                or a table's times are no whole seconds.
 
         Example:
         ```python
@@ -101,6 +116,8 @@ class VideoManifest(FileManifest):
         lines = [line.strip() for line in lines if line.strip()]
         if not lines:
             raise ValueError(f"'{path}' lists no videos.")
+        if "youtube_id" in lines[0].replace('"', "").split(","):
+            return cls._from_kinetics_table(path, root, class_names)
         separator = "," if all("," in line for line in lines) else None
         pairs = [line.rsplit(separator, 1) for line in lines]
         for line, pair in zip(lines, pairs, strict=True):
@@ -119,3 +136,48 @@ class VideoManifest(FileManifest):
         if class_names is None:
             class_names = [str(number) for number in range(max(labels) + 1)]
         return cls(files, labels, tuple(class_names))
+
+    @classmethod
+    def _from_kinetics_table(
+        cls,
+        path: Path,
+        root: str | Path | None,
+        class_names: Sequence[str] | None,
+    ) -> "VideoManifest":
+        rows = read_table(path, ["youtube_id", "time_start", "time_end"])
+        folder = existing_folder(path.parent if root is None else root)
+        by_stem = {file.stem: str(folder / file) for file in cls.list_files(folder)}
+        stems = [_stem(row, path) for row in rows]
+        files = [
+            by_stem.get(stem) or by_stem.get(row["youtube_id"])
+            for stem, row in zip(stems, rows, strict=True)
+        ]
+        if not any(files):
+            raise FileNotFoundError(
+                f"'{folder}' holds none of the {len(rows)} videos that '{path}' lists. "
+                f"Expected names such as '{stems[0]}.mp4'; is `root` right?"
+            )
+        labels, names = None, tuple(class_names or ())
+        if "label" in rows[0]:
+            numbers, names = number_labels([row["label"] for row in rows], class_names)
+            labels = [
+                number for number, file in zip(numbers, files, strict=True) if file
+            ]
+        return cls(
+            [file for file in files if file],
+            labels,
+            names,
+            missing=[stem for stem, file in zip(stems, files, strict=True) if not file],
+        )
+
+
+def _stem(row: dict[str, str], path: Path) -> str:
+    """The name of a cut-out video's file: the video, start and end in seconds."""
+    try:
+        start, end = int(row["time_start"]), int(row["time_end"])
+    except ValueError:
+        raise ValueError(
+            f"'{path}': times must be whole seconds. Received: {row['time_start']!r} "
+            f"to {row['time_end']!r} for {row['youtube_id']!r}"
+        ) from None
+    return f"{row['youtube_id']}_{start:06d}_{end:06d}"

@@ -1,5 +1,7 @@
 """Features of frozen networks, and plain log-mel features to compare them with."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from rich.progress import track
@@ -175,6 +177,28 @@ class _InferenceModel(keras.Model):
 
 def _run(network, inputs, batch_size, description=None):
     """Returns the outputs of all inputs; a description asks for a progress bar."""
+    outputs = [
+        np.asarray(output, "float32")
+        for output, _ in run_batches(network, inputs, batch_size, description)
+    ]
+    if not outputs:
+        raise ValueError("inputs must hold at least one example; received none")
+    return np.concatenate(outputs)
+
+
+def run_batches(network, inputs, batch_size, description=None):
+    """Runs a network over inputs, batch by batch.
+
+    Args:
+        network: `keras.Model`, not compiled, of one tensor or a dict of them.
+        inputs: as of `extract_features`.
+        batch_size: int, likewise.
+        description: optional string, the text before a progress bar.
+
+    Yields:
+        Tuples `(outputs, others)`: NumPy arrays of the real rows of a batch, and what
+        came with these rows of inputs, such as labels, a tuple of NumPy arrays.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; received {batch_size}")
     if isinstance(inputs, (list, tuple, dict)):
@@ -192,25 +216,30 @@ def _run(network, inputs, batch_size, description=None):
     if description is not None:
         batches = track(batches, description=description, total=total)
     network.compile()
-    outputs = [
-        np.asarray(network.predict_on_batch(batch), "float32")[:count]
-        for batch, count in batches
-    ]
-    if not outputs:
-        raise ValueError("inputs must hold at least one example; received none")
-    return np.concatenate(outputs)
+    for batch, count, others in batches:
+        outputs = network.predict_on_batch(batch)
+        if isinstance(outputs, dict):
+            outputs = {name: np.asarray(x)[:count] for name, x in outputs.items()}
+        else:
+            outputs = np.asarray(outputs)[:count]
+        yield outputs, others
 
 
 def _filled_batches(batches, size=None):
-    """Yields batches of one size, and how many of their rows are real."""
+    """Yields batches of one size, how many rows are real, and what came with these."""
     for batch in batches:
+        others: list[Any] = []
         if isinstance(batch, (tuple, list)):
-            batch = batch[0]
+            batch, *others = batch
         size = size or len(batch)
         for start in range(0, len(batch), size):
             rows = keras.ops.convert_to_numpy(batch[start : start + size])
             filling = np.repeat(rows[-1:], size - len(rows), axis=0)
-            yield np.concatenate([rows, filling]), len(rows)
+            with_rows = tuple(
+                keras.ops.convert_to_numpy(other[start : start + size])
+                for other in others
+            )
+            yield np.concatenate([rows, filling]), len(rows), with_rows
 
 
 def _resize(spectrogram, shape):

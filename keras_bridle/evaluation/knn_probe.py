@@ -50,6 +50,33 @@ def knn_probe(
     train_features, test_features = check_split(
         train_features, train_labels, test_features, test_labels
     )
+    classes, targets = np.unique(
+        check_labels("train_labels", train_labels), return_inverse=True
+    )
+    votes = neighbor_votes(
+        train_features,
+        np.eye(len(classes))[targets],
+        test_features,
+        neighbors,
+        temperature,
+    )
+    right = classes[votes.argmax(axis=1)] == np.asarray(test_labels)
+    return float(right.mean())
+
+
+def neighbor_votes(train_features, hot, test_features, neighbors, temperature):
+    """Lets the nearest training rows vote for each test row.
+
+    Args:
+        train_features: finite array of shape `(train_rows, dim)`.
+        hot: array of zeros and ones of shape `(train_rows, classes)`.
+        test_features: finite array of shape `(test_rows, dim)`.
+        neighbors: as of `knn_probe`.
+        temperature: likewise.
+
+    Returns:
+        Array of shape `(test_rows, classes)`, the share of the votes for each class.
+    """
     if not 1 <= neighbors <= len(train_features):
         raise ValueError(
             f"neighbors must lie between 1 and the {len(train_features)} training "
@@ -57,11 +84,8 @@ def knn_probe(
         )
     if temperature is not None and temperature <= 0:
         raise ValueError(f"temperature must be positive or None; got {temperature}")
-    classes, targets = np.unique(
-        check_labels("train_labels", train_labels), return_inverse=True
-    )
     train, test = _unit_rows(train_features), _unit_rows(test_features)
-    predictions = []
+    shares = []
     for start in range(0, len(test), 1024):
         similarity = test[start : start + 1024] @ train.T
         nearest = np.argpartition(-similarity, neighbors - 1, axis=1)[:, :neighbors]
@@ -71,12 +95,11 @@ def knn_probe(
             # Against the nearest neighbor's, so that no weight overflows.
             highest = similarity.max(axis=1, keepdims=True)
             weights = np.exp((similarity - highest) / temperature)
-        votes = np.zeros((len(similarity), len(classes)))
-        rows = np.arange(len(votes))[:, None]
-        np.add.at(votes, (rows, targets[nearest]), weights)
-        predictions.append(votes.argmax(axis=1))
-    right = classes[np.concatenate(predictions)] == np.asarray(test_labels)
-    return float(right.mean())
+        votes = np.zeros((len(similarity), hot.shape[1]))
+        for place in range(neighbors):
+            votes += weights[:, place, None] * hot[nearest[:, place]]
+        shares.append(votes / weights.sum(axis=1, keepdims=True))
+    return np.concatenate(shares)
 
 
 def _unit_rows(features):

@@ -29,6 +29,9 @@ class ProbeResult(NamedTuple):
         validation_accuracy: float, the cross-validated accuracy on the training rows,
             of the penalties next to that choice.
         predictions: array of shape `(test_rows,)`, the predicted classes.
+        classes: array of shape `(classes,)`, the training classes, sorted.
+        scores: float array of shape `(test_rows, classes)`, the logarithms of their
+            probabilities.
     """
 
     accuracy: float
@@ -38,6 +41,8 @@ class ProbeResult(NamedTuple):
     regularization: float
     validation_accuracy: float
     predictions: np.ndarray
+    classes: np.ndarray
+    scores: np.ndarray
 
 
 def linear_probe(
@@ -136,6 +141,7 @@ def linear_probe(
         classifier = LogisticRegression(C=chosen, max_iter=5000, tol=1e-6)
         classifier.fit(inputs, targets)
         predictions = classes[classifier.predict(test_inputs)]
+        scores = _log_shares(classifier.decision_function(test_inputs))
 
     right = predictions == test_labels
     return ProbeResult(
@@ -149,7 +155,17 @@ def linear_probe(
         regularization=chosen,
         validation_accuracy=validation_accuracy,
         predictions=predictions,
+        classes=classes,
+        scores=scores,
     )
+
+
+def _log_shares(logits):
+    """Returns the logarithms of probabilities, finite however small these are."""
+    if logits.ndim == 1:  # of two classes
+        logits = np.stack([-logits / 2, logits / 2], axis=1)
+    logits = logits - logits.max(axis=1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
 def _check_regularizations(regularizations):

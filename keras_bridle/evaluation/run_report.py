@@ -131,7 +131,10 @@ class RunReport:
             for name, usage in self.usages.items()
         }
         state = {"rows": self.rows, "usages": usages}
-        self._state_path.write_text(json.dumps(state, indent=2) + "\n")
+        # A program that is killed meanwhile leaves the old file or the new one.
+        unfinished = self._state_path.with_name("unfinished.report.json")
+        unfinished.write_text(json.dumps(state, indent=2) + "\n")
+        unfinished.replace(self._state_path)
 
     def finish(self, pretraining):
         """Writes all results and pictures, and prints the tables.

@@ -45,6 +45,42 @@ def test_training_gives_full_static_batches_and_no_file_twice(tmp_path):
     assert set().union(*orders) == set(range(11))
 
 
+@pytest.mark.parametrize("repeat", [False, True])
+def test_processes_share_each_batch_without_overlap_or_loss(tmp_path, repeat):
+    """A broken file is replaced by the same one, whoever should have read it."""
+    write_constants(tmp_path, 13)
+    broken(tmp_path, "broken.wav")
+
+    def dataset(**options):
+        return audio_dataset(
+            tmp_path,
+            batch_size=6,
+            seconds=0.05,
+            shuffle=True,
+            repeat=repeat,
+            seed=3,
+            initial_epoch=2,
+            **options,
+        )
+
+    whole = batches(dataset(), 4 if repeat else None)
+    parts = [batches(dataset(shard=(part, 3)), len(whole)) for part in range(3)]
+    assert [len(part) for part in parts] == [len(whole)] * 3
+    assert {batch.shape for part in parts for batch in part} == {(2, 800)}
+    for batch, *pieces in zip(whole, *parts, strict=True):
+        np.testing.assert_array_equal(np.concatenate(pieces), batch)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"shard": (2, 2)}, {"shard": (0, 4)}, {"shard": (0, 3), "drop_remainder": False}],
+)
+def test_shards_are_checked(tmp_path, options):
+    write_constants(tmp_path, 8)
+    with pytest.raises(ValueError, match="shard"):
+        audio_dataset(tmp_path, batch_size=6, seconds=0.05, shuffle=True, **options)
+
+
 def test_remainder_can_be_kept_in_training(tmp_path):
     write_constants(tmp_path, 11)
     dataset = audio_dataset(

@@ -89,3 +89,71 @@ def test_table_with_a_header(folder):
     path = write(folder, "file,label\na.mp4,x\ne.mpg,y\n")
     manifest = VideoManifest.from_csv(path, root=folder, label_column="label")
     assert manifest.labels == [0, 1]
+
+
+# Kinetics' own tables
+
+
+KINETICS = """\
+label,youtube_id,time_start,time_end,split,is_cc
+testifying,---QUuC4vJs,84,94,train,0
+"eating, drinking",--3ouPhoy2A,20,30,train,0
+dribbling basketball,--4-0ihtnBU,58,68,train,0
+dribbling basketball,-gone_video,0,10,train,0
+"""
+
+
+def kinetics(tmp_path):
+    for name in (
+        "train/---QUuC4vJs_000084_000094.mp4",
+        "train/eating, drinking/--3ouPhoy2A_000020_000030.mkv",
+        "--4-0ihtnBU.mp4",
+        "train/--4-0ihtnBU_000000_000010.mp4",
+    ):
+        path = tmp_path / "k400" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    (tmp_path / "train.csv").write_text(KINETICS)
+    return tmp_path / "k400"
+
+
+def test_kinetics_table(tmp_path):
+    root = kinetics(tmp_path)
+    manifest = VideoManifest.from_kinetics(tmp_path / "train.csv", root=root)
+    assert names(manifest, root) == [
+        "train/---QUuC4vJs_000084_000094.mp4",
+        "train/eating, drinking/--3ouPhoy2A_000020_000030.mkv",
+        "--4-0ihtnBU.mp4",
+    ]
+    assert manifest.class_names == (
+        "dribbling basketball",
+        "eating, drinking",
+        "testifying",
+    )
+    assert manifest.labels == [2, 1, 0]
+    assert manifest.missing == ["-gone_video_000000_000010"]
+
+
+def test_kinetics_table_without_labels(tmp_path):
+    root = kinetics(tmp_path)
+    (tmp_path / "test.csv").write_text(
+        "youtube_id,time_start,time_end,split\n---QUuC4vJs,84,94,test\n"
+    )
+    manifest = VideoManifest.from_kinetics(tmp_path / "test.csv", root=root)
+    assert manifest.labels is None and len(manifest) == 1
+
+
+def test_kinetics_table_errors(tmp_path):
+    root = kinetics(tmp_path)
+    table = tmp_path / "train.csv"
+    with pytest.raises(ValueError, match="lacks 3 classes"):
+        VideoManifest.from_kinetics(table, root=root, class_names=["y"])
+    table.write_text(KINETICS.replace("58,68", "58.5,68"))
+    with pytest.raises(ValueError, match=r"whole seconds\. Received: '58.5' to '68'"):
+        VideoManifest.from_kinetics(table, root=root)
+    table.write_text("label,youtube_id,time_start,time_end,split\nx,abc,1,11,val\n")
+    with pytest.raises(FileNotFoundError, match=r"none of the 1 .*abc_000001_000011"):
+        VideoManifest.from_kinetics(table, root=root)
+    table.write_text("label,youtube_id\nx,abc\n")
+    with pytest.raises(ValueError, match=r"no column \['time_start', 'time_end'\]"):
+        VideoManifest.from_kinetics(table, root=root)

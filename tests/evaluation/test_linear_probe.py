@@ -32,6 +32,22 @@ def test_fixed_regularization_against_sklearn():
         assert 0.3 < result.accuracy < 0.99  # or the comparison proves nothing
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+def test_scores_are_logarithms_of_probabilities(classes):
+    train, test = _blobs(200, classes), _blobs(150, classes, seed=1)
+    result = linear_probe(*train, *test, regularizations=[0.3])
+    reference = make_pipeline(
+        StandardScaler(), LogisticRegression(C=0.3, max_iter=2000)
+    ).fit(*train)
+    np.testing.assert_array_equal(result.classes, np.arange(classes))
+    np.testing.assert_allclose(
+        np.exp(result.scores), reference.predict_proba(test[0]), atol=2e-3
+    )
+    # Far away, probabilities are too small for floats; their logarithms are not.
+    far = linear_probe(*train, 1e5 * test[0], test[1], regularizations=[0.3])
+    assert np.isfinite(far.scores).all() and far.scores.min() < -1000
+
+
 def test_result_fields():
     train, test = _blobs(200), _blobs(151, seed=1)
     names = np.array(["ant", "bee", "cat", "dog"])

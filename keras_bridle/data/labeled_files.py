@@ -1,0 +1,308 @@
+"""Labeled files and how they are parted for training and testing."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_bridle.data.file_manifest import FileManifest, existing_file, read_table
+from keras_bridle.data.image_manifest import ImageManifest
+from keras_bridle.data.manifest import AudioManifest
+from keras_bridle.data.video_manifest import VideoManifest
+
+MANIFESTS: dict[str, type[FileManifest]] = {
+    "audio": AudioManifest,
+    "image": ImageManifest,
+    "video": VideoManifest,
+}
+LAYOUTS = {
+    "audio": ("folder", "audioset", "esc50", "speech_commands"),
+    "image": ("folder", "imagenet"),
+    "video": ("folder", "kinetics"),
+}
+# What the test part of a data set may be called, the first that there is.
+TEST_NAMES = ("test", "val", "validation", "eval")
+
+
+class LabeledFiles(NamedTuple):
+    """Files with labels, parted once or several times.
+
+    Args:
+        manifest: all files, an `AudioManifest`, `ImageManifest` or `VideoManifest` with
+            labels. `manifest.take(indices)` is a manifest of some of them.
+        splits: list of tuples `(train, test)` of int arrays, positions of files. Of a
+            data set with a test part there is one; of folds there is one for each.
+    """
+
+    manifest: Any
+    splits: list[tuple[np.ndarray, np.ndarray]]
+
+
+def labeled_files(
+    modality: str,
+    data: str | Path,
+    layout: str = "folder",
+    *,
+    test_data: str | Path | None = None,
+    root: str | Path | None = None,
+    segments: str | Path | None = None,
+    test_segments: str | Path | None = None,
+    ground_truth: str | Path | None = None,
+    meta: str | Path | None = None,
+    file_column: str = "file",
+    label_column: str = "label",
+    label_separator: str | None = None,
+    split_column: str = "split",
+    test_split: str | None = None,
+    folds: int = 5,
+    fold: int | None = None,
+    seed: int = 0,
+) -> LabeledFiles:
+    """Reads labeled files of any layout, and parts them for training and testing.
+
+    A folder holds one folder for each class; or folders `train` and `test` (or `val`,
+    `validation`, `eval`) that do. A CSV file has a header and a row for each file; if
+    it has the column `split_column`, that parts the files. Where nothing parts them,
+    folds are drawn, of which each in turn is the test part.
+
+    Args:
+        modality: `"audio"`, `"image"` or `"video"`.
+        data: the folder or CSV file; the data set's folder, or for `"kinetics"` its
+            table.
+        layout: `"folder"` (or a CSV file); `"audioset"`, `"esc50"` or
+            `"speech_commands"`; `"imagenet"`; `"kinetics"`.
+        test_data: the test part, where it lies elsewhere.
+        root: folder that names in a CSV file or table start from. Defaults to its own.
+        segments: AudioSet's CSV file of training segments.
+        test_segments: AudioSet's CSV file of test segments.
+        ground_truth: as of `ImageManifest.from_imagenet`.
+        meta: likewise.
+        file_column: column of a CSV file with the file's name.
+        label_column: its column with the class.
+        label_separator: text between several classes in it, for multi-label data.
+        split_column: its column that parts the files.
+        test_split: the part to test on: an entry of that column, a folder's name, or
+            `"validation"` of Speech Commands. By default the first there is of `"test"`
+            and the names above. Training takes the part `"train"`, or all others if
+            there is none, as with numbered folds.
+        folds: int, how many folds are drawn. ESC-50 has five of its own.
+        fold: int from 1, or `None`: the only fold to test on, or each in turn.
+        seed: int, seeds the folds.
+
+    Returns:
+        A `LabeledFiles`.
+
+    Raises:
+        FileNotFoundError: if something is missing.
+        ValueError: for an unknown layout, or where there is no label, no test part or
+            no such fold.
+
+    Example:
+    ```python
+    import tempfile
+    from keras_bridle.data import extract_samples, labeled_files
+
+    with tempfile.TemporaryDirectory() as folder:
+        extract_samples(folder)
+        files = labeled_files("image", folder + "/fashion_mnist", folds=4)
+    train, test = files.splits[0]
+    print(len(files.splits), len(train), len(test), files.manifest.class_names)
+    ```
+    """
+    if layout not in LAYOUTS.get(modality, ()):
+        raise ValueError(
+            f"`layout` of {modality!r} must be one of "
+            f"{', '.join(LAYOUTS.get(modality, ()))}. Received: {layout!r}"
+        )
+    kind: Any = MANIFESTS[modality]
+    folding: dict[str, Any] = {"folds": folds, "fold": fold, "seed": seed}
+    if layout == "esc50":
+        return _esc50(data, fold)
+    if layout == "audioset":
+        if segments is None or test_segments is None:
+            raise ValueError(
+                "AudioSet needs `segments` and `test_segments`, its CSV files. "
+                f"Received: segments={segments}, test_segments={test_segments}"
+            )
+        return _parts(
+            kind.from_audioset(segments, data),
+            kind.from_audioset(
+                test_segments,
+                data if test_data is None else test_data,
+                class_labels_csv=Path(segments).parent / "class_labels_indices.csv",
+            ),
+        )
+    if layout == "speech_commands":
+        return _parts(
+            kind.from_speech_commands(data, split="train"),
+            kind.from_speech_commands(data, split=test_split or "test"),
+        )
+    if layout == "imagenet":
+        return _parts(
+            kind.from_imagenet(data),
+            kind.from_imagenet(data, split="val", ground_truth=ground_truth, meta=meta),
+        )
+    columns = {
+        "root": root,
+        "file_column": file_column,
+        "label_column": label_column,
+        "label_separator": label_separator,
+    }
+    if test_data is not None:
+        read = (
+            (lambda path: kind.from_kinetics(path, root=root))
+            if layout == "kinetics"
+            else (lambda path: _table_or_class_folders(kind, path, columns))
+        )
+        return _parts(read(data), read(test_data))
+    if layout == "kinetics":
+        return _folded(kind.from_kinetics(data, root=root), **folding)
+    if Path(data).is_dir():
+        return _folder(kind, Path(data), test_split, folding)
+    return _table(kind, data, columns, split_column, test_split, folding)
+
+
+def deal_folds(labels: Sequence[Any], folds: int, seed: int = 0) -> np.ndarray:
+    """Deals rows to folds at random, so that each has about as many of every class.
+
+    Args:
+        labels: one class number, or for multi-label data one tuple of them, per row.
+        folds: int, at least 2.
+        seed: int.
+
+    Returns:
+        Int array of shape `(rows,)` of values from 0 to `folds - 1`.
+    """
+    if not 2 <= folds <= len(labels):
+        raise ValueError(
+            f"`folds` must lie between 2 and the {len(labels)} files. Received: {folds}"
+        )
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    # Of several classes, the first will do.
+    classes = np.array(
+        [(*label, -1)[0] if isinstance(label, tuple) else label for label in labels]
+    )
+    by_class = shuffled[np.argsort(classes[shuffled], kind="stable")]
+    dealt = np.empty(len(labels), "int64")
+    dealt[by_class] = np.arange(len(labels)) % folds
+    return dealt
+
+
+def _esc50(data: str | Path, fold: int | None) -> LabeledFiles:
+    manifest = AudioManifest.from_esc50(data)
+    table = read_table(Path(data, "meta", "esc50.csv"), ["fold"])
+    return _by_fold(manifest, np.array([int(row["fold"]) - 1 for row in table]), fold)
+
+
+def _folder(
+    kind: Any, data: Path, test_split: str | None, folding: dict[str, Any]
+) -> LabeledFiles:
+    names = {path.name for path in data.iterdir() if path.is_dir()}
+    test = _test_name(names, test_split)
+    if "train" in names and test is not None:
+        return _parts(
+            kind.from_folder(data / "train", class_folders=True),
+            kind.from_folder(data / test, class_folders=True),
+        )
+    if test_split is not None:
+        raise ValueError(
+            f"'{data}' has no folders `train` and `{test_split}`. Its folders: "
+            f"{sorted(names)[:10]}"
+        )
+    return _folded(kind.from_folder(data, class_folders=True), **folding)
+
+
+def _table(
+    kind: Any,
+    data: str | Path,
+    columns: dict[str, Any],
+    split_column: str,
+    test_split: str | None,
+    folding: dict[str, Any],
+) -> LabeledFiles:
+    manifest = kind.from_csv(data, **columns)
+    rows = read_table(existing_file(data), [columns["file_column"]])
+    if split_column not in rows[0]:
+        if test_split is not None:
+            raise ValueError(
+                f"'{data}' has no column '{split_column}'. Its columns: {list(rows[0])}"
+            )
+        return _folded(manifest, **folding)
+    parts = np.array([row[split_column] for row in rows])
+    names = set(parts.tolist())
+    test = _test_name(names, test_split)
+    if test is None:
+        raise ValueError(
+            f"'{data}' has no part {test_split or ' or '.join(TEST_NAMES)} in its "
+            f"column '{split_column}', but {sorted(names)[:10]}"
+        )
+    is_test = parts == test
+    is_train = parts == "train" if "train" in parts else ~is_test
+    return LabeledFiles(manifest, [(np.flatnonzero(is_train), np.flatnonzero(is_test))])
+
+
+def _table_or_class_folders(
+    kind: Any, path: str | Path, columns: dict[str, Any]
+) -> FileManifest:
+    if Path(path).is_dir():
+        return kind.from_folder(path, class_folders=True)
+    return kind.from_csv(path, **columns)
+
+
+def _test_name(names: set[str], test_split: str | None) -> str | None:
+    wanted = TEST_NAMES if test_split is None else (test_split,)
+    return next((name for name in wanted if name in names), None)
+
+
+def _folded(
+    manifest: FileManifest, folds: int, fold: int | None, seed: int
+) -> LabeledFiles:
+    if manifest.labels is None:
+        raise ValueError("The files have no labels.")
+    return _by_fold(manifest, deal_folds(manifest.labels, folds, seed), fold)
+
+
+def _by_fold(
+    manifest: FileManifest, fold_of_file: np.ndarray, fold: int | None
+) -> LabeledFiles:
+    folds = int(fold_of_file.max()) + 1
+    if fold is not None and not 1 <= fold <= folds:
+        raise ValueError(f"`fold` must lie between 1 and {folds}. Received: {fold}")
+    chosen = range(folds) if fold is None else [fold - 1]
+    return LabeledFiles(
+        manifest,
+        [
+            (np.flatnonzero(fold_of_file != i), np.flatnonzero(fold_of_file == i))
+            for i in chosen
+        ],
+    )
+
+
+def _parts(train: Any, test: Any) -> LabeledFiles:
+    """Joins two manifests to one, whose classes are those of both."""
+    if train.labels is None or test.labels is None:
+        raise ValueError("The files have no labels.")
+    names = list(train.class_names)
+    names += [name for name in test.class_names if name not in set(names)]
+    number = np.array([names.index(name) for name in test.class_names])
+    moved = [
+        tuple(number[list(label)].tolist())
+        if isinstance(label, tuple)
+        else int(number[label])
+        for label in test.labels
+    ]
+    joined = {
+        "files": [*train.files, *test.files],
+        "labels": [*train.labels, *moved],
+        "class_names": names,
+    }
+    for field in dataclasses.fields(train):
+        if field.name == "missing":
+            joined["missing"] = [*train.missing, *test.missing]
+    count = len(train)
+    return LabeledFiles(
+        dataclasses.replace(train, **joined),
+        [(np.arange(count), np.arange(count, count + len(test)))],
+    )

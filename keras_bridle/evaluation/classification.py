@@ -1,0 +1,242 @@
+"""What a classifier's scores are worth: accuracy, mean average precision, AUC, d'."""
+
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_bridle.evaluation.checks import check_labels
+
+
+class ClassificationMetrics(NamedTuple):
+    """How well scores tell classes apart.
+
+    Args:
+        accuracy: float, the share of rows whose highest score is their class';
+            `None` for multi-label data.
+        top5: float, the share of rows whose class is among the 5 highest scores;
+            `None` for multi-label data, and where there are 5 classes or fewer.
+        mean_average_precision: float, "mAP": the average precision of each class over
+            all rows, averaged over the classes that occur.
+        area_under_curve: float, "AUC": the area under the ROC curve of each class,
+            averaged over the classes that some rows have and others have not.
+        d_prime: float, the distance in standard deviations between two normal
+            distributions of scores that would give this area; infinite for an area of
+            1.
+        per_class: list with a dict for each class, as `probe_table` and `write_results`
+            take them: `"name"`, `"examples"` and, `None` where it is not defined,
+            `"accuracy"`, `"average precision"` and `"AUC"`.
+        excluded: tuple of strings, the classes that do not occur in the labels and so
+            are left out of the means.
+        confusion: int array of shape `(classes, classes)`, how many rows of each class
+            (first axis) were taken for which (second axis); `None` for multi-label
+            data.
+    """
+
+    accuracy: float | None
+    top5: float | None
+    mean_average_precision: float
+    area_under_curve: float
+    d_prime: float
+    per_class: list[dict[str, Any]]
+    excluded: tuple[str, ...]
+    confusion: np.ndarray | None
+
+    def summary(self):
+        """Gives the means alone, as one line for `probe_table` or `write_results`."""
+        found = {
+            "accuracy": self.accuracy,
+            "top-5": self.top5,
+            "mAP": self.mean_average_precision,
+            "AUC": self.area_under_curve,
+            # Text: tables show floats in percent.
+            "d'": f"{self.d_prime:.3f}",
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def classification_metrics(labels, scores, class_names=None):
+    """Scores predictions of one class, or of several, for each row.
+
+    Args:
+        labels: int array of shape `(rows,)`; or, for multi-label data, an array of
+            zeros and ones of shape `(rows, classes)`.
+        scores: float array of shape `(rows, classes)`. Logits do as well as
+            probabilities. Of equal scores in a row, the first class' counts as the
+            highest.
+        class_names: optional sequence of strings; numbers by default.
+
+    Returns:
+        A `ClassificationMetrics`. Averages leave out classes that do not occur, which
+        `excluded` names; of none at all they are NaN.
+
+    Raises:
+        ValueError: if shapes or values do not fit.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_bridle.evaluation import classification_metrics
+
+    scores = np.array([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.6, 0.4, 0.0]])
+    metrics = classification_metrics([0, 1, 1], scores, ["cat", "dog", "owl"])
+    print(metrics.summary())
+    assert np.isclose(metrics.accuracy, 2 / 3) and metrics.excluded == ("owl",)
+    ```
+
+    Reference:
+        - [Gemmeke et al., 2017](https://research.google/pubs/pub45857/), for mAP
+        - [Kong et al., 2019](https://arxiv.org/abs/1903.00765), for d'
+    """
+    scores = _check_scores(scores)
+    rows, classes = scores.shape
+    hot, labels = check_targets("labels", labels, rows, classes)
+    names = _check_names(class_names, classes)
+    precisions = np.array(
+        [_average_precision(hot[:, i], scores[:, i]) for i in range(classes)]
+    )
+    areas = np.array(
+        [_area_under_curve(hot[:, i], scores[:, i]) for i in range(classes)]
+    )
+    accuracies: Any = [None] * classes
+    accuracy = top5 = confusion = None
+    if labels is not None:
+        ranks = _ranks(scores, labels)
+        accuracy = float(np.mean(ranks == 0))
+        top5 = float(np.mean(ranks < 5)) if classes > 5 else None
+        confusion = np.zeros((classes, classes), "int64")
+        np.add.at(confusion, (labels, scores.argmax(axis=1)), 1)
+        accuracies = [
+            float(np.mean(ranks[labels == i] == 0)) if hot[:, i].any() else None
+            for i in range(classes)
+        ]
+    area = _mean(areas)
+    counts = hot.sum(axis=0)
+    return ClassificationMetrics(
+        accuracy=accuracy,
+        top5=top5,
+        mean_average_precision=_mean(precisions),
+        area_under_curve=area,
+        d_prime=_d_prime(area),
+        per_class=[
+            {
+                "name": names[i],
+                "examples": int(counts[i]),
+                "accuracy": accuracies[i],
+                "average precision": _or_none(precisions[i]),
+                "AUC": _or_none(areas[i]),
+            }
+            for i in range(classes)
+        ],
+        excluded=tuple(names[i] for i in np.flatnonzero(counts == 0)),
+        confusion=confusion,
+    )
+
+
+def check_targets(name, labels, rows, classes):
+    """Checks labels of either kind.
+
+    Args:
+        name: string, of the argument, for messages.
+        labels: as of `classification_metrics`.
+        rows: int, how many there must be.
+        classes: int.
+
+    Returns:
+        A tuple `(hot, numbers)`: a bool array of shape `(rows, classes)`, and an int
+        array of shape `(rows,)`, or `None` for multi-label data.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim == 2:
+        if labels.shape != (rows, classes) or not np.isin(labels, (0, 1)).all():
+            raise ValueError(
+                f"{name} must be an array of zeros and ones of shape "
+                f"({rows}, {classes}) for multi-label data; received shape "
+                f"{labels.shape}, values {np.unique(labels)[:5].tolist()}"
+            )
+        return labels.astype(bool), None
+    labels = check_labels(name, labels)
+    if len(labels) != rows or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name} must be {rows} ints, one for each row; received {len(labels)} of "
+            f"dtype {labels.dtype}"
+        )
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"{name} must lie between 0 and {classes - 1}; received {labels.min()} to "
+            f"{labels.max()}"
+        )
+    return labels[:, None] == np.arange(classes), labels.astype("int64")
+
+
+def _check_scores(scores):
+    scores = np.asarray(scores)
+    if scores.ndim != 2 or scores.shape[0] < 1 or scores.shape[1] < 2:
+        raise ValueError(
+            "scores must have shape (rows, classes), with a row and two classes at "
+            f"least; received shape {scores.shape}"
+        )
+    if not np.isfinite(scores).all():
+        rows = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+        raise ValueError(
+            f"scores must be finite; received NaN or infinity in {len(rows)} of "
+            f"{len(scores)} rows, first in row {rows[0]}"
+        )
+    return scores
+
+
+def _check_names(class_names, classes):
+    if class_names is None:
+        return [str(number) for number in range(classes)]
+    if len(class_names) != classes:
+        raise ValueError(
+            f"class_names must name the {classes} classes of scores; received "
+            f"{len(class_names)}"
+        )
+    return [str(name) for name in class_names]
+
+
+def _average_precision(is_positive, scores):
+    """The area under the steps of precision over recall; NaN without positives."""
+    positives = is_positive.sum()
+    if positives == 0:
+        return np.nan
+    order = np.argsort(-scores, kind="stable")
+    # Rows of equal scores are found together.
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    found = np.cumsum(is_positive[order])[last]
+    return np.sum(np.diff(found, prepend=0) * found / (last + 1)) / positives
+
+
+def _area_under_curve(is_positive, scores):
+    """The chance that a positive scores higher, ties by half; NaN if of one kind."""
+    positives = int(is_positive.sum())
+    negatives = len(is_positive) - positives
+    if positives == 0 or negatives == 0:
+        return np.nan
+    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2
+    total = ranks[places][is_positive].sum()
+    return (total - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def _ranks(scores, labels):
+    """How many classes of a row come before the right one."""
+    right = scores[np.arange(len(scores)), labels][:, None]
+    earlier = np.arange(scores.shape[1]) < labels[:, None]
+    return np.sum((scores > right) | ((scores == right) & earlier), axis=1)
+
+
+def _d_prime(area):
+    if not 0 < area < 1:
+        return {0.0: -np.inf, 1.0: np.inf}.get(area, np.nan)
+    return 2**0.5 * NormalDist().inv_cdf(area)
+
+
+def _mean(values):
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def _or_none(value):
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,183 @@
+"""The command line that recipes for trained encoders share."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from keras_bridle.data.labeled_files import LAYOUTS, labeled_files
+from keras_bridle.evaluation.file_inputs import modality_of, reading_options
+from keras_bridle.models.bridle_backbone import BridleBackbone
+from keras_bridle.pretraining.command_line import RecipeParser
+from keras_bridle.pretraining.saved_run import load_run
+
+# Which flags tell how files of a modality are read.
+_READING = {
+    "audio": ("seconds", "reader"),
+    "image": ("image_size",),
+    "video": ("image_size", "num_frames", "sampling_rate"),
+}
+_DATA_FLAGS = (
+    "test_data",
+    "root",
+    "segments",
+    "test_segments",
+    "ground_truth",
+    "meta",
+    "file_column",
+    "label_column",
+    "label_separator",
+    "split_column",
+    "test_split",
+    "folds",
+    "fold",
+)
+
+
+class Encoder(NamedTuple):
+    """An encoder and where it comes from.
+
+    Args:
+        name: string, what the user called it.
+        backbone: `BridleBackbone`.
+        tokenizer: `BridleTokenizer` or `RandomProjectionTokenizer`, or `None`.
+    """
+
+    name: str
+    backbone: Any
+    tokenizer: Any
+
+
+def encoder_parser(description):
+    """Makes a parser with the flags of all recipes for trained encoders.
+
+    Args:
+        description: string, what the recipe's `--help` starts with.
+
+    Returns:
+        An `argparse.ArgumentParser`, whose `parse_args()` gives what `Setup` needs.
+    """
+    parser = RecipeParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(distribute=0)
+    add = parser.add_argument
+    add("--batch-size", type=int, default=32, help="of the encoder")
+    add("--seconds", type=float, help="audio: how much of each recording is read")
+    add("--reader", help="audio: soundfile or tensorflow-io")
+    add("--image-size", type=int, help="side in pixels, if not the encoder's")
+    add("--num-frames", type=int, help="video: frames of a clip, likewise")
+    add("--sampling-rate", type=int, help="video: take every so many frames")
+    add("--directory", help="folder for all that is made")
+    add("--seed", type=int, default=0)
+    add("--dtype-policy", default="float32", help="such as mixed_bfloat16")
+    add("--quiet", action="store_true", help="no progress bars")
+    return parser
+
+
+def add_data_flags(parser):
+    """Adds the flags of labeled data, as of `labeled_files`.
+
+    Args:
+        parser: `argparse.ArgumentParser`.
+    """
+    add = parser.add_argument_group("labeled data").add_argument
+    add("--data", metavar="PATH", help="folder, or CSV file; by default sample data")
+    add("--test-data", metavar="PATH", help="the test part, where it lies elsewhere")
+    add(
+        "--layout",
+        default="folder",
+        choices=sorted({name for names in LAYOUTS.values() for name in names}),
+        help="how --data is laid out; folder: class folders, or a CSV file",
+    )
+    add("--root", metavar="PATH", help="folder that names in a table start from")
+    add("--segments", metavar="CSV", help="AudioSet's training segments")
+    add("--test-segments", metavar="CSV", help="AudioSet's test segments")
+    add("--ground-truth", metavar="PATH", help="classes of ImageNet's flat val folder")
+    add("--meta", metavar="PATH", help="ImageNet's meta.mat, if these are its numbers")
+    add("--file-column", default="file", help="of a CSV file")
+    add("--label-column", default="label", help="likewise")
+    add("--label-separator", help="text between several classes in it")
+    add("--split-column", default="split", help="of a CSV file, parts the files")
+    add("--test-split", help="its entry, or a folder's name: what to test on")
+    add("--folds", type=int, default=5, help="to draw, where nothing parts the files")
+    add("--fold", type=int, help="from 1: test on this fold alone")
+
+
+def load_encoder(source):
+    """Loads what `--from` names.
+
+    Args:
+        source: string: the directory of a run, a preset's folder, or the name of a size
+            such as `"bridle_audio_tiny"`, which has no training.
+
+    Returns:
+        An `Encoder`; of a run, with the tokenizer of its last phase.
+
+    Raises:
+        FileNotFoundError: if there is none of these.
+        ValueError: likewise.
+    """
+    path = Path(source)
+    if not path.exists():
+        backbone = BridleBackbone.from_preset(source, load_weights=False)
+        return Encoder(source, backbone, None)
+    if _is_pretraining(path / "settings.json"):
+        run = load_run(path)
+        return Encoder(source, run.backbone, run.tokenizer)
+    return Encoder(source, BridleBackbone.from_preset(source), None)
+
+
+def untrained(backbone):
+    """Makes an encoder of the same settings with new weights."""
+    return type(backbone).from_config({**backbone.get_config(), "name": "untrained"})
+
+
+def reading_of(args, backbone, seconds=None):
+    """Collects the flags that tell how files are read.
+
+    Args:
+        args: what the parser of `encoder_parser()` gave.
+        backbone: `BridleBackbone`.
+        seconds: optional float, the default of `--seconds`.
+
+    Returns:
+        A dict, as of `reading_options`.
+
+    Raises:
+        ValueError: for a flag of another modality.
+    """
+    modality = modality_of(backbone)
+    known = _READING[modality]
+    for names in _READING.values():
+        for name in names:
+            if name not in known and getattr(args, name) is not None:
+                flag = name.replace("_", "-")
+                raise ValueError(
+                    f"--{flag} is not for {modality}, which the encoder takes"
+                )
+    options = {name: getattr(args, name) for name in known}
+    if modality == "audio" and options["seconds"] is None:
+        options["seconds"] = seconds
+    return reading_options(backbone, **options)
+
+
+def data_of(args, modality):
+    """Reads the labeled files that the flags of `add_data_flags()` name.
+
+    Args:
+        args: what the parser gave.
+        modality: string.
+
+    Returns:
+        `LabeledFiles`.
+    """
+    options = {name: getattr(args, name) for name in _DATA_FLAGS}
+    return labeled_files(modality, args.data, args.layout, seed=args.seed, **options)
+
+
+def _is_pretraining(path):
+    try:
+        return "plan" in json.loads(path.read_text())["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,277 @@
+"""Probes frozen encoders: what simple classifiers read out of their features.
+
+On the sample data of the encoder's kind, such as after `recipes/pretrain_image.py`:
+
+    KERAS_BACKEND=jax python recipes/probe.py --from runs/image_sample --probe all
+
+On your own labeled files, in class folders, a CSV file, or a known data set's layout:
+
+    python recipes/probe.py --from runs/audio --data ESC-50-master --layout esc50 \
+        --seconds 5 --probe linear knn attentive
+
+`--from` names directories of runs, presets' folders, or sizes without training such as
+`bridle_audio_tiny`; several are compared. `linear` is logistic regression whose penalty
+is chosen by cross-validation; `dense` the published one, batch normalization without
+scale and offset and a dense layer; `knn` a vote of the nearest; `attentive` attends to
+the patches by a learned query. Each encoder is also shown without its training, and
+plain log-mel statistics or small gray pixels in its place.
+
+Where nothing parts the files, 5 folds are drawn, and numbers are mean and standard
+deviation over them; for an encoder that has seen the files without their labels. The
+directory gets tables (`probes.md`, `probes.csv`, all metrics in `metrics.csv`) and, of
+each encoder and probe, a table of the classes and a confusion matrix.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import functools
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from keras_bridle.data import load_fashion, load_syllables, synthetic_pans
+from keras_bridle.data.read_report import ReadReport
+from keras_bridle.evaluation import (
+    command_line,
+    plot_confusion_matrix,
+    probe_table,
+    write_results,
+)
+from keras_bridle.evaluation.encoder_probes import (
+    ProbeData,
+    mean_per_class,
+    probe_encoder,
+    probe_inputs,
+)
+from keras_bridle.evaluation.file_inputs import file_dataset, modality_of
+from keras_bridle.evaluation.probe import PROBES
+from keras_bridle.fine_tuning import draw_few
+from keras_bridle.pretraining.command_line import Setup
+
+SAMPLE_SECONDS = 0.36
+# A syllable is told by the order of what is heard.
+SAMPLE_SEGMENTS = 8
+SAMPLE_PER_CLASS = 100
+
+
+def parse_arguments(arguments=None):
+    parser = command_line.encoder_parser(__doc__)
+    command_line.add_data_flags(parser)
+    add = parser.add_argument
+    add("--from", dest="sources", nargs="+", required=True, metavar="RUN_OR_PRESET")
+    add("--probe", nargs="+", choices=(*PROBES, "all"), default=["linear", "knn"])
+    add("--epochs", type=int, help="of the dense and attentive probes")
+    add("--per-class", type=int, help="train on so many examples of each class")
+    add(
+        "--segment-means",
+        type=int,
+        metavar="N",
+        help="features are the means of N equal parts, joined",
+    )
+    add("--most-gigabytes", type=float, default=8.0, help="of patches in memory")
+    add("--no-baselines", action="store_true", help="only the encoders named")
+    parser.set_defaults(directory="runs/probes", fail=parser.error)
+    args = parser.parse_args(arguments)
+    if "all" in args.probe:
+        args.probe = list(PROBES)
+    return args
+
+
+def main(arguments=None):
+    args = parse_arguments(arguments)
+    console, report = Console(), ReadReport()
+    with Setup(args) as setup:
+        encoders = [command_line.load_encoder(source) for source in args.sources]
+        data = read_data(args, encoders, report)
+        kinds = probes_for(args, data, console)
+        networks = [
+            (encoder.name, probe_encoder, encoder.backbone) for encoder in encoders
+        ]
+        if not args.no_baselines:
+            networks = [*baselines(encoders), *networks]
+        options = {}
+        if args.epochs is not None:
+            options = {kind: {"epochs": args.epochs} for kind in ("dense", "attentive")}
+        found = {}
+        for name, function, backbone in networks:
+            if not args.quiet:
+                console.print(f"Probing {name} ...")
+            more = {}
+            if function is probe_encoder:
+                more["most_gigabytes"] = args.most_gigabytes
+            found[name] = function(
+                backbone,
+                data,
+                kinds,
+                segments=args.segment_means,
+                batch_size=args.batch_size,
+                seed=args.seed,
+                options=options,
+                **more,
+            )
+            # The data can be read: what goes wrong now is a fault.
+            setup.is_over = True
+        show(args, found, data, console)
+    if report.skipped:
+        path = report.write(args.directory)
+        console.print(f"{len(report.skipped)} files could not be read: {path}")
+
+
+def read_data(args, encoders, report):
+    """Reads the labeled data that `--data` and the flags after it name."""
+    modalities = {modality_of(encoder.backbone) for encoder in encoders}
+    if len(modalities) > 1:
+        raise ValueError(f"--from names encoders of {' and '.join(sorted(modalities))}")
+    (modality,) = modalities
+    if args.data is None:
+        data = SAMPLES[modality](args, encoders[0].backbone)
+        args.segment_means = args.segment_means or (
+            SAMPLE_SEGMENTS if modality == "audio" else 1
+        )
+        args.per_class = args.per_class or (
+            SAMPLE_PER_CLASS if modality == "image" else None
+        )
+    else:
+        data = own_files(args, modality, report)
+        args.segment_means = args.segment_means or 1
+    if args.per_class is None:
+        return data
+    splits = [
+        (train[draw_few(data.labels[train], args.per_class, args.seed)], test)
+        for train, test in data.splits
+    ]
+    return data._replace(splits=splits)
+
+
+def own_files(args, modality, report):
+    files = command_line.data_of(args, modality)
+    for name in getattr(files.manifest, "missing", ()):
+        report.add_skipped(name, "listed, but not in the folder")
+
+    def inputs(backbone):
+        options = command_line.reading_of(args, backbone, seconds=10.24)
+        return file_dataset(
+            backbone, files.manifest, args.batch_size, report=report, **options
+        )
+
+    labels = [files.manifest.label_array(i) for i in range(len(files.manifest))]
+    return ProbeData(inputs, np.stack(labels), files.manifest.class_names, files.splits)
+
+
+def sample_syllables(args, backbone):
+    """Initials of syllables; speakers say other syllables in training and test."""
+    samples = round(16000 * (args.seconds or SAMPLE_SECONDS))
+    parts = [load_syllables(x, "initial", samples) for x in ("train", "test")]
+    groups = [load_syllables(x, "syllable", samples)[1] for x in ("train", "test")]
+    return in_memory(parts, np.concatenate(groups))
+
+
+def sample_clothes(args, backbone):
+    channels = backbone.input_dims[-1]
+    parts = [load_fashion(x) for x in ("train", "test")]
+    return in_memory([(np.repeat(x, channels, -1), y, names) for x, y, names in parts])
+
+
+def sample_pans(args, backbone):
+    """Synthetic motion over real pixels, see `recipes/pretrain_video.py`."""
+    num_frames, size, _, channels = backbone.input_dims
+    load = functools.partial(
+        synthetic_pans,
+        num_frames=args.num_frames or num_frames,
+        image_size=args.image_size or size,
+        channels=channels,
+        seed=1,
+    )
+    return in_memory([load("train", num_clips=1000), load("test", num_clips=500)])
+
+
+SAMPLES = {"audio": sample_syllables, "image": sample_clothes, "video": sample_pans}
+
+
+def in_memory(parts, groups=None):
+    (train, train_labels, names), (test, test_labels, _) = parts
+    inputs = np.concatenate([train, test])
+    places = np.arange(len(inputs))
+    return ProbeData(
+        lambda backbone: inputs,
+        np.concatenate([train_labels, test_labels]),
+        names,
+        [(places[: len(train)], places[len(train) :])],
+        groups,
+    )
+
+
+def probes_for(args, data, console):
+    """The probes that can be had of the data."""
+    if data.labels.ndim == 1 or "linear" not in args.probe:
+        return args.probe
+    kinds = [kind for kind in args.probe if kind != "linear"]
+    if not kinds:
+        raise ValueError(
+            "--probe linear takes one class for each file: for multi-label data, "
+            "--probe dense is a linear probe"
+        )
+    console.print("Without the linear probe, which takes one class for each file")
+    return kinds
+
+
+def baselines(encoders):
+    """What the encoders are compared with."""
+    backbone = encoders[0].backbone
+    plain = "log-mel" if modality_of(backbone) == "audio" else "pixels"
+    rows = [(plain, probe_inputs, backbone)]
+    for encoder in encoders:
+        name = "untrained"
+        if len(encoders) > 1:
+            name = f"{encoder.name}, untrained"
+        rows.append((name, probe_encoder, command_line.untrained(encoder.backbone)))
+    return rows
+
+
+def show(args, found, data, console):
+    """Prints the table, and writes all there is."""
+    folder = Path(args.directory)
+    main_metric = "mAP" if data.labels.ndim == 2 else "accuracy"
+    rows = [
+        {
+            "name": name,
+            **{
+                kind: [metrics.summary()[main_metric] for metrics in several]
+                for kind, several in by_kind.items()
+            },
+        }
+        for name, by_kind in found.items()
+    ]
+    for ending in ("csv", "md", "json"):
+        write_results(folder / f"probes.{ending}", rows)
+    all_metrics = [
+        {"name": name, "probe": kind, "split": split, **metrics.summary()}
+        for name, by_kind in found.items()
+        for kind, several in by_kind.items()
+        for split, metrics in enumerate(several, start=1)
+    ]
+    write_results(folder / "metrics.csv", all_metrics)
+    for name, by_kind in found.items():
+        for kind, several in by_kind.items():
+            stem = f"{name.strip('./').replace('/', '_').replace(', ', '_')}_{kind}"
+            write_results(folder / f"{stem}_classes.csv", mean_per_class(several))
+            if several[0].confusion is not None:
+                plot_confusion_matrix(
+                    sum(metrics.confusion for metrics in several),
+                    folder / f"{stem}_confusion.png",
+                    data.class_names,
+                    f"{name}, {kind}",
+                )
+    splits = f", {len(data.splits)} folds" if len(data.splits) > 1 else ""
+    console.print(probe_table(rows, title=f"{main_metric} of probes{splits}"))
+    excluded = next(iter(next(iter(found.values())).values()))[0].excluded
+    if excluded:
+        console.print(f"{len(excluded)} classes have no test example and do not count")
+    console.print(f"Everything is in {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.metrics import (
+    average_precision_score,
+    confusion_matrix,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
+
+from keras_bridle.evaluation import classification_metrics
+
+
+def _scores(rows=300, classes=8, seed=0, decimals=None):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, rows)
+    scores = rng.normal(size=(rows, classes)) + 1.5 * np.eye(classes)[labels]
+    return labels, scores if decimals is None else scores.round(decimals)
+
+
+# With one decimal, many scores are equal.
+@pytest.mark.parametrize("decimals", [None, 1])
+def test_multi_label_against_sklearn(decimals):
+    _, scores = _scores(decimals=decimals)
+    noise = np.random.default_rng(1).normal(size=scores.shape)
+    hot = (scores + noise > 1.5).astype("float32")
+    metrics = classification_metrics(hot, scores)
+    precisions = [average_precision_score(hot[:, i], scores[:, i]) for i in range(8)]
+    areas = [roc_auc_score(hot[:, i], scores[:, i]) for i in range(8)]
+    for row, precision, area in zip(metrics.per_class, precisions, areas, strict=True):
+        assert row["average precision"] == pytest.approx(precision, rel=1e-12)
+        assert row["AUC"] == pytest.approx(area, rel=1e-12)
+    assert [row["examples"] for row in metrics.per_class] == hot.sum(axis=0).tolist()
+    assert metrics.mean_average_precision == pytest.approx(
+        average_precision_score(hot, scores, average="macro"), rel=1e-12
+    )
+    area = roc_auc_score(hot, scores, average="macro")
+    assert metrics.area_under_curve == pytest.approx(area, rel=1e-12)
+    assert metrics.d_prime == pytest.approx(np.sqrt(2) * norm.ppf(area), rel=1e-9)
+    assert 0.3 < metrics.mean_average_precision < 0.99  # or nothing is compared
+    assert metrics.accuracy is metrics.top5 is metrics.confusion is None
+    assert metrics.excluded == ()
+    assert list(metrics.summary()) == ["mAP", "AUC", "d'"]
+
+
+def test_single_label_against_sklearn():
+    labels, scores = _scores()
+    metrics = classification_metrics(labels, scores, list("abcdefgh"))
+    assert metrics.accuracy == top_k_accuracy_score(labels, scores, k=1)
+    assert metrics.top5 == top_k_accuracy_score(labels, scores, k=5)
+    assert 0.3 < metrics.accuracy < metrics.top5 < 1
+    expected = confusion_matrix(labels, scores.argmax(axis=1))
+    np.testing.assert_array_equal(metrics.confusion, expected)
+    shares = expected.diagonal() / expected.sum(axis=1)
+    assert [row["name"] for row in metrics.per_class] == list("abcdefgh")
+    np.testing.assert_allclose([row["accuracy"] for row in metrics.per_class], shares)
+    assert metrics.mean_average_precision == pytest.approx(
+        average_precision_score(np.eye(8)[labels], scores, average="macro"), rel=1e-12
+    )
+    summary = metrics.summary()
+    assert list(summary) == ["accuracy", "top-5", "mAP", "AUC", "d'"]
+    assert summary["d'"] == f"{metrics.d_prime:.3f}"
+
+
+def test_scores_may_be_logits_or_probabilities():
+    labels, scores = _scores()
+    exp = np.exp(scores)
+    # One factor for all rows: other factors would change the order within a class.
+    assert (
+        classification_metrics(labels, scores).summary()
+        == classification_metrics(labels, exp / exp.max()).summary()
+    )
+
+
+def test_classes_without_positives_are_left_out_and_named():
+    labels, scores = _scores(classes=6)
+    labels[labels == 2] = 3
+    names = ["ant", "bee", "cat", "dog", "eel", "fox"]
+    metrics = classification_metrics(labels, scores, names)
+    assert metrics.excluded == ("cat",)
+    assert metrics.per_class[2] == {
+        "name": "cat",
+        "examples": 0,
+        "accuracy": None,
+        "average precision": None,
+        "AUC": None,
+    }
+    occurring = [0, 1, 3, 4, 5]
+    hot = np.eye(6)[labels]
+    assert metrics.mean_average_precision == pytest.approx(
+        average_precision_score(hot[:, occurring], scores[:, occurring]), rel=1e-12
+    )
+    assert metrics.area_under_curve == pytest.approx(
+        roc_auc_score(hot[:, occurring], scores[:, occurring]), rel=1e-12
+    )
+
+
+def test_a_class_of_all_rows_has_a_precision_and_no_area():
+    hot = np.array([[1, 0], [1, 1], [1, 0]])
+    metrics = classification_metrics(hot, np.array([[0.1, 0.2], [0.5, 0.9], [0.3, 0]]))
+    assert metrics.per_class[0]["average precision"] == 1
+    assert metrics.per_class[0]["AUC"] is None
+    assert metrics.area_under_curve == 1 and metrics.d_prime == np.inf
+    assert metrics.excluded == ()
+
+
+def test_no_class_occurs():
+    metrics = classification_metrics(np.zeros((3, 2)), np.ones((3, 2)))
+    assert np.isnan(metrics.mean_average_precision) and np.isnan(metrics.d_prime)
+    assert metrics.excluded == ("0", "1")
+
+
+def test_of_equal_scores_the_first_class_is_predicted():
+    scores = np.zeros((6, 6))
+    metrics = classification_metrics(np.arange(6), scores)
+    assert metrics.accuracy == 1 / 6 and metrics.top5 == 5 / 6
+    assert metrics.confusion[:, 0].tolist() == [1] * 6
+    # All in one tie: as good as the share of positives, or as chance.
+    assert metrics.mean_average_precision == pytest.approx(1 / 6)
+    assert metrics.area_under_curve == 0.5 and metrics.d_prime == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "names", "message"),
+    [
+        ([0, 1], np.zeros((2, 1)), None, r"scores must have shape \(rows, classes\)"),
+        ([0, 1], [[0, 1], [0, np.nan]], None, "in 1 of 2 rows, first in row 1"),
+        ([0, 2], np.zeros((2, 2)), None, "between 0 and 1; received 0 to 2"),
+        ([0], np.zeros((2, 2)), None, "2 ints, one for each row; received 1"),
+        (["a", "b"], np.zeros((2, 2)), None, "ints"),
+        ([[0, 2], [0, 1]], np.zeros((2, 2)), None, r"zeros and ones of shape \(2, 2\)"),
+        ([[0, 1, 1]], np.zeros((1, 2)), None, r"received shape \(1, 3\)"),
+        ([0, 1], np.zeros((2, 2)), ["a"], "name the 2 classes of scores; received 1"),
+    ],
+)
+def test_refusals(labels, scores, names, message):
+    with pytest.raises(ValueError, match=message):
+        classification_metrics(labels, scores, names)

@@ -1,0 +1,191 @@
+"""The recipe for probes, really run, on few examples of each kind."""
+
+import csv
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+from recipe_runs import fails_in_one_line, load_recipe
+
+import keras_bridle as kb
+from keras_bridle.data import load_fashion, load_syllables, synthetic_pans
+
+SMALL = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32}
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return load_recipe("probe")
+
+
+@pytest.fixture(scope="module")
+def presets(tmp_path_factory):
+    """Folders of small encoders, by modality."""
+    folder = tmp_path_factory.mktemp("presets")
+    kb.BridleBackbone(
+        patch_size=(8, 64),
+        input_dims=(None,),
+        front_end=kb.LogMelSpectrogram(),
+        **SMALL,
+    ).save_to_preset(str(folder / "audio"))
+    kb.BridleBackbone(
+        patch_size=14,
+        input_dims=(28, 28, 1),
+        front_end=kb.PixelNormalization(),
+        **SMALL,
+    ).save_to_preset(str(folder / "image"))
+    kb.BridleBackbone(
+        patch_size=(2, 8, 8),
+        input_dims=(4, 16, 16, 3),
+        front_end=kb.PixelNormalization(),
+        position_layout="sequence",
+        **SMALL,
+    ).save_to_preset(str(folder / "video"))
+    return folder
+
+
+@pytest.fixture
+def few_samples(recipe, monkeypatch):
+    def few_syllables(split, field, num_samples):
+        waveforms, labels, names = load_syllables(split, field, num_samples)
+        initials = load_syllables(split, "initial")[1]
+        common = np.argsort(np.bincount(load_syllables("test", "initial")[1]))[-2:]
+        some = [np.flatnonzero(initials == name)[:20] for name in common]
+        some = np.concatenate(some)
+        return waveforms[some], labels[some], names
+
+    def few_pictures(split):
+        images, labels, names = load_fashion(split)
+        some = np.flatnonzero(labels < 3)[:60]
+        return images[some], labels[some], names
+
+    def few_pans(split, num_clips, **options):
+        return synthetic_pans(split, num_clips=24, **options)
+
+    monkeypatch.setattr(recipe, "load_syllables", few_syllables)
+    monkeypatch.setattr(recipe, "load_fashion", few_pictures)
+    monkeypatch.setattr(recipe, "synthetic_pans", few_pans)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Dark and bright pictures in class folders, and one that cannot be read."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for index in range(20):
+        name = ("bright", "dark")[index % 2]
+        low = (150, 0)[index % 2]
+        path = folder / name / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        pixels = rng.integers(low, low + 100, (28, 28, 3))
+        PIL.Image.fromarray(pixels.astype("uint8")).save(path)
+    (folder / "dark" / "broken.png").write_text("no picture")
+    return folder
+
+
+def _rows(directory):
+    return {
+        row["name"]: row for row in json.loads((directory / "probes.json").read_text())
+    }
+
+
+@pytest.mark.parametrize(
+    ("modality", "plain"),
+    [("audio", "log-mel"), ("image", "pixels"), ("video", "pixels")],
+)
+def test_sample_data(recipe, presets, few_samples, tmp_path, modality, plain, capsys):
+    source = str(presets / modality)
+    recipe.main(
+        [f"--from={source}", f"--directory={tmp_path}", "--probe", "linear", "knn"]
+    )
+    rows = _rows(tmp_path)
+    assert list(rows) == [plain, "untrained", source]
+    values = np.array(
+        [[rows[name][kind][0] for kind in ("linear", "knn")] for name in rows]
+    )
+    assert ((values >= 0) & (values <= 1)).all()
+    # Two or three classes that log-mel and pixels tell; of pans only noise.
+    assert values[0].max() > 0.6 or modality == "video"
+    shown = capsys.readouterr().out
+    assert plain in shown and "accuracy of probes" in shown
+
+
+def test_own_pictures_all_probes_and_folds(recipe, presets, pictures, tmp_path, capsys):
+    source = str(presets / "image")
+    recipe.main(
+        [
+            f"--from={source}",
+            f"--data={pictures}",
+            "--probe=all",
+            "--folds=2",
+            "--epochs=2",
+            "--per-class=4",
+            f"--directory={tmp_path}",
+            "--quiet",
+        ]
+    )
+    rows = _rows(tmp_path)
+    for kind in ("linear", "dense", "knn", "attentive"):
+        assert len(rows[source][kind]) == 2
+        assert (kind in rows["pixels"]) == (kind != "attentive")
+    # Brightness is easy to see.
+    assert np.mean(rows["pixels"]["linear"]) == 1
+    assert np.mean(rows[source]["linear"]) > 0.8
+    assert "broken.png" in (tmp_path / "skipped_files.csv").read_text()
+    with (tmp_path / "pixels_linear_classes.csv").open() as file:
+        classes = list(csv.DictReader(file))
+    assert [(row["name"], row["examples"]) for row in classes] == [
+        ("bright", "10"),
+        ("dark", "10"),
+    ]
+    assert (tmp_path / "untrained_knn_confusion.png").exists()
+    with (tmp_path / "metrics.csv").open() as file:
+        metrics = list(csv.DictReader(file))
+    assert {row["split"] for row in metrics} == {"1", "2"}
+    assert {"accuracy", "mAP", "AUC", "d'"} < metrics[0].keys()
+    assert "2 folds" in capsys.readouterr().out
+
+
+def test_several_labels_for_each_picture(recipe, presets, pictures, tmp_path, capsys):
+    rows = [
+        f"{name}/{i}.png,{label},{'test' if i > 13 else 'train'}"
+        for i in range(20)
+        for name, label in [(("bright", "sun;light"), ("dark", "night"))[i % 2]]
+    ]
+    table = pictures / "labels.csv"
+    table.write_text("\n".join(["file,label,split", *rows]))
+    arguments = [f"--from={presets / 'image'}", f"--data={table}", "--quiet"]
+    arguments += ["--label-separator=;", f"--directory={tmp_path}", "--no-baselines"]
+    recipe.main([*arguments, "--probe", "linear", "knn"])
+    (row,) = _rows(tmp_path).values()
+    assert set(row) == {"name", "knn"} and row["knn"][0] > 0.8
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Without the linear probe" in shown and "mAP of probes" in shown
+    fails_in_one_line(
+        recipe, [*arguments, "--probe=linear"], "--probe dense is a linear", capsys
+    )
+
+
+def test_wrong_flags_are_one_line(recipe, presets, pictures, tmp_path, capsys):
+    def fails(message, *arguments, source="image"):
+        given = [f"--from={presets / source}", "--quiet", *arguments]
+        given.append(f"--directory={tmp_path / 'never'}")
+        fails_in_one_line(recipe, given, message, capsys)
+
+    both = ["--from", str(presets / "audio"), str(presets / "image")]
+    fails("--from names encoders of audio and image", *both)
+    fails("must be one of folder, imagenet", f"--data={pictures}", "--layout=esc50")
+    fails("does not exist", "--data=nowhere.csv")
+    fails("`fold` must lie between 1 and 5", f"--data={pictures}", "--fold=9")
+    fails("`per_class` must be 1 or more", f"--data={pictures}", "--per-class=-1")
+    fails(
+        "GB of memory",
+        f"--data={pictures}",
+        "--probe=attentive",
+        "--most-gigabytes=1e-9",
+        "--no-baselines",
+    )
+    fails("--probe", "--probe=svm")
+    fails("no such preset", "--from=bridle_smell_tiny")
+    assert not (tmp_path / "never").exists()
