@@ -38,9 +38,10 @@ from keras_bridle.pretraining import command_line
 SAMPLE_SETTINGS = {
     "preset": "tiny",
     "rounds": 1,
-    "cold_start_epochs": 7,
-    "tokenizer_epochs": 1,
-    "encoder_epochs": 3,
+    "patch_size": [7, 7],
+    "cold_start_epochs": 26,
+    "tokenizer_epochs": 2,
+    "encoder_epochs": 10,
     "batch_size": 32,
     "encoder_learning_rate": 1e-3,
     "tokenizer_learning_rate": 1e-3,

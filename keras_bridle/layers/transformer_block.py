@@ -14,18 +14,23 @@ class TransformerBlock(keras.layers.Layer):
         num_heads: int, attention heads; must divide the tokens' size.
         mlp_dim: int, width of the MLP's hidden layer.
         layer_norm_epsilon: float, added to the variance in the norms.
+        drop_path_rate: float in [0, 1), how likely an example skips the attention, and
+            likewise the MLP, in training: stochastic depth. What is not skipped is
+            scaled up, so that its mean stays.
         **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
         tokens: float tensor of shape `(batch, length, dim)`.
         padding_mask: optional bool tensor of shape `(batch, length)`, `True` at real
             tokens. No token attends to a padded one.
+        training: bool, whether examples skip at random.
 
     Returns:
         Tensor like `tokens`.
 
     Raises:
-        ValueError: if `num_heads` does not divide the tokens' size.
+        ValueError: if `num_heads` does not divide the tokens' size, or a rate is out of
+            range.
 
     Example:
     ```python
@@ -38,13 +43,32 @@ class TransformerBlock(keras.layers.Layer):
 
     Reference:
         - [Dosovitskiy et al., 2020](https://arxiv.org/abs/2010.11929)
+        - [Huang et al., 2016](https://arxiv.org/abs/1603.09382), stochastic depth
     """
 
-    def __init__(self, num_heads, mlp_dim, layer_norm_epsilon=1e-6, **kwargs):
+    def __init__(
+        self,
+        num_heads,
+        mlp_dim,
+        layer_norm_epsilon=1e-6,
+        drop_path_rate=0.0,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
+        check_drop_path_rate(drop_path_rate)
         self.num_heads = num_heads
         self.mlp_dim = mlp_dim
         self.layer_norm_epsilon = layer_norm_epsilon
+        self.drop_path_rate = drop_path_rate
+        # It has no weights, so files fit whether it is there or not.
+        self.drop_path = None
+        if drop_path_rate:
+            self.drop_path = keras.layers.Dropout(
+                drop_path_rate,
+                noise_shape=(None, 1, 1),
+                dtype=self.dtype_policy,
+                name="drop_path",
+            )
 
     def build(self, tokens_shape):
         dim = tokens_shape[-1]
@@ -74,10 +98,17 @@ class TransformerBlock(keras.layers.Layer):
     def _dense(self, units, name):
         return keras.layers.Dense(units, dtype=self.dtype_policy, name=name)
 
-    def call(self, tokens, padding_mask=None):
-        tokens = tokens + self._attend(self.attention_norm(tokens), padding_mask)
+    def call(self, tokens, padding_mask=None, training=None):
+        attended = self._attend(self.attention_norm(tokens), padding_mask)
+        tokens = tokens + self._dropped(attended, training)
         hidden = self.mlp_hidden(self.mlp_norm(tokens))
-        return tokens + self.mlp_output(ops.gelu(hidden, approximate=False))
+        hidden = self.mlp_output(ops.gelu(hidden, approximate=False))
+        return tokens + self._dropped(hidden, training)
+
+    def _dropped(self, branch, training):
+        if self.drop_path is None:
+            return branch
+        return self.drop_path(branch, training=training)
 
     def _attend(self, tokens, padding_mask):
         batch, length, dim = ops.shape(tokens)
@@ -99,7 +130,17 @@ class TransformerBlock(keras.layers.Layer):
             "num_heads": self.num_heads,
             "mlp_dim": self.mlp_dim,
             "layer_norm_epsilon": self.layer_norm_epsilon,
+            "drop_path_rate": self.drop_path_rate,
         }
+
+
+def check_drop_path_rate(drop_path_rate):
+    """Raises a `ValueError` for a rate that drops everything, or is none."""
+    if not 0.0 <= drop_path_rate < 1.0:
+        raise ValueError(
+            "`drop_path_rate` must lie in [0, 1). "
+            f"Received: drop_path_rate={drop_path_rate}"
+        )
 
 
 def check_heads(num_heads, dim):

@@ -70,3 +70,38 @@ def test_padding_changes_nothing(block):
 def test_heads_must_divide_the_size():
     with pytest.raises(ValueError, match=r"`num_heads` must divide .*num_heads=5"):
         TransformerBlock(5, 8).build((None, None, 12))
+
+
+def test_dropped_paths():
+    block = TransformerBlock(num_heads=2, mlp_dim=24, drop_path_rate=0.25)
+    block.build((None, None, 12))
+    perturb(block.weights, scale=0.4)
+    x = np.random.default_rng(0).normal(size=(400, 3, 12)).astype("float32")
+    x[:] = x[:1]  # one example many times, each dropped in its own way
+    calm = TransformerBlock(num_heads=2, mlp_dim=24)
+    calm.build((None, None, 12))
+    calm.set_weights(block.get_weights())
+    expected = to_numpy(calm(x[:1]))[0]
+    np.testing.assert_allclose(to_numpy(block(x[:1]))[0], expected, 1e-5, 1e-5)
+
+    # With a kept attention scaled by 4/3 or a dropped one, and the MLP likewise.
+    attended = to_numpy(calm._attend(calm.attention_norm(x[:1]), None))[0]
+    kinds = []
+    for first in (0.0, 4 / 3):
+        middle = x[0] + first * attended
+        tokens = middle[None].astype("float32")
+        hidden = gelu(dense(norm(tokens, calm.mlp_norm), calm.mlp_hidden))
+        mlp = dense(hidden, calm.mlp_output)[0]
+        kinds += [middle + second * mlp for second in (0.0, 4 / 3)]
+    found = to_numpy(block(x, training=True))
+    errors = np.abs(found[:, None] - np.stack(kinds)).max(axis=(2, 3))
+    assert errors.min(axis=1).max() < 1e-4
+    shares = np.bincount(errors.argmin(axis=1), minlength=4) / 400
+    np.testing.assert_allclose(shares, [1 / 16, 3 / 16, 3 / 16, 9 / 16], atol=0.08)
+    assert np.abs(to_numpy(block(x, training=True)) - found).max() > 0.1
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0])
+def test_drop_path_rate_out_of_range(rate):
+    with pytest.raises(ValueError, match=rf"must lie in \[0, 1\).*{rate}"):
+        TransformerBlock(2, 8, drop_path_rate=rate)

@@ -1,0 +1,428 @@
+"""The command line of `recipes/fine_tune.py`."""
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from rich.console import Console
+
+from keras_bridle.data.read_report import ReadReport
+from keras_bridle.data.tensorflow_input import import_tensorflow
+from keras_bridle.evaluation.command_line import add_data_flags, data_of
+from keras_bridle.evaluation.plots import plot_history
+from keras_bridle.evaluation.report import probe_table, write_results
+from keras_bridle.fine_tuning.examples import FileExamples
+from keras_bridle.fine_tuning.fine_tune import LOSSES, fine_tune
+from keras_bridle.fine_tuning.fine_tuner import FineTuner
+from keras_bridle.fine_tuning.modalities import MODALITIES, modality_of
+from keras_bridle.fine_tuning.predictions import predict_examples
+from keras_bridle.fine_tuning.report import report_predictions
+from keras_bridle.fine_tuning.sampling import draw_few, split_examples
+from keras_bridle.fine_tuning.validation_scores import METRICS
+from keras_bridle.models.bridle_backbone import BridleBackbone
+from keras_bridle.models.presets import backbone_preset
+from keras_bridle.pretraining.command_line import RecipeParser, list_skipped
+from keras_bridle.pretraining.run_directory import RunDirectory
+
+# Flags that change nothing of what is learned.
+_NO_SETTINGS = ("directory", "resume", "quiet", "fail", "distribute")
+
+
+def fine_tuning_parser(description, epilog=None):
+    """Makes the parser of the recipe.
+
+    Args:
+        description: string, what `--help` starts with.
+        epilog: optional string, what it ends with.
+
+    Returns:
+        An `argparse.ArgumentParser`. Flags that are not given are `None`; see
+        `parse_fine_tuning_arguments()`.
+    """
+    parser = RecipeParser(
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    # Not spread over several devices.
+    parser.set_defaults(distribute=0)
+    _add_model_flags(parser.add_argument_group("model"))
+    add_data_flags(parser)
+    _add_data_flags(parser.add_argument_group("reading"))
+    _add_training_flags(parser.add_argument_group("training"))
+    _add_augmentation_flags(parser.add_argument_group("augmentation"))
+    add = parser.add_argument_group("run").add_argument
+    add("--directory", help="folder of the run")
+    add("--resume", action="store_true", help="go on with the run in --directory")
+    add("--seed", type=int, default=0)
+    add("--dtype-policy", default="float32", help="such as mixed_bfloat16")
+    add("--quiet", action="store_true", help="no progress bars")
+    return parser
+
+
+def _add_model_flags(group):
+    add = group.add_argument
+    add("--from", dest="source", metavar="RUN_OR_PRESET", help="pretrained encoder")
+    add(
+        "--scratch",
+        action="store_true",
+        help="only the sizes of --from, with new weights: what pretraining is worth",
+    )
+    add("--preset", help="without --from, a new encoder: tiny, small, base, large")
+    add("--modality", choices=MODALITIES, help="if --from does not tell")
+    add("--drop-path", type=float, help="stochastic depth, at the last layer")
+    add("--dropout", type=float, help="of the pooled features")
+
+
+def _add_data_flags(group):
+    add = group.add_argument
+    add("--validation-share", type=float, help="of training, to find the best epoch")
+    add("--labels-per-class", type=int, help="train on so many examples of each class")
+    add("--strict", action="store_true", help="stop at files that cannot be read")
+    add("--reader", default="soundfile", help="of sounds; or tensorflow-io")
+    add("--seconds", type=float, help="length of sounds")
+    add("--image-size", type=int, help="side of pictures and frames in pixels")
+    add("--num-frames", type=int, help="frames of a clip")
+    add("--sampling-rate", type=int, help="take every so many frames of a video")
+    add("--view-segments", type=int, help="test each video at so many times")
+    add("--view-crops", type=int, help="and so many places")
+
+
+def _add_training_flags(group):
+    add = group.add_argument
+    add("--epochs", type=int)
+    add("--warmup-epochs", type=float, help="in which the learning rate rises")
+    add("--batch-size", type=int)
+    add("--learning-rate", type=float, help="of the head")
+    add("--layer-decay", type=float, help="rate of a layer to that of the one above")
+    add("--weight-decay", type=float)
+    add("--beta-2", type=float, default=0.999, help="of Adam")
+    add("--loss", choices=LOSSES, default="auto", help="kind of cross-entropy")
+    add("--label-smoothing", type=float)
+    add("--clip-norm", type=float, help="largest norm of the gradients")
+    add("--gradient-accumulation-steps", type=int, help="batches to each step")
+    add("--ema-momentum", type=float, help="test moving averages of the weights")
+    add("--metric", choices=METRICS, help="that finds the best epoch")
+    add("--balanced", action=_ON_OFF, help="draw rare classes as often as common ones")
+    add("--epoch-length", type=int, help="examples of an epoch")
+    add("--checkpoint-every", type=int, help="epochs between saved states")
+
+
+def _add_augmentation_flags(group):
+    add = group.add_argument
+    add("--repeats", type=int, help="times each example comes in a batch")
+    add("--mix-rate", type=float, help="how likely an example is mixed with another")
+    add(
+        "--mixup", type=float, help="alpha of mixup, of waveforms or pixels; 0 for none"
+    )
+    add("--cutmix", type=float, help="alpha of CutMix; 0 for none")
+    add("--gain", action=_ON_OFF, help="make sounds louder or softer")
+    add("--roll", action=_ON_OFF, help="roll sounds in time")
+    add("--hide-bins", type=int, help="SpecAugment: widest stripe of mel bins")
+    add("--hide-frames", type=int, help="SpecAugment: longest stripe of frames")
+    add(
+        "--token-drop",
+        type=float,
+        nargs=2,
+        metavar=("TIMES", "BANDS"),
+        help="shares of the spectrogram's patches that are left out; 0 0 for none",
+    )
+    add("--smallest-crop", type=float, help="least share of a picture that crops keep")
+    add("--flip", action=_ON_OFF, help="mirror pictures and clips")
+    add("--rand-augment", type=float, help="strength of Keras' RandAugment, 0 to 1")
+    add("--rand-augment-ops", type=int, help="changes to each picture")
+    add("--random-erasing", type=float, help="how likely a box is erased")
+
+
+_ON_OFF = argparse.BooleanOptionalAction
+
+
+def parse_fine_tuning_arguments(parser, settings, arguments=None):
+    """Parses the recipe's flags and fills in the settings for the data at hand.
+
+    Args:
+        parser: what `fine_tuning_parser()` made.
+        settings: function of a modality and a layout (`None` for the sample data) that
+            returns a dict with the values of the flags that are not given.
+        arguments: optional list of strings; the command line's by default.
+
+    Returns:
+        An `argparse.Namespace`, with the function `fail` that ends the program with a
+        message.
+    """
+    args = parser.parse_args(arguments)
+    args.fail = parser.error
+    if args.source is None and args.preset is None:
+        parser.error("pass --from, a pretraining run or a preset; or --preset, a size")
+    if args.source is None and args.scratch:
+        parser.error("--scratch needs --from; --preset starts from scratch anyway")
+    _find_modality(args)
+    layout = None if args.data is None else args.layout
+    for name, value in settings(args.modality, layout).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if Path(args.directory, "settings.json").exists() and not args.resume:
+        parser.error(
+            f"--directory {args.directory} holds a run already: pass --resume to go on "
+            "with it, or name another directory"
+        )
+    if args.data is not None and not Path(args.data).exists():
+        parser.error(f"--data {args.data} does not exist")
+    return args
+
+
+def _find_modality(args):
+    if args.source is None:
+        if args.modality is None:
+            args.fail("--preset needs --modality")
+        return
+    try:
+        found = modality_of(args.source)
+    except (ValueError, OSError) as error:
+        args.fail(error)
+    if found is None and args.modality is None:
+        args.fail(f"--from {args.source} is no folder here: pass --modality as well")
+    if found is not None and args.modality not in (None, found):
+        args.fail(
+            f"--modality {args.modality} does not fit --from {args.source}, which is "
+            f"for {found}"
+        )
+    args.modality = args.modality or found
+
+
+def run_fine_tuning(setup):
+    """Fine-tunes as flags describe, once or for each fold, and reports.
+
+    Args:
+        setup: `Setup`, which is over when training starts.
+
+    Returns:
+        List of `keras_bridle.evaluation.ClassificationMetrics`, one for each fold.
+    """
+    args = setup.args
+    modality = MODALITIES[args.modality](args)
+    modality.fit_sizes(_backbone_config(args))
+    run = _Run(setup, modality, _read_data(args, modality))
+    found = run.all_splits()
+    if len(found) > 1:
+        _report_folds(found, Path(args.directory), run.console)
+    if run.data.read_report is not None:
+        list_skipped(run.data.read_report, args.directory, run.console)
+    run.console.print(f"Everything is in {args.directory}")
+    return found
+
+
+def _backbone_config(args):
+    """The configuration of the encoder that is started from."""
+    if args.source is None:
+        name = f"bridle_{args.modality}_{args.preset}"
+        config = backbone_preset(name)
+        if args.preset is None or config is None:
+            raise ValueError(f"--preset {args.preset} is no size")
+        return config
+    return BridleBackbone.from_preset(args.source, load_weights=False).get_config()
+
+
+class _Data(NamedTuple):
+    """Labeled examples, parted.
+
+    Attributes:
+        splits: list of tuples `(train, test)` of examples.
+        class_names: list of strings.
+        read_report: optional `ReadReport`.
+    """
+
+    splits: list
+    class_names: list
+    read_report: ReadReport | None = None
+
+
+def _read_data(args, modality):
+    if args.data is None:
+        train, test, class_names = modality.sample()
+        return _Data([(train, test)], class_names)
+    files = data_of(args, args.modality)
+    report = ReadReport()
+    everything = FileExamples(files.manifest, modality.reader(), args.strict, report)
+    splits = [tuple(map(everything.subset, split)) for split in files.splits]
+    return _Data(splits, list(files.manifest.class_names), report)
+
+
+class _Run:
+    """Fine-tunes and tests on each split of the data."""
+
+    def __init__(self, setup, modality, data):
+        self.setup = setup
+        self.args = setup.args
+        self.modality = modality
+        self.data = data
+        self.console = Console()
+        self.run_directory: Any = None
+
+    def all_splits(self):
+        """Returns the metrics of each split."""
+        splits, folder = self.data.splits, Path(self.args.directory)
+        if len(splits) == 1:
+            ((train, test),) = splits
+            return [self.one_split(train, test, folder, "fine-tuning")]
+        found = []
+        for number, (train, test) in enumerate(splits, start=1):
+            name = f"fold_{number}"
+            found.append(self.one_split(train, test, folder / name, name))
+        return found
+
+    def one_split(self, train, test, folder, title):
+        """Trains on one part and returns the metrics of the other."""
+        args = self.args
+        keras.utils.set_random_seed(args.seed)
+        train, validation = _few_and_held_out(args, train)
+        tuner = self.make_tuner(train)
+        tuned = fine_tune(
+            tuner,
+            train,
+            validation,
+            directory=folder,
+            title=title,
+            on_start=lambda: self.start(train, validation, test),
+            callbacks=[keras.callbacks.LambdaCallback(on_train_begin=self.set_over)],
+            verbose=0 if args.quiet else 1,
+            **{name: getattr(args, name) for name in _FIT_FLAGS},
+        )
+        tuner.classifier.save_to_preset(str(folder / "preset"))
+        plot_history(
+            {title: folder / "history.csv"}, folder / "results" / "history.png"
+        )
+        if tuned.best_score is not None:
+            self.console.print(
+                f"Best epoch: {tuned.best_epoch + 1} of {args.epochs}, with "
+                f"{tuned.best_score:.1%} on held-out training examples"
+            )
+        views = self.modality.views(test)
+        predictions = predict_examples(tuner, views, args.batch_size)
+        if not self.run_directory.is_done(title):
+            self.run_directory.mark_done(title)
+        return report_predictions(
+            predictions, self.data.class_names, folder / "results", title, self.console
+        )
+
+    def make_tuner(self, train):
+        """Builds a classifier, and what its inputs go through in training."""
+        args, modality = self.args, self.modality
+        backbone = _make_backbone(args, modality, train)
+        kind = modality.classifier_class
+        classifier = kind(
+            backbone,
+            class_names=self.data.class_names,
+            preprocessor=kind.preprocessor_cls.for_backbone(backbone),
+            multi_label=np.ndim(train.labels) == 2,
+            dropout=args.dropout or 0.0,
+            **modality.classifier_options(),
+        )
+        layers = modality.augmentation()
+        augmentation = keras.Sequential(layers, name="augmentation") if layers else None
+        return FineTuner(classifier, augmentation, modality.mix(), args.repeats)
+
+    def start(self, train, validation, test):
+        """Makes the directory, or finds that it is another run's."""
+        args = self.args
+        if self.run_directory is None:
+            self.run_directory = RunDirectory(
+                args.directory, _settings(args), resume=args.resume
+            )
+        held_out = ""
+        if validation is not None:
+            held_out = f", {len(validation)} to find the best epoch"
+        self.console.print(
+            f"{_start(args)}: {len(train)} examples to train on{held_out}, "
+            f"{len(test)} to test",
+            highlight=False,
+        )
+
+    def set_over(self, logs=None):
+        """From now on errors are faults."""
+        self.setup.is_over = True
+
+
+def _few_and_held_out(args, train):
+    """The examples to train on, and those to find the best epoch by, if any."""
+    if args.labels_per_class is not None:
+        train = train.subset(draw_few(train.labels, args.labels_per_class, args.seed))
+    if not args.validation_share:
+        return train, None
+    kept, held_out = split_examples(train.labels, args.validation_share, args.seed)
+    return train.subset(kept), train.subset(held_out)
+
+
+_FIT_FLAGS = (
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "warmup_epochs",
+    "weight_decay",
+    "layer_decay",
+    "beta_2",
+    "loss",
+    "label_smoothing",
+    "clip_norm",
+    "gradient_accumulation_steps",
+    "ema_momentum",
+    "balanced",
+    "epoch_length",
+    "metric",
+    "resume",
+    "checkpoint_every",
+    "seed",
+)
+
+
+def _make_backbone(args, modality, train):
+    options = {"drop_path_rate": args.drop_path or 0.0}
+    if args.source is not None:
+        return BridleBackbone.from_preset(
+            args.source, load_weights=not args.scratch, **options
+        )
+    # A new encoder is fitted to the data, as it is when it is pretrained.
+    errors = import_tensorflow().errors
+    try:
+        examples = train.first_inputs(256)
+    except errors.OpError as error:
+        raise ValueError(error.message) from error
+    if args.modality != "audio":
+        examples = keras.ops.convert_to_numpy(modality.crop()(examples))
+    return BridleBackbone.from_preset(
+        f"bridle_{args.modality}_{args.preset}",
+        load_weights=False,
+        **modality.from_scratch(examples),
+        **options,
+    )
+
+
+def _settings(args):
+    return {
+        name: value
+        for name, value in sorted(vars(args).items())
+        if name not in _NO_SETTINGS
+    }
+
+
+def _start(args):
+    """What is started from, in words."""
+    if args.source is None:
+        return f"{args.preset} {args.modality} encoder from scratch"
+    return f"{args.source}{', from scratch' if args.scratch else ''}"
+
+
+def _report_folds(found, directory, console):
+    """One line for all folds, means and standard deviations."""
+    names = found[0].summary()
+    row = {
+        name: [metrics.summary()[name] for metrics in found]
+        for name in names
+        if not isinstance(names[name], str)
+    }
+    rows = [{"name": f"{len(found)} folds", **row}]
+    for ending in ("json", "csv", "md"):
+        write_results(directory / "results" / f"folds.{ending}", rows)
+    console.print(probe_table(rows, title="Held-out examples, all folds"))

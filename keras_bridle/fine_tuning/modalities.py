@@ -1,0 +1,297 @@
+"""What fine-tuning does in its own way for sounds, pictures and videos."""
+
+import functools
+import json
+from pathlib import Path
+
+import keras
+
+from keras_bridle.data.audio import audio_dataset
+from keras_bridle.data.image import image_dataset
+from keras_bridle.data.image_samples import load_fashion
+from keras_bridle.data.samples import load_syllables
+from keras_bridle.data.video import video_dataset
+from keras_bridle.data.video_samples import synthetic_pans
+from keras_bridle.fine_tuning.examples import ArrayExamples
+from keras_bridle.fine_tuning.multi_view import array_views, file_views
+from keras_bridle.layers.image_augmentation import ImageAugmentation
+from keras_bridle.layers.log_mel import LogMelSpectrogram
+from keras_bridle.layers.pixel_normalization import PixelNormalization
+from keras_bridle.layers.random_gain import RandomWaveformGain
+from keras_bridle.layers.random_horizontal_flip import RandomHorizontalFlip
+from keras_bridle.layers.random_image_mix import RandomImageMix
+from keras_bridle.layers.random_multi_scale_crop import RandomMultiScaleCrop
+from keras_bridle.layers.random_resized_crop import RandomResizedCrop
+from keras_bridle.layers.random_roll import RandomWaveformRoll
+from keras_bridle.layers.random_waveform_mix import RandomWaveformMix
+from keras_bridle.layers.spec_augment import SpecAugment
+from keras_bridle.layers.time_frequency_mask import TimeFrequencyMask
+from keras_bridle.models.bridle_audio_classifier import BridleAudioClassifier
+from keras_bridle.models.bridle_image_classifier import BridleImageClassifier
+from keras_bridle.models.bridle_video_classifier import BridleVideoClassifier
+from keras_bridle.models.presets import backbone_preset, preset_folder
+
+# Bopomofo, which few fonts have, in Pinyin.
+_PINYIN = {
+    **dict(zip("ㄅㄆㄇㄈㄉㄊㄋㄌㄍㄎㄏ", "bpmfdtnlgkh", strict=True)),
+    **dict(zip("ㄐㄑㄒㄖㄗㄘㄙ", "jqxrzcs", strict=True)),
+    **{"ㄓ": "zh", "ㄔ": "ch", "ㄕ": "sh"},
+}
+
+
+def modality_of(source):
+    """Tells what kind of input the encoder of a preset takes.
+
+    Args:
+        source: string, a named preset, the directory of a run, or a preset's folder.
+
+    Returns:
+        `"audio"`, `"image"` or `"video"`; `None` for what is no folder here.
+
+    Raises:
+        FileNotFoundError: for the directory of a run that saved no preset yet.
+    """
+    if backbone_preset(source) is not None:
+        return source.split("_")[1]
+    path = Path(preset_folder(source), "config.json")
+    if not path.exists():
+        return None
+    sides = len(json.loads(path.read_text())["config"]["input_dims"])
+    return {1: "audio", 3: "image", 4: "video"}.get(sides)
+
+
+class Modality:
+    """What differs from modality to modality in fine-tuning.
+
+    Args:
+        args: `argparse.Namespace` of the recipe's flags.
+    """
+
+    def __init__(self, args):
+        self.args = args
+
+    def fit_sizes(self, backbone_config):
+        """Takes from an encoder the sizes that no flag gives.
+
+        Args:
+            backbone_config: dict, the configuration of the encoder.
+        """
+
+    def views(self, examples):
+        """The examples to test on; or a list of several views of them."""
+        return examples
+
+
+class Audio(Modality):
+    """Sounds: rolled, made louder or softer, and mixed as waveforms."""
+
+    classifier_class = BridleAudioClassifier
+
+    def sample(self):
+        """Training and test part of the syllables, labeled by their initials."""
+        length = round(16000 * self.args.seconds)
+        parts = []
+        for split in ("train", "test"):
+            waveforms, labels, names = load_syllables(split, "initial", length)
+            parts.append(ArrayExamples(waveforms, labels))
+        return (*parts, [_PINYIN.get(name, name) for name in names])
+
+    def reader(self):
+        """Function of a manifest that makes a data set."""
+        return functools.partial(
+            audio_dataset, seconds=self.args.seconds, reader=self.args.reader
+        )
+
+    def from_scratch(self, examples):
+        """Arguments of a new encoder for these inputs."""
+        log_mel = LogMelSpectrogram(mean=None, std=None)
+        values = keras.ops.convert_to_numpy(log_mel(examples))[..., 0]
+        values = values[keras.ops.convert_to_numpy(log_mel.padding_mask(examples))]
+        mean, std = float(values.mean()), float(values.std())
+        return {"front_end": LogMelSpectrogram(mean=mean, std=std, name="log_mel")}
+
+    def augmentation(self):
+        """Layer for raw input."""
+        args = self.args
+        layers = []
+        if args.gain:
+            layers.append(RandomWaveformGain(seed=args.seed))
+        if args.roll:
+            layers.insert(0, RandomWaveformRoll(seed=args.seed))
+        return layers
+
+    def mix(self):
+        """Layer that mixes a batch, or `None`."""
+        args = self.args
+        if not (args.mixup and args.mix_rate):
+            return None
+        return RandomWaveformMix(args.mix_rate, args.mixup, seed=args.seed)
+
+    def classifier_options(self):
+        """What happens within the classifier in training."""
+        args = self.args
+        options = {}
+        if args.hide_bins or args.hide_frames:
+            options["feature_augmentation"] = SpecAugment(
+                args.hide_bins, args.hide_frames, seed=args.seed, name="spec_augment"
+            )
+        times, bands = args.token_drop
+        if times or bands:
+            options["token_mask"] = TimeFrequencyMask(
+                times, bands, seed=args.seed, name="token_drop"
+            )
+        return options
+
+
+class Pictures(Modality):
+    """What images and videos share."""
+
+    channels = 3
+
+    def from_scratch(self, examples):
+        """Arguments of a new encoder for these inputs."""
+        axes = tuple(range(examples.ndim - 1))
+        pixels = examples / 255
+        return {
+            "input_dims": tuple(examples.shape[1:]),
+            "front_end": PixelNormalization(
+                mean=tuple(pixels.mean(axes).tolist()),
+                std=tuple(pixels.std(axes).tolist()),
+                name="pixel_normalization",
+            ),
+        }
+
+    def fit_sizes(self, backbone_config):
+        dims = backbone_config["input_dims"]
+        self.channels = dims[-1]
+        if self.args.image_size is None:
+            self.args.image_size = dims[-2]
+
+    def crop(self):
+        """The first layer of all, which gives inputs their size."""
+        raise NotImplementedError
+
+    @property
+    def read_size(self):
+        """A little larger, so that crops lose less detail."""
+        return self.args.image_size * 8 // 7
+
+    def augmentation(self):
+        """Layers for raw input."""
+        args = self.args
+        layers = [self.crop()]
+        if args.flip:
+            layers.append(RandomHorizontalFlip(seed=args.seed))
+        if args.rand_augment:
+            rand_augment = keras.layers.RandAugment(
+                num_ops=args.rand_augment_ops,
+                factor=args.rand_augment,
+                seed=args.seed,
+                dtype="float32",
+            )
+            layers.append(ImageAugmentation(rand_augment))
+        if args.random_erasing:
+            rate = args.random_erasing
+            # Of one number, Keras draws the rate from 0 to it.
+            erasing = keras.layers.RandomErasing(
+                (rate, rate), seed=args.seed, dtype="float32"
+            )
+            layers.append(ImageAugmentation(erasing))
+        return layers
+
+    def mix(self):
+        """Layer that mixes a batch, or `None`."""
+        args = self.args
+        if not (args.mixup or args.cutmix) or not args.mix_rate:
+            return None
+        return RandomImageMix(args.mixup, args.cutmix, args.mix_rate, seed=args.seed)
+
+    def classifier_options(self):
+        """Nothing happens within the classifier."""
+        return {}
+
+
+class Image(Pictures):
+    """Pictures: cropped, mirrored, blended."""
+
+    classifier_class = BridleImageClassifier
+
+    def sample(self):
+        """Training and test part of the clothes."""
+        if self.args.image_size != 28:
+            raise ValueError(
+                f"--image-size {self.args.image_size} needs --data: sample pictures "
+                "have 28"
+            )
+        parts = [load_fashion(split) for split in ("train", "test")]
+        return (*(ArrayExamples(*part[:2]) for part in parts), list(parts[0][2]))
+
+    def reader(self):
+        """Function of a manifest that makes a data set."""
+        return functools.partial(
+            image_dataset, image_size=self.read_size, channels=self.channels
+        )
+
+    def crop(self):
+        """The first layer of all, which gives pictures their size."""
+        scale = (self.args.smallest_crop, 1.0)
+        return RandomResizedCrop(self.args.image_size, scale=scale, seed=self.args.seed)
+
+
+class Video(Pictures):
+    """Clips: cropped and mirrored, all frames alike."""
+
+    classifier_class = BridleVideoClassifier
+
+    def sample(self):
+        """Synthetic pans over the training and the test part of the videos."""
+        size = {"num_frames": self.args.num_frames, "image_size": self.args.image_size}
+        train = synthetic_pans("train", num_clips=800, **size)
+        test = synthetic_pans("test", num_clips=400, **size)
+        return ArrayExamples(*train[:2]), ArrayExamples(*test[:2]), list(train[2])
+
+    def fit_sizes(self, backbone_config):
+        super().fit_sizes(backbone_config)
+        if self.args.num_frames is None:
+            self.args.num_frames = backbone_config["input_dims"][0]
+
+    def reader(self):
+        """Function of a manifest that makes a data set."""
+        return functools.partial(
+            video_dataset,
+            image_size=self.read_size,
+            num_frames=self.args.num_frames,
+            sampling_rate=self.args.sampling_rate,
+            channels=self.channels,
+        )
+
+    def crop(self):
+        """The first layer of all, which gives clips their size."""
+        return RandomMultiScaleCrop(self.args.image_size, seed=self.args.seed)
+
+    def views(self, examples):
+        args = self.args
+        if args.view_segments * args.view_crops == 1:
+            return examples
+        views = {"segments": args.view_segments, "crops": args.view_crops}
+        if isinstance(examples, ArrayExamples):
+            return array_views(
+                examples.inputs,
+                examples.labels,
+                args.num_frames,
+                args.image_size,
+                **views,
+            )
+        return file_views(
+            examples.manifest,
+            args.image_size,
+            args.num_frames,
+            args.sampling_rate,
+            self.channels,
+            strict=examples.strict,
+            read_report=examples.read_report,
+            **views,
+        )
+
+
+MODALITIES = {"audio": Audio, "image": Image, "video": Video}

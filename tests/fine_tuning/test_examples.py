@@ -1,0 +1,131 @@
+"""Examples in memory and in files, and what a model says of them."""
+
+import functools
+import types
+
+import numpy as np
+import pytest
+from image_files import which, write_gray
+
+from keras_bridle.data import AudioManifest, ImageManifest, ReadReport, image_dataset
+from keras_bridle.fine_tuning import (
+    ArrayExamples,
+    FileExamples,
+    LabeledBatches,
+    array_views,
+    predict_examples,
+)
+
+READ = functools.partial(image_dataset, image_size=4, channels=1)
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = write_gray(tmp_path, 10)
+    labels = [number % 3 for number in range(10)]
+    return FileExamples(ImageManifest(paths, labels, ["a", "b", "c"]), READ)
+
+
+class Echo:
+    """A model whose logits tell which picture it saw."""
+
+    classifier = types.SimpleNamespace(num_classes=2, multi_label=False)
+    sizes: list = []
+
+    def predict_on_batch(self, inputs):
+        self.sizes.append(len(inputs))
+        value = np.asarray(inputs, "float64").reshape(len(inputs), -1).mean(axis=1)
+        return {"logits": np.stack([np.zeros(len(value)), value], axis=1)}
+
+
+def test_batches_of_arrays_follow_from_seed_and_epoch():
+    inputs = np.arange(10.0)
+    batches = LabeledBatches(inputs, 2 * np.arange(10), 4, seed=1)
+    seen = [batches[i] for i in range(len(batches))]
+    assert len(batches) == 2 and seen[0][0].dtype == np.float32
+    for values, labels in seen:
+        np.testing.assert_array_equal(2 * values, labels)
+    batches.on_epoch_end()
+    other = batches[0][0]
+    assert (other != seen[0][0]).any()
+    later = LabeledBatches(inputs, np.arange(10), 4, seed=1, initial_epoch=1)
+    np.testing.assert_array_equal(later[0][0], other)
+    with pytest.raises(ValueError, match="label"):
+        LabeledBatches(inputs, np.arange(9), 4)
+    with pytest.raises(ValueError, match="batch_size"):
+        LabeledBatches(inputs, np.arange(10), 0)
+
+
+def test_files_to_train_on(files):
+    make, steps = files.training_batches(4, seed=3)
+    assert steps == 2
+    batches = list(make(5).take(4))
+    for inputs, labels in batches:
+        np.testing.assert_array_equal(np.array(which(inputs)) % 3, labels)
+    # The third batch is the next epoch's first.
+    again = next(iter(files.training_batches(4, seed=3)[0](6)))
+    np.testing.assert_array_equal(again[0], batches[2][0])
+    with pytest.raises(ValueError, match="too few"):
+        files.training_batches(11)
+
+
+def test_files_drawn_by_weight(files):
+    weights = np.zeros(10)
+    weights[[2, 7]] = 0.5
+    make, steps = files.training_batches(4, weights=weights, epoch_length=12)
+    assert steps == 3
+    batches = list(make(0).take(6))
+    seen = [which(inputs) for inputs, _ in batches]
+    assert {number for batch in seen for number in batch} == {2, 7}
+    np.testing.assert_array_equal(batches[0][1], np.array(seen[0]) % 3)
+    # The second epoch draws anew, and is the same for who starts there.
+    assert seen[:3] != seen[3:]
+    assert [which(inputs) for inputs, _ in make(1).take(3)] == seen[3:]
+
+
+def test_some_of_the_files_and_their_labels(files):
+    some = files.subset(np.array([7, 1]))
+    np.testing.assert_array_equal(some.labels, [1, 1])
+    inputs, places = next(iter(some.batches_in_order(2)))
+    assert which(inputs) == [7, 1] and places.tolist() == [0, 1]
+    assert which(files.first_inputs(3)) == [0, 1, 2]
+    manifest = AudioManifest(["x", "y"], [(0, 2), ()], ["a", "b", "c"])
+    labels = FileExamples(manifest, READ).labels
+    np.testing.assert_array_equal(labels, [[1, 0, 1], [0, 0, 0]])
+    with pytest.raises(ValueError, match="labels"):
+        FileExamples(AudioManifest(["x"]), READ)
+
+
+def test_predictions_leave_out_what_cannot_be_read(files, tmp_path):
+    (tmp_path / "003.png").write_text("no picture")
+    report = ReadReport()
+    files = FileExamples(files.manifest, READ, read_report=report)
+    model = Echo()
+    found = predict_examples(model, files, batch_size=4)
+    assert found.places.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    np.testing.assert_array_equal(found.labels, found.places % 3)
+    expected = 1 / (1 + np.exp(-2.0 * found.places))
+    np.testing.assert_allclose(found.scores[:, 1], expected)
+    assert len(report.skipped) == 1
+    # Each batch has the size that the step was compiled for.
+    assert set(model.sizes) == {4}
+
+
+def test_views_are_averaged():
+    clips = np.random.default_rng(0).normal(size=(5, 7, 6, 9, 1))
+    labels = np.arange(5)
+    views = array_views(clips, labels, 4, 6, segments=2, crops=3)
+    assert [view.inputs.shape for view in views] == [(5, 4, 6, 6, 1)] * 6
+    np.testing.assert_array_equal(views[1].inputs, clips[:, :4, :, 2:8])
+    np.testing.assert_array_equal(views[5].inputs, clips[:, 3:, :, 3:])
+    (middle,) = array_views(clips, labels, 3, 5, segments=1, crops=1)
+    np.testing.assert_array_equal(middle.inputs, clips[:, 2:5, :5, 2:7])
+    found = predict_examples(Echo(), views, batch_size=2)
+    each = [predict_examples(Echo(), view, batch_size=2).scores for view in views]
+    np.testing.assert_allclose(found.scores, np.mean(each, axis=0))
+    with pytest.raises(ValueError, match="same examples"):
+        predict_examples(Echo(), [views[0], ArrayExamples(clips[:2], labels[:2])])
+    with pytest.raises(ValueError, match="do not fit"):
+        array_views(clips, labels, 8, 6)
+    with pytest.raises(ValueError, match="segments"):
+        array_views(clips, labels, 4, 6, segments=0)

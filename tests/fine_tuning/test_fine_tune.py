@@ -1,0 +1,167 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_bridle import BridleBackbone, BridleImageClassifier, RandomImageMix
+from keras_bridle.fine_tuning import (
+    ArrayExamples,
+    FineTuner,
+    fine_tune,
+    predict_examples,
+)
+from keras_bridle.fine_tuning.validation_scores import averaged_weights
+
+
+def tuner(**settings):
+    keras.utils.set_random_seed(1)
+    backbone = BridleBackbone(
+        patch_size=8,
+        hidden_dim=16,
+        num_layers=1,
+        num_heads=2,
+        mlp_dim=32,
+        input_dims=(16, 16, 1),
+        drop_path_rate=0.1,
+    )
+    model = BridleImageClassifier(backbone, num_classes=2)
+    return FineTuner(model, **settings)
+
+
+def examples(count=24, seed=0):
+    random = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    images = random.normal(size=(count, 16, 16, 1)).astype("float32")
+    images[labels == 1, 4:12, 4:12] += 1.5
+    return ArrayExamples(images, labels)
+
+
+SETTINGS = {"batch_size": 8, "learning_rate": 5e-3, "verbose": 0}
+
+
+def test_learns_and_keeps_the_best_epoch(tmp_path):
+    model = tuner()
+    validation = examples(32, seed=1)
+    found = fine_tune(
+        model,
+        examples(),
+        validation,
+        epochs=8,
+        warmup_epochs=1,
+        directory=tmp_path,
+        **SETTINGS,
+    )
+    scores = found.history["val_accuracy"]
+    assert len(scores) == 8 and max(scores) > 0.8
+    assert found.best_score == max(scores)
+    assert found.best_epoch == int(np.argmax(scores))
+    # The classifier has the weights of that epoch.
+    predictions = predict_examples(model, validation, 8)
+    accuracy = (predictions.scores.argmax(axis=1) == validation.labels).mean()
+    assert accuracy == pytest.approx(found.best_score)
+    lines = (tmp_path / "history.csv").read_text().splitlines()
+    assert len(lines) == 9 and "val_accuracy" in lines[0]
+
+
+def test_a_resumed_run_is_the_one_it_would_have_been(tmp_path):
+    def run(directory, model, resume=False, **kwargs):
+        return fine_tune(
+            model,
+            examples(),
+            examples(8, seed=1),
+            epochs=4,
+            directory=directory,
+            resume=resume,
+            checkpoint_every=1,
+            ema_momentum=0.9,
+            **SETTINGS,
+            **kwargs,
+        )
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise InterruptedError
+
+    def new():
+        return tuner(mix=RandomImageMix(seed=0))
+
+    whole = new()
+    expected = run(tmp_path / "whole", whole)
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "parts", new(), callbacks=[Stop()])
+    parts = new()
+    found = run(tmp_path / "parts", parts, resume=True)
+    for name, values in expected.history.items():
+        np.testing.assert_allclose(found.history[name], values, 1e-4, 1e-5, name)
+    assert found[1:] == pytest.approx(expected[1:])
+    for first, second in zip(
+        parts.classifier.get_weights(), whole.classifier.get_weights(), strict=True
+    ):
+        np.testing.assert_allclose(first, second, 1e-3, 1e-5)
+    # What is done is only loaded.
+    again = new()
+    assert run(tmp_path / "whole", again, resume=True, callbacks=[Stop()]) == expected
+    for first, second in zip(
+        again.classifier.get_weights(), whole.classifier.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_averaged_weights_are_scored_and_kept():
+    def most_moved(**settings):
+        model = tuner()
+        before = [np.copy(weight) for weight in model.classifier.get_weights()]
+        fine_tune(
+            model, examples(), examples(8, seed=1), epochs=3, **SETTINGS, **settings
+        )
+        after = model.classifier.get_weights()
+        return max(np.abs(x - y).max() for x, y in zip(before, after, strict=True))
+
+    # The first step is as long as the learning rate, and an average that hardly moves
+    # stays there.
+    assert 4e-3 < most_moved(ema_momentum=0.9999) < 6e-3
+    assert most_moved() > 1e-2
+
+
+def test_weights_are_given_back():
+    model = tuner()
+    fine_tune(model, examples(), epochs=1, ema_momentum=0.5, **SETTINGS)
+    values = [np.copy(weight) for weight in model.get_weights()]
+    for variable in model.trainable_variables:
+        variable.assign(variable + 1.0)
+    with averaged_weights(model):
+        inside = [np.copy(weight) for weight in model.get_weights()]
+    for first, second, third in zip(values, inside, model.get_weights(), strict=True):
+        # Averages are what training ended with.
+        np.testing.assert_array_equal(first, second)
+        assert (third == first).all() or (third == first + 1).all()
+
+
+def test_balanced_epochs_of_a_given_length():
+    rare = examples(40)
+    rare = rare.subset(np.flatnonzero((rare.labels == 0) | (np.arange(40) < 6)))
+    found = fine_tune(
+        tuner(), rare, epochs=1, balanced=True, epoch_length=64, **SETTINGS
+    )
+    assert found.best_score is None and found.best_epoch == 0
+    make, steps = rare.training_batches(8, 0, np.full(23, 1 / 23), 64)
+    assert steps == 8
+    assert len(make(0)[7][1]) == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "hinge"}, "loss"),
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"metric": "F1"}, "metric"),
+        ({"epochs": 0}, "epochs"),
+        ({"warmup_epochs": 5}, "warmup_steps"),
+        ({"layer_decay": 0.0}, "layer_decay"),
+    ],
+)
+def test_wrong_settings(settings, message, tmp_path):
+    settings = {"epochs": 2, **SETTINGS, **settings}
+    with pytest.raises(ValueError, match=message):
+        fine_tune(tuner(), examples(), directory=tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,257 @@
+"""The recipe that fine-tunes, really run, on what a pretraining run left behind."""
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+from recipe_runs import fails_in_one_line, load_recipe
+
+import keras_bridle as kb
+from keras_bridle.data import load_syllables
+from keras_bridle.fine_tuning import ArrayExamples, modalities
+
+SHORT = ["--quiet", "--epochs=1", "--warmup-epochs=0", "--batch-size=4"]
+SMALL = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32}
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return load_recipe("fine_tune")
+
+
+@pytest.fixture(scope="module")
+def audio_run(tmp_path_factory):
+    """The directory of a run, as far as fine-tuning looks at it."""
+    folder = tmp_path_factory.mktemp("audio_run")
+    backbone = kb.BridleBackbone(
+        patch_size=(8, 32),
+        input_dims=(None,),
+        front_end=kb.LogMelSpectrogram(),
+        **SMALL,
+    )
+    backbone.save_to_preset(str(folder / "preset"))
+    (folder / "settings.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """Two classes of six recordings, of which one is broken."""
+    folder = tmp_path_factory.mktemp("recordings")
+    waveforms, _, _ = load_syllables("train", num_samples=3200)
+    for index, waveform in enumerate(waveforms[:12]):
+        path = folder / "ab"[index % 2] / f"{index:02d}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, waveform * (index % 2 + 0.1), 16000)
+    (folder / "a" / "broken.wav").write_text("no sound at all")
+    return folder
+
+
+def check_results(directory, metrics=("accuracy",)):
+    folder = directory / "results"
+    (row,) = json.loads((folder / "metrics.json").read_text())
+    assert all(0 <= row[name] <= 1 for name in metrics)
+    for picture in ("history", "confusion"):
+        if picture == "history" or "accuracy" in metrics:
+            content = (folder / f"{picture}.png").read_bytes()
+            assert content.startswith(b"\x89PNG")
+    assert (folder / "per_class.csv").exists()
+    return row
+
+
+def few(examples, count):
+    return ArrayExamples(examples.inputs[:count], examples.labels[:count])
+
+
+def test_folds_of_own_recordings_with_everything(
+    recipe, audio_run, recordings, tmp_path, capsys
+):
+    directory = tmp_path / "run"
+    arguments = [
+        *SHORT,
+        f"--from={audio_run}",
+        f"--data={recordings}",
+        f"--directory={directory}",
+        "--seconds=0.2",
+        "--folds=2",
+        "--validation-share=0.2",
+        "--token-drop",
+        "0.3",
+        "0.3",
+        "--hide-frames=4",
+        "--mix-rate=1",
+        "--drop-path=0.1",
+        "--label-smoothing=0.1",
+        "--ema-momentum=0.9",
+        "--repeats=2",
+        "--balanced",
+        "--epoch-length=8",
+    ]
+    recipe.main(arguments)
+    rows = [check_results(directory / f"fold_{fold}") for fold in (1, 2)]
+    (summary,) = json.loads((directory / "results" / "folds.json").read_text())
+    assert summary["accuracy"] == [row["accuracy"] for row in rows]
+    assert "broken.wav" in (directory / "skipped_files.csv").read_text()
+    shown = capsys.readouterr().out
+    assert "all folds" in shown and "Best epoch" in shown
+    # The classifier takes raw sounds and names classes.
+    preset = str(directory / "fold_2" / "preset")
+    classifier = kb.BridleAudioClassifier.from_preset(preset)
+    ((best,),) = classifier.predict_classes([np.ones(3200, "float32")])
+    assert best.name in ("a", "b")
+    assert isinstance(classifier.token_mask, kb.TimeFrequencyMask)
+    # A run that is done has nothing left to train.
+    keras.Model.fit, fit = never, keras.Model.fit
+    try:
+        recipe.main([*arguments, "--resume"])
+    finally:
+        keras.Model.fit = fit
+    for fold, row in enumerate(rows, start=1):
+        again = check_results(directory / f"fold_{fold}")
+        assert again["accuracy"] == row["accuracy"]
+    fails_in_one_line(recipe, [*arguments], "--resume", capsys)
+    arguments.append("--learning-rate=0.5")
+    fails_in_one_line(recipe, [*arguments, "--resume"], "other settings", capsys)
+
+
+def never(*args, **kwargs):
+    raise AssertionError("trained again")
+
+
+def test_sample_sounds_from_scratch(recipe, audio_run, tmp_path, monkeypatch):
+    sample = modalities.Audio.sample
+
+    def small(self):
+        train, test, names = sample(self)
+        return few(train, 60), few(test, 20), names
+
+    monkeypatch.setattr(modalities.Audio, "sample", small)
+    directory = tmp_path / "run"
+    recipe.main(
+        [
+            *SHORT,
+            f"--from={audio_run}",
+            "--scratch",
+            "--labels-per-class=1",
+            f"--directory={directory}",
+        ]
+    )
+    assert set(check_results(directory)) >= {"accuracy", "mAP", "AUC", "d'"}
+    settings = json.loads((directory / "settings.json").read_text())["settings"]
+    assert settings["scratch"] and settings["seconds"] == 0.36
+
+
+def test_table_of_pictures_with_several_labels(recipe, tmp_path):
+    lines = ["file,label,split"]
+    for number in range(12):
+        labels = ["", "a", "b", "a;b"][number % 4]
+        part = "test" if number < 4 else "train"
+        lines.append(f"{number}.png,{labels},{part}")
+        Image.new("L", (20, 20), 20 * number).save(tmp_path / f"{number}.png")
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    backbone = kb.BridleBackbone(
+        patch_size=8,
+        input_dims=(16, 16, 1),
+        front_end=kb.PixelNormalization(),
+        trained_grid="input",
+        **SMALL,
+    )
+    backbone.save_to_preset(str(tmp_path / "preset"))
+    directory = tmp_path / "run"
+    recipe.main(
+        [
+            *SHORT,
+            f"--from={tmp_path / 'preset'}",
+            f"--data={tmp_path / 'table.csv'}",
+            "--label-separator=;",
+            "--validation-share=0",
+            "--rand-augment=0",
+            f"--directory={directory}",
+        ]
+    )
+    row = check_results(directory, ("mAP", "AUC"))
+    assert "accuracy" not in row
+    classifier = kb.BridleImageClassifier.from_preset(str(directory / "preset"))
+    assert classifier.multi_label and classifier.class_names == ["a", "b"]
+
+
+def test_sample_pans_from_several_views(recipe, tmp_path, monkeypatch):
+    def small(self):
+        random = np.random.default_rng(0)
+        clips = random.integers(0, 256, (8, 4, 16, 16, 3), "uint8")
+        return ArrayExamples(clips, np.arange(8) % 2), few_clips(), ["left", "right"]
+
+    def few_clips():
+        # Longer and wider than what the model takes.
+        random = np.random.default_rng(1)
+        clips = random.integers(0, 256, (4, 6, 16, 20, 3), "uint8")
+        return ArrayExamples(clips, np.arange(4) % 2)
+
+    monkeypatch.setattr(modalities.Video, "sample", small)
+    backbone = kb.BridleBackbone(
+        patch_size=(2, 8, 8),
+        input_dims=(4, 16, 16, 3),
+        front_end=kb.PixelNormalization(),
+        use_class_token=False,
+        position_layout="sequence",
+        **SMALL,
+    )
+    backbone.save_to_preset(str(tmp_path / "preset"))
+    directory = tmp_path / "run"
+    recipe.main(
+        [
+            *SHORT,
+            f"--from={tmp_path / 'preset'}",
+            "--labels-per-class=4",
+            "--image-size=16",
+            "--num-frames=4",
+            "--view-segments=2",
+            "--view-crops=3",
+            "--mix-rate=1",
+            "--cutmix=1",
+            "--random-erasing=0.5",
+            f"--directory={directory}",
+        ]
+    )
+    check_results(directory)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--from=no/such/run"], "no/such/run"),
+        (["--preset=tiny"], "--preset needs --modality"),
+        (["--preset=enormous", "--modality=audio"], "enormous"),
+        ([], "--from"),
+        (["--modality=video", "AUDIO"], "is for audio"),
+        (["AUDIO", "--data=no/such/folder"], "does not exist"),
+        (["AUDIO", "--epochs=1", "--warmup-epochs=2"], "warmup_steps"),
+        (["AUDIO", "--mix-rate=2", "--mixup=1"], "rate"),
+        (["AUDIO", "--labels-per-class=0"], "per_class"),
+    ],
+)
+def test_wrong_flags_are_one_line(
+    recipe, audio_run, tmp_path, arguments, message, capsys
+):
+    directory = tmp_path / "run"
+    arguments = [f"--from={audio_run}" if x == "AUDIO" else x for x in arguments]
+    arguments = [*SHORT, *arguments, f"--directory={directory}"]
+    fails_in_one_line(recipe, arguments, message, capsys)
+    assert not directory.exists()
+
+
+def test_a_fault_in_training_keeps_its_traceback(
+    recipe, audio_run, tmp_path, monkeypatch
+):
+    def fail(*args, **kwargs):
+        raise ValueError("a fault of the program")
+
+    monkeypatch.setattr(keras.optimizers.Optimizer, "apply", fail)
+    monkeypatch.setattr(keras.Model, "train_on_batch", fail)
+    with pytest.raises(ValueError, match="a fault of the program"):
+        recipe.main([*SHORT, f"--from={audio_run}", f"--directory={tmp_path / 'run'}"])
+    shutil.rmtree(tmp_path / "run")
