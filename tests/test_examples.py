@@ -11,7 +11,16 @@ import pytest
 import keras_bridle
 
 BLOCK = re.compile(r"^[ \t]*```python\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
-ROOMS = ("layers", "models", "pretraining", "data", "evaluation", "conversion")
+ROOMS = (
+    "layers",
+    "models",
+    "pretraining",
+    "fine_tuning",
+    "data",
+    "evaluation",
+    "conversion",
+    "distribution",
+)
 
 
 def modules():

@@ -8,6 +8,7 @@ from keras_bridle.conversion.published_video import from_published_video
 from keras_bridle.conversion.published_weights import (
     PublishedWeight,
     load_published_backbone,
+    load_published_classifier,
     load_published_decoder,
     load_published_estimator,
     load_published_random_projection,
@@ -21,6 +22,7 @@ __all__ = [
     "PublishedWeight",
     "from_published_video",
     "load_published_backbone",
+    "load_published_classifier",
     "load_published_decoder",
     "load_published_estimator",
     "load_published_quantizer",

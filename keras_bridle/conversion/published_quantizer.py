@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_bridle.layers.engine import nearness
+from keras_bridle.layers.engine import nearness, num_replicas
 from keras_bridle.layers.residual_quantizer import (
     COUNT_OF_EMPTY,
     ResidualQuantizer,
@@ -176,13 +176,19 @@ class PublishedResidualQuantizer(ResidualQuantizer):
             Tuple `(output, new_state)`.
 
         Raises:
-            ValueError: if there is a `padding_mask`, or shapes do not fit.
+            ValueError: if there is a `padding_mask`, shapes do not fit, or the batch
+                is divided among several devices.
         """
         self._check_built("stateless_step")
         if padding_mask is not None:
             raise ValueError(
                 "PublishedResidualQuantizer knows no padding, so `padding_mask` must "
                 "be None. Use `ResidualQuantizer` for padded vectors."
+            )
+        if num_replicas() > 1:
+            raise ValueError(
+                "PublishedResidualQuantizer knows the vectors of one device only. Use "
+                "`ResidualQuantizer` where a batch is divided among several."
             )
         vectors, _, lead = self._flat_vectors(vectors, None)
         state = self.state() if state is None else state

@@ -1,5 +1,6 @@
 """Copies the weights of the published PyTorch code into ours."""
 
+import math
 from typing import Any, NamedTuple
 
 import keras
@@ -8,10 +9,14 @@ import numpy as np
 from keras_bridle.conversion.published_quantizer import load_published_quantizer
 from keras_bridle.layers.window_transformer_block import WindowTransformerBlock
 from keras_bridle.models.bridle_backbone import BridleBackbone
+from keras_bridle.models.bridle_classifier import BridleClassifier
 from keras_bridle.models.bridle_tokenizer import BridleTokenizer
 from keras_bridle.models.code_decoder import CodeDecoder
 from keras_bridle.models.feature_estimator import FeatureEstimator
 from keras_bridle.models.random_projection_tokenizer import RandomProjectionTokenizer
+
+# Positions differ by less only by rounding.
+_SAME_POSITION = 1e-4
 
 
 class PublishedWeight(NamedTuple):
@@ -61,7 +66,7 @@ def published_weights(part):
 
     Args:
         part: a built `BridleBackbone`, `CodeDecoder`, `BridleTokenizer`,
-            `RandomProjectionTokenizer` or `FeatureEstimator`.
+            `RandomProjectionTokenizer` or `FeatureEstimator`, or a classifier.
 
     Returns:
         Dict of `PublishedWeight` by name, such as `"blocks.0.attn.qkv.weight"`.
@@ -100,8 +105,8 @@ def published_weights(part):
 def load_published_backbone(backbone, state, prefix=""):
     """Copies a published encoder into a `BridleBackbone`.
 
-    Positions are fixed and so not read. The published audio encoders were trained with
-    those of `position_layout="transposed_grid"`.
+    Fixed positions are not read. The published audio encoders were trained with those
+    of `position_layout="transposed_grid"`; others go into `"learned"` ones.
 
     Args:
         backbone: `BridleBackbone` of the same sizes.
@@ -284,6 +289,50 @@ def load_published_estimator(estimator, state, prefix=""):
     return _load(estimator, state, prefix, FeatureEstimator)
 
 
+def load_published_classifier(classifier, state, prefix=""):
+    """Copies a published fine-tuned network into a classifier.
+
+    Fixed positions are not read, but must be the published ones: those of audio are of
+    `position_layout="transposed_grid"`. Others go into `"learned"` ones. Published
+    classifiers of clips come through `from_published_video()`; some of them have
+    `pooling="first"`.
+
+    Args:
+        classifier: `BridleAudioClassifier`, `BridleImageClassifier` or
+            `BridleVideoClassifier` of the same sizes and `pooling`.
+        state: dict of NumPy arrays by name.
+        prefix: string in front of the names.
+
+    Returns:
+        Set of the names that were read.
+
+    Raises:
+        ValueError: if a name is missing, a shape does not fit, or the published
+            positions are others than the encoder's.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_bridle.conversion import load_published_classifier, published_weights
+    from keras_bridle.models import BridleBackbone, BridleImageClassifier
+
+    backbone = BridleBackbone(
+        patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
+        input_dims=(32, 32, 1),
+    )
+    classifier = BridleImageClassifier(backbone, num_classes=5)
+    state = {
+        name: np.array(weight.to_published(np.ones(weight.variable.shape)))
+        for name, weight in published_weights(classifier).items()
+    }
+    print(len(load_published_classifier(classifier, state)))  # 19
+    ```
+    """
+    if isinstance(classifier, BridleClassifier):
+        _check_positions(classifier.backbone, state, prefix)
+    return _load(classifier, state, prefix, BridleClassifier)
+
+
 def _load(part, state, prefix, kind):
     if not isinstance(part, kind):
         raise ValueError(f"Expected a {kind.__name__}. Received: {type(part).__name__}")
@@ -297,6 +346,8 @@ def _load(part, state, prefix, kind):
             f"Received: prefix={prefix!r} and a state with {sorted(state)[:8]}..."
         )
     _check_depth(part, state, prefix, weights)
+    if f"{prefix}pos_embed" in weights:
+        state = _with_class_token(state, prefix)
     arrays = {}
     for name, weight in weights.items():
         arrays[name] = weight.from_published(np.asarray(state[name]))
@@ -310,6 +361,48 @@ def _load(part, state, prefix, kind):
     for name, weight in weights.items():
         weight.variable.assign(arrays[name])
     return set(weights)
+
+
+def _with_class_token(state, prefix):
+    """Adds the first row of learned positions to the class token, which it is for.
+
+    Ours has no position of its own. Fixed positions have zeros there.
+    """
+    token, positions = f"{prefix}cls_token", f"{prefix}pos_embed"
+    if token not in state:
+        return state
+    table = np.asarray(state[positions])
+    return {
+        **state,
+        token: np.asarray(state[token]) + table[:, :1],
+        positions: table[:, 1:],
+    }
+
+
+def _check_positions(backbone, state, prefix):
+    """Other positions than those it was trained with would ruin a network silently."""
+    positions = state.get(f"{prefix}pos_embed")
+    if positions is None or backbone.position_layout == "learned":
+        return
+    table = np.asarray(positions)
+    if backbone.use_class_token:
+        table = table[:, 1:]
+    table = table.reshape(-1, table.shape[-1])
+    rows, *columns = backbone.grid_of_inputs()
+    if None in columns:
+        return
+    # Encoders of sounds take any number of rows.
+    rows = len(table) // math.prod(columns) if rows is None else rows
+    ours = backbone.position_encoding.table((rows, *columns), table.shape[1])
+    ours = keras.ops.convert_to_numpy(ours)
+    if ours.shape != table.shape or np.abs(ours - table).max() > _SAME_POSITION:
+        raise ValueError(
+            f"The positions in `state` are not those of {backbone.name!r}: they have "
+            "another layout, are of another grid, or were trained, and then need "
+            '`position_layout="learned"`. '
+            f"Received: position_layout={backbone.position_layout!r}, "
+            f"{len(table)} positions"
+        )
 
 
 def _check_depth(part, state, prefix, weights):
@@ -340,10 +433,22 @@ def _backbone(backbone):
         **_blocks("blocks", backbone.blocks),
         **_norm("norm", backbone.norm),
     }
+    if backbone.position_layout == "learned":
+        positions = backbone.position_encoding.positions
+        weights["pos_embed"] = PublishedWeight(positions, (0, 1, 2))
     if backbone.class_token is not None:
         token = backbone.class_token.class_token
         weights["cls_token"] = PublishedWeight(token, (0, 1, 2))
     return weights
+
+
+def _classifier(classifier):
+    weights = {**_backbone(classifier.backbone), **_dense("head", classifier.head)}
+    if classifier.fc_norm is None:
+        return weights
+    # Published without the encoder's norm, which has no part in it.
+    weights = {name: w for name, w in weights.items() if not name.startswith("norm.")}
+    return weights | _norm("fc_norm", classifier.fc_norm)
 
 
 def _decoder(decoder):
@@ -382,6 +487,7 @@ def _random_projection(tokenizer):
 
 _LISTS: dict[type, Any] = {
     BridleBackbone: _backbone,
+    BridleClassifier: _classifier,
     CodeDecoder: _decoder,
     BridleTokenizer: _tokenizer,
     RandomProjectionTokenizer: _random_projection,

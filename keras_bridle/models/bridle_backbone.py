@@ -5,11 +5,15 @@ import keras_hub
 from keras import ops
 
 from keras_bridle.layers.class_token import ClassToken
+from keras_bridle.layers.learned_position_encoding import LearnedPositionEncoding
 from keras_bridle.layers.patch_embedding import PatchEmbedding
 from keras_bridle.layers.patch_mask import gather_patches
 from keras_bridle.layers.position_encoding import SineCosinePositionEncoding
-from keras_bridle.layers.transformer_block import TransformerBlock
-from keras_bridle.models.presets import backbone_preset
+from keras_bridle.layers.transformer_block import (
+    TransformerBlock,
+    check_drop_path_rate,
+)
+from keras_bridle.models.presets import backbone_preset, preset_folder
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
@@ -34,12 +38,17 @@ class BridleBackbone(keras_hub.models.Backbone):
             into patches, such as `LogMelSpectrogram`. A method `padding_mask(inputs)`
             of it, if there is one, tells the real rows of the map from padded ones.
         use_class_token: bool, whether a learned token is put in front of the patches.
-        position_layout: string, the `layout` of `SineCosinePositionEncoding`.
+        position_layout: string, the `layout` of `SineCosinePositionEncoding`; or
+            `"learned"` for a table of weights.
         trained_grid: optional tuple of ints, onto which the positions of other grids
             are stretched, `None` at sides that are not. `"input"` is the grid of
             `input_dims`, with `None` for a clip's time. Without it, or along a side of
-            `None`, a shorter input has the first positions of a longer one.
+            `None`, a shorter input has the first positions of a longer one. For
+            `"learned"` positions, the grid that there are any for: by default that of
+            `input_dims`.
         layer_norm_epsilon: float, added to the variance in the norms.
+        drop_path_rate: float in [0, 1), how likely an example skips a half of the last
+            block in training; it rises evenly from 0 at the first block.
         dtype: optional string or `keras.DTypePolicy`.
         **kwargs: keyword arguments of `keras_hub.models.Backbone`.
 
@@ -51,7 +60,8 @@ class BridleBackbone(keras_hub.models.Backbone):
         one, then the patches row by row.
 
     Raises:
-        ValueError: for `trained_grid="input"` where `input_dims` has an unknown side.
+        ValueError: for `trained_grid="input"` where `input_dims` has an unknown side,
+            or a rate out of range.
 
     Example:
     ```python
@@ -86,9 +96,11 @@ class BridleBackbone(keras_hub.models.Backbone):
         position_layout="grid",
         trained_grid=None,
         layer_norm_epsilon=1e-6,
+        drop_path_rate=0.0,
         dtype=None,
         **kwargs,
     ):
+        check_drop_path_rate(drop_path_rate)
         if isinstance(front_end, dict):
             front_end = keras.saving.deserialize_keras_object(front_end)
         input_dims = tuple(input_dims)
@@ -101,10 +113,10 @@ class BridleBackbone(keras_hub.models.Backbone):
         self.patch_embedding = PatchEmbedding(
             hidden_dim, patch_size, dtype=dtype, name="patch_embedding"
         )
-        if trained_grid == "input":
+        if trained_grid == "input" and position_layout != "learned":
             trained_grid = self._grid_of_images(input_dims)
-        self.position_encoding = SineCosinePositionEncoding(
-            position_layout, trained_grid, dtype=dtype, name="position_encoding"
+        self.position_encoding = self._new_positions(
+            position_layout, trained_grid, input_dims, dtype
         )
         self.flatten_grid = keras.layers.Reshape(
             (-1, hidden_dim), dtype=dtype, name="flatten_grid"
@@ -117,6 +129,7 @@ class BridleBackbone(keras_hub.models.Backbone):
                 num_heads,
                 mlp_dim,
                 layer_norm_epsilon,
+                drop_path_rate * index / max(1, num_layers - 1),
                 dtype=dtype,
                 name=f"transformer_block_{index}",
             )
@@ -137,6 +150,7 @@ class BridleBackbone(keras_hub.models.Backbone):
         self.position_layout = position_layout
         self.trained_grid = self.position_encoding.trained_grid
         self.layer_norm_epsilon = layer_norm_epsilon
+        self.drop_path_rate = drop_path_rate
 
         # === Functional model ===
         # Sides differ from input to input; the channels of a map do not.
@@ -164,7 +178,14 @@ class BridleBackbone(keras_hub.models.Backbone):
             return self.front_end(inputs), None
         return self.front_end(inputs), self.front_end_padding_mask(inputs)
 
-    def encode(self, features, padding_mask=None, visible=None):
+    def encode(
+        self,
+        features,
+        padding_mask=None,
+        visible=None,
+        normalize=True,
+        training=None,
+    ):
         """Encodes the patches of a map, or only some of them.
 
         Args:
@@ -173,6 +194,8 @@ class BridleBackbone(keras_hub.models.Backbone):
                 rows.
             visible: optional int32 tensor of shape `(batch, num_visible)`, the patches
                 to encode; the others are left out. `None` encodes all.
+            normalize: bool, whether the last norm follows the blocks.
+            training: bool, whether examples skip blocks at random.
 
         Returns:
             Tensor of shape `(batch, num_tokens, hidden_dim)`, the class token first.
@@ -186,8 +209,8 @@ class BridleBackbone(keras_hub.models.Backbone):
             tokens = self.class_token(tokens)
             mask = with_class_token(mask)
         for block in self.blocks:
-            tokens = block(tokens, padding_mask=mask)
-        return self.norm(tokens)
+            tokens = block(tokens, padding_mask=mask, training=training)
+        return self.norm(tokens) if normalize else tokens
 
     def patch_tokens(self, features):
         """Embeds the patches of a map, with their positions.
@@ -216,6 +239,10 @@ class BridleBackbone(keras_hub.models.Backbone):
     def grid(self, features):
         """Tells how many patches a map has along each side, a tuple of ints."""
         return self.patch_embedding.grid(tuple(features.shape[1:-1]))
+
+    def grid_of_inputs(self):
+        """Tells the grid of an input of `input_dims`, `None` for unknown sides."""
+        return self._grid_of(self.input_dims)
 
     def pooled_features(self, inputs, segments=1):
         """Gives one vector for each input: the mean of its real patches.
@@ -256,12 +283,28 @@ class BridleBackbone(keras_hub.models.Backbone):
         """Leaves out the class token, if there is one, and keeps the patches."""
         return tokens if self.class_token is None else tokens[:, 1:]
 
-    def _grid_of_images(self, input_dims):
-        """The grid of `input_dims`, with `None` for a clip's time."""
+    def _new_positions(self, layout, trained_grid, input_dims, dtype):
+        common = {"dtype": dtype, "name": "position_encoding"}
+        if layout != "learned":
+            return SineCosinePositionEncoding(layout, trained_grid, **common)
+        if trained_grid in (None, "input"):
+            trained_grid = self._grid_of(input_dims)
+        if None in trained_grid:
+            raise ValueError(
+                '`position_layout="learned"` needs known sides. '
+                f"Received: input_dims={input_dims}, trained_grid={trained_grid}"
+            )
+        return LearnedPositionEncoding(trained_grid, **common)
+
+    def _grid_of(self, input_dims):
         shape = (None, *input_dims)
         if self.front_end is not None:
             shape = self.front_end.compute_output_shape(shape)
-        grid = self.patch_embedding.grid(shape[1:-1])
+        return self.patch_embedding.grid(shape[1:-1])
+
+    def _grid_of_images(self, input_dims):
+        """The grid of `input_dims`, with `None` for a clip's time."""
+        grid = self._grid_of(input_dims)
         images = grid[-2:]
         if None in images:
             raise ValueError(
@@ -276,7 +319,8 @@ class BridleBackbone(keras_hub.models.Backbone):
 
         Args:
             preset: string, the name of a size that comes with the library, such as
-                `"bridle_audio_base"`, or a folder or address of a saved preset.
+                `"bridle_audio_base"`, or a folder or address of a saved preset, or the
+                directory of a run that saved one.
             load_weights: bool. Sizes that come with the library have no weights, so for
                 them this must be `False`.
             **kwargs: arguments of the constructor that replace those of the preset.
@@ -287,9 +331,11 @@ class BridleBackbone(keras_hub.models.Backbone):
         Raises:
             ValueError: for a misspelled name, or if weights are asked for where there
                 are none.
+            FileNotFoundError: for the directory of a run that saved no preset yet.
         """
         config = backbone_preset(preset)
         if config is None:
+            preset = preset_folder(preset)
             return super().from_preset(preset, load_weights=load_weights, **kwargs)
         if load_weights:
             raise ValueError(
@@ -313,6 +359,7 @@ class BridleBackbone(keras_hub.models.Backbone):
             "position_layout": self.position_layout,
             "trained_grid": self.trained_grid,
             "layer_norm_epsilon": self.layer_norm_epsilon,
+            "drop_path_rate": self.drop_path_rate,
         }
 
 

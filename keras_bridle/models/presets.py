@@ -1,6 +1,7 @@
 """Sizes of the networks, by modality and name."""
 
 import math
+from pathlib import Path
 
 from keras_bridle.layers.log_mel import LogMelSpectrogram
 from keras_bridle.layers.pixel_normalization import PixelNormalization
@@ -64,6 +65,31 @@ def preset_names(modality=None):
     ]
 
 
+def preset_folder(preset):
+    """Finds the preset of a run.
+
+    Args:
+        preset: string or path, the directory of a run, a preset's own folder, or its
+            address.
+
+    Returns:
+        String, the preset's folder; what is no directory of a run comes back as it is.
+
+    Raises:
+        FileNotFoundError: for the directory of a run that saved no preset yet.
+    """
+    path = Path(preset)
+    if not path.is_dir() or (path / "config.json").exists():
+        return str(preset)
+    if (path / "preset" / "config.json").exists():
+        return str(path / "preset")
+    raise FileNotFoundError(
+        "There is no preset in this folder: neither a config.json, as presets have it, "
+        "nor a folder `preset`, as runs have it once they are done. "
+        f"Received: {str(preset)!r}"
+    )
+
+
 def decoder_size(backbone, hidden_dim=None, num_layers=None):
     """Chooses a `CodeDecoder` for an encoder, lighter than it.
 
@@ -84,7 +110,7 @@ def decoder_size(backbone, hidden_dim=None, num_layers=None):
         size = {
             **_width(min(512, backbone.hidden_dim)),
             "num_layers": math.ceil(backbone.num_layers * 2 / 3),
-            "position_layout": backbone.position_layout,
+            "position_layout": _fixed_layout(backbone),
         }
     if hidden_dim is not None:
         size |= _width(hidden_dim)
@@ -120,8 +146,15 @@ def estimator_size(backbone):
         "num_layers": min(3, math.ceil(backbone.num_layers / 2)),
         "num_heads": backbone.num_heads,
         "mlp_dim": backbone.mlp_dim,
-        "position_layout": backbone.position_layout,
+        "position_layout": _fixed_layout(backbone),
     }
+
+
+def _fixed_layout(backbone):
+    """The layout of positions next to an encoder, whose own may be learned."""
+    if backbone.position_layout != "learned":
+        return backbone.position_layout
+    return "sequence" if _is_for_clips(backbone) else "grid"
 
 
 def _is_for_clips(backbone):
@@ -134,7 +167,7 @@ def _half_size(backbone):
         "num_layers": min(4, math.ceil(backbone.num_layers / 2)),
         "num_heads": max(1, backbone.num_heads // 2),
         "mlp_dim": backbone.mlp_dim // 2,
-        "position_layout": backbone.position_layout,
+        "position_layout": _fixed_layout(backbone),
     }
 
 

@@ -12,7 +12,7 @@ SIZES = {"hidden_dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 32}
 
 def made(**settings):
     settings = {"patch_size": (4, 8), "input_dims": (None, 16, 1), **settings}
-    backbone = BridleBackbone(**SIZES, **settings)
+    backbone = BridleBackbone(**{**SIZES, **settings})
     perturb(backbone.weights)
     return backbone
 
@@ -261,3 +261,47 @@ def test_dtype_policy_reaches_every_layer():
     assert all(
         keras.backend.standardize_dtype(w.dtype) == "float32" for w in backbone.weights
     )
+
+
+def test_drop_path_rises_from_block_to_block(tmp_path):
+    backbone = made(num_layers=4, drop_path_rate=0.3)
+    rates = [block.drop_path_rate for block in backbone.blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    # Weights are those of an encoder that drops nothing, and files fit both ways.
+    plain, x = made(num_layers=4), maps(12)
+    assert [w.path for w in plain.weights] == [w.path for w in backbone.weights]
+    perturb(plain.weights, seed=1)
+    plain.save_to_preset(str(tmp_path))
+    loaded = BridleBackbone.from_preset(str(tmp_path), drop_path_rate=0.3)
+    expected = run(lambda: plain(x), plain)
+    np.testing.assert_allclose(run(lambda: loaded(x), loaded), expected, 1e-6, 1e-6)
+    drawn = [to_numpy(loaded(x, training=True)) for _ in range(5)]
+    assert max(np.abs(outputs - expected).max() for outputs in drawn) > 0.1
+    loaded.save_weights(tmp_path / "dropping.weights.h5")
+    plain.load_weights(tmp_path / "dropping.weights.h5")
+
+
+def test_learned_positions(tmp_path):
+    backbone = made(input_dims=(12, 16, 1), position_layout="learned")
+    assert backbone.trained_grid == (3, 2)
+    positions = to_numpy(backbone.position_encoding.positions)[0]
+    for rows in (12, 8):
+        x = maps(rows)
+        patches = to_numpy(backbone.patch_embedding(x)).reshape(1, -1, 16)
+        found = run(lambda x=x: backbone.patch_tokens(x), backbone)
+        right = patches + positions[: rows // 2]
+        np.testing.assert_allclose(found, right, 1e-5, 1e-5)
+    with pytest.raises(ValueError, match=r"positions for a grid of \(3, 2\)"):
+        backbone(maps(16))
+    backbone.save_to_preset(str(tmp_path))
+    loaded = BridleBackbone.from_preset(str(tmp_path))
+    np.testing.assert_array_equal(to_numpy(loaded(x)), to_numpy(backbone(x)))
+    with pytest.raises(ValueError, match=r"needs known sides.*\(None, 16, 1\)"):
+        made(position_layout="learned")
+
+
+def test_tokens_before_the_last_norm():
+    backbone, x = made(), maps(12)
+    tokens = run(lambda: backbone.encode(x, normalize=False), backbone)
+    normed = run(lambda: backbone.norm(tokens), backbone)
+    np.testing.assert_allclose(normed, run(lambda: backbone(x), backbone), 1e-5, 1e-5)

@@ -12,6 +12,7 @@ from keras_bridle.models.presets import (
     backbone_preset,
     decoder_size,
     estimator_size,
+    preset_folder,
     preset_names,
 )
 
@@ -130,3 +131,26 @@ def test_parts_of_a_tiny_preset_go_together(modality):
     assert tuple(estimator(vectors, grid=grid).shape) == tuple(patches.shape)
     size = decoder_size(backbone)
     assert size["hidden_dim"] % size["num_heads"] == 0
+
+
+def test_learned_positions_are_the_encoders_alone():
+    settings = {"hidden_dim": 8, "num_layers": 1, "num_heads": 1, "mlp_dim": 8}
+    for patch_size, dims, layout in (
+        (4, (8, 8, 1), "grid"),
+        ((2, 4, 4), (4, 8, 8, 1), "sequence"),
+    ):
+        backbone = BridleBackbone(
+            patch_size, input_dims=dims, position_layout="learned", **settings
+        )
+        assert decoder_size(backbone)["position_layout"] == layout
+        assert estimator_size(backbone)["position_layout"] == layout
+
+
+def test_folder_of_a_run_and_of_a_preset(tmp_path):
+    run, preset = tmp_path / "run", tmp_path / "run" / "preset"
+    preset.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"no preset in this folder.*run"):
+        preset_folder(run)
+    (preset / "config.json").write_text("{}")
+    assert preset_folder(str(run)) == preset_folder(preset) == str(preset)
+    assert preset_folder("hf://user/model") == "hf://user/model"

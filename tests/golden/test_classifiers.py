@@ -1,0 +1,222 @@
+"""Fine-tuned networks against the published ones."""
+
+import numpy as np
+import pytest
+from golden_files import golden_files, load
+from harness import gradients, run, to_numpy
+from keras import losses, ops
+from published_models import (
+    channels_last,
+    check_gradients,
+    ratio_that_keeps,
+    weights_of,
+)
+
+from keras_bridle.conversion import (
+    from_published_video,
+    load_published_classifier,
+    published_weights,
+)
+from keras_bridle.layers import (
+    RandomMask,
+    SineCosinePositionEncoding,
+    TimeFrequencyMask,
+)
+from keras_bridle.layers.patch_mask import gather_patches
+from keras_bridle.models import (
+    BridleAudioClassifier,
+    BridleBackbone,
+    BridleVideoClassifier,
+)
+
+MAPS = golden_files("finetune_vit*.npz")
+CLIPS = golden_files("video_finetune_vit*.npz")
+# No config names the norms' epsilon of the video code.
+EPSILON, VALUE, LOSS = 1e-6, 2e-5, 5e-6
+
+
+def layout_of(grid, positions):
+    """The layout that the published positions have, which no config names."""
+    if not positions[0].any():
+        for layout in ("transposed_grid", "grid"):
+            encoding = SineCosinePositionEncoding(layout)
+            table = to_numpy(encoding.table(grid, positions.shape[1]))
+            if np.abs(table - positions[1:]).max() <= 1e-6:
+                return layout
+    return "learned"
+
+
+def token_mask_of(config, grid):
+    if "mask_t_prob" in config:
+        return TimeFrequencyMask(
+            ratio_that_keeps(config["mask_t_prob"], grid[0]),
+            ratio_that_keeps(config["mask_f_prob"], grid[1]),
+        )
+    length = grid[0] * grid[1]
+    return RandomMask(ratio_that_keeps(config["mask_ratio"], length))
+
+
+class Maps:
+    """A file of the audio and image code, with our classifier made from it."""
+
+    def __init__(self, path):
+        self.config, self.arrays = load(path)
+        config = self.config
+        self.state = weights_of(self.arrays)
+        self.x = ops.convert_to_tensor(channels_last(self.arrays["in.x"]))
+        dim = config["embed_dim"]
+        side = config["patch_size"]
+        self.grid = tuple(length // side for length in self.x.shape[1:3])
+        backbone = BridleBackbone(
+            patch_size=side,
+            hidden_dim=dim,
+            num_layers=config["depth"],
+            num_heads=config["num_heads"],
+            mlp_dim=int(config["mlp_ratio"] * dim),
+            input_dims=self.x.shape[1:],
+            position_layout=layout_of(self.grid, self.state["pos_embed"][0]),
+            layer_norm_epsilon=config["layer_norm_eps"],
+        )
+        self.classifier = BridleAudioClassifier(
+            backbone,
+            num_classes=len(self.state["head.weight"]),
+            pooling="mean" if config["global_pool"] else "first",
+            token_mask=token_mask_of(config, self.grid),
+            compile=False,
+        )
+        self.names = load_published_classifier(self.classifier, self.state)
+
+    def noise(self):
+        if "in.noise" in self.arrays:
+            return self.arrays["in.noise"]
+        return self.arrays["in.noise_t"], self.arrays["in.noise_f"]
+
+
+@pytest.fixture(scope="module", params=MAPS, ids=lambda path: path.stem)
+def maps(request):
+    return Maps(request.param)
+
+
+def test_every_weight_has_a_place(maps):
+    is_learned = maps.classifier.backbone.position_layout == "learned"
+    assert maps.names == set(maps.state) - (set() if is_learned else {"pos_embed"})
+    ours = {id(w.variable) for w in published_weights(maps.classifier).values()}
+    assert ours == {id(v) for v in maps.classifier.trainable_variables}
+
+
+def test_features_and_logits(maps):
+    classifier, arrays = maps.classifier, maps.arrays
+
+    def values():
+        noise = maps.noise()
+        return {
+            "out.features": classifier.pooled(maps.x),
+            "called": classifier(maps.x),
+            "out.logits": classifier.classify(maps.x),
+            "masked": classifier.classify(maps.x, noise=noise, training=True),
+        }
+
+    found = run(values, classifier)
+    np.testing.assert_allclose(found["called"], found["out.logits"], 1e-6, 1e-6)
+    # The file of whole rows and columns has logits of nothing but the masked run.
+    is_2d = "in.noise_t" in arrays
+    found["out.logits_masked"] = found["masked"]
+    if is_2d:
+        found["out.logits"] = found["masked"]
+    checked = [name for name in arrays if name.startswith("out.") and name in found]
+    assert checked
+    for name in checked:
+        np.testing.assert_allclose(found[name], arrays[name], VALUE, VALUE, name)
+
+
+def test_loss_and_gradients(maps):
+    if "out.bce_loss" not in maps.arrays:
+        pytest.skip("the file has no loss")
+    weights = published_weights(maps.classifier)
+    expected = {
+        name.removeprefix("grad."): array
+        for name, array in maps.arrays.items()
+        if name.startswith("grad.")
+    }
+    assert expected
+    cross_entropy = losses.BinaryCrossentropy(from_logits=True)
+
+    def loss():
+        return cross_entropy(maps.arrays["in.labels"], maps.classifier(maps.x))
+
+    value, found = gradients(loss, [weights[name].variable for name in expected])
+    assert value == pytest.approx(float(maps.arrays["out.bce_loss"]), rel=LOSS)
+    check_gradients(weights, dict(zip(expected, found, strict=True)), expected)
+
+
+def test_kept_tokens(maps):
+    if "out.kept_tokens" not in maps.arrays:
+        pytest.skip("the file has no tokens")
+    tokens, right = maps.arrays["in.tokens"], maps.arrays["out.kept_tokens"]
+    mask = maps.classifier.token_mask(tokens, grid=maps.grid, noise=maps.noise())
+    kept = to_numpy(gather_patches(ops.convert_to_tensor(tokens), mask.visible))
+    # Ours are in natural order, the published ones in that of the noise.
+    for ours, published in zip(kept, right, strict=True):
+        np.testing.assert_array_equal(in_order(ours), in_order(published))
+
+
+def in_order(rows):
+    return rows[np.lexsort(rows.T)]
+
+
+class Clips:
+    """A file of the video code, with our classifier made from it."""
+
+    def __init__(self, path):
+        self.config, self.arrays = load(path)
+        config = self.config
+        self.state = from_published_video(weights_of(self.arrays))
+        self.x = ops.convert_to_tensor(channels_last(self.arrays["in.x"]))
+        backbone = BridleBackbone(
+            patch_size=self.state["patch_embed.proj.weight"].shape[2:],
+            hidden_dim=config["dim"],
+            num_layers=config["depth"],
+            num_heads=config["heads"],
+            mlp_dim=int(config["mlp_ratio"] * config["dim"]),
+            input_dims=self.x.shape[1:],
+            use_class_token=False,
+            position_layout="sequence",
+            layer_norm_epsilon=config.get("layer_norm_eps", EPSILON),
+        )
+        self.classifier = BridleVideoClassifier(
+            backbone,
+            num_classes=len(self.state["head.weight"]),
+            pooling="mean" if config["mean_pooling"] else "first",
+            compile=False,
+        )
+        self.names = load_published_classifier(self.classifier, self.state)
+
+
+@pytest.fixture(scope="module", params=CLIPS, ids=lambda path: path.stem)
+def clips(request):
+    return Clips(request.param)
+
+
+def test_every_weight_of_a_clip_classifier_has_a_place(clips):
+    assert clips.names == set(clips.state) - {"pos_embed"}
+
+
+def test_positions_of_clips(clips):
+    backbone, expected = clips.classifier.backbone, clips.arrays["aux.pos_embed"][0]
+    table = backbone.position_encoding.table(
+        backbone.grid(clips.x), backbone.hidden_dim
+    )
+    np.testing.assert_allclose(to_numpy(table), expected, atol=1e-6)
+
+
+def test_features_and_logits_of_clips(clips):
+    classifier = clips.classifier
+    found = run(
+        lambda: {
+            "out.features": classifier.pooled(clips.x),
+            "out.logits": classifier(clips.x),
+        },
+        classifier,
+    )
+    for name, value in found.items():
+        np.testing.assert_allclose(value, clips.arrays[name], VALUE, VALUE, name)

@@ -1,0 +1,54 @@
+"""Learning rates and weight decay of each weight against the published ones."""
+
+import json
+
+import pytest
+from golden_files import GOLDEN_FOLDER
+
+from keras_bridle.conversion import published_weights
+from keras_bridle.fine_tuning import layer_decay_optimizer
+from keras_bridle.models import BridleAudioClassifier, BridleBackbone
+
+TOLERANCE = 1e-12
+
+
+def cases():
+    return [
+        pytest.param(path, name, id=f"{path.stem}-{name}")
+        for path in sorted(GOLDEN_FOLDER.glob("lr_decay*.json"))
+        for name in json.loads(path.read_text())["cases"]
+    ]
+
+
+@pytest.mark.parametrize(("path", "name"), cases())
+def test_multipliers_and_weight_decay(path, name):
+    file = json.loads(path.read_text())
+    expected = file["cases"][name]["params"]
+    backbone = BridleBackbone(
+        patch_size=4,
+        hidden_dim=8,
+        num_layers=file["depth"],
+        num_heads=1,
+        mlp_dim=8,
+        input_dims=(8, 8, 1),
+        position_layout="learned" if "pos_embed" in expected else "grid",
+    )
+    pooling = "mean" if "fc_norm.weight" in expected else "first"
+    classifier = BridleAudioClassifier(
+        backbone, num_classes=2, pooling=pooling, compile=False
+    )
+    # Only the names of cases tell the decay.
+    decay = float(name.removeprefix("decay").partition("_")[0])
+    optimizer = layer_decay_optimizer(
+        classifier, 1e-3, decay, weight_decay=file["weight_decay"]
+    )
+    found = {}
+    for key, weight in published_weights(classifier).items():
+        decays = optimizer.decays(weight.variable)
+        found[key] = [
+            optimizer.multiplier(weight.variable),
+            optimizer.decoupled_weight_decay if decays else 0.0,
+        ]
+    assert set(found) == set(expected)
+    for key, right in expected.items():
+        assert found[key] == pytest.approx(right, rel=TOLERANCE), key

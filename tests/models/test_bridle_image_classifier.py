@@ -1,0 +1,63 @@
+import numpy as np
+from harness import perturb, run, to_numpy
+
+from keras_bridle.layers import PixelNormalization
+from keras_bridle.models import (
+    BridleBackbone,
+    BridleImageClassifier,
+    BridleImageConverter,
+    BridleImagePreprocessor,
+)
+
+
+def backbone(**settings):
+    settings = {"input_dims": (8, 12, 1), "trained_grid": "input", **settings}
+    made = BridleBackbone(
+        4, 16, 1, 2, 32, front_end=PixelNormalization(0.5, 0.25), **settings
+    )
+    perturb(made.weights)
+    return made
+
+
+def pictures(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape).astype("uint8")
+
+
+def test_fit_raw_pictures(tmp_path):
+    backbone().save_to_preset(str(tmp_path))
+    model = BridleImageClassifier.from_preset(
+        str(tmp_path), class_names=["dark", "light"]
+    )
+    labels = [0, 1] * 4
+    seen = [
+        pictures(20 + 2 * i, 30, 3) // 2 + 127 * label for i, label in enumerate(labels)
+    ]
+    model.optimizer.learning_rate = 5e-3
+    model.fit(seen, labels, batch_size=4, epochs=25, verbose=0)
+    named = model.predict_classes(seen)
+    assert [best.name for (best,) in named] == [model.class_names[i] for i in labels]
+
+
+def test_encoder_sees_what_the_converter_makes():
+    preprocessor = BridleImagePreprocessor(BridleImageConverter((8, 12), channels=1))
+    model = BridleImageClassifier(backbone(), 3, preprocessor)
+    perturb(model.weights)
+    images = pictures(2, 30, 40, 3)
+    converted = to_numpy(preprocessor(images))
+    expected = run(lambda: model(converted), model)
+    found = model.predict(images, verbose=0)
+    np.testing.assert_allclose(found, expected, 1e-5, 1e-5)
+
+
+def test_preset_of_a_classifier(tmp_path):
+    model = BridleImageClassifier(
+        backbone(), 3, BridleImagePreprocessor(BridleImageConverter((16, 16)))
+    )
+    perturb(model.weights)
+    model.save_to_preset(str(tmp_path))
+    loaded = BridleImageClassifier.from_preset(str(tmp_path))
+    assert loaded.preprocessor.image_converter.image_size == (16, 16)
+    images = pictures(2, 20, 20, 1)
+    np.testing.assert_allclose(
+        loaded.predict(images, verbose=0), model.predict(images, verbose=0), 1e-5, 1e-5
+    )

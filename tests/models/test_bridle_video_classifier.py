@@ -1,0 +1,55 @@
+import numpy as np
+from harness import perturb
+
+from keras_bridle.layers import PixelNormalization, TubeMask
+from keras_bridle.models import BridleBackbone, BridleVideoClassifier
+
+
+def backbone():
+    made = BridleBackbone(
+        (2, 4, 4),
+        16,
+        1,
+        2,
+        32,
+        input_dims=(4, 8, 8, 1),
+        front_end=PixelNormalization(0.5, 0.25),
+        use_class_token=False,
+        position_layout="sequence",
+    )
+    perturb(made.weights)
+    return made
+
+
+def clips():
+    """Bright at the start or at the end, of unequal lengths and sizes."""
+    rng = np.random.default_rng(0)
+    made, labels = [], []
+    for index in range(8):
+        clip = rng.integers(0, 100, (4 + index % 2, 8 + index, 12, 1))
+        label = index % 2
+        clip[len(clip) // 2 :] += 150 * label
+        clip[: len(clip) // 2] += 150 * (1 - label)
+        made.append(clip.astype("uint8"))
+        labels.append(label)
+    return made, labels
+
+
+def test_fit_raw_clips_and_keep_the_classifier(tmp_path):
+    backbone().save_to_preset(str(tmp_path / "encoder"))
+    model = BridleVideoClassifier.from_preset(
+        str(tmp_path / "encoder"),
+        class_names=["falling", "rising"],
+        token_mask=TubeMask(0.5, seed=1),
+    )
+    seen, labels = clips()
+    model.optimizer.learning_rate = 5e-3
+    model.fit(seen, labels, batch_size=4, epochs=25, verbose=0)
+    names = [model.class_names[label] for label in labels]
+    assert [best.name for (best,) in model.predict_classes(seen)] == names
+    model.save_to_preset(str(tmp_path / "classifier"))
+    loaded = BridleVideoClassifier.from_preset(str(tmp_path / "classifier"))
+    assert loaded.preprocessor.video_converter.num_frames == 4
+    np.testing.assert_allclose(
+        loaded.predict(seen, verbose=0), model.predict(seen, verbose=0), 1e-5, 1e-5
+    )
