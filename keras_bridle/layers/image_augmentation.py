@@ -27,7 +27,7 @@ class ImageAugmentation(keras.layers.Layer):
         training: bool. Without training the images stay as they are.
 
     Returns:
-        Float tensor of the same shape.
+        Float tensor of the same shape, in training within 0 to 255.
 
     Raises:
         ValueError: for a layer of another kind, and images of another rank or another
@@ -81,6 +81,8 @@ class ImageAugmentation(keras.layers.Layer):
         images = self._augment(images)
         if channels == 1:
             images = ops.mean(images, axis=-1, keepdims=True)
+        # Not all of Keras' augmentations stay within the range of pixels.
+        images = ops.clip(images, 0.0, 255.0)
         return ops.cast(images, self.compute_dtype)
 
     def _augment(self, images):

@@ -60,7 +60,7 @@ class FitOptions(NamedTuple):
                 "None, or 2 or more",
             ),
             ("ema_momentum", ema is None or 0 <= ema < 1, "None, or in [0, 1)"),
-            ("adapt_batches", self.adapt_batches >= 1, "1 or more"),
+            ("adapt_batches", self.adapt_batches >= 0, "0 or more"),
             ("checkpoint_every", self.checkpoint_every >= 1, "1 or more"),
             (
                 "checkpoint_every_steps",

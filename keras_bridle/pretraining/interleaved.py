@@ -218,7 +218,8 @@ class InterleavedPretraining:
             gradient_accumulation_steps: optional int, batches to each step.
             ema_momentum: optional float. When given, each phase ends with the moving
                 averages of its weights, taken after each batch.
-            adapt_batches: int, batches for the k-means that sets the codebooks.
+            adapt_batches: int, batches for the k-means that sets the codebooks; 0
+                leaves them as they were drawn.
             jit_compile: bool or `"auto"`, as in `keras.Model.compile()`.
             directory: optional string or path. Settings, weights of each phase, history
                 and state go there.
@@ -517,7 +518,7 @@ class InterleavedPretraining:
 
     def _set_codebooks(self, phase, batches, count):
         """Sets a new tokenizer's codebooks by k-means on its vectors."""
-        if phase.kind == "encoder":
+        if phase.kind == "encoder" or count == 0:
             return
         model = self._tokenization()
         outputs = map(local_function(model), first_batches(batches, count))

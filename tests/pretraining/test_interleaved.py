@@ -210,6 +210,17 @@ def test_codebooks_start_as_k_means_of_the_data(finished):
     assert first["usage_1"][0] == first["usage_2"][0] == 1.0
 
 
+def test_codebooks_can_stay_as_they_were_drawn(finished):
+    recorder = Recorder()
+    settings = {**SETTINGS, "rounds": 0, "cold_start_epochs": 1, "adapt_batches": 0}
+    new_pretraining().fit(INPUTS, **settings, callbacks=[recorder])
+    drawn = recorder.phases[0].codebooks[0]
+    assert (drawn != finished.recorder.phases[0].codebooks[0]).any()
+    fresh = new_pretraining()._quantizer()
+    fresh.build((None, None, 4))
+    np.testing.assert_array_equal(drawn, ops.convert_to_numpy(fresh.code_vectors))
+
+
 def test_learning_rates(finished):
     for record, rate in zip(finished.recorder.phases, (1e-2, 1e-2, 1e-2), strict=True):
         schedule = record.optimizer.get_config()["learning_rate"]["config"]
@@ -465,7 +476,7 @@ def test_progress_tells_whether_reading_keeps_up(capsys):
         (INPUTS, {"clip_norm": 0.0}, r"clip_norm=0\.0"),
         (INPUTS, {"gradient_accumulation_steps": 1}, "gradient_accumulation_steps=1"),
         (INPUTS, {"ema_momentum": 1.0}, r"ema_momentum=1\.0"),
-        (INPUTS, {"adapt_batches": 0}, "adapt_batches=0"),
+        (INPUTS, {"adapt_batches": -1}, "adapt_batches=-1"),
         (INPUTS, {"checkpoint_every": 0}, "checkpoint_every=0"),
         (INPUTS, {"verbose": 3}, "verbose=3"),
         (INPUTS, {"batch_size": 0}, "batch_size=0"),

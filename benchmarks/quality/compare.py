@@ -1,0 +1,309 @@
+"""Compares ways to pretrain, at one budget, by what linear probes find in the features.
+
+    KERAS_BACKEND=jax python benchmarks/quality/compare.py audio
+    KERAS_BACKEND=jax python benchmarks/quality/compare.py image --ways untrained joint
+
+Every way sees the same examples in as many encoder steps, with the same encoder,
+decoder, mask and augmentation; only what its name says differs. Each of the seeds draws
+weights, masks and order anew. Results go to one JSON file a run, and a run that is
+there is not repeated, so that a stopped comparison goes on.
+
+Ways: the untrained encoder; BRIDLE with 1, 2, 4 and 8 levels, without k-means, without
+restarts, with `normalize="level"`, in two rounds of half the epochs, jointly; the cold
+start alone for all epochs; regression of masked patches (MAE).
+"""
+
+import argparse
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+from masked_regression import MaskedRegression
+
+import keras_bridle as kb
+from keras_bridle.data import load_fashion, load_syllables, synthetic_pans
+from keras_bridle.evaluation import extract_features, linear_probe
+from keras_bridle.models.presets import decoder_size
+from keras_bridle.pretraining import adamw, warmup_cosine
+
+BATCH = 32
+SMALL_DECODER = {"hidden_dim": 96, "num_layers": 1, "num_heads": 3, "mlp_dim": 384}
+
+
+class Syllables:
+    """Mandarin syllables; probed for their initials, in order of time."""
+
+    epochs = {"cold_start": 24, "tokenizer": 4, "encoder": 12}
+    decoder_options = SMALL_DECODER
+
+    def __init__(self):
+        self.train = load_syllables("train", "initial", 5760)[:2]
+        self.test = load_syllables("test", "initial", 5760)[:2]
+        self.inputs = self.train[0]
+
+    def backbone(self):
+        front_end = kb.LogMelSpectrogram(mean=-6.8, std=5.2, name="log_mel")
+        return kb.BridleBackbone.from_preset(
+            "bridle_audio_tiny", load_weights=False, front_end=front_end
+        )
+
+    def mask(self, seed):
+        return kb.RandomMask(0.5, seed=seed)
+
+    def augmentation(self, seed):
+        return kb.RandomWaveformGain(seed=seed)
+
+    def probe(self, backbone):
+        sets = [
+            (extract_features(backbone, waveforms, segments=8), labels)
+            for waveforms, labels in (self.train, self.test)
+        ]
+        mean = [
+            (features.reshape(len(features), 8, -1).mean(axis=1), labels)
+            for features, labels in sets
+        ]
+        return {
+            "initials, in order": linear_probe(*sets[0], *sets[1]).accuracy,
+            "initials, mean": linear_probe(*mean[0], *mean[1]).accuracy,
+        }
+
+
+class Clothes:
+    """Fashion-MNIST; probed with few labels of each class."""
+
+    epochs = {"cold_start": 8, "tokenizer": 1, "encoder": 4}
+    decoder_options = SMALL_DECODER
+
+    def __init__(self):
+        self.train = load_fashion("train")[:2]
+        self.test = load_fashion("test")[:2]
+        self.inputs = self.train[0]
+
+    def backbone(self):
+        return kb.BridleBackbone.from_preset(
+            "bridle_image_tiny",
+            load_weights=False,
+            input_dims=(28, 28, 1),
+            patch_size=(7, 7),
+            front_end=kb.PixelNormalization(0.286, 0.353, name="pixel_normalization"),
+        )
+
+    def mask(self, seed):
+        return kb.RandomMask(0.5, seed=seed)
+
+    def augmentation(self, seed):
+        crop = kb.RandomResizedCrop(28, scale=(0.9, 1.0), seed=seed)
+        return keras.Sequential([crop, kb.RandomHorizontalFlip(seed=seed)])
+
+    def probe(self, backbone):
+        found = {}
+        images, labels = self.train
+        for per_class in (20, 100):
+            scores = []
+            for draw in range(3):
+                order = np.random.default_rng(draw).permutation(len(labels))
+                rows = np.concatenate(
+                    [order[labels[order] == name][:per_class] for name in range(10)]
+                )
+                scores.append(
+                    linear_probe(
+                        extract_features(backbone, images[rows]),
+                        labels[rows],
+                        self._test_features(backbone),
+                        self.test[1],
+                    ).accuracy
+                )
+            found[f"{per_class} labels a class"] = float(np.mean(scores))
+        return found
+
+    def _test_features(self, backbone):
+        return extract_features(backbone, self.test[0])
+
+
+class Pans:
+    """Camera pans over two videos, which are synthetic; probed for their direction."""
+
+    epochs = {"cold_start": 6, "tokenizer": 1, "encoder": 3}
+    decoder_options: dict = {}
+
+    def __init__(self):
+        self.train = synthetic_pans("train", 1000)[:2]
+        self.test = synthetic_pans("test", 400)[:2]
+        self.inputs = self.train[0]
+
+    def backbone(self):
+        return kb.BridleBackbone.from_preset(
+            "bridle_video_tiny", load_weights=False, input_dims=(8, 64, 64, 3)
+        )
+
+    def mask(self, seed):
+        return kb.TubeMask(0.75, seed=seed)
+
+    def augmentation(self, seed):
+        return None
+
+    def probe(self, backbone):
+        sets = [(extract_features(backbone, x), y) for x, y in (self.train, self.test)]
+        return {"direction": linear_probe(*sets[0], *sets[1]).accuracy}
+
+
+DATA = {"audio": Syllables, "image": Clothes, "video": Pans}
+
+
+def rq(levels=4, codes=256, joint=False, rounds=1, adapt_batches=25, **quantizer):
+    """A way: BRIDLE with these settings."""
+
+    def pretrain(data, backbone, seed):
+        epochs = data.epochs
+        pretraining = kb.InterleavedPretraining(
+            backbone,
+            levels,
+            codes,
+            code_dim=64,
+            quantizer_options={"restart_threshold": 0.1, **quantizer},
+            mask=data.mask(seed),
+            augmentation=data.augmentation(seed),
+            decoder_options=data.decoder_options,
+            seed=seed,
+        )
+        pretraining.fit(
+            data.inputs,
+            rounds=rounds,
+            joint=joint,
+            cold_start_epochs=epochs["cold_start"],
+            tokenizer_epochs=max(1, epochs["tokenizer"] // rounds),
+            encoder_epochs=epochs["encoder"] // rounds,
+            batch_size=BATCH,
+            encoder_learning_rate=1e-3,
+            tokenizer_learning_rate=1e-3,
+            adapt_batches=adapt_batches,
+            verbose=0,
+        )
+        last = list(pretraining.history.values())[-1]
+        usage = [values[-1] for name, values in last.items() if "usage_" in name]
+        return {"least usage": min(usage)}
+
+    return pretrain
+
+
+def cold_start_alone(data, backbone, seed):
+    """A way: the codes of the random projection from the first step to the last."""
+    pretraining = kb.InterleavedPretraining(
+        backbone,
+        code_dim=64,
+        quantizer_options={"restart_threshold": 0.1},
+        mask=data.mask(seed),
+        augmentation=data.augmentation(seed),
+        decoder_options=data.decoder_options,
+        seed=seed,
+    )
+    pretraining.fit(
+        data.inputs,
+        rounds=0,
+        cold_start_epochs=sum(data.epochs.values()),
+        encoder_epochs=1,
+        batch_size=BATCH,
+        encoder_learning_rate=1e-3,
+        adapt_batches=25,
+        verbose=0,
+    )
+    return {}
+
+
+def masked_regression(data, backbone, seed):
+    """A way: values of masked patches, for all epochs, the tokenizer's included."""
+    trainer = MaskedRegression(
+        backbone,
+        {**decoder_size(backbone), **data.decoder_options},
+        data.mask(seed),
+        data.augmentation(seed),
+    )
+    epochs = sum(data.epochs.values())
+    steps = epochs * -(-len(data.inputs) // BATCH)
+    trainer.compile(adamw(trainer, warmup_cosine(1e-3, steps, steps // 20)))
+    trainer.fit(data.inputs, batch_size=BATCH, epochs=epochs, verbose=0)
+    return {}
+
+
+WAYS = {
+    "untrained": lambda data, backbone, seed: {},
+    "RQ 4 x 256": rq(),
+    "VQ 1 x 1024": rq(1, 1024),
+    "masked regression": masked_regression,
+    "cold start alone": cold_start_alone,
+    "RQ 1 x 256": rq(1),
+    "RQ 2 x 256": rq(2),
+    "RQ 8 x 256": rq(8),
+    "RQ 4 x 64": rq(4, 64),
+    "no k-means": rq(adapt_batches=0),
+    "no restarts": rq(restart_threshold=None),
+    'normalize="level"': rq(normalize="level"),
+    "two rounds": rq(rounds=2),
+    "joint": rq(joint=True),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("modality", choices=DATA)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--directory", default="runs/quality")
+    args = parser.parse_args()
+    data, found = None, {}
+    for seed in args.seeds:
+        for way in args.ways:
+            name = re.sub(r"\W+", "_", way)
+            backend = keras.backend.backend()
+            path = Path(args.directory, f"{args.modality}_{backend}_{name}_{seed}.json")
+            if not path.exists():
+                data = data or DATA[args.modality]()
+                result = run(data, WAYS[way], seed)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(result) + "\n")
+                print(way, seed, result, flush=True)
+            found.setdefault(way, []).append(json.loads(path.read_text()))
+    print_table(found, len(args.seeds))
+
+
+def run(data, pretrain, seed):
+    """Pretrains in one way with one seed, returns probes and minutes."""
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(seed)
+    backbone = data.backbone()
+    start = time.perf_counter()
+    extra = pretrain(data, backbone, seed)
+    minutes = (time.perf_counter() - start) / 60
+    return {**data.probe(backbone), **extra, "minutes": round(minutes, 2)}
+
+
+def print_table(found, seeds):
+    """Prints mean and standard deviation over the seeds, in percent."""
+    names = [name for name in next(iter(found.values()))[0] if name != "minutes"]
+    columns = [*dict.fromkeys([*names, "least usage"]), "minutes"]
+    print(f"\n| {seeds} seeds | {' | '.join(columns)} |")
+    print("|---" * (1 + len(columns)) + "|")
+    for way, results in found.items():
+        cells = []
+        for column in columns:
+            values = np.array([r[column] for r in results if column in r])
+            factor = 1 if column == "minutes" else 100
+            if not len(values):
+                cells.append("")
+            elif len(values) == 1 or column == "minutes":
+                cells.append(f"{factor * values.mean():.1f}")
+            else:
+                cells.append(
+                    f"{100 * values.mean():.1f} ± {100 * values.std(ddof=1):.1f}"
+                )
+        print(f"| {way} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
