@@ -4,7 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_bridle.layers.engine import nearness, num_replicas
+from keras_bridle.layers.engine import nearness
+from keras_bridle.layers.replicas import num_replicas
 from keras_bridle.layers.residual_quantizer import (
     COUNT_OF_EMPTY,
     ResidualQuantizer,

@@ -6,7 +6,6 @@ import keras
 from keras import ops
 
 from keras_bridle.layers.block_scores import block_scores, num_blocks_for
-from keras_bridle.layers.engine import draw_rows
 from keras_bridle.layers.patch_mask import (
     check_grid,
     check_mask_ratio,
@@ -15,6 +14,7 @@ from keras_bridle.layers.patch_mask import (
     patch_mask_spec,
     split_patches,
 )
+from keras_bridle.layers.replicas import draw_rows
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")

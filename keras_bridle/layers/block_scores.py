@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from keras_bridle.layers.engine import draw_rows
+from keras_bridle.layers.replicas import draw_rows
 
 # The part of a score that is drawn for each patch; the rest tells its place in a block.
 _NOISE = 0.1

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 from scipy import special
 
-from keras_bridle.layers.engine import draw_rows
+from keras_bridle.layers.replicas import draw_rows
 
 
 class MixedBatch(NamedTuple):

@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
-from keras_bridle.layers.engine import draw_rows
 from keras_bridle.layers.log_mel import as_waveforms
+from keras_bridle.layers.replicas import draw_rows
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")

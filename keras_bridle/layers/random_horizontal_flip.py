@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_bridle.layers.engine import draw_rows
+from keras_bridle.layers.replicas import draw_rows
 from keras_bridle.layers.resized_crop import as_pixels
 
 

@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from keras_bridle.layers.engine import draw_rows
+from keras_bridle.layers.replicas import draw_rows
 from keras_bridle.layers.resized_crop import RandomBoxCrop
 
 # As many as usual: with the usual scale and ratio, one in a million fails them all.

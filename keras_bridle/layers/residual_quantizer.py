@@ -8,17 +8,15 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_bridle.layers.engine import (
+from keras_bridle.layers.engine import argmax_of_rows, nearness, segment_sum
+from keras_bridle.layers.kmeans import kmeans
+from keras_bridle.layers.replicas import (
     all_rows,
-    argmax_of_rows,
     draw_rows,
-    nearness,
     num_replicas,
-    segment_sum,
     sum_over_replicas,
     take_rows,
 )
-from keras_bridle.layers.kmeans import kmeans
 from keras_bridle.layers.usage import CodebookUsage, usage_of_counts
 from keras_bridle.layers.vector_samples import sample_vectors
 

@@ -3,13 +3,13 @@
 import keras
 from keras import ops
 
-from keras_bridle.layers.engine import draw_rows
 from keras_bridle.layers.patch_mask import (
     PatchMask,
     check_mask_ratio,
     num_kept,
     patch_mask_spec,
 )
+from keras_bridle.layers.replicas import draw_rows
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")

@@ -5,7 +5,6 @@ import math
 import keras
 from keras import ops
 
-from keras_bridle.layers.engine import draw_rows
 from keras_bridle.layers.patch_mask import (
     PatchMask,
     check_grid,
@@ -15,6 +14,7 @@ from keras_bridle.layers.patch_mask import (
     patch_mask_spec,
     split_patches,
 )
+from keras_bridle.layers.replicas import draw_rows
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_bridle.layers.engine import metric_increment
+from keras_bridle.layers.replicas import metric_increment
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")

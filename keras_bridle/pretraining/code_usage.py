@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from keras_bridle.layers.engine import metric_increment, segment_sum
+from keras_bridle.layers.engine import segment_sum
+from keras_bridle.layers.replicas import metric_increment
 from keras_bridle.layers.usage import usage_of_counts
 
 __all__ = ["CodeUsage", "named_usage", "usage_of_counts"]

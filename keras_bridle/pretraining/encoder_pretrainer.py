@@ -5,9 +5,9 @@ import math
 import keras
 from keras import ops
 
-from keras_bridle.layers.engine import with_value_of_batch
 from keras_bridle.layers.patch_mask import gather_patches
 from keras_bridle.layers.random_mask import RandomMask
+from keras_bridle.layers.replicas import with_value_of_batch
 from keras_bridle.pretraining.code_accuracy import CodeAccuracy
 from keras_bridle.pretraining.code_usage import CodeUsage
 from keras_bridle.pretraining.losses import code_prediction_loss

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_bridle.layers.engine import metric_share
+from keras_bridle.layers.replicas import metric_share
 
 
 class FiniteMean(keras.metrics.Mean):

@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
-from keras_bridle.layers.engine import cond, sum_over_replicas, with_value_of_batch
 from keras_bridle.layers.patch_mask import gather_patches
+from keras_bridle.layers.replicas import cond, sum_over_replicas, with_value_of_batch
 from keras_bridle.pretraining.encoder_pretrainer import EncoderPretrainer, encoder_loss
 from keras_bridle.pretraining.finite_mean import FiniteMean
 from keras_bridle.pretraining.tokenizer_pretrainer import (

@@ -7,7 +7,7 @@ the shares add up to what one device would compute of the whole batch.
 import keras
 from keras import ops
 
-from keras_bridle.layers.engine import num_replicas, sum_over_replicas
+from keras_bridle.layers.replicas import num_replicas, sum_over_replicas
 
 
 def code_prediction_loss(codes, logits, weights=None):

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_bridle.layers.engine import logs_of_replica, sum_gradients
+from keras_bridle.layers.replicas import logs_of_replica, sum_gradients
 
 
 class Pretrainer(keras.Model):

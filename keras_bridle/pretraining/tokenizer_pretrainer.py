@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_bridle.layers.engine import (
+from keras_bridle.layers.replicas import (
     num_replicas,
     sum_over_replicas,
     with_value_of_batch,

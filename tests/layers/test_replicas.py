@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_bridle.layers import ResidualQuantizer, engine
+from keras_bridle.layers import ResidualQuantizer
+from keras_bridle.layers import replicas as module
 from keras_bridle.pretraining.losses import weighted_mean
 
 torch_only = pytest.mark.skipif(
@@ -27,9 +28,9 @@ class Replicas:
         self.local = threading.local()
         self.barrier = threading.Barrier(count, timeout=60)
         self.vectors = [None] * count
-        monkeypatch.setattr(engine, "num_replicas", lambda: self.count)
-        monkeypatch.setattr(engine, "_replica_id", lambda: self.local.index)
-        monkeypatch.setattr(engine, "_sum_vector", self.sum)
+        monkeypatch.setattr(module, "num_replicas", lambda: self.count)
+        monkeypatch.setattr(module, "_replica_id", lambda: self.local.index)
+        monkeypatch.setattr(module, "_sum_vector", self.sum)
 
     def sum(self, vector):
         self.vectors[self.local.index] = vector
@@ -73,7 +74,7 @@ def test_sums_keep_structure_dtype_and_shape(replicas):
             "a": ops.ones((2, 3)) * index,
             "b": [ops.convert_to_tensor(np.int32([index, 1])), ops.ones(()) * 0.5],
         }
-        return numpy(engine.sum_over_replicas(values))
+        return numpy(module.sum_over_replicas(values))
 
     for found in replicas.run(of):
         np.testing.assert_array_equal(found["a"], np.full((2, 3), 3.0, "float32"))
@@ -92,8 +93,8 @@ def test_rows_are_drawn_taken_and_joined_as_those_of_one_batch(replicas):
 
     def of(index):
         own = ops.convert_to_tensor(values[4 * index : 4 * index + 4])
-        drawn = engine.draw_rows(keras.random.uniform, (4, 2), seed=seeds[index])
-        return numpy([engine.take_rows(own, rows), engine.all_rows(own), drawn])
+        drawn = module.draw_rows(keras.random.uniform, (4, 2), seed=seeds[index])
+        return numpy([module.take_rows(own, rows), module.all_rows(own), drawn])
 
     found = replicas.run(of)
     for taken, joined, _ in found:
@@ -191,21 +192,21 @@ def test_one_bad_replica_keeps_all_codebooks_as_they_are(replicas, monkeypatch):
 
 def test_one_device_has_nothing_to_sum():
     tree = {"a": ops.ones((2,))}
-    assert engine.num_replicas() == 1
-    assert engine.sum_over_replicas(tree) is tree
+    assert module.num_replicas() == 1
+    assert module.sum_over_replicas(tree) is tree
     values = ops.reshape(ops.arange(6), (3, 2))
-    assert engine.own_rows(values) is values
-    assert engine.all_rows(values) is values
-    assert engine.metric_increment(tree) is tree
-    taken = ops.convert_to_numpy(engine.take_rows(values, np.int32([2, 0])))
+    assert module.own_rows(values) is values
+    assert module.all_rows(values) is values
+    assert module.metric_increment(tree) is tree
+    taken = ops.convert_to_numpy(module.take_rows(values, np.int32([2, 0])))
     np.testing.assert_array_equal(taken, [[4, 5], [0, 1]])
     optimizer = keras.optimizers.SGD()
-    engine.sum_gradients(optimizer)
+    module.sum_gradients(optimizer)
     assert not hasattr(optimizer, "sums_gradients")
 
 
 def test_cond_is_that_of_keras_on_one_device():
-    chosen = engine.cond(
+    chosen = module.cond(
         ops.convert_to_tensor(False),
         lambda: {"x": ops.ones(())},
         lambda: {"x": ops.zeros(())},
