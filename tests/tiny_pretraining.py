@@ -30,8 +30,9 @@ class FixedMask(RandomMask):
     """Hides the same patches at every call."""
 
     def call(self, patches, grid=None):
-        shape = tuple(ops.shape(patches)[:2])
-        noise = np.random.default_rng(0).random(shape, dtype="float32")
+        # The first rows of a large batch, as TensorFlow does not always know how many.
+        noise = np.random.default_rng(0).random((64, patches.shape[1]), "float32")
+        noise = ops.convert_to_tensor(noise)[: ops.shape(patches)[0]]
         return super().call(patches, grid, noise=noise)
 
 

@@ -172,7 +172,8 @@ class CodeDecoder(keras.Model):
                 f"other={other.get_config()}"
             )
         for weight, source in zip(ours, theirs, strict=True):
-            weight.assign(source)
+            # A copy, as training on JAX gives up the arrays it starts from.
+            weight.assign(ops.copy(source))
 
     def _body_weights(self):
         layers = (self.embedding, *self.blocks, self.norm)

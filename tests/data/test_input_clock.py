@@ -4,7 +4,6 @@ import time
 
 import keras
 import numpy as np
-import pytest
 
 from keras_bridle.data.input_clock import InputClock, reading_speed
 from keras_bridle.data.tensorflow_input import import_tensorflow
@@ -68,7 +67,8 @@ def test_in_training_on_every_backend():
 
 
 def test_reading_speed():
-    assert reading_speed(slow()) == pytest.approx(2 / DELAY, rel=0.4)
-    assert reading_speed(slow(100), seconds=0.5) == pytest.approx(2 / DELAY, rel=0.4)
+    # A busy machine may be slower than the delay, and nothing makes it faster.
+    assert 0.2 / DELAY < reading_speed(slow()) < 2.8 / DELAY
+    assert 0.2 / DELAY < reading_speed(slow(100), seconds=0.5) < 2.8 / DELAY
     assert reading_speed(slow(1)) is None
     assert reading_speed(slow(0)) is None

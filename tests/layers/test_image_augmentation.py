@@ -37,7 +37,7 @@ def test_gray_pictures_and_bytes():
 def test_rand_augment_changes_pictures_in_range():
     pictures = np.random.default_rng(0).integers(0, 256, (4, 12, 12, 1), "uint8")
     layer = ImageAugmentation(
-        keras.layers.RandAugment(num_ops=1, factor=0.3, seed=1, dtype="float32")
+        keras.layers.RandAugment(num_ops=2, factor=0.5, seed=3, dtype="float32")
     )
     found = augmented(layer, pictures)
     assert np.abs(found - pictures).max() > 5
