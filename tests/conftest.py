@@ -21,3 +21,14 @@ def clean_keras_state():
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_given_back():
+    """Forgets what a file of tests has compiled: it adds up to gigabytes on JAX."""
+    yield
+    keras.utils.clear_session()
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.clear_caches()
