@@ -93,7 +93,7 @@ class EncoderPretrainer(Pretrainer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        check_decoder(decoder, tokenizer.quantizer)
+        check_decoder(decoder, tokenizer.quantizer, backbone)
         check_tokenize(tokenize)
         self.backbone = backbone
         self.decoder = decoder
@@ -177,8 +177,13 @@ def encoder_loss(outputs):
     return code_prediction_loss(outputs["codes"], outputs["logits"], outputs["weights"])
 
 
-def check_decoder(decoder, quantizer):
-    """Raises a `ValueError` if a decoder does not fit a quantizer."""
+def check_decoder(decoder, quantizer, backbone):
+    """Raises a `ValueError` if a decoder does not fit a quantizer and an encoder."""
+    if decoder.use_class_token != backbone.use_class_token:
+        raise ValueError(
+            "`decoder` and `backbone` must have the same `use_class_token`. "
+            f"Received: {decoder.use_class_token} and {backbone.use_class_token}"
+        )
     for name in ("num_levels", "codebook_size"):
         if getattr(decoder, name) != getattr(quantizer, name):
             raise ValueError(

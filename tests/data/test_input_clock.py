@@ -46,11 +46,14 @@ def test_waiting_is_what_reading_takes():
 
 
 def test_reading_in_the_background_is_no_waiting():
-    clock = InputClock()
-    for _ in clock.wrap(slow().prefetch(2)):
-        time.sleep(3 * DELAY)
-    # But for the first batch.
-    assert DELAY <= clock.seconds < 4 * DELAY
+    def seconds():
+        clock = InputClock()
+        for _ in clock.wrap(slow().prefetch(2)):
+            time.sleep(3 * DELAY)
+        return clock.seconds
+
+    # But for the first batch. A busy machine only ever adds to it.
+    assert DELAY <= min(seconds() for _ in range(3)) < 4 * DELAY
 
 
 def test_in_training_on_every_backend():

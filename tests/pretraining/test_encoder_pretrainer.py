@@ -187,6 +187,15 @@ def test_decoder_must_fit(levels, size):
         )
 
 
+def test_decoder_and_encoder_with_different_tokens():
+    with pytest.raises(ValueError, match="Received: False and True"):
+        EncoderPretrainer(
+            backbone(),
+            CodeDecoder(3, 16, 16, 1, 2, 32, use_class_token=False),
+            RandomProjectionTokenizer(8, 16, quantizer()),
+        )
+
+
 def test_tokenizer_that_sees_masked_patches_alone(tmp_path):
     trainers = {
         name: EncoderPretrainer(
