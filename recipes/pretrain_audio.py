@@ -159,15 +159,10 @@ def read_manifest(args):
 
 def make_backbone(args, examples):
     """Builds the encoder, its log-mel normalized by the statistics of examples."""
-    log_mel = kb.LogMelSpectrogram(mean=None, std=None)
-    values = keras.ops.convert_to_numpy(log_mel(examples))[..., 0]
-    values = values[keras.ops.convert_to_numpy(log_mel.padding_mask(examples))]
     return command_line.make_backbone(
         args,
         "audio",
-        front_end=kb.LogMelSpectrogram(
-            mean=float(values.mean()), std=float(values.std()), name="log_mel"
-        ),
+        front_end=kb.LogMelSpectrogram.for_data(examples, name="log_mel"),
     )
 
 

@@ -38,7 +38,7 @@ from keras_bridle.pretraining import command_line
 SAMPLE_SETTINGS = {
     "preset": "tiny",
     "rounds": 1,
-    "patch_size": [7, 7],
+    "patch_size": (7, 7),
     "cold_start_epochs": 26,
     "tokenizer_epochs": 2,
     "encoder_epochs": 10,
@@ -138,16 +138,11 @@ def own_pictures(args):
 
 def make_backbone(args, examples):
     """Builds the encoder, its pixels normalized by the statistics of examples."""
-    axes = (0, 1, 2)
     return command_line.make_backbone(
         args,
         "image",
         input_dims=(args.image_size, args.image_size, examples.shape[-1]),
-        front_end=kb.PixelNormalization(
-            mean=tuple((examples / 255).mean(axes).tolist()),
-            std=tuple((examples / 255).std(axes).tolist()),
-            name="pixel_normalization",
-        ),
+        front_end=kb.PixelNormalization.for_data(examples, name="pixel_normalization"),
     )
 
 

@@ -152,16 +152,11 @@ def own_videos(args):
 
 def make_backbone(args, examples):
     """Builds the encoder, its pixels normalized by the statistics of examples."""
-    axes = (0, 1, 2, 3)
     return command_line.make_backbone(
         args,
         "video",
         input_dims=(args.num_frames, args.image_size, args.image_size, 3),
-        front_end=kb.PixelNormalization(
-            mean=tuple((examples / 255).mean(axes).tolist()),
-            std=tuple((examples / 255).std(axes).tolist()),
-            name="pixel_normalization",
-        ),
+        front_end=kb.PixelNormalization.for_data(examples, name="pixel_normalization"),
     )
 
 

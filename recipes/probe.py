@@ -48,8 +48,9 @@ from keras_bridle.evaluation.encoder_probes import (
 )
 from keras_bridle.evaluation.file_inputs import file_dataset, modality_of
 from keras_bridle.evaluation.probe import PROBES
+from keras_bridle.evaluation.report import write_in_all_forms
 from keras_bridle.fine_tuning import draw_few
-from keras_bridle.pretraining.command_line import Setup
+from keras_bridle.pretraining.command_line import Setup, list_skipped
 
 SAMPLE_SECONDS = 0.36
 # A syllable is told by the order of what is heard.
@@ -115,9 +116,7 @@ def main(arguments=None):
             # The data can be read: what goes wrong now is a fault.
             setup.is_over = True
         show(args, found, data, console)
-    if report.skipped:
-        path = report.write(args.directory)
-        console.print(f"{len(report.skipped)} files could not be read: {path}")
+    list_skipped(report, args.directory, console)
 
 
 def read_data(args, encoders, report):
@@ -245,8 +244,7 @@ def show(args, found, data, console):
         }
         for name, by_kind in found.items()
     ]
-    for ending in ("csv", "md", "json"):
-        write_results(folder / f"probes.{ending}", rows)
+    write_in_all_forms(folder / "probes", rows)
     all_metrics = [
         {"name": name, "probe": kind, "split": split, **metrics.summary()}
         for name, by_kind in found.items()

@@ -29,6 +29,7 @@ from masked_regression import MaskedRegression
 import keras_bridle as kb
 from keras_bridle.data import load_fashion, load_syllables, synthetic_pans
 from keras_bridle.evaluation import extract_features, linear_probe
+from keras_bridle.fine_tuning import draw_few
 from keras_bridle.models.presets import decoder_size
 from keras_bridle.pretraining import adamw, warmup_cosine
 
@@ -104,26 +105,16 @@ class Clothes:
     def probe(self, backbone):
         found = {}
         images, labels = self.train
+        test = extract_features(backbone, self.test[0])
         for per_class in (20, 100):
             scores = []
             for draw in range(3):
-                order = np.random.default_rng(draw).permutation(len(labels))
-                rows = np.concatenate(
-                    [order[labels[order] == name][:per_class] for name in range(10)]
-                )
-                scores.append(
-                    linear_probe(
-                        extract_features(backbone, images[rows]),
-                        labels[rows],
-                        self._test_features(backbone),
-                        self.test[1],
-                    ).accuracy
-                )
+                rows = draw_few(labels, per_class, seed=draw)
+                train = extract_features(backbone, images[rows])
+                probe = linear_probe(train, labels[rows], test, self.test[1])
+                scores.append(probe.accuracy)
             found[f"{per_class} labels a class"] = float(np.mean(scores))
         return found
-
-    def _test_features(self, backbone):
-        return extract_features(backbone, self.test[0])
 
 
 class Pans:
@@ -161,17 +152,7 @@ def rq(levels=4, codes=256, joint=False, rounds=1, adapt_batches=25, **quantizer
 
     def pretrain(data, backbone, seed):
         epochs = data.epochs
-        pretraining = kb.InterleavedPretraining(
-            backbone,
-            levels,
-            codes,
-            code_dim=64,
-            quantizer_options={"restart_threshold": 0.1, **quantizer},
-            mask=data.mask(seed),
-            augmentation=data.augmentation(seed),
-            decoder_options=data.decoder_options,
-            seed=seed,
-        )
+        pretraining = interleaved(data, backbone, seed, levels, codes, quantizer)
         pretraining.fit(
             data.inputs,
             rounds=rounds,
@@ -192,17 +173,24 @@ def rq(levels=4, codes=256, joint=False, rounds=1, adapt_batches=25, **quantizer
     return pretrain
 
 
-def cold_start_alone(data, backbone, seed):
-    """A way: the codes of the random projection from the first step to the last."""
-    pretraining = kb.InterleavedPretraining(
+def interleaved(data, backbone, seed, levels=4, codes=256, quantizer=()):
+    """The networks and settings of one way to pretrain by BRIDLE."""
+    return kb.InterleavedPretraining(
         backbone,
+        levels,
+        codes,
         code_dim=64,
-        quantizer_options={"restart_threshold": 0.1},
+        quantizer_options={"restart_threshold": 0.1, **dict(quantizer)},
         mask=data.mask(seed),
         augmentation=data.augmentation(seed),
         decoder_options=data.decoder_options,
         seed=seed,
     )
+
+
+def cold_start_alone(data, backbone, seed):
+    """A way: the codes of the random projection from the first step to the last."""
+    pretraining = interleaved(data, backbone, seed)
     pretraining.fit(
         data.inputs,
         rounds=0,

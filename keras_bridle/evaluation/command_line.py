@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from keras_bridle.data.labeled_files import LAYOUTS, labeled_files
 from keras_bridle.evaluation.file_inputs import modality_of, reading_options
 from keras_bridle.models.bridle_backbone import BridleBackbone
-from keras_bridle.pretraining.command_line import RecipeParser
+from keras_bridle.pretraining.command_line import RecipeParser, add_common_flags
 from keras_bridle.pretraining.saved_run import load_run
 
 # Which flags tell how files of a modality are read.
@@ -60,7 +60,6 @@ def encoder_parser(description):
     parser = RecipeParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.set_defaults(distribute=0)
     add = parser.add_argument
     add("--batch-size", type=int, default=32, help="of the encoder")
     add("--seconds", type=float, help="audio: how much of each recording is read")
@@ -69,9 +68,7 @@ def encoder_parser(description):
     add("--num-frames", type=int, help="video: frames of a clip, likewise")
     add("--sampling-rate", type=int, help="video: take every so many frames")
     add("--directory", help="folder for all that is made")
-    add("--seed", type=int, default=0)
-    add("--dtype-policy", default="float32", help="such as mixed_bfloat16")
-    add("--quiet", action="store_true", help="no progress bars")
+    add_common_flags(add)
     return parser
 
 

@@ -15,6 +15,9 @@ _DATASETS: dict[str, Callable] = {
     "video": video_dataset,
 }
 
+# By how many sides one raw input has.
+MODALITIES_BY_RANK = {1: "audio", 3: "image", 4: "video"}
+
 
 def modality_of(backbone):
     """Tells what an encoder takes: `"audio"`, `"image"` or `"video"`.
@@ -25,13 +28,13 @@ def modality_of(backbone):
     Raises:
         ValueError: if its inputs are none of these.
     """
-    modalities = {1: "audio", 3: "image", 4: "video"}
-    if len(backbone.input_dims) not in modalities:
+    found = MODALITIES_BY_RANK.get(len(backbone.input_dims))
+    if found is None:
         raise ValueError(
             "There are files for encoders of waveforms, images and clips. Received: "
             f"input_dims={backbone.input_dims}"
         )
-    return modalities[len(backbone.input_dims)]
+    return found
 
 
 def manifest_of(backbone, source):

@@ -125,6 +125,17 @@ def usage_rows(usages):
     ]
 
 
+def write_in_all_forms(stem, rows):
+    """Writes rows of results as JSON, CSV and Markdown, see `write_results()`.
+
+    Args:
+        stem: string or path without an ending, which each file adds.
+        rows: list of dicts.
+    """
+    for ending in (".json", ".csv", ".md"):
+        write_results(f"{stem}{ending}", rows)
+
+
 def write_results(path, rows, percent=True):
     """Writes rows of results to a file.
 

@@ -12,7 +12,7 @@ from keras_bridle.data.read_report import ReadReport
 from keras_bridle.data.tensorflow_input import import_tensorflow
 from keras_bridle.evaluation.command_line import add_data_flags, data_of
 from keras_bridle.evaluation.plots import plot_history
-from keras_bridle.evaluation.report import probe_table, write_results
+from keras_bridle.evaluation.report import probe_table, write_in_all_forms
 from keras_bridle.fine_tuning.examples import FileExamples
 from keras_bridle.fine_tuning.fine_tune import LOSSES, fine_tune
 from keras_bridle.fine_tuning.fine_tuner import FineTuner
@@ -23,11 +23,16 @@ from keras_bridle.fine_tuning.sampling import draw_few, split_examples
 from keras_bridle.fine_tuning.validation_scores import METRICS
 from keras_bridle.models.bridle_backbone import BridleBackbone
 from keras_bridle.models.presets import backbone_preset
-from keras_bridle.pretraining.command_line import RecipeParser, list_skipped
+from keras_bridle.pretraining.command_line import (
+    RecipeParser,
+    add_common_flags,
+    fill_in,
+    list_skipped,
+)
 from keras_bridle.pretraining.run_directory import RunDirectory
 
 # Flags that change nothing of what is learned.
-_NO_SETTINGS = ("directory", "resume", "quiet", "fail", "distribute")
+_NO_SETTINGS = ("directory", "resume", "quiet", "fail")
 
 
 def fine_tuning_parser(description, epilog=None):
@@ -46,8 +51,6 @@ def fine_tuning_parser(description, epilog=None):
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    # Not spread over several devices.
-    parser.set_defaults(distribute=0)
     _add_model_flags(parser.add_argument_group("model"))
     add_data_flags(parser)
     _add_data_flags(parser.add_argument_group("reading"))
@@ -56,9 +59,7 @@ def fine_tuning_parser(description, epilog=None):
     add = parser.add_argument_group("run").add_argument
     add("--directory", help="folder of the run")
     add("--resume", action="store_true", help="go on with the run in --directory")
-    add("--seed", type=int, default=0)
-    add("--dtype-policy", default="float32", help="such as mixed_bfloat16")
-    add("--quiet", action="store_true", help="no progress bars")
+    add_common_flags(add)
     return parser
 
 
@@ -160,16 +161,7 @@ def parse_fine_tuning_arguments(parser, settings, arguments=None):
         parser.error("--scratch needs --from; --preset starts from scratch anyway")
     _find_modality(args)
     layout = None if args.data is None else args.layout
-    for name, value in settings(args.modality, layout).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    if Path(args.directory, "settings.json").exists() and not args.resume:
-        parser.error(
-            f"--directory {args.directory} holds a run already: pass --resume to go on "
-            "with it, or name another directory"
-        )
-    if args.data is not None and not Path(args.data).exists():
-        parser.error(f"--data {args.data} does not exist")
+    fill_in(args, settings(args.modality, layout))
     return args
 
 
@@ -423,6 +415,5 @@ def _report_folds(found, directory, console):
         if not isinstance(names[name], str)
     }
     rows = [{"name": f"{len(found)} folds", **row}]
-    for ending in ("json", "csv", "md"):
-        write_results(directory / "results" / f"folds.{ending}", rows)
+    write_in_all_forms(directory / "results" / "folds", rows)
     console.print(probe_table(rows, title="Held-out examples, all folds"))

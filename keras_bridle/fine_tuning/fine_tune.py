@@ -15,6 +15,7 @@ from keras_bridle.fine_tuning.validation_scores import (
     ValidationScores,
     averaged_weights,
 )
+from keras_bridle.pretraining.array_batches import in_order_of_epochs
 from keras_bridle.pretraining.input_batches import timing_of
 from keras_bridle.pretraining.optimization import warmup_cosine
 from keras_bridle.pretraining.phase_checkpoint import PhaseCheckpoint
@@ -201,12 +202,7 @@ class _Run:
         if self.scores is not None:
             callbacks.insert(0, self.scores)
         if isinstance(batches, LabeledBatches):
-            # Keras may draw a batch to look at it, which ends an epoch of its own.
-            callbacks.append(
-                keras.callbacks.LambdaCallback(
-                    on_epoch_begin=lambda epoch, logs: batches.start_epoch(epoch)
-                )
-            )
+            callbacks.append(in_order_of_epochs(batches))
             batch_size, clock, steps = batches.batch_size, None, None
         else:
             clock = timing_of(batches).InputClock()

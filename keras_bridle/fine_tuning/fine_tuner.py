@@ -4,10 +4,11 @@ import keras
 from keras import ops
 
 from keras_bridle.layers.mixed_batch import mix_labels
+from keras_bridle.pretraining.model_of_parts import ModelOfParts
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class FineTuner(keras.Model):
+class FineTuner(ModelOfParts):
     """A classifier in training: raw input is repeated, augmented and mixed first.
 
     Everything random happens within the model: the same on every backend, on the
@@ -66,8 +67,7 @@ class FineTuner(keras.Model):
     parts: tuple[str, ...] = ("classifier", "augmentation", "mix")
 
     def __init__(self, classifier, augmentation=None, mix=None, repeats=1, **kwargs):
-        # Raw input must reach the front end as it came, not in half precision.
-        super().__init__(autocast=False, **kwargs)
+        super().__init__(**kwargs)
         if classifier.activation is not None:
             raise ValueError(
                 "`classifier` must give logits: make it with `activation=None`. "
@@ -124,19 +124,4 @@ class FineTuner(keras.Model):
         return labels, sample_weight
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "repeats": self.repeats,
-            **{
-                name: keras.saving.serialize_keras_object(getattr(self, name))
-                for name in self.parts
-            },
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        parts = {
-            name: keras.saving.deserialize_keras_object(config[name])
-            for name in cls.parts
-        }
-        return cls(**{**config, **parts})
+        return {**super().get_config(), "repeats": self.repeats}

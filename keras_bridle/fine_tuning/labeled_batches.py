@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from keras_bridle.fine_tuning.sampling import epoch_order
+from keras_bridle.pretraining.array_batches import in_floatx
 
 
 class LabeledBatches(keras.utils.PyDataset):
@@ -80,7 +81,4 @@ class LabeledBatches(keras.utils.PyDataset):
     def __getitem__(self, index):
         start = index * self.batch_size
         places = np.sort(self._order[start : start + self.batch_size])
-        inputs = self.inputs[places]
-        if inputs.dtype.kind == "f":
-            inputs = inputs.astype(keras.config.floatx(), copy=False)
-        return inputs, self.labels[places]
+        return in_floatx(self.inputs[places]), self.labels[places]

@@ -12,6 +12,7 @@ from keras_bridle.data.image_samples import load_fashion
 from keras_bridle.data.samples import load_syllables
 from keras_bridle.data.video import video_dataset
 from keras_bridle.data.video_samples import synthetic_pans
+from keras_bridle.evaluation.file_inputs import MODALITIES_BY_RANK
 from keras_bridle.fine_tuning.examples import ArrayExamples
 from keras_bridle.fine_tuning.multi_view import array_views, file_views
 from keras_bridle.layers.image_augmentation import ImageAugmentation
@@ -56,8 +57,10 @@ def modality_of(source):
     path = Path(preset_folder(source), "config.json")
     if not path.exists():
         return None
-    sides = len(json.loads(path.read_text())["config"]["input_dims"])
-    return {1: "audio", 3: "image", 4: "video"}.get(sides)
+    config = json.loads(path.read_text())["config"]
+    # That of a classifier holds that of its encoder.
+    config = config.get("backbone", {"config": config})["config"]
+    return MODALITIES_BY_RANK.get(len(config["input_dims"]))
 
 
 class Modality:
@@ -104,11 +107,7 @@ class Audio(Modality):
 
     def from_scratch(self, examples):
         """Arguments of a new encoder for these inputs."""
-        log_mel = LogMelSpectrogram(mean=None, std=None)
-        values = keras.ops.convert_to_numpy(log_mel(examples))[..., 0]
-        values = values[keras.ops.convert_to_numpy(log_mel.padding_mask(examples))]
-        mean, std = float(values.mean()), float(values.std())
-        return {"front_end": LogMelSpectrogram(mean=mean, std=std, name="log_mel")}
+        return {"front_end": LogMelSpectrogram.for_data(examples, name="log_mel")}
 
     def augmentation(self):
         """Layer for raw input."""
@@ -150,16 +149,8 @@ class Pictures(Modality):
 
     def from_scratch(self, examples):
         """Arguments of a new encoder for these inputs."""
-        axes = tuple(range(examples.ndim - 1))
-        pixels = examples / 255
-        return {
-            "input_dims": tuple(examples.shape[1:]),
-            "front_end": PixelNormalization(
-                mean=tuple(pixels.mean(axes).tolist()),
-                std=tuple(pixels.std(axes).tolist()),
-                name="pixel_normalization",
-            ),
-        }
+        front_end = PixelNormalization.for_data(examples, name="pixel_normalization")
+        return {"input_dims": tuple(examples.shape[1:]), "front_end": front_end}
 
     def fit_sizes(self, backbone_config):
         dims = backbone_config["input_dims"]

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops
 
+from keras_bridle.models.bridle_classifier import probabilities_of
+
 
 class Predictions(NamedTuple):
     """Scores of examples, and their labels.
@@ -80,7 +82,4 @@ def _probabilities(model, inputs, batch_size):
         inputs = np.concatenate([inputs, filling])
     logits = model.predict_on_batch(inputs)["logits"]
     logits = np.asarray(ops.convert_to_numpy(logits), "float64")[:number]
-    if model.classifier.multi_label:
-        return 0.5 + 0.5 * np.tanh(0.5 * logits)
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shares / shares.sum(axis=1, keepdims=True)
+    return probabilities_of(logits, model.classifier.multi_label)

@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_bridle.evaluation.classification import classification_metrics
 from keras_bridle.evaluation.confusion_plot import plot_confusion_matrix
-from keras_bridle.evaluation.report import probe_table, write_results
+from keras_bridle.evaluation.report import probe_table, write_in_all_forms
 
 
 def report_predictions(predictions, class_names, folder, name="test", console=None):
@@ -41,9 +41,8 @@ def report_predictions(predictions, class_names, folder, name="test", console=No
         predictions.labels, predictions.scores, class_names
     )
     rows = [{"name": name, **metrics.summary()}]
-    for ending in ("json", "csv", "md"):
-        write_results(folder / f"metrics.{ending}", rows)
-        write_results(folder / f"per_class.{ending}", metrics.per_class)
+    write_in_all_forms(folder / "metrics", rows)
+    write_in_all_forms(folder / "per_class", metrics.per_class)
     np.savez(folder / "predictions.npz", **predictions._asdict())
     if metrics.confusion is not None:
         path = folder / "confusion.png"

@@ -124,6 +124,22 @@ class LogMelSpectrogram(keras.layers.Layer):
             num_mel_bins, self._fft_length, sample_rate, min_frequency, max_frequency
         ).astype("float32")
 
+    @classmethod
+    def for_data(cls, waveforms, **kwargs):
+        """Makes the layer that brings such waveforms to mean 0 and deviation 0.5.
+
+        Args:
+            waveforms: float array of shape `(clips, samples)`. Padding does not count.
+            **kwargs: arguments of the layer but `mean` and `std`.
+
+        Returns:
+            A `LogMelSpectrogram`.
+        """
+        raw = cls(mean=None, std=None, **kwargs)
+        values = ops.convert_to_numpy(ops.cast(raw(waveforms), "float32"))[..., 0]
+        values = values[ops.convert_to_numpy(raw.padding_mask(waveforms))]
+        return cls(mean=float(values.mean()), std=float(values.std()), **kwargs)
+
     def _check_settings(self):
         for name in ("sample_rate", "num_mel_bins", "num_frames"):
             value = getattr(self, name)

@@ -70,6 +70,26 @@ class PixelNormalization(keras.layers.Layer):
             )
         self._num_channels = lengths.pop() if lengths else None
 
+    @classmethod
+    def for_data(cls, pixels, scale=255.0, **kwargs):
+        """Makes the layer that brings each channel to mean 0 and deviation 1.
+
+        Args:
+            pixels: array of shape `(..., channels)`.
+            scale: float, as of the layer.
+            **kwargs: other arguments of the layer but `mean` and `std`.
+
+        Returns:
+            A `PixelNormalization`.
+
+        Raises:
+            ValueError: if all pixels of a channel are alike.
+        """
+        axes = tuple(range(np.ndim(pixels) - 1))
+        pixels = np.asarray(pixels) / scale
+        mean, std = pixels.mean(axes), pixels.std(axes)
+        return cls(tuple(mean.tolist()), tuple(std.tolist()), scale, **kwargs)
+
     def call(self, pixels):
         pixels = ops.convert_to_tensor(pixels)
         channels = pixels.shape[-1]

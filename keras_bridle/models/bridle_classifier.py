@@ -32,6 +32,22 @@ class ClassScore(NamedTuple):
     probability: float
 
 
+def probabilities_of(logits, multi_label):
+    """Turns logits into probabilities.
+
+    Args:
+        logits: float64 array of shape `(inputs, classes)`.
+        multi_label: bool, whether an input can have several classes or none.
+
+    Returns:
+        float64 array of the same shape.
+    """
+    if multi_label:
+        return 0.5 + 0.5 * np.tanh(0.5 * logits)
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
 class BridleClassifier(keras_hub.models.Task):
     """Base of the classifiers: an encoder, the mean of its patches, a norm, a head.
 
@@ -257,7 +273,9 @@ class BridleClassifier(keras_hub.models.Task):
             )
         sizes = {} if hasattr(inputs, "map") else {"batch_size": batch_size}
         outputs = self.predict(inputs, verbose=0, **sizes)
-        probabilities = self._probabilities(outputs.astype("float64"))
+        probabilities = outputs.astype("float64")
+        if self._gives_logits():
+            probabilities = probabilities_of(probabilities, self.multi_label)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
         names = self.class_names or [str(index) for index in range(self.num_classes)]
         return [
@@ -267,14 +285,6 @@ class BridleClassifier(keras_hub.models.Task):
 
     def _gives_logits(self):
         return keras.activations.get(self.activation) is keras.activations.linear
-
-    def _probabilities(self, outputs):
-        if not self._gives_logits():
-            return outputs
-        if self.multi_label:
-            return 0.5 + 0.5 * np.tanh(0.5 * outputs)
-        shares = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        return shares / shares.sum(axis=1, keepdims=True)
 
     def _prepared(self, data):
         """Preprocesses an array, a list, or all batches of a data set."""

@@ -94,6 +94,21 @@ class ArrayBatches(keras.utils.PyDataset):
         return {"inputs": batch, "codes": self.codes[places].astype("int32")}
 
 
+def in_order_of_epochs(batches):
+    """Makes the callback that puts examples in each epoch's order.
+
+    Args:
+        batches: what `fit()` is given: `ArrayBatches`, or others with `start_epoch()`.
+
+    Returns:
+        A `keras.callbacks.Callback`.
+    """
+    # Keras may draw a batch to look at it, which ends an epoch of its own.
+    return keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: batches.start_epoch(epoch)
+    )
+
+
 def in_floatx(batch):
     """Gives an array of floats in Keras' `floatx()`, and others as they are."""
     if batch.dtype.kind != "f":

@@ -129,8 +129,6 @@ def pretraining_parser(description, sample_settings, own_data_settings):
         "--no-augmentation",
     )
     add("--profile", action="store_true", help="record some steps of each phase")
-    add("--seed", type=int, default=0)
-    add("--dtype-policy", default="float32", help="such as mixed_bfloat16")
     add(
         "--distribute",
         type=int,
@@ -141,8 +139,19 @@ def pretraining_parser(description, sample_settings, own_data_settings):
         help="train on all devices and processes; with N on JAX, divide each copy of "
         "the networks among N devices (the README tells how to start processes)",
     )
-    add("--quiet", action="store_true", help="no progress bars")
+    add_common_flags(add)
     return parser
+
+
+def add_common_flags(add):
+    """Adds what every recipe has.
+
+    Args:
+        add: the `add_argument` of a parser or of a group in it.
+    """
+    add("--seed", type=int, default=0)
+    add("--dtype-policy", default="float32", help="such as mixed_bfloat16")
+    add("--quiet", action="store_true", help="no progress bars")
 
 
 class RecipeParser(argparse.ArgumentParser):
@@ -165,21 +174,30 @@ def parse_pretraining_arguments(parser, arguments=None):
         message.
     """
     args = parser.parse_args(arguments)
+    args.fail = parser.error
     sample_settings, own_data_settings = args.settings
-    settings = sample_settings if args.data is None else own_data_settings
+    del args.settings
+    fill_in(args, sample_settings if args.data is None else own_data_settings)
+    return args
+
+
+def fill_in(args, settings):
+    """Fills in flags that are not given, then checks the paths.
+
+    Args:
+        args: `argparse.Namespace` with the function `fail`.
+        settings: dict, values of the flags that are not given.
+    """
     for name, value in settings.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    del args.settings
-    args.fail = parser.error
     if Path(args.directory, "settings.json").exists() and not args.resume:
-        parser.error(
+        args.fail(
             f"--directory {args.directory} holds a run already: pass --resume to go on "
             "with it, or name another directory"
         )
     if args.data is not None and not Path(args.data).exists():
-        parser.error(f"--data {args.data} does not exist")
-    return args
+        args.fail(f"--data {args.data} does not exist")
 
 
 class Setup:

@@ -5,7 +5,7 @@ import contextlib
 import keras
 
 from keras_bridle.distribution import distributed_input
-from keras_bridle.pretraining.array_batches import ArrayBatches
+from keras_bridle.pretraining.array_batches import ArrayBatches, in_order_of_epochs
 from keras_bridle.pretraining.input_batches import first_batches, timing_of
 from keras_bridle.pretraining.nonfinite_steps import NonFiniteSteps
 from keras_bridle.pretraining.phase_history import as_history, write_history
@@ -120,9 +120,10 @@ class _Callbacks:
     def of(self, batches, step):
         """Lists the callbacks for batches from a step on."""
         self.finite.first_step = step
+        is_array = isinstance(batches, ArrayBatches)
         return [
             *self.options.callbacks,
-            *_epoch_order(batches),
+            *([in_order_of_epochs(batches)] if is_array else []),
             self.finite,
             *self._records(),
             *([] if self.trace is None else [self.trace]),
@@ -149,15 +150,3 @@ class _Callbacks:
         if self.options.tensorboard:
             shown.append(SpeedBoard(folder / "tensorboard", progress.throughput))
         return [*shown, checkpoint, keras.callbacks.LambdaCallback(on_epoch_end=write)]
-
-
-def _epoch_order(batches):
-    """The callback that puts the examples of an array in each epoch's order."""
-    if not isinstance(batches, ArrayBatches):
-        return []
-    # Keras may draw a batch to look at it, which ends an epoch of its own.
-    return [
-        keras.callbacks.LambdaCallback(
-            on_epoch_begin=lambda epoch, logs: batches.start_epoch(epoch)
-        )
-    ]

@@ -432,18 +432,9 @@ class InterleavedPretraining:
 
     def _trainer(self, phase, options):
         """Makes the networks of a phase and hands over what it goes on with."""
-        if phase.kind == "cold_start":
-            self.tokenizer = RandomProjectionTokenizer(
-                self.backbone.patch_size,
-                self.backbone.hidden_dim,
-                self._quantizer(),
-                self.backbone.position_layout if self.cold_start_positions else None,
-                name="tokenizer",
-            )
-        elif phase.kind in ("tokenizer", "joint"):
-            self.tokenizer = BridleTokenizer(
-                self._tokenizer_backbone(), self._quantizer(), name="tokenizer"
-            )
+        if phase.kind != "encoder":
+            self.tokenizer = self.new_tokenizer(phase)
+        if phase.kind in ("tokenizer", "joint"):
             self.estimator = self._new_estimator()
         if phase.kind == "tokenizer":
             return TokenizerPretrainer(
@@ -471,6 +462,27 @@ class InterleavedPretraining:
             mask=_fresh_copy(self.mask),
             augmentation=_fresh_copy(self.augmentation),
             tokenize=self.tokenize,
+        )
+
+    def new_tokenizer(self, phase):
+        """Makes the tokenizer that a phase begins with.
+
+        Args:
+            phase: `Phase`, of any kind but `"encoder"`.
+
+        Returns:
+            A `RandomProjectionTokenizer` for the cold start, else a `BridleTokenizer`.
+        """
+        if phase.kind != "cold_start":
+            return BridleTokenizer(
+                self._tokenizer_backbone(), self._quantizer(), name="tokenizer"
+            )
+        return RandomProjectionTokenizer(
+            self.backbone.patch_size,
+            self.backbone.hidden_dim,
+            self._quantizer(),
+            self.backbone.position_layout if self.cold_start_positions else None,
+            name="tokenizer",
         )
 
     def _quantizer(self):

@@ -4,21 +4,17 @@ import keras
 from keras import ops
 
 from keras_bridle.layers.replicas import logs_of_replica, sum_gradients
+from keras_bridle.pretraining.model_of_parts import ModelOfParts
 
 
-class Pretrainer(keras.Model):
+class Pretrainer(ModelOfParts):
     """Base of the phase trainers: a model made of parts, some of which it trains.
 
     Subclasses name their constructor's arguments in `parts`, and which of them the
     phase trains in `trained_parts`.
     """
 
-    parts: tuple[str, ...] = ()
     trained_parts: tuple[str, ...] = ()
-
-    def __init__(self, **kwargs):
-        # Raw input must reach the front end as it came, not in half precision.
-        super().__init__(autocast=False, **kwargs)
 
     def build_parts(self, input_shape, *parts):
         """Builds parts now: TensorFlow never trains what was frozen when built."""
@@ -95,20 +91,3 @@ class Pretrainer(keras.Model):
             codes = ops.swapaxes(codes, 2, 3)
             real = ops.broadcast_to(ops.expand_dims(real, 2), ops.shape(codes)[:3])
         self.code_usage.update_state(codes, real)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            **{
-                name: keras.saving.serialize_keras_object(getattr(self, name))
-                for name in self.parts
-            },
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        parts = {
-            name: keras.saving.deserialize_keras_object(config[name])
-            for name in cls.parts
-        }
-        return cls(**{**config, **parts})

@@ -6,8 +6,6 @@ from pathlib import Path
 import keras
 
 from keras_bridle.models.bridle_backbone import BridleBackbone
-from keras_bridle.models.bridle_tokenizer import BridleTokenizer
-from keras_bridle.models.random_projection_tokenizer import RandomProjectionTokenizer
 from keras_bridle.pretraining.interleaved import InterleavedPretraining
 from keras_bridle.pretraining.phases import Phase
 
@@ -77,27 +75,11 @@ def load_run(directory):
     trained = [phase for phase in done if phase.kind != "tokenizer"][-1]
     made = [phase for phase in done if phase.kind != "encoder"][-1]
     pretraining.backbone.load_weights(_weights(root, trained, "backbone"))
-    pretraining.tokenizer = _tokenizer(pretraining, made)
+    pretraining.tokenizer = pretraining.new_tokenizer(made)
+    if not pretraining.tokenizer.built:
+        pretraining.tokenizer.build(pretraining.backbone.features_shape)
     pretraining.tokenizer.load_weights(_weights(root, done[-1], "tokenizer"))
     return pretraining
-
-
-def _tokenizer(pretraining, phase):
-    """Makes the tokenizer of a phase, without its weights."""
-    quantizer, backbone = pretraining._quantizer(), pretraining.backbone
-    if phase.kind != "cold_start":
-        return BridleTokenizer(
-            pretraining._tokenizer_backbone(), quantizer, name="tokenizer"
-        )
-    tokenizer = RandomProjectionTokenizer(
-        backbone.patch_size,
-        backbone.hidden_dim,
-        quantizer,
-        backbone.position_layout if pretraining.cold_start_positions else None,
-        name="tokenizer",
-    )
-    tokenizer.build(backbone.features_shape)
-    return tokenizer
 
 
 def _weights(root, phase, name):

@@ -8,22 +8,10 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from keras import ops
+from tiny_pretraining import FixedMask
 
-from keras_bridle.layers import RandomMask
 from keras_bridle.models import BridleBackbone
 from keras_bridle.pretraining import InterleavedPretraining
-
-
-@keras.saving.register_keras_serializable(package="keras_bridle_tests")
-class OneMask(RandomMask):
-    """Draws its noise with NumPy, the same at every call on every backend."""
-
-    def call(self, patches, grid=None):
-        # The first rows of a large batch, as TensorFlow does not always know how many.
-        noise = np.random.default_rng(0).random((64, patches.shape[1]), "float32")
-        noise = ops.convert_to_tensor(noise)[: ops.shape(patches)[0]]
-        return super().call(patches, grid, noise=noise)
 
 
 class StopAfter(keras.callbacks.Callback):
@@ -51,7 +39,7 @@ def train(directory, callbacks=()):
         num_levels=2,
         codebook_size=8,
         code_dim=4,
-        mask=OneMask(0.5),
+        mask=FixedMask(0.5),
         decoder_options={"num_layers": 1, "num_heads": 2, "mlp_dim": 32},
     )
     inputs = np.random.default_rng(2).normal(size=(12, 32, 16, 1)).astype("float32")

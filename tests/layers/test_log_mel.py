@@ -107,6 +107,16 @@ def test_normalization():
     np.testing.assert_allclose(_numpy(layer, waveforms), (raw + 6) / 8, atol=1e-5)
 
 
+def test_for_data_gives_real_frames_mean_0_and_deviation_half():
+    waveforms = _noise(2, 8000)
+    waveforms[1, 3000:] = 0
+    layer = LogMelSpectrogram.for_data(waveforms, num_mel_bins=64, name="mel")
+    real = ops.convert_to_numpy(layer.padding_mask(waveforms))
+    values = _numpy(layer, waveforms)[real]
+    assert layer.name == "mel" and values.shape[1] == 64
+    np.testing.assert_allclose([values.mean(), values.std()], [0, 0.5], atol=1e-4)
+
+
 @pytest.mark.parametrize("num_samples", [50, 399, 4321])
 def test_padded_clip_has_the_frames_it_has_alone(num_samples):
     clip = _noise(1, num_samples, seed=1) + 0.2

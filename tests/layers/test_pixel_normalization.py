@@ -55,3 +55,17 @@ def test_wrong_arguments():
         PixelNormalization(scale=0)
     with pytest.raises(ValueError, match=r"for 3 channels.*\(1, 4, 4, 2\)"):
         PixelNormalization()(pixels(1, 4, 4, 2))
+
+
+def test_for_data_gives_each_channel_mean_0_and_deviation_1():
+    pixels = np.random.default_rng(0).integers(0, [90, 200, 256], (4, 9, 9, 3))
+    layer = PixelNormalization.for_data(pixels, name="pixels")
+    normalized = to_numpy(layer(pixels))
+    assert layer.name == "pixels"
+    np.testing.assert_allclose(normalized.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(normalized.std((0, 1, 2)), 1, atol=1e-5)
+
+
+def test_for_data_of_one_color_only():
+    with pytest.raises(ValueError, match="must be positive"):
+        PixelNormalization.for_data(np.full((2, 4, 4, 1), 7))
