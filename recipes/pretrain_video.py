@@ -46,12 +46,13 @@ from keras_bridle.pretraining import command_line
 SAMPLE_SETTINGS = {
     "preset": "tiny",
     "rounds": 1,
-    "cold_start_epochs": 10,
+    "cold_start_epochs": 8,
+    "cold_start_centered": True,
     "tokenizer_epochs": 2,
     "encoder_epochs": 4,
-    "batch_size": 32,
+    "batch_size": 16,
     "encoder_learning_rate": 1e-3,
-    "tokenizer_learning_rate": 1e-3,
+    "tokenizer_learning_rate": 2e-4,
     "warmup": 0.05,
     "weight_decay": 1e-4,
     "num_levels": 4,
@@ -62,6 +63,8 @@ SAMPLE_SETTINGS = {
     "image_size": 64,
     "num_frames": 8,
     "sampling_rate": 1,
+    "decoder_dim": 96,
+    "decoder_layers": 1,
     "directory": "runs/video_sample",
 }
 PUBLISHED_SETTINGS = {

@@ -121,7 +121,12 @@ def tokenizer(dtype=None):
 
 def random_projection(dtype=None):
     return RandomProjectionTokenizer(
-        (8, 6), 16, quantizer(dtype), position_layout="grid", dtype=dtype
+        (8, 6),
+        16,
+        quantizer(dtype),
+        position_layout="grid",
+        center_patches=True,
+        dtype=dtype,
     )
 
 

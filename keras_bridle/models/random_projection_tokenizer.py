@@ -1,6 +1,7 @@
 """The tokenizer of the cold start, which nothing has trained."""
 
 import keras
+from keras import ops
 
 from keras_bridle.layers.patch_embedding import PatchEmbedding
 from keras_bridle.layers.patch_mask import gather_patches
@@ -22,6 +23,8 @@ class RandomProjectionTokenizer(keras.Model):
         position_layout: optional string. When given, positions of this layout are added
             to the patch vectors, as published; codes then tell the place of a patch as
             well as its content. `None` leaves them out.
+        center_patches: bool, whether codes are of patches less the mean of each of
+            their channels, and so tell shape and motion alone, not brightness.
         **kwargs: keyword arguments of `keras.Model`.
 
     Call arguments:
@@ -55,7 +58,13 @@ class RandomProjectionTokenizer(keras.Model):
     """
 
     def __init__(
-        self, patch_size, hidden_dim, quantizer, position_layout=None, **kwargs
+        self,
+        patch_size,
+        hidden_dim,
+        quantizer,
+        position_layout=None,
+        center_patches=False,
+        **kwargs,
     ):
         super().__init__(**kwargs)
         check_quantizer(quantizer)
@@ -63,6 +72,7 @@ class RandomProjectionTokenizer(keras.Model):
         self.hidden_dim = hidden_dim
         self.quantizer = quantizer
         self.position_layout = position_layout
+        self.center_patches = center_patches
         self.patch_embedding = PatchEmbedding(
             hidden_dim, patch_size, dtype=self.dtype_policy, name="patch_embedding"
         )
@@ -80,6 +90,8 @@ class RandomProjectionTokenizer(keras.Model):
 
     def build(self, features_shape):
         self.patch_embedding.build(features_shape)
+        if self.center_patches:
+            self._center_projection()
         if self.position_encoding is not None:
             self.position_encoding.build(
                 self.patch_embedding.compute_output_shape(features_shape)
@@ -88,6 +100,12 @@ class RandomProjectionTokenizer(keras.Model):
         if not self.quantizer.built:  # one that was adapted before is
             self.quantizer.build((None, None, self.quantizer.dim))
         self.built = True
+
+    def _center_projection(self):
+        """Makes the projection of a patch and of the same, but brighter, equal."""
+        kernel = self.patch_embedding.projection.kernel
+        window = tuple(range(len(kernel.shape) - 2))
+        kernel.assign(kernel - ops.mean(kernel, axis=window, keepdims=True))
 
     def vectors(self, features, padding_mask=None, visible=None):
         """Computes the vectors that are quantized.
@@ -101,6 +119,8 @@ class RandomProjectionTokenizer(keras.Model):
         Returns:
             Tensor of shape `(batch, num_patches, code_dim)`.
         """
+        if not self.built:  # as when its first vectors are to set the codebooks
+            self.build(features.shape)
         patches = self.patch_embedding(features)
         if self.position_encoding is not None:
             patches = self.position_encoding(patches)
@@ -123,6 +143,7 @@ class RandomProjectionTokenizer(keras.Model):
             "hidden_dim": self.hidden_dim,
             "quantizer": keras.saving.serialize_keras_object(self.quantizer),
             "position_layout": self.position_layout,
+            "center_patches": self.center_patches,
         }
 
     @classmethod

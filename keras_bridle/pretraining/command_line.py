@@ -88,6 +88,11 @@ def pretraining_parser(description, sample_settings, own_data_settings):
     add("--cold-start-epochs", type=int)
     add("--tokenizer-epochs", type=int)
     add("--encoder-epochs", type=int)
+    add(
+        "--cold-start-centered",
+        action=argparse.BooleanOptionalAction,
+        help="let the cold start's codes tell shape and motion without brightness",
+    )
     add("--joint", action="store_true", help="train tokenizer and encoder in one phase")
     add("--tokenizer-every", type=int, default=4, help="of --joint: in steps")
     add("--tokenizer-loss-ratio", type=float, default=0.2, help="of --joint")
@@ -352,6 +357,7 @@ def pretrain(setup, backbone, data, probe=None, **kwargs):
         codebook_size=args.codebook_size,
         code_dim=args.code_dim,
         quantizer_options={"restart_threshold": args.restart_threshold},
+        cold_start_centered=bool(args.cold_start_centered),
         decoder_options=decoder_size(backbone, args.decoder_dim, args.decoder_layers),
         seed=args.seed,
         **kwargs,

@@ -76,6 +76,8 @@ class InterleavedPretraining:
         estimator_options: optional dict, arguments of `FeatureEstimator` likewise.
         cold_start_positions: bool, whether the cold start's random projection sees
             positions, as published.
+        cold_start_centered: bool, whether it sees patches less their mean: shape and
+            motion without brightness.
         tokenizer_start: string, what a tokenizer's own encoder starts as: `"encoder"`,
             a copy of the encoder trained so far, or `"random"`.
         decoder_start: string, what the decoder of an encoder phase starts as:
@@ -121,6 +123,7 @@ class InterleavedPretraining:
         decoder_options=None,
         estimator_options=None,
         cold_start_positions=False,
+        cold_start_centered=False,
         tokenizer_start="encoder",
         decoder_start="previous",
         tokenize="all",
@@ -139,6 +142,7 @@ class InterleavedPretraining:
         self.decoder_options = dict(decoder_options or {})
         self.estimator_options = dict(estimator_options or {})
         self.cold_start_positions = cold_start_positions
+        self.cold_start_centered = cold_start_centered
         self.tokenizer_start = tokenizer_start
         self.decoder_start = decoder_start
         self.tokenize = tokenize
@@ -482,6 +486,7 @@ class InterleavedPretraining:
             self.backbone.hidden_dim,
             self._quantizer(),
             self.backbone.position_layout if self.cold_start_positions else None,
+            self.cold_start_centered,
             name="tokenizer",
         )
 
@@ -575,6 +580,7 @@ class InterleavedPretraining:
             "decoder_options",
             "estimator_options",
             "cold_start_positions",
+            "cold_start_centered",
             "tokenizer_start",
             "decoder_start",
             "tokenize",

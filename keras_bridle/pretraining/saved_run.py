@@ -15,6 +15,7 @@ _SETTINGS = (
     "code_dim",
     "quantizer_options",
     "cold_start_positions",
+    "cold_start_centered",
     "tokenizer_start",
     "tokenize",
     "seed",

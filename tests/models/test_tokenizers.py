@@ -100,6 +100,15 @@ def test_random_projection_knows_places_only_if_asked():
         assert (spread < 1e-5) == alike
 
 
+@pytest.mark.parametrize("center", [True, False])
+def test_random_projection_sees_no_brightness_if_asked(center):
+    x = maps(4)
+    tokenizer = random_projection(center_patches=center)
+    vectors, brighter = (to_numpy(tokenizer.vectors(v)) for v in (x, x + 3))
+    assert np.abs(vectors).max() > 0.1
+    assert (np.abs(brighter - vectors).max() < 1e-4) == center
+
+
 @pytest.mark.parametrize("kind", [BridleTokenizer, RandomProjectionTokenizer])
 def test_quantizer_must_know_its_size(kind):
     backbone = BridleBackbone(4, 16, 1, 2, 32, (8, 8, 1))
