@@ -59,7 +59,8 @@ def print_table(folders):
         for probe in probes:
             # A probe with several draws counts as their mean.
             values = [100 * np.mean(table[name][probe]) for table in tables]
-            cells.append(f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}")
+            spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.1f}{spread}")
         print(f"| {name} | {' | '.join(cells)} |")
     minutes = [(folder / "minutes.txt").read_text().strip() for folder in folders]
     print(f"\nminutes of each run: {', '.join(minutes)}")

@@ -1,6 +1,6 @@
 """Pretrains an audio encoder with BRIDLE on a folder of recordings.
 
-On the sample recordings that come with the package (5 to 8 minutes on 2 CPU cores):
+On the sample recordings that come with the package (5 minutes on 2 CPU cores):
 
     KERAS_BACKEND=jax python recipes/pretrain_audio.py
 
@@ -45,12 +45,12 @@ from keras_bridle.pretraining import command_line
 SAMPLE_SETTINGS = {
     "preset": "tiny",
     "rounds": 1,
-    "cold_start_epochs": 48,
-    "tokenizer_epochs": 6,
-    "encoder_epochs": 20,
+    "cold_start_epochs": 42,
+    "tokenizer_epochs": 5,
+    "encoder_epochs": 17,
     "batch_size": 32,
     "encoder_learning_rate": 1e-3,
-    "tokenizer_learning_rate": 1e-3,
+    "tokenizer_learning_rate": 2e-4,
     "warmup": 0.05,
     "weight_decay": 1e-4,
     "num_levels": 4,
@@ -98,7 +98,7 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--sounds",
         type=int,
-        default=0,
+        default=1,
         help="without --data: segments of each sample sound to pretrain on as well",
     )
     parser.add_argument("--segments", help="AudioSet's CSV file of segments")
@@ -126,10 +126,9 @@ def main(arguments=None):
 
 
 def sample_recordings(args):
-    """Loads the training syllables and, if asked, some of each of the sample sounds."""
+    """Loads the training syllables, and segments of the sample sounds."""
     waveforms, _, _ = load_syllables("train", num_samples=num_samples(args.seconds))
     if args.sounds:
-        # They take time from the syllables, about which they teach little.
         sounds = load_sonic_pi(args.seconds, per_sound=args.sounds)
         waveforms = np.concatenate([waveforms, sounds])
     return command_line.RecipeData(waveforms, waveforms)

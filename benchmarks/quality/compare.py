@@ -9,8 +9,9 @@ weights, masks and order anew. Results go to one JSON file a run, and a run that
 there is not repeated, so that a stopped comparison goes on.
 
 Ways: the untrained encoder; BRIDLE with 1, 2, 4 and 8 levels, without k-means, without
-restarts, with `normalize="level"`, in two rounds of half the epochs, jointly; the cold
-start alone for all epochs; regression of masked patches (MAE).
+restarts, with `normalize="level"`, from a cold start on centered patches and on patches
+as they are, in two rounds of half the epochs, jointly; the cold start alone for all
+epochs; regression of masked patches (MAE).
 """
 
 import argparse
@@ -33,15 +34,15 @@ from keras_bridle.fine_tuning import draw_few
 from keras_bridle.models.presets import decoder_size
 from keras_bridle.pretraining import adamw, warmup_cosine
 
-BATCH = 32
-SMALL_DECODER = {"hidden_dim": 96, "num_layers": 1, "num_heads": 3, "mlp_dim": 384}
+DECODER = {"hidden_dim": 96, "num_layers": 1, "num_heads": 3, "mlp_dim": 384}
 
 
 class Syllables:
     """Mandarin syllables; probed for their initials, in order of time."""
 
     epochs = {"cold_start": 24, "tokenizer": 4, "encoder": 12}
-    decoder_options = SMALL_DECODER
+    batch_size = 32
+    centered = False
 
     def __init__(self):
         self.train = load_syllables("train", "initial", 5760)[:2]
@@ -79,7 +80,8 @@ class Clothes:
     """Fashion-MNIST; probed with few labels of each class."""
 
     epochs = {"cold_start": 8, "tokenizer": 1, "encoder": 4}
-    decoder_options = SMALL_DECODER
+    batch_size = 32
+    centered = True
 
     def __init__(self):
         self.train = load_fashion("train")[:2]
@@ -120,8 +122,9 @@ class Clothes:
 class Pans:
     """Camera pans over two videos, which are synthetic; probed for their direction."""
 
-    epochs = {"cold_start": 6, "tokenizer": 1, "encoder": 3}
-    decoder_options: dict = {}
+    epochs = {"cold_start": 5, "tokenizer": 1, "encoder": 3}
+    batch_size = 16
+    centered = True
 
     def __init__(self):
         self.train = synthetic_pans("train", 1000)[:2]
@@ -147,12 +150,22 @@ class Pans:
 DATA = {"audio": Syllables, "image": Clothes, "video": Pans}
 
 
-def rq(levels=4, codes=256, joint=False, rounds=1, adapt_batches=25, **quantizer):
+def rq(
+    levels=4,
+    codes=256,
+    joint=False,
+    rounds=1,
+    adapt_batches=25,
+    centered=None,
+    **quantizer,
+):
     """A way: BRIDLE with these settings."""
 
     def pretrain(data, backbone, seed):
         epochs = data.epochs
-        pretraining = interleaved(data, backbone, seed, levels, codes, quantizer)
+        pretraining = interleaved(
+            data, backbone, seed, levels, codes, quantizer, centered
+        )
         pretraining.fit(
             data.inputs,
             rounds=rounds,
@@ -160,9 +173,9 @@ def rq(levels=4, codes=256, joint=False, rounds=1, adapt_batches=25, **quantizer
             cold_start_epochs=epochs["cold_start"],
             tokenizer_epochs=max(1, epochs["tokenizer"] // rounds),
             encoder_epochs=epochs["encoder"] // rounds,
-            batch_size=BATCH,
+            batch_size=data.batch_size,
             encoder_learning_rate=1e-3,
-            tokenizer_learning_rate=1e-3,
+            tokenizer_learning_rate=2e-4,
             adapt_batches=adapt_batches,
             verbose=0,
         )
@@ -173,7 +186,7 @@ def rq(levels=4, codes=256, joint=False, rounds=1, adapt_batches=25, **quantizer
     return pretrain
 
 
-def interleaved(data, backbone, seed, levels=4, codes=256, quantizer=()):
+def interleaved(data, backbone, seed, levels=4, codes=256, quantizer=(), centered=None):
     """The networks and settings of one way to pretrain by BRIDLE."""
     return kb.InterleavedPretraining(
         backbone,
@@ -183,7 +196,8 @@ def interleaved(data, backbone, seed, levels=4, codes=256, quantizer=()):
         quantizer_options={"restart_threshold": 0.1, **dict(quantizer)},
         mask=data.mask(seed),
         augmentation=data.augmentation(seed),
-        decoder_options=data.decoder_options,
+        decoder_options=DECODER,
+        cold_start_centered=data.centered if centered is None else centered,
         seed=seed,
     )
 
@@ -196,7 +210,7 @@ def cold_start_alone(data, backbone, seed):
         rounds=0,
         cold_start_epochs=sum(data.epochs.values()),
         encoder_epochs=1,
-        batch_size=BATCH,
+        batch_size=data.batch_size,
         encoder_learning_rate=1e-3,
         adapt_batches=25,
         verbose=0,
@@ -208,14 +222,14 @@ def masked_regression(data, backbone, seed):
     """A way: values of masked patches, for all epochs, the tokenizer's included."""
     trainer = MaskedRegression(
         backbone,
-        {**decoder_size(backbone), **data.decoder_options},
+        {**decoder_size(backbone), **DECODER},
         data.mask(seed),
         data.augmentation(seed),
     )
     epochs = sum(data.epochs.values())
-    steps = epochs * -(-len(data.inputs) // BATCH)
+    steps = epochs * -(-len(data.inputs) // data.batch_size)
     trainer.compile(adamw(trainer, warmup_cosine(1e-3, steps, steps // 20)))
-    trainer.fit(data.inputs, batch_size=BATCH, epochs=epochs, verbose=0)
+    trainer.fit(data.inputs, batch_size=data.batch_size, epochs=epochs, verbose=0)
     return {}
 
 
@@ -232,6 +246,8 @@ WAYS = {
     "no k-means": rq(adapt_batches=0),
     "no restarts": rq(restart_threshold=None),
     'normalize="level"': rq(normalize="level"),
+    "centered patches": rq(centered=True),
+    "patches as they are": rq(centered=False),
     "two rounds": rq(rounds=2),
     "joint": rq(joint=True),
 }
