@@ -45,9 +45,9 @@ from keras_bridle.pretraining import command_line
 SAMPLE_SETTINGS = {
     "preset": "tiny",
     "rounds": 1,
-    "cold_start_epochs": 42,
-    "tokenizer_epochs": 5,
-    "encoder_epochs": 17,
+    "cold_start_epochs": 38,
+    "tokenizer_epochs": 4,
+    "encoder_epochs": 16,
     "batch_size": 32,
     "encoder_learning_rate": 1e-3,
     "tokenizer_learning_rate": 2e-4,
@@ -166,11 +166,12 @@ def make_backbone(args, examples):
 
 
 def make_augmentation(args):
-    """Changes loudness and, where clips are cut out of something longer, the start."""
+    """Changes loudness and the start: where clips are cut out of longer ones, any."""
     layers = [kb.RandomWaveformGain(seed=args.seed)]
-    # A syllable has an order that rolling would destroy.
-    if args.data is not None and not args.no_roll:
-        layers.insert(0, kb.RandomWaveformRoll(seed=args.seed))
+    if not args.no_roll:
+        # A syllable has an order, which rolling further would destroy.
+        factor = 0.05 if args.data is None else 0.5
+        layers.insert(0, kb.RandomWaveformRoll(factor, seed=args.seed))
     return keras.Sequential(layers, name="augmentation")
 
 
