@@ -99,6 +99,7 @@ def pretraining_parser(description, sample_settings, own_data_settings):
     add("--batch-size", type=int)
     add("--encoder-learning-rate", type=float)
     add("--tokenizer-learning-rate", type=float)
+    add("--cold-start-learning-rate", type=float, help="if not the encoder's")
     add("--warmup", type=float, help="share of a phase's steps in which the rate rises")
     add("--weight-decay", type=float)
     add("--clip-norm", type=float, help="largest norm of the gradients")
@@ -393,6 +394,7 @@ def pretrain(setup, backbone, data, probe=None, **kwargs):
 _FIT_FLAGS = (
     "rounds",
     "cold_start_epochs",
+    "cold_start_learning_rate",
     "tokenizer_epochs",
     "encoder_epochs",
     "joint",

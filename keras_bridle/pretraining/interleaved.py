@@ -168,6 +168,7 @@ class InterleavedPretraining:
         steps_per_epoch=None,
         encoder_learning_rate=5e-4,
         tokenizer_learning_rate=2e-4,
+        cold_start_learning_rate=None,
         warmup=0.05,
         weight_decay=1e-4,
         clip_norm=None,
@@ -216,6 +217,9 @@ class InterleavedPretraining:
                 or never end; each epoch goes on where the one before stopped.
             encoder_learning_rate: float.
             tokenizer_learning_rate: float.
+            cold_start_learning_rate: optional float; `encoder_learning_rate` by
+                default. What a cold start of few epochs has taught survives a lower
+                rate after it better.
             warmup: float, the share of a phase's steps in which the rate rises.
             weight_decay: float.
             clip_norm: optional float, the gradients' largest norm, taken together.
@@ -295,6 +299,7 @@ class InterleavedPretraining:
             joint=joint,
             encoder_learning_rate=encoder_learning_rate,
             tokenizer_learning_rate=tokenizer_learning_rate,
+            cold_start_learning_rate=cold_start_learning_rate,
         )
         options.check()
         if cache_codes:

@@ -27,6 +27,7 @@ def phases(
     joint,
     encoder_learning_rate,
     tokenizer_learning_rate,
+    cold_start_learning_rate=None,
 ):
     """Lists the phases of a run.
 
@@ -40,6 +41,8 @@ def phases(
     """
     if cold_start_epochs is None:
         cold_start_epochs = encoder_epochs
+    if cold_start_learning_rate is None:
+        cold_start_learning_rate = encoder_learning_rate
     if rounds < 0 or min(encoder_epochs, tokenizer_epochs, cold_start_epochs) < 1:
         raise ValueError(
             "`rounds` must not be negative, and epochs must be positive. "
@@ -48,6 +51,7 @@ def phases(
             f"cold_start_epochs={cold_start_epochs}"
         )
     for name, rate in (
+        ("cold_start_learning_rate", cold_start_learning_rate),
         ("encoder_learning_rate", encoder_learning_rate),
         ("tokenizer_learning_rate", tokenizer_learning_rate),
     ):
@@ -57,7 +61,7 @@ def phases(
         raise ValueError(
             "Joint training needs `rounds` of 1 or more. Received: rounds=0"
         )
-    kinds = [("cold_start", cold_start_epochs, encoder_learning_rate)]
+    kinds = [("cold_start", cold_start_epochs, cold_start_learning_rate)]
     if joint:
         kinds.append(("joint", rounds * encoder_epochs, encoder_learning_rate))
     else:

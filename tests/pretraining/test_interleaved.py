@@ -481,6 +481,7 @@ def test_progress_tells_whether_reading_keeps_up(capsys):
         (INPUTS, {"verbose": 3}, "verbose=3"),
         (INPUTS, {"batch_size": 0}, "batch_size=0"),
         (INPUTS, {"tokenizer_learning_rate": 0.0}, r"tokenizer_learning_rate=0\.0"),
+        (INPUTS, {"cold_start_learning_rate": -1.0}, r"cold_start_learning_rate=-1"),
         (INPUTS, {"steps_per_epoch": 3}, "steps_per_epoch=3 and an array"),
         (INPUTS[:0], {}, "no examples"),
         (INPUTS[..., 0], {}, r"Received shape: \(10, 32, 16\)"),
@@ -528,9 +529,9 @@ def test_plan_of_phases():
         ("3_tokenizer", "tokenizer", 3, 0.2),
         ("4_encoder", "encoder", 5, 0.1),
     ]
-    plan = phases(3, 5, 3, 7, True, 0.1, 0.2)
+    plan = phases(3, 5, 3, 7, True, 0.1, 0.2, cold_start_learning_rate=0.4)
     assert [tuple(phase) for phase in plan] == [
-        ("0_cold_start", "cold_start", 7, 0.1),
+        ("0_cold_start", "cold_start", 7, 0.4),
         ("1_joint", "joint", 15, 0.1),
     ]
 
