@@ -218,8 +218,7 @@ class InterleavedPretraining:
             encoder_learning_rate: float.
             tokenizer_learning_rate: float.
             cold_start_learning_rate: optional float; `encoder_learning_rate` by
-                default. What a cold start of few epochs has taught survives a lower
-                rate after it better.
+                default.
             warmup: float, the share of a phase's steps in which the rate rises.
             weight_decay: float.
             clip_norm: optional float, the gradients' largest norm, taken together.
