@@ -4,6 +4,7 @@ import time
 
 import keras
 import numpy as np
+import pytest
 
 from keras_bridle.data.input_clock import InputClock, reading_speed
 from keras_bridle.data.tensorflow_input import import_tensorflow
@@ -70,8 +71,11 @@ def test_in_training_on_every_backend():
 
 
 def test_reading_speed():
-    # A busy machine may be slower than the delay, and nothing makes it faster.
-    assert 0.2 / DELAY < reading_speed(slow()) < 2.8 / DELAY
-    assert 0.2 / DELAY < reading_speed(slow(100), seconds=0.5) < 2.8 / DELAY
+    def fastest(count, **options):
+        # A busy machine may be slower than the delay, and nothing makes it faster.
+        return max(reading_speed(slow(count), **options) for _ in range(3))
+
+    assert fastest(6) == pytest.approx(2 / DELAY, rel=0.4)
+    assert fastest(100, seconds=0.5) == pytest.approx(2 / DELAY, rel=0.4)
     assert reading_speed(slow(1)) is None
     assert reading_speed(slow(0)) is None

@@ -203,10 +203,11 @@ def test_truncated_files_serve_as_far_as_they_go(folder, tmp_path):
         path = tmp_path / name
         path.write_bytes((folder / name).read_bytes())
         before = decode_all(path)
-        cut(path, 0.6)
+        # Encoders make files of other lengths with other numbers of threads.
+        cut(path, 0.7)
         reader = VideoReader(4, 2, None, 3)
         packets = len(list_packets(str(path)))
-        assert 10 < packets < 80
+        assert 20 < packets < 80
         start = (packets - 7 + 1) // 2
         clip = reader.read(str(path), (0.5, 0.5, 0.5))
         for number, frame in enumerate(clip.frames):
