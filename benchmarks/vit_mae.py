@@ -196,7 +196,7 @@ def free_codes(quantizer):
 
         def call(self, features, padding_mask=None, visible=None, training=False):
             if visible is not None:
-                return Codes(ops.zeros((*visible.shape, LEVELS), dtype="int32"))
+                return Codes(ops.zeros((*ops.shape(visible), LEVELS), dtype="int32"))
             sides = np.array(features.shape[1:-1]) // self.patch_size
             shape = (ops.shape(features)[0], int(np.prod(sides)), LEVELS)
             return Codes(ops.zeros(shape, dtype="int32"))

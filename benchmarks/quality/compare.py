@@ -1,24 +1,29 @@
 """Compares ways to pretrain, at one budget, by what linear probes find in the features.
 
-    KERAS_BACKEND=jax python benchmarks/quality/compare.py audio
+    KERAS_BACKEND=jax python benchmarks/quality/compare.py audio --jobs 2
     KERAS_BACKEND=jax python benchmarks/quality/compare.py image --ways untrained joint
 
 Every way sees the same examples in as many encoder steps, with the same encoder,
 decoder, mask and augmentation; only what its name says differs. Each of the seeds draws
 weights, masks and order anew. Results go to one JSON file a run, and a run that is
-there is not repeated, so that a stopped comparison goes on.
+there is not repeated, so that a stopped comparison goes on. `--jobs 2` runs two at a
+time, each with one thread: on two cores all ways of a modality take less than an hour.
 
-Ways: the untrained encoder; BRIDLE with 1, 2, 4 and 8 levels, without k-means, without
-restarts, with `normalize="level"`, from a cold start on centered patches and on patches
-as they are, in two rounds of half the epochs, jointly; the cold start alone for all
-epochs; regression of masked patches (MAE).
+Ways: the untrained encoder; supervised from scratch, the whole network trained with the
+labels that the probes have, for as many steps; BRIDLE with 1, 2, 4 and 8 levels,
+without k-means, without restarts, with `normalize="level"`, from a cold start on
+centered patches and on patches as they are, in two rounds of half the epochs, jointly;
+the cold start alone for all epochs; regression of masked patches (MAE).
 """
 
 import argparse
 import json
 import os
 import re
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -30,7 +35,7 @@ from masked_regression import MaskedRegression
 import keras_bridle as kb
 from keras_bridle.data import load_fashion, load_syllables, synthetic_pans
 from keras_bridle.evaluation import extract_features, linear_probe
-from keras_bridle.fine_tuning import draw_few
+from keras_bridle.fine_tuning import ArrayExamples, FineTuner, draw_few, fine_tune
 from keras_bridle.models.presets import decoder_size
 from keras_bridle.pretraining import adamw, warmup_cosine
 
@@ -40,6 +45,7 @@ DECODER = {"hidden_dim": 96, "num_layers": 1, "num_heads": 3, "mlp_dim": 384}
 class Syllables:
     """Mandarin syllables; probed for their initials, in order of time."""
 
+    classifier_class = kb.BridleAudioClassifier
     epochs = {"cold_start": 24, "tokenizer": 4, "encoder": 12}
     batch_size = 32
     centered = False
@@ -61,6 +67,9 @@ class Syllables:
     def augmentation(self, seed):
         return kb.RandomWaveformGain(seed=seed)
 
+    def labeled(self, seed):
+        return {"initials, mean": self.train}
+
     def probe(self, backbone):
         sets = [
             (extract_features(backbone, waveforms, segments=8), labels)
@@ -79,6 +88,7 @@ class Syllables:
 class Clothes:
     """Fashion-MNIST; probed with few labels of each class."""
 
+    classifier_class = kb.BridleImageClassifier
     epochs = {"cold_start": 8, "tokenizer": 1, "encoder": 4}
     batch_size = 32
     centered = True
@@ -104,24 +114,29 @@ class Clothes:
         crop = kb.RandomResizedCrop(28, scale=(0.9, 1.0), seed=seed)
         return keras.Sequential([crop, kb.RandomHorizontalFlip(seed=seed)])
 
-    def probe(self, backbone):
-        found = {}
+    def labeled(self, seed):
         images, labels = self.train
-        test = extract_features(backbone, self.test[0])
+        found = {}
         for per_class in (20, 100):
-            scores = []
-            for draw in range(3):
-                rows = draw_few(labels, per_class, seed=draw)
-                train = extract_features(backbone, images[rows])
-                probe = linear_probe(train, labels[rows], test, self.test[1])
-                scores.append(probe.accuracy)
-            found[f"{per_class} labels a class"] = float(np.mean(scores))
+            rows = draw_few(labels, per_class, seed=seed)
+            found[f"{per_class} labels a class"] = images[rows], labels[rows]
         return found
+
+    def probe(self, backbone):
+        test = extract_features(backbone, self.test[0])
+        scores = {}
+        for draw in range(3):
+            for name, (images, labels) in self.labeled(draw).items():
+                train = extract_features(backbone, images)
+                probe = linear_probe(train, labels, test, self.test[1])
+                scores.setdefault(name, []).append(probe.accuracy)
+        return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
 class Pans:
     """Camera pans over two videos, which are synthetic; probed for their direction."""
 
+    classifier_class = kb.BridleVideoClassifier
     epochs = {"cold_start": 5, "tokenizer": 1, "encoder": 3}
     batch_size = 16
     centered = True
@@ -141,6 +156,9 @@ class Pans:
 
     def augmentation(self, seed):
         return None
+
+    def labeled(self, seed):
+        return {"direction": self.train}
 
     def probe(self, backbone):
         sets = [(extract_features(backbone, x), y) for x, y in (self.train, self.test)]
@@ -233,8 +251,35 @@ def masked_regression(data, backbone, seed):
     return {}
 
 
+def supervised(data, backbone, seed):
+    """A way: no pretraining, but all steps with the labels that the probes have."""
+    steps = sum(data.epochs.values()) * -(-len(data.inputs) // data.batch_size)
+    untrained, found = backbone.get_weights(), {}
+    for name, (inputs, labels) in data.labeled(seed).items():
+        backbone.set_weights(untrained)
+        tuner = FineTuner(
+            data.classifier_class(backbone, num_classes=int(labels.max()) + 1),
+            data.augmentation(seed),
+        )
+        fine_tune(
+            tuner,
+            ArrayExamples(inputs, labels),
+            epochs=round(steps / -(-len(inputs) // data.batch_size)),
+            batch_size=data.batch_size,
+            learning_rate=1e-3,
+            warmup_epochs=5,
+            layer_decay=1.0,
+            seed=seed,
+            verbose=0,
+        )
+        logits = tuner.classifier.predict(data.test[0], verbose=0)
+        found[name] = float(np.mean(logits.argmax(axis=-1) == data.test[1]))
+    return found
+
+
 WAYS = {
     "untrained": lambda data, backbone, seed: {},
+    "supervised": supervised,
     "RQ 4 x 256": rq(),
     "VQ 1 x 1024": rq(1, 1024),
     "masked regression": masked_regression,
@@ -258,22 +303,58 @@ def main():
     parser.add_argument("modality", choices=DATA)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--directory", default="runs/quality")
     args = parser.parse_args()
-    data, found = None, {}
-    for seed in args.seeds:
-        for way in args.ways:
-            name = re.sub(r"\W+", "_", way)
-            backend = keras.backend.backend()
-            path = Path(args.directory, f"{args.modality}_{backend}_{name}_{seed}.json")
-            if not path.exists():
-                data = data or DATA[args.modality]()
-                result = run(data, WAYS[way], seed)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(result) + "\n")
-                print(way, seed, result, flush=True)
-            found.setdefault(way, []).append(json.loads(path.read_text()))
+    paths = {
+        (way, seed): result_path(args, way, seed)
+        for seed in args.seeds
+        for way in args.ways
+    }
+    missing = [place for place, path in paths.items() if not path.exists()]
+    if args.jobs > 1:
+        run_side_by_side(args, missing)
+    elif missing:
+        data = DATA[args.modality]()
+        for way, seed in missing:
+            result = run(data, WAYS[way], seed)
+            path = paths[way, seed]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(result) + "\n")
+            print(way, seed, result, flush=True)
+    found = {
+        way: [json.loads(paths[way, seed].read_text()) for seed in args.seeds]
+        for way in args.ways
+    }
     print_table(found, len(args.seeds))
+
+
+def result_path(args, way, seed):
+    backend, name = keras.backend.backend(), re.sub(r"\W+", "_", way)
+    return Path(args.directory, f"{args.modality}_{backend}_{name}_{seed}.json")
+
+
+def run_side_by_side(args, places):
+    """Runs each way and seed in a process of its own, some at a time."""
+    directory = Path(args.directory)
+    alone = {
+        "OMP_NUM_THREADS": "1",
+        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+        # Seeds differ in numbers, not in what is compiled.
+        "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
+    }
+
+    def run_one(place):
+        way, seed = place
+        command = [sys.executable, __file__, args.modality, "--ways", way]
+        command += ["--seeds", str(seed), "--directory", args.directory]
+        with (directory / "log.txt").open("a") as log:
+            subprocess.run(command, check=True, env=os.environ | alone, stdout=log)
+        print(*place, result_path(args, *place).read_text().strip(), flush=True)
+
+    directory.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(run_one, places))
 
 
 def run(data, pretrain, seed):
@@ -284,13 +365,16 @@ def run(data, pretrain, seed):
     start = time.perf_counter()
     extra = pretrain(data, backbone, seed)
     minutes = (time.perf_counter() - start) / 60
-    return {**data.probe(backbone), **extra, "minutes": round(minutes, 2)}
+    # What training with labels reached stands in the place of a probe.
+    probes = {} if pretrain is supervised else data.probe(backbone)
+    return {**probes, **extra, "minutes": round(minutes, 2)}
 
 
 def print_table(found, seeds):
     """Prints mean and standard deviation over the seeds, in percent."""
-    names = [name for name in next(iter(found.values()))[0] if name != "minutes"]
-    columns = [*dict.fromkeys([*names, "least usage"]), "minutes"]
+    names = {name: None for results in found.values() for name in results[0]}
+    last = ("least usage", "minutes")
+    columns = [*(name for name in names if name not in last), *last]
     print(f"\n| {seeds} seeds | {' | '.join(columns)} |")
     print("|---" * (1 + len(columns)) + "|")
     for way, results in found.items():

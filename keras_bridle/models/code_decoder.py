@@ -175,6 +175,20 @@ class CodeDecoder(keras.Model):
             # A copy, as training on JAX gives up the arrays it starts from.
             weight.assign(ops.copy(source))
 
+    def copy_last_levels(self, other, num_levels):
+        """Takes over another decoder's head, for codes that stay the same.
+
+        Args:
+            other: built `CodeDecoder` of the same width and size of codebooks.
+            num_levels: int, how many levels, counted from the last of each.
+        """
+        count = num_levels * self.codebook_size
+        for weight, source in zip(self.head.weights, other.head.weights, strict=True):
+            first = weight.shape[-1] - count
+            kept = ops.convert_to_tensor(source)[..., -count:]
+            new = ops.convert_to_tensor(weight)[..., :first]
+            weight.assign(ops.concatenate([new, kept], axis=-1))
+
     def _body_weights(self):
         layers = (self.embedding, *self.blocks, self.norm)
         return [weight for layer in layers for weight in layer.weights]

@@ -8,7 +8,7 @@ from keras_bridle.pretraining.array_batches import ArrayBatches, in_floatx
 from keras_bridle.pretraining.atomic_files import atomic_file
 
 
-def cached_codes(tokenize, tokenizer, inputs, batch_size, folder=None):
+def cached_codes(tokenize, tokenizers, inputs, batch_size, folder=None):
     """Computes the codes of all examples, or finds those of an earlier start.
 
     The file has one or two bytes for each code, and a name that tells the tokenizer's
@@ -16,7 +16,7 @@ def cached_codes(tokenize, tokenizer, inputs, batch_size, folder=None):
 
     Args:
         tokenize: function of a batch of inputs that returns codes, -1 at padding.
-        tokenizer: the tokenizer in it, which has a `quantizer`.
+        tokenizers: list of the tokenizers in it, which have a `quantizer`.
         inputs: array of shape `(num_examples, ...)`.
         batch_size: int, examples at a time: as in training, so that numbers are rounded
             in the same way.
@@ -28,15 +28,15 @@ def cached_codes(tokenize, tokenizer, inputs, batch_size, folder=None):
         have no weight.
     """
     if folder is None:
-        return _compute(tokenize, tokenizer, inputs, batch_size, np.empty)
-    path = folder / f"codes_{_key(tokenizer, inputs)}.npy"
+        return _compute(tokenize, tokenizers, inputs, batch_size, np.empty)
+    path = folder / f"codes_{_key(tokenizers, inputs)}.npy"
     if not path.exists():
         with atomic_file(path) as unfinished:
 
             def new_file(shape, dtype):
                 return np.lib.format.open_memmap(unfinished, "w+", dtype, shape)
 
-            _compute(tokenize, tokenizer, inputs, batch_size, new_file).flush()
+            _compute(tokenize, tokenizers, inputs, batch_size, new_file).flush()
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
@@ -67,9 +67,9 @@ def check_cacheable(batches, augmentation, tokenize):
             raise ValueError(f"`cache_codes=True` is not possible: {reason}")
 
 
-def _compute(tokenize, tokenizer, inputs, batch_size, new_array):
-    quantizer = tokenizer.quantizer
-    dtype = np.min_scalar_type(quantizer.codebook_size - 1)
+def _compute(tokenize, tokenizers, inputs, batch_size, new_array):
+    codebook_size = max(tokenizer.quantizer.codebook_size for tokenizer in tokenizers)
+    dtype = np.min_scalar_type(codebook_size - 1)
     size, codes = min(batch_size, len(inputs)), None
     for start in range(0, len(inputs), size):
         # The last batch is full as well, with some examples once more.
@@ -81,8 +81,9 @@ def _compute(tokenize, tokenizer, inputs, batch_size, new_array):
     return codes
 
 
-def _key(tokenizer, inputs):
+def _key(tokenizers, inputs):
     digest = hashlib.sha256(repr((inputs.shape, str(inputs.dtype))).encode())
-    for weight in tokenizer.get_weights():
-        digest.update(np.asarray(weight).tobytes())
+    for tokenizer in tokenizers:
+        for weight in tokenizer.get_weights():
+            digest.update(np.asarray(weight).tobytes())
     return digest.hexdigest()[:16]

@@ -93,6 +93,11 @@ def pretraining_parser(description, sample_settings, own_data_settings):
         action=argparse.BooleanOptionalAction,
         help="let the cold start's codes tell shape and motion without brightness",
     )
+    add(
+        "--keep-cold-start-codes",
+        action=argparse.BooleanOptionalAction,
+        help="predict them in the phases after the cold start as well",
+    )
     add("--joint", action="store_true", help="train tokenizer and encoder in one phase")
     add("--tokenizer-every", type=int, default=4, help="of --joint: in steps")
     add("--tokenizer-loss-ratio", type=float, default=0.2, help="of --joint")
@@ -359,6 +364,7 @@ def pretrain(setup, backbone, data, probe=None, **kwargs):
         code_dim=args.code_dim,
         quantizer_options={"restart_threshold": args.restart_threshold},
         cold_start_centered=bool(args.cold_start_centered),
+        keep_cold_start_codes=bool(args.keep_cold_start_codes),
         decoder_options=decoder_size(backbone, args.decoder_dim, args.decoder_layers),
         seed=args.seed,
         **kwargs,

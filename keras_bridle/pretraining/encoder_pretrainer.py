@@ -23,8 +23,12 @@ class EncoderPretrainer(Pretrainer):
 
     Args:
         backbone: `BridleBackbone`, the encoder.
-        decoder: `CodeDecoder` with the levels and codes of the tokenizer's quantizer.
+        decoder: `CodeDecoder` with the levels and codes of the tokenizer's quantizer,
+            or the levels of both tokenizers.
         tokenizer: `BridleTokenizer` or `RandomProjectionTokenizer`.
+        earlier_tokenizer: optional tokenizer of a phase before, such as the cold
+            start's, whose codes are predicted as well, so that what the encoder learned
+            from them stays. Its levels come after those of `tokenizer`.
         mask: mask layer, such as `RandomMask` (the default, with its default ratio) or
             `TimeFrequencyMask`.
         augmentation: optional Keras layer applied to raw input in training.
@@ -77,6 +81,7 @@ class EncoderPretrainer(Pretrainer):
         "backbone",
         "decoder",
         "tokenizer",
+        "earlier_tokenizer",
         "mask",
         "augmentation",
     )
@@ -90,21 +95,29 @@ class EncoderPretrainer(Pretrainer):
         mask=None,
         augmentation=None,
         tokenize="all",
+        earlier_tokenizer=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        check_decoder(decoder, tokenizer.quantizer, backbone)
+        self.tokenizer = tokenizer
+        self.earlier_tokenizer = earlier_tokenizer
+        check_decoder(decoder, [t.quantizer for t in self.tokenizers], backbone)
         check_tokenize(tokenize)
         self.backbone = backbone
         self.decoder = decoder
-        self.tokenizer = tokenizer
         self.mask = RandomMask() if mask is None else mask
         self.augmentation = augmentation
         self.tokenize = tokenize
-        self.build_parts(backbone.features_shape, tokenizer)
+        self.build_parts(backbone.features_shape, *self.tokenizers)
         self.build_parts((None, None, backbone.hidden_dim), decoder)
         self.code_accuracy = CodeAccuracy(decoder.num_levels)
         self.code_usage = CodeUsage(decoder.num_levels, decoder.codebook_size)
+
+    @property
+    def tokenizers(self):
+        """The tokenizers whose codes are predicted, in the order of the levels."""
+        both = (self.tokenizer, self.earlier_tokenizer)
+        return [tokenizer for tokenizer in both if tokenizer is not None]
 
     def call(self, inputs, training=False):
         known = inputs["codes"] if isinstance(inputs, dict) else None
@@ -119,14 +132,14 @@ class EncoderPretrainer(Pretrainer):
 
     def _masked_codes(self, features, padding_mask, patch_mask):
         visible = patch_mask.masked if self.tokenize == "masked" else None
-        codes = self.tokenizer(
-            features, padding_mask, visible=visible, training=False
-        ).codes
-        return (
-            codes
-            if self.tokenize == "masked"
-            else gather_patches(codes, patch_mask.masked)
-        )
+        codes = [
+            tokenizer(features, padding_mask, visible=visible, training=False).codes
+            for tokenizer in self.tokenizers
+        ]
+        codes = codes[0] if len(codes) == 1 else ops.concatenate(codes, axis=2)
+        if self.tokenize == "masked":
+            return codes
+        return gather_patches(codes, patch_mask.masked)
 
     def draw_mask(self, features):
         """Draws the `PatchMask` of a batch of maps."""
@@ -177,19 +190,25 @@ def encoder_loss(outputs):
     return code_prediction_loss(outputs["codes"], outputs["logits"], outputs["weights"])
 
 
-def check_decoder(decoder, quantizer, backbone):
-    """Raises a `ValueError` if a decoder does not fit a quantizer and an encoder."""
+def check_decoder(decoder, quantizers, backbone):
+    """Raises a `ValueError` if a decoder does not fit quantizers and an encoder."""
     if decoder.use_class_token != backbone.use_class_token:
         raise ValueError(
             "`decoder` and `backbone` must have the same `use_class_token`. "
             f"Received: {decoder.use_class_token} and {backbone.use_class_token}"
         )
-    for name in ("num_levels", "codebook_size"):
-        if getattr(decoder, name) != getattr(quantizer, name):
-            raise ValueError(
-                f"`decoder` and the tokenizer's quantizer must have the same `{name}`. "
-                f"Received: {getattr(decoder, name)} and {getattr(quantizer, name)}"
-            )
+    num_levels = sum(quantizer.num_levels for quantizer in quantizers)
+    if decoder.num_levels != num_levels:
+        raise ValueError(
+            "`decoder` and the tokenizer's quantizer must have the same `num_levels`. "
+            f"Received: {decoder.num_levels} and {num_levels}"
+        )
+    sizes = {quantizer.codebook_size for quantizer in quantizers}
+    if sizes != {decoder.codebook_size}:
+        raise ValueError(
+            "`decoder` and the tokenizer's quantizer must have the same "
+            f"`codebook_size`. Received: {decoder.codebook_size} and {sorted(sizes)}"
+        )
 
 
 def check_tokenize(tokenize):

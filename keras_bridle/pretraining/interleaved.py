@@ -78,6 +78,9 @@ class InterleavedPretraining:
             positions, as published.
         cold_start_centered: bool, whether it sees patches less their mean: shape and
             motion without brightness.
+        keep_cold_start_codes: bool, whether the phases after the cold start predict its
+            codes as well, as levels after the tokenizer's. So the encoder keeps what it
+            learned from them, which new codes alone take from it in short runs.
         tokenizer_start: string, what a tokenizer's own encoder starts as: `"encoder"`,
             a copy of the encoder trained so far, or `"random"`.
         decoder_start: string, what the decoder of an encoder phase starts as:
@@ -124,6 +127,7 @@ class InterleavedPretraining:
         estimator_options=None,
         cold_start_positions=False,
         cold_start_centered=False,
+        keep_cold_start_codes=False,
         tokenizer_start="encoder",
         decoder_start="previous",
         tokenize="all",
@@ -143,16 +147,18 @@ class InterleavedPretraining:
         self.estimator_options = dict(estimator_options or {})
         self.cold_start_positions = cold_start_positions
         self.cold_start_centered = cold_start_centered
+        self.keep_cold_start_codes = keep_cold_start_codes
         self.tokenizer_start = tokenizer_start
         self.decoder_start = decoder_start
         self.tokenize = tokenize
         self.seed = seed
         self.tokenizer: Any = None
+        self.cold_start_tokenizer: Any = None
         self.decoder: Any = None
         self.estimator: Any = None
         self.history: dict[str, dict[str, list[float]]] = {}
         # Wrong options are an error now, not after the cold start.
-        self._quantizer(), self._new_decoder(), self._new_estimator()
+        self._quantizer(), self._new_decoder(num_levels), self._new_estimator()
 
     def fit(
         self,
@@ -353,7 +359,7 @@ class InterleavedPretraining:
         """
         if self.tokenizer is None:
             raise ValueError("There is no tokenizer yet: call `fit()` first.")
-        outputs = local_function(self._tokenization(with_codes=True))
+        outputs = local_function(self._tokenization(self.tokenizer, with_codes=True))
         found = [
             outputs(in_floatx(inputs[start : start + batch_size]))
             for start in range(0, len(inputs), batch_size)
@@ -427,11 +433,21 @@ class InterleavedPretraining:
 
     def _with_codes(self, phase, make_batches, run):
         """Adds the tokenizer's codes, computed once, to the batches of an array."""
-        outputs = local_function(self._tokenization(with_codes=True))
+        both = (self.tokenizer, self._earlier_tokenizer(phase))
+        tokenizers = [tokenizer for tokenizer in both if tokenizer is not None]
+        outputs = [
+            local_function(self._tokenization(tokenizer, with_codes=True))
+            for tokenizer in tokenizers
+        ]
+
+        def tokenize(inputs):
+            codes = [one_of_them(inputs)["codes"] for one_of_them in outputs]
+            return np.concatenate(codes, axis=2)
+
         batches = make_batches(0)
         codes = cached_codes(
-            lambda inputs: outputs(inputs)["codes"],
-            self.tokenizer,
+            tokenize,
+            tokenizers,
             batches.inputs,
             batches.batch_size,
             None if run is None else run.phase_path(phase.name),
@@ -442,6 +458,8 @@ class InterleavedPretraining:
         """Makes the networks of a phase and hands over what it goes on with."""
         if phase.kind != "encoder":
             self.tokenizer = self.new_tokenizer(phase)
+        if phase.kind == "cold_start":
+            self.cold_start_tokenizer = self.tokenizer
         if phase.kind in ("tokenizer", "joint"):
             self.estimator = self._new_estimator()
         if phase.kind == "tokenizer":
@@ -462,6 +480,7 @@ class InterleavedPretraining:
                 tokenizer_loss_ratio=options.tokenizer_loss_ratio,
                 mask=_fresh_copy(self.mask),
                 augmentation=_fresh_copy(self.augmentation),
+                earlier_tokenizer=self._earlier_tokenizer(phase),
             )
         return EncoderPretrainer(
             self.backbone,
@@ -470,7 +489,14 @@ class InterleavedPretraining:
             mask=_fresh_copy(self.mask),
             augmentation=_fresh_copy(self.augmentation),
             tokenize=self.tokenize,
+            earlier_tokenizer=self._earlier_tokenizer(phase),
         )
+
+    def _earlier_tokenizer(self, phase):
+        """The cold start's, in phases that predict its codes as well."""
+        if self.keep_cold_start_codes and phase.kind in ("encoder", "joint"):
+            return self.cold_start_tokenizer
+        return None
 
     def new_tokenizer(self, phase):
         """Makes the tokenizer that a phase begins with.
@@ -502,9 +528,9 @@ class InterleavedPretraining:
             **{"seed": self.seed, **self.quantizer_options},
         )
 
-    def _new_decoder(self):
+    def _new_decoder(self, num_levels):
         return CodeDecoder(
-            self.num_levels,
+            num_levels,
             self.codebook_size,
             use_class_token=self.backbone.use_class_token,
             name="decoder",
@@ -512,10 +538,13 @@ class InterleavedPretraining:
         )
 
     def _next_decoder(self, phase):
-        decoder = self._new_decoder()
+        keeps_codes = self._earlier_tokenizer(phase) is not None
+        decoder = self._new_decoder(self.num_levels * (2 if keeps_codes else 1))
         if phase.kind != "cold_start" and self.decoder_start == "previous":
             decoder.build((None, None, self.backbone.hidden_dim))
             decoder.copy_body(self.decoder)
+            if keeps_codes:
+                decoder.copy_last_levels(self.decoder, self.num_levels)
         return decoder
 
     def _new_estimator(self):
@@ -532,16 +561,14 @@ class InterleavedPretraining:
             backbone.set_weights(self.backbone.get_weights())
         return backbone
 
-    def _tokenization(self, with_codes=False):
-        return Tokenization(
-            self.backbone, self.tokenizer, self.augmentation, with_codes
-        )
+    def _tokenization(self, tokenizer, with_codes=False):
+        return Tokenization(self.backbone, tokenizer, self.augmentation, with_codes)
 
     def _set_codebooks(self, phase, batches, count):
         """Sets a new tokenizer's codebooks by k-means on its vectors."""
         if phase.kind == "encoder" or count == 0:
             return
-        model = self._tokenization()
+        model = self._tokenization(self.tokenizer)
         outputs = map(local_function(model), first_batches(batches, count))
         self.tokenizer.quantizer.adapt((x["vectors"], x["is_real"]) for x in outputs)
 
@@ -585,6 +612,7 @@ class InterleavedPretraining:
             "estimator_options",
             "cold_start_positions",
             "cold_start_centered",
+            "keep_cold_start_codes",
             "tokenizer_start",
             "decoder_start",
             "tokenize",

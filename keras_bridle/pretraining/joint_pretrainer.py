@@ -3,7 +3,6 @@
 import keras
 from keras import ops
 
-from keras_bridle.layers.patch_mask import gather_patches
 from keras_bridle.layers.replicas import cond, sum_over_replicas, with_value_of_batch
 from keras_bridle.pretraining.encoder_pretrainer import EncoderPretrainer, encoder_loss
 from keras_bridle.pretraining.finite_mean import FiniteMean
@@ -37,6 +36,7 @@ class JointPretrainer(EncoderPretrainer):
         tokenizer_loss_ratio: float, the weight of the tokenizer's loss.
         mask: mask layer. Defaults to `RandomMask()`.
         augmentation: optional Keras layer applied to raw input in training.
+        earlier_tokenizer: optional, as of `EncoderPretrainer`; it is not trained.
         **kwargs: keyword arguments of `keras.Model`.
 
     Call arguments:
@@ -81,7 +81,7 @@ class JointPretrainer(EncoderPretrainer):
         - [BRIDLE, 2025](https://arxiv.org/abs/2502.02118)
     """
 
-    parts = ("backbone", "decoder", "tokenizer", "estimator", "mask", "augmentation")
+    parts = (*EncoderPretrainer.parts, "estimator")
     trained_parts = ("backbone", "decoder", "tokenizer", "estimator")
 
     def __init__(
@@ -94,6 +94,7 @@ class JointPretrainer(EncoderPretrainer):
         tokenizer_loss_ratio=0.2,
         mask=None,
         augmentation=None,
+        earlier_tokenizer=None,
         **kwargs,
     ):
         check_estimator(estimator, backbone)
@@ -103,7 +104,13 @@ class JointPretrainer(EncoderPretrainer):
                 f"Received: tokenizer_every={tokenizer_every}"
             )
         super().__init__(
-            backbone, decoder, tokenizer, mask=mask, augmentation=augmentation, **kwargs
+            backbone,
+            decoder,
+            tokenizer,
+            mask=mask,
+            augmentation=augmentation,
+            earlier_tokenizer=earlier_tokenizer,
+            **kwargs,
         )
         self.estimator = estimator
         self.tokenizer_every = tokenizer_every
@@ -118,8 +125,7 @@ class JointPretrainer(EncoderPretrainer):
     def call(self, inputs, training=False):
         features, padding_mask = self.prepare(self.backbone, inputs, training)
         patch_mask = self.draw_mask(features)
-        codes = self.tokenizer(features, padding_mask, training=False).codes
-        codes = gather_patches(codes, patch_mask.masked)
+        codes = self._masked_codes(features, padding_mask, patch_mask)
         outputs = self.predict_codes(features, padding_mask, patch_mask, codes)
         if not training:
             losses, _ = self._tokenizer_step(features, padding_mask, training=False)

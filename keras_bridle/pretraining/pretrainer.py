@@ -32,7 +32,11 @@ class Pretrainer(ModelOfParts):
         for name in self.parts:
             part = getattr(self, name)
             if part is not None:
-                part.trainable = name in self.trained_parts
+                is_trained = name in self.trained_parts
+                # On TensorFlow, setting what is set already does nothing, not even to
+                # the parts' own layers, which after loading may differ.
+                part.trainable = not is_trained
+                part.trainable = is_trained
 
     def compile(self, *args, **kwargs):
         self.set_trained_parts()

@@ -16,6 +16,7 @@ _SETTINGS = (
     "quantizer_options",
     "cold_start_positions",
     "cold_start_centered",
+    "keep_cold_start_codes",
     "tokenizer_start",
     "tokenize",
     "seed",

@@ -109,6 +109,18 @@ def test_copy_of_the_body():
     np.testing.assert_array_equal(logits(decoder, x), logits(other, x))
 
 
+def test_copy_of_the_last_levels():
+    decoder, other, x = made(), made(), tokens()
+    perturb(other.weights, seed=5)
+    before = logits(decoder, x)
+    decoder.copy_body(other)
+    decoder.copy_last_levels(other, LEVELS - 1)
+    expected = logits(other, x)
+    np.testing.assert_allclose(logits(decoder, x)[:, :, 1:], expected[:, :, 1:], 1e-6)
+    assert (logits(decoder, x)[:, :, 0] != expected[:, :, 0]).any()
+    assert (logits(decoder, x) != before).any()
+
+
 def test_body_of_another_size():
     other = CodeDecoder(
         LEVELS, CODES, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32

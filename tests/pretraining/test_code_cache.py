@@ -27,7 +27,7 @@ class Stop(Exception):
     """What the tests stop a run with."""
 
 
-def train(on_phase_end=None, callbacks=(), calls=None, **kwargs):
+def train(on_phase_end=None, callbacks=(), calls=None, keep=False, **kwargs):
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(7)
     pretraining = InterleavedPretraining(
@@ -36,6 +36,7 @@ def train(on_phase_end=None, callbacks=(), calls=None, **kwargs):
         codebook_size=8,
         code_dim=4,
         mask=RandomMask(0.5, seed=1),
+        keep_cold_start_codes=keep,
         decoder_options={"num_layers": 1, "num_heads": 2, "mlp_dim": 32},
         estimator_options={"num_heads": 2, "mlp_dim": 32},
     )
@@ -90,6 +91,13 @@ def test_same_training_and_no_tokenizer_in_it(tmp_path):
     assert not list((tmp_path / "run").rglob("codes_*"))
 
 
+def test_with_codes_of_the_cold_start():
+    plain, cached = train(keep=True), train(keep=True, cache_codes=True)
+    assert "accuracy_4" in plain.history["2_encoder"]
+    assert plain.history == cached.history
+    assert_same_bits(weights(plain), weights(cached))
+
+
 def test_without_a_directory():
     settings = {"rounds": 0, "encoder_epochs": 1}
     plain, cached = train(**settings), train(cache_codes=True, **settings)
@@ -117,7 +125,7 @@ def test_files(tmp_path, size, dtype):
         return codes
 
     tokenizer = fake_tokenizer(size, [np.ones(3)])
-    codes = cached_codes(tokenize, tokenizer, inputs, 4, tmp_path)
+    codes = cached_codes(tokenize, [tokenizer], inputs, 4, tmp_path)
     assert asked == [4, 4, 4]
     assert (codes.shape, codes.dtype) == ((10, 3, 2), dtype)
     expected = np.arange(30).reshape(10, 3) % size
@@ -125,7 +133,7 @@ def test_files(tmp_path, size, dtype):
     for level in range(2):
         np.testing.assert_array_equal(codes[:, :, level], expected)
     # The next start finds them; other weights have others.
-    again = cached_codes(tokenize, tokenizer, inputs, 4, tmp_path)
+    again = cached_codes(tokenize, [tokenizer], inputs, 4, tmp_path)
     np.testing.assert_array_equal(again, codes)
     assert len(asked) == 3
     cached_codes(tokenize, fake_tokenizer(size, [np.zeros(3)]), inputs, 4, tmp_path)
@@ -141,7 +149,7 @@ def test_an_interrupted_file_is_made_anew(tmp_path):
 
     inputs, tokenizer = np.arange(30.0).reshape(10, 3), fake_tokenizer(8, [])
     with pytest.raises(Stop):
-        cached_codes(fail, tokenizer, inputs, 4, tmp_path)
+        cached_codes(fail, [tokenizer], inputs, 4, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -8,6 +8,7 @@ import pytest
 from harness import gradients, run
 from keras import ops
 from tiny_pretraining import (
+    CODES,
     FixedMask,
     PaddedMap,
     assert_metrics,
@@ -27,7 +28,7 @@ from tiny_pretraining import (
     weights_of,
 )
 
-from keras_bridle.layers import RandomMask
+from keras_bridle.layers import RandomMask, ResidualQuantizer
 from keras_bridle.models import (
     BridleTokenizer,
     CodeDecoder,
@@ -185,6 +186,48 @@ def test_decoder_must_fit(levels, size):
             CodeDecoder(levels, size, 16, num_layers=1, num_heads=2, mlp_dim=32),
             RandomProjectionTokenizer(8, 16, quantizer()),
         )
+
+
+@pytest.mark.parametrize("tokenize", ["all", "masked"])
+def test_codes_of_two_tokenizers(tmp_path, tokenize):
+    tokenizers = [
+        RandomProjectionTokenizer(8, 16, quantizer()),
+        RandomProjectionTokenizer(8, 16, ResidualQuantizer(1, CODES, dim=3, seed=1)),
+    ]
+
+    def trainer_of(decoder_levels, *tokenizers):
+        return EncoderPretrainer(
+            backbone(),
+            CodeDecoder(decoder_levels, CODES, 16, 1, 2, 32),
+            *tokenizers[:1],
+            mask=FixedMask(0.5),
+            tokenize=tokenize,
+            earlier_tokenizer=tokenizers[1] if len(tokenizers) > 1 else None,
+        )
+
+    trainer = trainer_of(3, *tokenizers)
+    inputs = maps()
+    codes = outputs_of(trainer, inputs)["codes"]
+    assert codes.shape == (4, 4, 3)
+    for number, levels in ((0, slice(0, 2)), (1, slice(2, 3))):
+        alone = trainer_of((2, 1)[number], tokenizers[number])
+        expected = outputs_of(alone, inputs)["codes"]
+        np.testing.assert_array_equal(codes[:, :, levels], expected)
+    with pytest.raises(ValueError, match=r"`num_levels`\. Received: 2 and 3"):
+        trainer_of(2, *tokenizers)
+
+    trainer.compile(keras.optimizers.AdamW(1e-2))
+    start = weights_of(*tokenizers)
+    history = fit(trainer, inputs, epochs=3)
+    assert history["loss"][2] < history["loss"][0]
+    assert {"accuracy_3", "usage_3", "perplexity_3"} < set(history)
+    assert_same_bits(weights_of(*tokenizers), start)
+    trainer.save(tmp_path / "trainer.keras")
+    loaded = keras.saving.load_model(tmp_path / "trainer.keras")
+    np.testing.assert_array_equal(outputs_of(loaded, inputs)["codes"], codes)
+    # What is frozen is so after loading, down to the layers within.
+    assert len(loaded.trainable_variables) == len(trainer.trainable_variables)
+    assert loaded.optimizer.iterations == trainer.optimizer.iterations
 
 
 def test_decoder_and_encoder_with_different_tokens():

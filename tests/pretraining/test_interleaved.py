@@ -312,6 +312,55 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(finished, tmp_path):
             assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
 
 
+@pytest.mark.parametrize("decoder_start", ["previous", "random"])
+def test_codes_of_the_cold_start_can_stay(tmp_path, decoder_start):
+    options = {"keep_cold_start_codes": True, "decoder_start": decoder_start}
+    settings = {**SETTINGS, "rounds": 2, "tensorboard": False}
+    settings |= {"encoder_epochs": 1, "tokenizer_epochs": 1}
+    recorder, trained = Recorder(), []
+    pretraining = new_pretraining(**options)
+    pretraining.fit(
+        INPUTS,
+        callbacks=[recorder],
+        on_phase_end=lambda phase, p: trained.append(weights_of(p.decoder)),
+        **settings,
+    )
+    cold, _, first, _, second = recorder.phases
+    earlier = cold.trainer.tokenizer
+    assert cold.trainer.earlier_tokenizer is None
+    for record in (first, second):
+        assert record.trainer.earlier_tokenizer is earlier
+        assert record.trainer.tokenizer is not earlier
+        assert_same_bits(weights_of(earlier), cold.parts["tokenizer"])
+    for name, levels in (("0_cold_start", 2), ("2_encoder", 4), ("4_encoder", 4)):
+        assert f"accuracy_{levels}" in pretraining.history[name]
+        assert f"accuracy_{levels + 1}" not in pretraining.history[name]
+    # The heads of the codes that stay go on, in each round; those of new codes do not.
+    *_, kernel, bias = first.parts["decoder"]
+    starts = [kernel, bias, *second.parts["decoder"][-2:]]
+    ends = [*trained[0][-2:], *trained[2][-2:]]
+    for start, end in zip(starts, ends, strict=True):
+        goes_on = (start[..., -16:] == end[..., -16:]).all()
+        if start.any():  # a new bias is zero, as that of the cold start may be
+            assert goes_on == (decoder_start == "previous")
+            assert (start[..., :16] != end[..., :16]).any()
+    if decoder_start == "random":
+        return
+    for kind, event, count in [
+        ("TokenizerPretrainer", "on_train_begin", None),
+        ("EncoderPretrainer", "on_train_end", None),
+        (None, None, None),
+    ]:
+        stopped = new_pretraining(**options)
+        interrupt = Interrupt(kind, event, count)
+        files = {"directory": tmp_path / "run", "resume": True}
+        try:
+            stopped.fit(INPUTS, callbacks=[interrupt], **files, **settings)
+        except Stop:
+            continue
+    assert_same_bits(all_weights(stopped), all_weights(pretraining))
+
+
 class Interrupt(keras.callbacks.Callback):
     """Stops the training of one kind of trainer at an event."""
 
