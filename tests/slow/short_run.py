@@ -53,6 +53,7 @@ def main(recordings, directory, epochs):
         codebook_size=32,
         code_dim=16,
         quantizer_options={"restart_threshold": 0.1},
+        keep_cold_start_codes=True,
         mask=kb.RandomMask(0.5, seed=5),
         augmentation=keras.Sequential(
             [kb.RandomWaveformRoll(seed=6), kb.RandomWaveformGain(seed=7)]
