@@ -72,7 +72,7 @@ def trained(args, waveforms, is_cached):
         model = Tokenization(backbone, tokenizer, with_codes=True)
         codes = cached_codes(
             lambda batch: model.predict_on_batch(batch)["codes"],
-            tokenizer,
+            [tokenizer],
             waveforms,
             args.batch_size,
         )

@@ -45,8 +45,9 @@ from keras_bridle.pretraining import command_line
 SAMPLE_SETTINGS = {
     "preset": "tiny",
     "rounds": 1,
-    "cold_start_epochs": 38,
-    "tokenizer_epochs": 4,
+    "cold_start_epochs": 30,
+    "keep_cold_start_codes": True,
+    "tokenizer_epochs": 3,
     "encoder_epochs": 16,
     "batch_size": 32,
     "encoder_learning_rate": 1e-3,
@@ -67,6 +68,8 @@ PUBLISHED_SETTINGS = {
     "preset": "base",
     "rounds": 2,
     "cold_start_epochs": 140,
+    # Not published, and better on the sample data.
+    "keep_cold_start_codes": True,
     "tokenizer_epochs": 31,
     "encoder_epochs": 200,
     "batch_size": 64,

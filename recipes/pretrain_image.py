@@ -41,6 +41,7 @@ SAMPLE_SETTINGS = {
     "patch_size": (7, 7),
     "cold_start_epochs": 28,
     "cold_start_centered": True,
+    "keep_cold_start_codes": True,
     "tokenizer_epochs": 2,
     "encoder_epochs": 10,
     "batch_size": 32,
@@ -66,6 +67,7 @@ PUBLISHED_SETTINGS = {
     "cold_start_epochs": 200,
     # Not published, and better by far on the sample data.
     "cold_start_centered": True,
+    "keep_cold_start_codes": True,
     "tokenizer_epochs": 50,
     "encoder_epochs": 200,
     "batch_size": 64,

@@ -48,6 +48,7 @@ SAMPLE_SETTINGS = {
     "rounds": 1,
     "cold_start_epochs": 8,
     "cold_start_centered": True,
+    "keep_cold_start_codes": True,
     "tokenizer_epochs": 2,
     "encoder_epochs": 4,
     "batch_size": 16,
@@ -73,6 +74,7 @@ PUBLISHED_SETTINGS = {
     "cold_start_epochs": 800,
     # Not published, and better by far on the sample data.
     "cold_start_centered": True,
+    "keep_cold_start_codes": True,
     "tokenizer_epochs": 50,
     "encoder_epochs": 800,
     "batch_size": 32,

@@ -26,7 +26,9 @@ def kmeans(
 ):
     """Lloyd's k-means, from chosen samples, in bounded memory.
 
-    A cluster that loses all its samples keeps its mean.
+    A cluster without samples begins anew at one of those that fit their means worst. So
+    no cluster is lost, not even where many samples are equal. With `initial_ids` it
+    keeps its mean.
 
     Args:
         samples: Float array of shape `(num_samples, dim)`.
@@ -37,7 +39,7 @@ def kmeans(
             nearest mean.
         initial_ids: Integer array of shape `(num_clusters,)`, the samples to start
             from. `None` draws them, without repeats where there are enough samples.
-        seed: Integer, seeds that draw.
+        seed: Integer, seeds all that is drawn.
 
     Returns:
         A `KMeansResult`.
@@ -62,8 +64,10 @@ def kmeans(
             "`num_clusters` and `iterations` must be at least 1. "
             f"Received: num_clusters={num_clusters}, iterations={iterations}"
         )
+    rng = None
     if initial_ids is None:
-        initial_ids = np.random.default_rng(seed).choice(
+        rng = np.random.default_rng(seed)
+        initial_ids = rng.choice(
             len(samples), num_clusters, replace=len(samples) < num_clusters
         )
     elif np.shape(initial_ids) != (num_clusters,):
@@ -74,6 +78,8 @@ def kmeans(
     means = samples[np.asarray(initial_ids)]
     for _ in range(iterations):
         labels = _assign(samples, means, cosine)
+        if rng is not None:
+            _fill_empty(samples, labels, means, rng)
         means, counts = _move(samples, labels, means, cosine)
     return KMeansResult(means, counts)
 
@@ -97,6 +103,23 @@ def _assign(samples, means, cosine):
         rows = slice(start, start + ROWS_AT_ONCE)
         labels[rows] = np.argmax(samples[rows] @ means.T - penalty, axis=1)
     return labels
+
+
+def _fill_empty(samples, labels, means, rng):
+    """Gives each empty cluster a sample, the likelier the farther from its mean."""
+    empty = np.flatnonzero(np.bincount(labels, minlength=len(means)) == 0)
+    if not len(empty):
+        return
+    misfits = np.empty(len(samples))
+    for start in range(0, len(samples), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        distances = np.square(samples[rows] - means[labels[rows]])
+        misfits[rows] = distances.sum(axis=1, dtype="float64")
+    count = min(len(empty), np.count_nonzero(misfits))
+    if count:
+        chances = misfits / misfits.sum()
+        drawn = rng.choice(len(samples), count, replace=False, p=chances)
+        labels[drawn] = empty[:count]
 
 
 def _move(samples, labels, means, cosine):

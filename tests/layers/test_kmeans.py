@@ -43,6 +43,18 @@ def test_empty_cluster_keeps_its_mean():
     np.testing.assert_array_equal(result.counts, [3, 0, 1])
 
 
+def test_no_cluster_stays_empty_where_many_samples_are_equal():
+    data = samples()
+    data[: len(data) // 2] = 0
+    result = kmeans(data, 16, seed=0)
+    assert result.counts.min() > 0
+    distances = np.square(data[:, None] - result.means).sum(axis=-1)
+    assert len(np.unique(distances.argmin(axis=1))) == 16
+    # There are too few different samples for so many clusters, and no endless search.
+    few = kmeans(np.repeat(np.eye(3), 9, axis=0), 5, seed=0)
+    assert np.isfinite(few.means).all()
+
+
 def test_slices_of_rows_change_nothing(monkeypatch):
     data = samples()
     whole = kmeans(data, 16, seed=0)
