@@ -1,19 +1,22 @@
 """Compares ways to pretrain, at one budget, by what linear probes find in the features.
 
-    KERAS_BACKEND=jax python benchmarks/quality/compare.py audio --jobs 2
-    KERAS_BACKEND=jax python benchmarks/quality/compare.py image --ways untrained joint
+    KERAS_BACKEND=jax python benchmarks/quality/compare.py audio objectives --jobs 2
+    KERAS_BACKEND=jax python benchmarks/quality/compare.py image levels --jobs 2
+    KERAS_BACKEND=jax python benchmarks/quality/compare.py video settings --jobs 2
 
 Every way sees the same examples in as many encoder steps, with the same encoder,
 decoder, mask and augmentation; only what its name says differs. Each of the seeds draws
 weights, masks and order anew. Results go to one JSON file a run, and a run that is
 there is not repeated, so that a stopped comparison goes on. `--jobs 2` runs two at a
-time, each with one thread: on two cores all ways of a modality take less than an hour.
+time, each with one thread: on two cores a table takes less than an hour. `--ways` runs
+others than those of a table.
 
 Ways: the untrained encoder; supervised from scratch, the whole network trained with the
 labels that the probes have, for as many steps; BRIDLE with 1, 2, 4 and 8 levels,
-without k-means, without restarts, with `normalize="level"`, from a cold start on
-centered patches and on patches as they are, in two rounds of half the epochs, jointly;
-the cold start alone for all epochs; regression of masked patches (MAE).
+without k-means, without restarts, with `normalize="level"`, with the cold start's
+codes given up, from a cold start on centered patches and on patches as they are, in two
+rounds of half the epochs, jointly; the cold start alone for all epochs; regression of
+masked patches (MAE).
 """
 
 import argparse
@@ -175,6 +178,7 @@ def rq(
     rounds=1,
     adapt_batches=25,
     centered=None,
+    keep=True,
     **quantizer,
 ):
     """A way: BRIDLE with these settings."""
@@ -182,7 +186,7 @@ def rq(
     def pretrain(data, backbone, seed):
         epochs = data.epochs
         pretraining = interleaved(
-            data, backbone, seed, levels, codes, quantizer, centered
+            data, backbone, seed, levels, codes, quantizer, centered, keep
         )
         pretraining.fit(
             data.inputs,
@@ -204,7 +208,16 @@ def rq(
     return pretrain
 
 
-def interleaved(data, backbone, seed, levels=4, codes=256, quantizer=(), centered=None):
+def interleaved(
+    data,
+    backbone,
+    seed,
+    levels=4,
+    codes=256,
+    quantizer=(),
+    centered=None,
+    keep=True,
+):
     """The networks and settings of one way to pretrain by BRIDLE."""
     return kb.InterleavedPretraining(
         backbone,
@@ -216,6 +229,7 @@ def interleaved(data, backbone, seed, levels=4, codes=256, quantizer=(), centere
         augmentation=data.augmentation(seed),
         decoder_options=DECODER,
         cold_start_centered=data.centered if centered is None else centered,
+        keep_cold_start_codes=keep,
         seed=seed,
     )
 
@@ -291,21 +305,51 @@ WAYS = {
     "no k-means": rq(adapt_batches=0),
     "no restarts": rq(restart_threshold=None),
     'normalize="level"': rq(normalize="level"),
+    "new codes alone": rq(keep=False),
     "centered patches": rq(centered=True),
     "patches as they are": rq(centered=False),
     "two rounds": rq(rounds=2),
     "joint": rq(joint=True),
+}
+TABLES = {
+    "objectives": [
+        "untrained",
+        "supervised",
+        "masked regression",
+        "cold start alone",
+        "VQ 1 x 1024",
+        "RQ 4 x 256",
+    ],
+    "levels": [
+        "RQ 1 x 256",
+        "RQ 2 x 256",
+        "RQ 4 x 256",
+        "RQ 8 x 256",
+        "RQ 4 x 64",
+        "VQ 1 x 1024",
+    ],
+    "settings": [
+        "RQ 4 x 256",
+        "new codes alone",
+        "no k-means",
+        "no restarts",
+        'normalize="level"',
+        "two rounds",
+        "joint",
+    ],
 }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modality", choices=DATA)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("table", nargs="?", choices=TABLES, default="objectives")
+    parser.add_argument("--ways", nargs="+", choices=WAYS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--directory", default="runs/quality")
     args = parser.parse_args()
+    args.ways = args.ways or TABLES[args.table]
     paths = {
         (way, seed): result_path(args, way, seed)
         for seed in args.seeds
