@@ -45,9 +45,9 @@ from keras_bridle.pretraining import command_line
 SAMPLE_SETTINGS = {
     "preset": "tiny",
     "rounds": 1,
-    "cold_start_epochs": 30,
+    "cold_start_epochs": 28,
     "keep_cold_start_codes": True,
-    "tokenizer_epochs": 3,
+    "tokenizer_epochs": 4,
     "encoder_epochs": 16,
     "batch_size": 32,
     "encoder_learning_rate": 1e-3,
