@@ -17,7 +17,11 @@ class LearnedPositionEncoding(keras.layers.Layer):
         **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
-        patches: float tensor of shape `(batch, *grid, dim)`.
+        patches: float tensor of shape `(batch, *grid, dim)`; or
+            `(batch, num_visible, dim)` together with `grid` and `visible`.
+        grid: optional tuple of ints.
+        visible: optional int32 tensor of shape `(batch, num_visible)`, which patches of
+            the grid there are.
 
     Returns:
         Tensor like `patches`.
@@ -49,21 +53,27 @@ class LearnedPositionEncoding(keras.layers.Layer):
             name="positions",
         )
 
-    def call(self, patches):
-        grid = tuple(patches.shape[1:-1])
+    def call(self, patches, grid=None, visible=None):
+        grid = ops.shape(patches)[1:-1] if grid is None else tuple(grid)
+        self._check_grid(grid)
+        positions = ops.convert_to_tensor(self.positions, dtype=patches.dtype)
+        positions = ops.reshape(positions, (*self.trained_grid, patches.shape[-1]))
+        positions = positions[tuple(slice(0, side) for side in grid)]
+        if visible is None:
+            return patches + ops.expand_dims(positions, 0)
+        positions = ops.reshape(positions, (-1, patches.shape[-1]))
+        return patches + ops.take(positions, visible, axis=0)
+
+    def _check_grid(self, grid):
         if len(grid) != len(self.trained_grid) or any(
-            side is not None and side > trained
+            # Within TensorFlow's graphs some sides are known only as it runs.
+            isinstance(side, int) and side > trained
             for side, trained in zip(grid, self.trained_grid, strict=True)
         ):
             raise ValueError(
                 f"There are positions for a grid of {self.trained_grid}. "
-                f"Received: patches of shape {tuple(patches.shape)}"
+                f"Received: patches in a grid of {tuple(grid)}"
             )
-        positions = ops.convert_to_tensor(self.positions, dtype=patches.dtype)
-        positions = ops.reshape(positions, (1, *self.trained_grid, patches.shape[-1]))
-        sides = ops.shape(patches)[1:-1]
-        cut = tuple(slice(0, side) for side in sides)
-        return patches + positions[(slice(None), *cut)]
 
     def compute_output_shape(self, patches_shape):
         return tuple(patches_shape)

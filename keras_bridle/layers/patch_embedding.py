@@ -1,9 +1,12 @@
 """Cuts a map into patches and embeds each."""
 
+import itertools
 import math
 
 import keras
 from keras import ops
+
+from keras_bridle.layers.patch_mask import gather_patches
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
@@ -22,9 +25,12 @@ class PatchEmbedding(keras.layers.Layer):
     Call arguments:
         inputs: float tensor of shape `(batch, rows, columns, channels)`, or
             `(batch, frames, rows, columns, channels)` for patches of 3 sides.
+        visible: optional int32 tensor of shape `(batch, num_visible)`, the patches to
+            embed; the others cost nothing but being cut out.
 
     Returns:
-        Tensor of shape `(batch, *grid, hidden_dim)`, one vector for each patch.
+        Tensor of shape `(batch, *grid, hidden_dim)`, one vector for each patch; or of
+        shape `(batch, num_visible, hidden_dim)`.
 
     Raises:
         ValueError: for a patch size of another form, or an input of another rank.
@@ -81,7 +87,16 @@ class PatchEmbedding(keras.layers.Layer):
         )
         self.projection.build(inputs_shape)
 
-    def call(self, inputs):
+    def call(self, inputs, visible=None):
+        inputs = self._padded(inputs)
+        if visible is None:
+            return self.projection(inputs)
+        # The convolution as the matrix product that it is, of some patches.
+        patches = gather_patches(self._cut(inputs), visible)
+        kernel = ops.reshape(self.projection.kernel, (-1, self.hidden_dim))
+        return ops.matmul(patches, kernel) + self.projection.bias
+
+    def _padded(self, inputs):
         sides = ops.shape(inputs)[1:-1]
         padding = [
             (0, -side % patch)
@@ -89,9 +104,26 @@ class PatchEmbedding(keras.layers.Layer):
         ]
         if any(not isinstance(after, int) or after for _, after in padding):
             inputs = ops.pad(inputs, [(0, 0), *padding, (0, 0)])
-        return self.projection(inputs)
+        return inputs
 
-    def compute_output_shape(self, inputs_shape):
+    def _cut(self, inputs):
+        """Cuts out all patches, of shape `(batch, num_patches, numbers)`."""
+        batch, *sides, channels = ops.shape(inputs)
+        grid = [
+            side // patch for side, patch in zip(sides, self.patch_size, strict=True)
+        ]
+        pairs = zip(grid, self.patch_size, strict=True)
+        inputs = ops.reshape(inputs, (batch, *itertools.chain(*pairs), channels))
+        last = 2 * len(grid) + 1
+        order = (0, *range(1, last, 2), *range(2, last, 2), last)
+        numbers = math.prod(self.patch_size) * channels
+        return ops.reshape(
+            ops.transpose(inputs, order), (batch, math.prod(grid), numbers)
+        )
+
+    def compute_output_shape(self, inputs_shape, visible_shape=None):
+        if visible_shape is not None:
+            return (*visible_shape, self.hidden_dim)
         return (inputs_shape[0], *self.grid(inputs_shape[1:-1]), self.hidden_dim)
 
     def grid(self, sides):

@@ -35,6 +35,8 @@ class SineCosinePositionEncoding(keras.layers.Layer):
             of grid sides for the layout `"sequence"`; or `(batch, num_patches, dim)`
             together with `grid`.
         grid: optional tuple of ints, the grid of flat patches.
+        visible: optional int32 tensor of shape `(batch, num_visible)`, which patches of
+            the grid there are; `patches` is then `(batch, num_visible, dim)`.
 
     Returns:
         Tensor like `patches`.
@@ -76,10 +78,13 @@ class SineCosinePositionEncoding(keras.layers.Layer):
                 f"multiple of {divisor}. Received: input shape {tuple(patches_shape)}"
             )
 
-    def call(self, patches, grid=None):
+    def call(self, patches, grid=None, visible=None):
         shape = ops.shape(patches)
         table = self.table(shape[1:-1] if grid is None else grid, patches.shape[-1])
-        table = ops.reshape(table, (1, *shape[1:]))
+        if visible is not None:
+            table = ops.take(table, visible, axis=0)
+        else:
+            table = ops.reshape(table, (1, *shape[1:]))
         return patches + ops.cast(table, patches.dtype)
 
     def table(self, grid, dim):

@@ -200,10 +200,9 @@ class BridleBackbone(keras_hub.models.Backbone):
         Returns:
             Tensor of shape `(batch, num_tokens, hidden_dim)`, the class token first.
         """
-        tokens = self.patch_tokens(features)
+        tokens = self.patch_tokens(features, visible)
         mask = self.patch_padding_mask(features, padding_mask)
         if visible is not None:
-            tokens = gather_patches(tokens, visible)
             mask = None if mask is None else gather_patches(mask, visible)
         if self.class_token is not None:
             tokens = self.class_token(tokens)
@@ -212,15 +211,22 @@ class BridleBackbone(keras_hub.models.Backbone):
             tokens = block(tokens, padding_mask=mask, training=training)
         return self.norm(tokens) if normalize else tokens
 
-    def patch_tokens(self, features):
+    def patch_tokens(self, features, visible=None):
         """Embeds the patches of a map, with their positions.
 
         Args:
             features: tensor of shape `(batch, *sides, channels)`.
+            visible: optional int32 tensor of shape `(batch, num_visible)`, the patches
+                to embed.
 
         Returns:
-            Tensor of shape `(batch, num_patches, hidden_dim)`.
+            Tensor of shape `(batch, num_patches, hidden_dim)`, or with as many patches
+            as are visible.
         """
+        if visible is not None:
+            patches = self.patch_embedding(features, visible=visible)
+            grid = self.patch_embedding.grid(ops.shape(features)[1:-1])
+            return self.position_encoding(patches, grid=grid, visible=visible)
         patches = self.position_encoding(self.patch_embedding(features))
         return self.flatten_grid(patches)
 

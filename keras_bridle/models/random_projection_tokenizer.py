@@ -121,12 +121,12 @@ class RandomProjectionTokenizer(keras.Model):
         """
         if not self.built:  # as when its first vectors are to set the codebooks
             self.build(features.shape)
-        patches = self.patch_embedding(features)
+        patches = self.patch_embedding(features, visible=visible)
         if self.position_encoding is not None:
-            patches = self.position_encoding(patches)
-        patches = self.flatten_grid(patches)
-        if visible is not None:
-            patches = gather_patches(patches, visible)
+            grid = self.patch_embedding.grid(ops.shape(features)[1:-1])
+            patches = self.position_encoding(patches, grid=grid, visible=visible)
+        if visible is None:
+            patches = self.flatten_grid(patches)
         return self.projection(patches)
 
     def call(self, features, padding_mask=None, visible=None, training=False):

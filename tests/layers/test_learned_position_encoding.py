@@ -20,6 +20,15 @@ def test_smaller_grids_have_the_first_positions(grid):
     np.testing.assert_allclose(to_numpy(layer(patches)), expected, 1e-6, 1e-6)
 
 
+def test_some_patches():
+    layer, positions = made((3, 4))
+    visible = np.array([[5, 0, 2], [1, 3, 4]], "int32")
+    patches = np.zeros((2, 3, 8), "float32")
+    found = to_numpy(layer(patches, grid=(2, 3), visible=visible))
+    expected = positions[:2, :3].reshape(6, 8)[visible]
+    np.testing.assert_allclose(found, expected, 1e-6, 1e-6)
+
+
 def test_clips():
     layer, positions = made((2, 3, 4))
     patches = np.zeros((1, 1, 3, 2, 8), "float32")

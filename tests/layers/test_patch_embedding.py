@@ -45,6 +45,13 @@ def test_patches_are_what_slices_give(patch, shape):
     assert layer.compute_output_shape(shape) == out.shape
     assert layer.grid(shape[1:-1]) == out.shape[1:-1]
     assert layer.grid((None, *shape[2:-1]))[0] is None
+    # Some patches, each example its own.
+    num_patches = expected[0, ..., 0].size
+    visible = rng.permuted(np.tile(np.arange(num_patches), (2, 1)), axis=1)[:, :3]
+    some = to_numpy(layer(x, visible=visible.astype("int32")))
+    flat = expected.reshape(2, num_patches, 6)
+    np.testing.assert_allclose(some, flat[np.arange(2)[:, None], visible], 1e-5, 1e-5)
+    assert layer.compute_output_shape(shape, visible.shape) == some.shape
 
 
 def test_kernel_has_the_bounds_of_a_dense_map():

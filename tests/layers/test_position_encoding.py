@@ -100,6 +100,14 @@ def test_a_shorter_map_gets_the_first_positions_of_a_longer_one():
     np.testing.assert_array_equal(table((3, 4), 8), table((7, 4), 8)[:12])
 
 
+def test_some_patches_of_a_grid():
+    layer = SineCosinePositionEncoding("grid")
+    visible = np.array([[3, 0], [5, 1]], "int32")
+    some = layer(np.zeros((2, 2, 8), "float32"), grid=(2, 3), visible=visible)
+    whole = to_numpy(layer(np.zeros((1, 6, 8), "float32"), grid=(2, 3)))
+    np.testing.assert_array_equal(to_numpy(some), whole[0][visible])
+
+
 def test_wrong_arguments():
     with pytest.raises(ValueError, match=r"`layout` must be one of .*'diagonal'"):
         SineCosinePositionEncoding("diagonal")
