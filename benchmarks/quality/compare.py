@@ -275,13 +275,14 @@ def supervised(data, backbone, seed):
             data.classifier_class(backbone, num_classes=int(labels.max()) + 1),
             data.augmentation(seed),
         )
+        epochs = max(1, round(steps / -(-len(inputs) // data.batch_size)))
         fine_tune(
             tuner,
             ArrayExamples(inputs, labels),
-            epochs=round(steps / -(-len(inputs) // data.batch_size)),
+            epochs=epochs,
             batch_size=data.batch_size,
             learning_rate=1e-3,
-            warmup_epochs=5,
+            warmup_epochs=epochs / 20,
             layer_decay=1.0,
             seed=seed,
             verbose=0,
