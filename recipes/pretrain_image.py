@@ -1,6 +1,6 @@
 """Pretrains an image encoder with BRIDLE on a folder of pictures.
 
-On the 8,000 sample pictures of clothes that come with the package (5 minutes on 2 CPU
+On the 8,000 sample pictures of clothes that come with the package (6 minutes on 2 CPU
 cores):
 
     KERAS_BACKEND=jax python recipes/pretrain_image.py
@@ -39,11 +39,11 @@ SAMPLE_SETTINGS = {
     "preset": "tiny",
     "rounds": 1,
     "patch_size": (7, 7),
-    "cold_start_epochs": 32,
+    "cold_start_epochs": 28,
     "cold_start_centered": True,
     "keep_cold_start_codes": True,
     "tokenizer_epochs": 2,
-    "encoder_epochs": 12,
+    "encoder_epochs": 10,
     "batch_size": 32,
     "encoder_learning_rate": 1e-3,
     "tokenizer_learning_rate": 2e-4,
