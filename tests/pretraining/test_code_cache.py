@@ -125,6 +125,7 @@ def test_files(tmp_path, size, dtype):
         return codes
 
     tokenizer = fake_tokenizer(size, [np.ones(3)])
+    other = fake_tokenizer(size, [np.zeros(3)])
     codes = cached_codes(tokenize, [tokenizer], inputs, 4, tmp_path)
     assert asked == [4, 4, 4]
     assert (codes.shape, codes.dtype) == ((10, 3, 2), dtype)
@@ -136,7 +137,7 @@ def test_files(tmp_path, size, dtype):
     again = cached_codes(tokenize, [tokenizer], inputs, 4, tmp_path)
     np.testing.assert_array_equal(again, codes)
     assert len(asked) == 3
-    cached_codes(tokenize, fake_tokenizer(size, [np.zeros(3)]), inputs, 4, tmp_path)
+    cached_codes(tokenize, [other], inputs, 4, tmp_path)
     assert len(asked) == 6
     assert len(list(tmp_path.iterdir())) == 2
 
