@@ -8,8 +8,8 @@ Every way sees the same examples in as many encoder steps, with the same encoder
 decoder, mask and augmentation; only what its name says differs. Each of the seeds draws
 weights, masks and order anew. Results go to one JSON file a run, and a run that is
 there is not repeated, so that a stopped comparison goes on. `--jobs 2` runs two at a
-time, each with one thread: on two cores a table takes less than an hour. `--ways` runs
-others than those of a table.
+time, each with one thread. A table is meant to take less than an hour on two cores,
+which has not been measured. `--ways` runs others than those of a table.
 
 Ways: the untrained encoder; supervised from scratch, the whole network trained with the
 labels that the probes have, for as many steps; BRIDLE with 1, 2, 4 and 8 levels,
