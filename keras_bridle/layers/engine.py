@@ -7,6 +7,37 @@ if keras.backend.backend() == "torch":
     import torch
 elif keras.backend.backend() == "jax":
     import jax
+elif keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+
+def after(tensor, *others):
+    """Returns `tensor`, which nothing can use before `others` are computed.
+
+    That weights are read before a step moves them is known to TensorFlow's graphs by
+    control dependencies alone, where no gradient leads from what was read to the
+    move. Its graph optimizer drops some of those around a conditional that does not
+    take its branch.
+
+    Args:
+        tensor: tensor.
+        *others: tensors that use the weights as they were.
+
+    Returns:
+        The same tensor. Only TensorFlow's graphs have an order to keep.
+
+    Example:
+    ```python
+    import keras
+    from keras_bridle.layers.engine import after
+
+    print(after(keras.ops.ones(()), keras.ops.zeros((3,))))
+    ```
+    """
+    if keras.backend.backend() != "tensorflow":
+        return tensor
+    with tf.control_dependencies(others):
+        return tf.identity(tensor)
 
 
 def attention(query, key, value, mask=None):

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_bridle.layers.engine import after
 from keras_bridle.layers.replicas import cond, sum_over_replicas, with_value_of_batch
 from keras_bridle.pretraining.encoder_pretrainer import EncoderPretrainer, encoder_loss
 from keras_bridle.pretraining.finite_mean import FiniteMean
@@ -134,8 +135,10 @@ class JointPretrainer(EncoderPretrainer):
         # Inside a branch nothing may be assigned and no random number drawn.
         state, draws = quantizer.state(), quantizer.draws()
         step = ops.convert_to_tensor(self.step)
+        # Codes are those of the tokenizer before this step trains it.
+        is_due = after(ops.equal(step % self.tokenizer_every, 0), codes)
         losses, state = cond(
-            ops.equal(step % self.tokenizer_every, 0),
+            is_due,
             lambda: self._tokenizer_step(features, padding_mask, True, state, draws),
             lambda: ({name: ops.zeros(()) for name in _LOSSES}, state),
         )

@@ -3,7 +3,13 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_bridle.layers.engine import argmax_of_rows, attention, nearness, segment_sum
+from keras_bridle.layers.engine import (
+    after,
+    argmax_of_rows,
+    attention,
+    nearness,
+    segment_sum,
+)
 
 
 @pytest.mark.parametrize("shape", [(1000,), (1000, 5)])
@@ -65,3 +71,9 @@ def test_attention_is_a_softmax_over_keys(masked):
     expected = np.einsum("bhqk,bkhd->bqhd", weights, value)
     found = attention(*map(ops.convert_to_tensor, (query, key, value)), mask)
     np.testing.assert_allclose(ops.convert_to_numpy(found), expected, 1e-5, 1e-5)
+
+
+def test_after_is_the_same_tensor():
+    value = ops.arange(3)
+    found = after(value, ops.ones((2,)), ops.zeros(()))
+    np.testing.assert_array_equal(ops.convert_to_numpy(found), [0, 1, 2])
