@@ -36,7 +36,7 @@ from keras_bridle.data import (
     load_syllables,
 )
 from keras_bridle.evaluation import (
-    extract_features,
+    extract_split_features,
     linear_probe,
     log_mel_features,
 )
@@ -196,6 +196,7 @@ class SyllableProbe:
     """
 
     segments = 8
+    regularizations = (1e-3, 1e-2, 1e-1, 1.0)
 
     def __init__(self, seconds):
         length = num_samples(seconds)
@@ -208,12 +209,9 @@ class SyllableProbe:
 
     def __call__(self, backbone):
         """Probes an encoder, returns accuracies by name."""
-        in_order = {
-            split: extract_features(
-                backbone, waveforms, batch_size=89, segments=self.segments
-            )
-            for split, waveforms in self.waveforms.items()
-        }
+        in_order = extract_split_features(
+            backbone, self.waveforms, batch_size=89, segments=self.segments
+        )
         # The segments are equally long, so that their mean is that of the syllable.
         mean = {
             split: features.reshape(len(features), self.segments, -1).mean(axis=1)
@@ -253,6 +251,7 @@ class SyllableProbe:
                     features["test"],
                     self.labels["test", field],
                     groups=self.labels["train", "syllable"],
+                    regularizations=self.regularizations,
                     folds=3,
                 ).accuracy
         return accuracies

@@ -32,7 +32,7 @@ import numpy as np
 
 import keras_bridle as kb
 from keras_bridle.data import ImageManifest, image_dataset, load_fashion
-from keras_bridle.evaluation import extract_features, knn_probe, linear_probe
+from keras_bridle.evaluation import extract_split_features, knn_probe, linear_probe
 from keras_bridle.pretraining import command_line
 
 SAMPLE_SETTINGS = {
@@ -184,6 +184,7 @@ class ClothesProbe:
     draws = {20: 3, 100: 3, 800: 1}
     # So many numbers take too long with many labels.
     all_patches = (20,)
+    penalties = {"regularizations": (1e-3, 1e-2, 1e-1, 1.0)}
     # With many, which penalty hardly does, and trying them takes long.
     few_penalties = {"regularizations": (1e-3, 1e-2, 1e-1), "folds": 2}
 
@@ -199,12 +200,9 @@ class ClothesProbe:
             patches = backbone.drop_class_token(tokens)
             return keras.ops.reshape(patches, (keras.ops.shape(patches)[0], -1))
 
-        patches = {
-            split: extract_features(
-                backbone, images, batch_size=250, pooling=all_patches
-            )
-            for split, images in self.images.items()
-        }
+        patches = extract_split_features(
+            backbone, self.images, batch_size=250, pooling=all_patches
+        )
         mean = {
             split: features.reshape(len(features), -1, backbone.hidden_dim).mean(axis=1)
             for split, features in patches.items()
@@ -222,7 +220,7 @@ class ClothesProbe:
     def _accuracies(self, mean, patches):
         accuracies = {}
         for per_class in self.draws:
-            options = self.few_penalties if per_class >= 100 else {}
+            options = self.penalties if per_class < 100 else self.few_penalties
             linear = functools.partial(linear_probe, **options)
             found = {
                 "linear": [x.accuracy for x in self._probe(linear, mean, per_class)],

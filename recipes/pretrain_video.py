@@ -40,7 +40,7 @@ from keras_bridle.data import (
     synthetic_pans,
     video_dataset,
 )
-from keras_bridle.evaluation import extract_features, linear_probe
+from keras_bridle.evaluation import extract_split_features, linear_probe
 from keras_bridle.pretraining import command_line
 
 SAMPLE_SETTINGS = {
@@ -206,12 +206,7 @@ class PanProbe:
 
     def __call__(self, backbone):
         """Probes an encoder, returns accuracies by name."""
-        return self._linear(
-            {
-                split: extract_features(backbone, clips, batch_size=50)
-                for split, clips in self.clips.items()
-            }
-        )
+        return self._linear(extract_split_features(backbone, self.clips, batch_size=50))
 
     def of_pixels(self):
         """Probes gray pixels by logistic regression."""

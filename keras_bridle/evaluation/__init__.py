@@ -14,7 +14,11 @@ from keras_bridle.evaluation.code_usage import (
 )
 from keras_bridle.evaluation.confusion_plot import plot_confusion_matrix
 from keras_bridle.evaluation.embedding_plot import plot_embedding
-from keras_bridle.evaluation.features import extract_features, log_mel_features
+from keras_bridle.evaluation.features import (
+    extract_features,
+    extract_split_features,
+    log_mel_features,
+)
 from keras_bridle.evaluation.file_features import (
     FileFeatures,
     extract_file_features,
@@ -55,6 +59,7 @@ __all__ = [
     "extract_features",
     "extract_file_features",
     "extract_patches",
+    "extract_split_features",
     "knn_probe",
     "linear_probe",
     "load_file_features",

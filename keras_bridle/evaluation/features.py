@@ -74,6 +74,36 @@ def extract_features(
     return features
 
 
+def extract_split_features(model, splits, **options):
+    """Runs `extract_features` over several sets in one go, so that it compiles once.
+
+    Args:
+        model: as of `extract_features`.
+        splits: dict from a name, such as `"train"`, to an array of examples; all of
+            one shape but for their number.
+        **options: more arguments of `extract_features`.
+
+    Returns:
+        Dict from each name to a float32 NumPy array of shape `(examples, dim)`.
+
+    Example:
+    ```python
+    import keras
+    import numpy as np
+    from keras_bridle.evaluation import extract_split_features
+
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    splits = {"train": np.ones((10, 8)), "test": np.zeros((5, 8))}
+    features = extract_split_features(model, splits, batch_size=4)
+    assert features["test"].shape == (5, 4)
+    ```
+    """
+    examples = np.concatenate(list(splits.values()))
+    ends = np.cumsum([len(part) for part in splits.values()])
+    features = np.split(extract_features(model, examples, **options), ends[:-1])
+    return dict(zip(splits, features, strict=True))
+
+
 def log_mel_features(
     log_mel_layer,
     waveforms,
