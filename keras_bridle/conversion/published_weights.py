@@ -26,10 +26,13 @@ class PublishedWeight(NamedTuple):
         variable: `keras.Variable`.
         axes: tuple of ints, the axes of the published array in the order of ours, or
             `None` where ours is the flattened published array.
+        shape: tuple of ints, what the published array must be in that order, where ours
+            has some of its axes in one; else `None`.
     """
 
     variable: Any
     axes: tuple[int, ...] | None
+    shape: tuple[int, ...] | None = None
 
     def from_published(self, array):
         """Brings a published array to the shape of ours.
@@ -44,7 +47,11 @@ class PublishedWeight(NamedTuple):
             return array.reshape(-1)
         if array.ndim != len(self.axes):
             return array
-        return array.transpose(self.axes)
+        array = array.transpose(self.axes)
+        # Of another shape it stays as it is, to be told so.
+        return (
+            array.reshape(self.variable.shape) if array.shape == self.shape else array
+        )
 
     def to_published(self, array):
         """Brings an array of our shape, such as a gradient, to the published order.
@@ -56,7 +63,10 @@ class PublishedWeight(NamedTuple):
             NumPy array; flat where the published array has axes of size 1 that ours
             lacks.
         """
-        return array if self.axes is None else array.transpose(np.argsort(self.axes))
+        if self.axes is None:
+            return array
+        array = array.reshape(self.shape or array.shape)
+        return array.transpose(np.argsort(self.axes))
 
 
 def published_weights(part):
@@ -567,10 +577,15 @@ def _norm(name, layer):
 
 
 def _projection(patch_embedding):
-    """The patch's map, a convolution in both codes: channels move to the end."""
-    projection = patch_embedding.projection
-    sides = range(2, 2 + len(patch_embedding.patch_size))
+    """The patch's map, there a convolution: channels move to the end of the patch."""
+    projection, patch = patch_embedding.projection, patch_embedding.patch_size
+    numbers, hidden_dim = projection.kernel.shape
+    kernel = PublishedWeight(
+        projection.kernel,
+        (*range(2, 2 + len(patch)), 1, 0),
+        (*patch, numbers // math.prod(patch), hidden_dim),
+    )
     return {
-        "patch_embed.proj.weight": PublishedWeight(projection.kernel, (*sides, 1, 0)),
+        "patch_embed.proj.weight": kernel,
         "patch_embed.proj.bias": PublishedWeight(projection.bias, (0,)),
     }

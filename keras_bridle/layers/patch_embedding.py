@@ -70,31 +70,22 @@ class PatchEmbedding(keras.layers.Layer):
                 f"{expected_rank} (batch, sides..., channels). "
                 f"Received: input shape {tuple(inputs_shape)}"
             )
-        # Glorot's bounds for the dense map from a flat patch, which this is:
-        # Keras would count every pixel of the patch as an output too.
-        limit = (
-            6.0 / (math.prod(self.patch_size) * inputs_shape[-1] + self.hidden_dim)
-        ) ** 0.5
-        convolution = keras.layers.Conv2D if expected_rank == 4 else keras.layers.Conv3D
-        self.projection = convolution(
-            self.hidden_dim,
-            self.patch_size,
-            strides=self.patch_size,
-            kernel_initializer=keras.initializers.RandomUniform(-limit, limit),
-            data_format="channels_last",
-            dtype=self.dtype_policy,
-            name="projection",
+        # Faster than the convolution that it equals, on each backend.
+        self.projection = keras.layers.Dense(
+            self.hidden_dim, dtype=self.dtype_policy, name="projection"
         )
-        self.projection.build(inputs_shape)
+        numbers = math.prod(self.patch_size) * inputs_shape[-1]
+        self.projection.build((None, None, numbers))
 
     def call(self, inputs, visible=None):
         inputs = self._padded(inputs)
-        if visible is None:
-            return self.projection(inputs)
-        # The convolution as the matrix product that it is, of some patches.
-        patches = gather_patches(self._cut(inputs), visible)
-        kernel = ops.reshape(self.projection.kernel, (-1, self.hidden_dim))
-        return ops.matmul(patches, kernel) + self.projection.bias
+        batch, *sides, _ = ops.shape(inputs)
+        patches = self._cut(inputs)
+        if visible is not None:
+            return self.projection(gather_patches(patches, visible))
+        return ops.reshape(
+            self.projection(patches), (batch, *self.grid(sides), self.hidden_dim)
+        )
 
     def _padded(self, inputs):
         sides = ops.shape(inputs)[1:-1]

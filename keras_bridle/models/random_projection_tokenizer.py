@@ -1,5 +1,7 @@
 """The tokenizer of the cold start, which nothing has trained."""
 
+import math
+
 import keras
 from keras import ops
 
@@ -104,8 +106,11 @@ class RandomProjectionTokenizer(keras.Model):
     def _center_projection(self):
         """Makes the projection of a patch and of the same, but brighter, equal."""
         kernel = self.patch_embedding.projection.kernel
-        window = tuple(range(len(kernel.shape) - 2))
-        kernel.assign(kernel - ops.mean(kernel, axis=window, keepdims=True))
+        # Of each channel by itself.
+        pixels = math.prod(self.patch_embedding.patch_size)
+        by_pixel = ops.reshape(kernel, (pixels, -1, self.hidden_dim))
+        centered = by_pixel - ops.mean(by_pixel, axis=0, keepdims=True)
+        kernel.assign(ops.reshape(centered, kernel.shape))
 
     def vectors(self, features, padding_mask=None, visible=None):
         """Computes the vectors that are quantized.

@@ -110,7 +110,7 @@ def test_layouts():
     np.testing.assert_array_equal(
         to_numpy(dense.kernel), state["blocks.1.mlp.fc1.weight"].T
     )
-    kernel = to_numpy(part.patch_embedding.projection.kernel)
+    kernel = to_numpy(part.patch_embedding.projection.kernel).reshape(4, 2, 3, 16)
     published = state["patch_embed.proj.weight"]
     assert published.shape == (16, 3, 4, 2)
     assert kernel[3, 1, 2, 7] == published[7, 2, 3, 1]

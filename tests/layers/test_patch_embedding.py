@@ -7,16 +7,15 @@ from harness import to_numpy
 from keras_bridle.layers import PatchEmbedding
 
 
-def reference(x, kernel, bias):
+def reference(x, sides, kernel, bias):
     """Cuts `x` into patches by slicing and multiplies each, in float64."""
-    sides = kernel.shape[:-2]
     grid = [-(-n // p) for n, p in zip(x.shape[1:-1], sides, strict=True)]
     padding = [
         (0, g * p - n) for g, p, n in zip(grid, sides, x.shape[1:-1], strict=True)
     ]
     x = np.pad(x.astype("float64"), [(0, 0), *padding, (0, 0)])
     out = np.zeros((len(x), *grid, kernel.shape[-1]))
-    matrix = kernel.reshape(-1, kernel.shape[-1]).astype("float64")
+    matrix = kernel.astype("float64")
     for cell in itertools.product(*map(range, grid)):
         slices = [slice(i * p, (i + 1) * p) for i, p in zip(cell, sides, strict=True)]
         patch = x[(slice(None), *slices)].reshape(len(x), -1)
@@ -40,7 +39,7 @@ def test_patches_are_what_slices_give(patch, shape):
     out = to_numpy(layer(x))
     layer.projection.bias.assign(rng.normal(size=6).astype("float32"))
     out = to_numpy(layer(x))
-    expected = reference(x, *map(to_numpy, layer.projection.weights))
+    expected = reference(x, layer.patch_size, *map(to_numpy, layer.projection.weights))
     np.testing.assert_allclose(out, expected, 1e-5, 1e-5)
     assert layer.compute_output_shape(shape) == out.shape
     assert layer.grid(shape[1:-1]) == out.shape[1:-1]

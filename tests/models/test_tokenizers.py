@@ -84,7 +84,7 @@ def test_random_projection_is_one_linear_map_of_each_patch():
     tokenizer, x = made("random"), maps(8)
     kernel, bias = map(to_numpy, tokenizer.patch_embedding.projection.weights)
     patches = x.reshape(2, 2, 4, 2, 8).transpose(0, 1, 3, 2, 4).reshape(2, 4, 32)
-    hidden = patches @ kernel.reshape(32, 16) + bias
+    hidden = patches @ kernel + bias
     expected = hidden @ to_numpy(tokenizer.projection.kernel)
     found = to_numpy(tokenizer.vectors(x))
     np.testing.assert_allclose(found, expected, 1e-5, 1e-5)
