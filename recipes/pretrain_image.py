@@ -28,11 +28,11 @@ import functools
 from pathlib import Path
 
 import keras
-import numpy as np
 
 import keras_bridle as kb
 from keras_bridle.data import ImageManifest, image_dataset, load_fashion
 from keras_bridle.evaluation import extract_split_features, knn_probe, linear_probe
+from keras_bridle.fine_tuning import draw_few
 from keras_bridle.pretraining import command_line
 
 SAMPLE_SETTINGS = {
@@ -236,17 +236,10 @@ class ClothesProbe:
         """Returns the results of a probe for each draw of so many labels."""
         results = []
         for seed in range(self.draws[per_class]):
-            rows = draw(self.labels["train"], per_class, seed)
+            rows = draw_few(self.labels["train"], per_class, seed)
             train = features["train"][rows], self.labels["train"][rows]
             results.append(probe(*train, features["test"], self.labels["test"]))
         return results
-
-
-def draw(labels, per_class, seed):
-    """Picks so many examples of each class, returns their places."""
-    order = np.random.default_rng(seed).permutation(len(labels))
-    picked = [order[labels[order] == name][:per_class] for name in np.unique(labels)]
-    return np.sort(np.concatenate(picked))
 
 
 if __name__ == "__main__":

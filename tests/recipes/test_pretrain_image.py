@@ -74,13 +74,6 @@ def test_sample_run_ends_with_a_table_of_probes(recipe, tmp_path, monkeypatch, c
     assert "pixels" in shown and "Code usage" in shown
 
 
-def test_draws_are_balanced(recipe):
-    labels = np.array([0, 1, 0, 1, 1, 0, 0, 1, 2, 2])
-    picked = recipe.draw(labels, 2, seed=0)
-    np.testing.assert_array_equal(np.bincount(labels[picked]), [2, 2, 2])
-    assert len(np.unique(picked)) == 6
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
