@@ -23,10 +23,12 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 import keras_bridle as kb
 from keras_bridle.data import (
@@ -36,7 +38,7 @@ from keras_bridle.data import (
     load_syllables,
 )
 from keras_bridle.evaluation import (
-    extract_split_features,
+    FeatureExtractor,
     linear_probe,
     log_mel_features,
 )
@@ -199,6 +201,10 @@ class SyllableProbe:
     regularizations = (1e-3, 1e-2, 1e-1, 1.0)
 
     def __init__(self, seconds):
+        # Compiled once for all phases.
+        self.extractor_of = functools.cache(
+            functools.partial(FeatureExtractor, segments=self.segments)
+        )
         length = num_samples(seconds)
         self.waveforms, self.labels = {}, {}
         for split in ("train", "test"):
@@ -209,9 +215,11 @@ class SyllableProbe:
 
     def __call__(self, backbone):
         """Probes an encoder, returns accuracies by name."""
-        in_order = extract_split_features(
-            backbone, self.waveforms, batch_size=89, segments=self.segments
-        )
+        extract = self.extractor_of(backbone)
+        in_order = {
+            split: extract(waveforms, batch_size=89)
+            for split, waveforms in self.waveforms.items()
+        }
         # The segments are equally long, so that their mean is that of the syllable.
         mean = {
             split: features.reshape(len(features), self.segments, -1).mean(axis=1)
@@ -242,19 +250,26 @@ class SyllableProbe:
         return self._accuracies(features_of("resized"), features_of("statistics"))
 
     def _accuracies(self, in_order, mean):
-        accuracies = {}
-        for suffix, features in (("", in_order), (", mean", mean)):
-            for field in ("initial", "final"):
-                accuracies[field + suffix] = linear_probe(
-                    features["train"],
-                    self.labels["train", field],
-                    features["test"],
-                    self.labels["test", field],
-                    groups=self.labels["train", "syllable"],
-                    regularizations=self.regularizations,
-                    folds=3,
-                ).accuracy
-        return accuracies
+        probes = {
+            field + suffix: (features, field)
+            for suffix, features in (("", in_order), (", mean", mean))
+            for field in ("initial", "final")
+        }
+        # Two at a time, each of which has one thread.
+        with threadpool_limits(1), ThreadPoolExecutor(2) as pool:
+            found = pool.map(lambda probe: self._accuracy(*probe), probes.values())
+            return dict(zip(probes, found, strict=True))
+
+    def _accuracy(self, features, field):
+        return linear_probe(
+            features["train"],
+            self.labels["train", field],
+            features["test"],
+            self.labels["test", field],
+            groups=self.labels["train", "syllable"],
+            regularizations=self.regularizations,
+            folds=3,
+        ).accuracy
 
 
 def num_samples(seconds):

@@ -31,7 +31,7 @@ import keras
 
 import keras_bridle as kb
 from keras_bridle.data import ImageManifest, image_dataset, load_fashion
-from keras_bridle.evaluation import extract_split_features, knn_probe, linear_probe
+from keras_bridle.evaluation import FeatureExtractor, knn_probe, linear_probe
 from keras_bridle.fine_tuning import draw_few
 from keras_bridle.pretraining import command_line
 
@@ -189,20 +189,19 @@ class ClothesProbe:
     few_penalties = {"regularizations": (1e-3, 1e-2, 1e-1), "folds": 2}
 
     def __init__(self):
+        # Compiled once for all phases.
+        self.extractor_of = functools.cache(extractor_of_patches)
         self.images, self.labels = {}, {}
         for split in ("train", "test"):
             self.images[split], self.labels[split], _ = load_fashion(split)
 
     def __call__(self, backbone):
         """Probes an encoder, returns accuracies by name."""
-
-        def all_patches(tokens):
-            patches = backbone.drop_class_token(tokens)
-            return keras.ops.reshape(patches, (keras.ops.shape(patches)[0], -1))
-
-        patches = extract_split_features(
-            backbone, self.images, batch_size=250, pooling=all_patches
-        )
+        extract = self.extractor_of(backbone)
+        patches = {
+            split: extract(images, batch_size=250)
+            for split, images in self.images.items()
+        }
         mean = {
             split: features.reshape(len(features), -1, backbone.hidden_dim).mean(axis=1)
             for split, features in patches.items()
@@ -240,6 +239,16 @@ class ClothesProbe:
             train = features["train"][rows], self.labels["train"][rows]
             results.append(probe(*train, features["test"], self.labels["test"]))
         return results
+
+
+def extractor_of_patches(backbone):
+    """Makes an extractor of all patches' features, one after the other."""
+
+    def pooling(tokens):
+        patches = backbone.drop_class_token(tokens)
+        return keras.ops.reshape(patches, (keras.ops.shape(patches)[0], -1))
+
+    return FeatureExtractor(backbone, pooling)
 
 
 if __name__ == "__main__":

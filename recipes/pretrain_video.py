@@ -40,7 +40,7 @@ from keras_bridle.data import (
     synthetic_pans,
     video_dataset,
 )
-from keras_bridle.evaluation import extract_split_features, linear_probe
+from keras_bridle.evaluation import FeatureExtractor, linear_probe
 from keras_bridle.pretraining import command_line
 
 SAMPLE_SETTINGS = {
@@ -194,6 +194,8 @@ class PanProbe:
     name = "synthetic pan"
 
     def __init__(self, args):
+        # Compiled once for all phases.
+        self.extractor_of = functools.cache(FeatureExtractor)
         self.clips, self.labels = {}, {}
         for split, num_clips in (("train", 1000), ("test", 500)):
             self.clips[split], self.labels[split], _ = synthetic_pans(
@@ -206,7 +208,13 @@ class PanProbe:
 
     def __call__(self, backbone):
         """Probes an encoder, returns accuracies by name."""
-        return self._linear(extract_split_features(backbone, self.clips, batch_size=50))
+        extract = self.extractor_of(backbone)
+        return self._linear(
+            {
+                split: extract(clips, batch_size=50)
+                for split, clips in self.clips.items()
+            }
+        )
 
     def of_pixels(self):
         """Probes gray pixels by logistic regression."""

@@ -14,9 +14,9 @@ from keras_bridle.evaluation.code_usage import (
 )
 from keras_bridle.evaluation.confusion_plot import plot_confusion_matrix
 from keras_bridle.evaluation.embedding_plot import plot_embedding
+from keras_bridle.evaluation.feature_extractor import FeatureExtractor
 from keras_bridle.evaluation.features import (
     extract_features,
-    extract_split_features,
     log_mel_features,
 )
 from keras_bridle.evaluation.file_features import (
@@ -48,6 +48,7 @@ __all__ = [
     "AttentivePooling",
     "ClassificationMetrics",
     "CodeUsage",
+    "FeatureExtractor",
     "FileFeatures",
     "PatchFeatures",
     "ProbeResult",
@@ -59,7 +60,6 @@ __all__ = [
     "extract_features",
     "extract_file_features",
     "extract_patches",
-    "extract_split_features",
     "knn_probe",
     "linear_probe",
     "load_file_features",

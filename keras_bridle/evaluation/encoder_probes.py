@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_bridle.evaluation.features import run_batches
+from keras_bridle.evaluation.feature_extractor import run_batches
 from keras_bridle.evaluation.file_features import FileModel
 from keras_bridle.evaluation.input_features import InputFeatures
 from keras_bridle.evaluation.patch_features import PatchFeatures

@@ -1,10 +1,12 @@
 """Features of frozen networks, and plain log-mel features to compare them with."""
 
-from typing import Any
-
-import keras
 import numpy as np
-from rich.progress import track
+
+from keras_bridle.evaluation.feature_extractor import (
+    FeatureExtractor,
+    InferenceModel,
+    run,
+)
 
 
 def extract_features(
@@ -57,51 +59,8 @@ def extract_features(
     assert features.shape == (10, 4)
     ```
     """
-    if pooling != "mean" and not callable(pooling):
-        raise ValueError(f'pooling must be "mean" or a function; received {pooling!r}')
-    if segments != 1 and not (pooling == "mean" and hasattr(model, "pooled_features")):
-        raise ValueError(
-            'segments need pooling="mean" and a model with a method `pooled_features`; '
-            f"received segments={segments}, pooling={pooling!r}, model {model!r}"
-        )
-    network = _InferenceModel(model, pooling, segments)
-    features = _run(network, inputs, batch_size, description if progress else None)
-    if features.ndim != 2:
-        raise ValueError(
-            "model and pooling must give features of shape (batch, dim); received "
-            f"shape {features.shape}"
-        )
-    return features
-
-
-def extract_split_features(model, splits, **options):
-    """Runs `extract_features` over several sets in one go, so that it compiles once.
-
-    Args:
-        model: as of `extract_features`.
-        splits: dict from a name, such as `"train"`, to an array of examples; all of
-            one shape but for their number.
-        **options: more arguments of `extract_features`.
-
-    Returns:
-        Dict from each name to a float32 NumPy array of shape `(examples, dim)`.
-
-    Example:
-    ```python
-    import keras
-    import numpy as np
-    from keras_bridle.evaluation import extract_split_features
-
-    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
-    splits = {"train": np.ones((10, 8)), "test": np.zeros((5, 8))}
-    features = extract_split_features(model, splits, batch_size=4)
-    assert features["test"].shape == (5, 4)
-    ```
-    """
-    examples = np.concatenate(list(splits.values()))
-    ends = np.cumsum([len(part) for part in splits.values()])
-    features = np.split(extract_features(model, examples, **options), ends[:-1])
-    return dict(zip(splits, features, strict=True))
+    extractor = FeatureExtractor(model, pooling, segments)
+    return extractor(inputs, batch_size, description if progress else None)
 
 
 def log_mel_features(
@@ -152,7 +111,7 @@ def log_mel_features(
     """
     if mode not in ("statistics", "resized"):
         raise ValueError(f'mode must be "statistics" or "resized"; received {mode!r}')
-    spectrograms = _run(_InferenceModel(log_mel_layer, None), waveforms, batch_size)
+    spectrograms = run(InferenceModel(log_mel_layer, None), waveforms, batch_size)
     if spectrograms.ndim == 4 and spectrograms.shape[-1] == 1:
         spectrograms = spectrograms[..., 0]
     if spectrograms.ndim != 3:
@@ -182,94 +141,6 @@ def log_mel_features(
     else:
         rows = [_resize(clip, shape).reshape(-1) for clip in clips]
     return np.stack(rows).astype("float32")
-
-
-class _InferenceModel(keras.Model):
-    """A network and its pooling as one model, so that Keras compiles them as one."""
-
-    def __init__(self, network, pooling, segments=1):
-        super().__init__(name="inference_model")
-        self.network = network
-        self.pooling = pooling
-        self.segments = segments
-
-    def call(self, inputs):
-        if self.pooling == "mean" and hasattr(self.network, "pooled_features"):
-            options = {} if self.segments == 1 else {"segments": self.segments}
-            return self.network.pooled_features(inputs, **options)
-        outputs = self.network(inputs)
-        if callable(self.pooling):
-            return self.pooling(outputs)
-        if self.pooling == "mean" and len(outputs.shape) == 3:
-            return keras.ops.mean(outputs, axis=1)
-        return outputs
-
-
-def _run(network, inputs, batch_size, description=None):
-    """Returns the outputs of all inputs; a description asks for a progress bar."""
-    outputs = [
-        np.asarray(output, "float32")
-        for output, _ in run_batches(network, inputs, batch_size, description)
-    ]
-    if not outputs:
-        raise ValueError("inputs must hold at least one example; received none")
-    return np.concatenate(outputs)
-
-
-def run_batches(network, inputs, batch_size, description=None):
-    """Runs a network over inputs, batch by batch.
-
-    Args:
-        network: `keras.Model`, not compiled, of one tensor or a dict of them.
-        inputs: as of `extract_features`.
-        batch_size: int, likewise.
-        description: optional string, the text before a progress bar.
-
-    Yields:
-        Tuples `(outputs, others)`: NumPy arrays of the real rows of a batch, and what
-        came with these rows of inputs, such as labels, a tuple of NumPy arrays.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; received {batch_size}")
-    if isinstance(inputs, (list, tuple, dict)):
-        raise ValueError(
-            "inputs must be one array or an iterable over batches such as a "
-            f"tf.data.Dataset; received a {type(inputs).__name__}"
-        )
-    total = None
-    if hasattr(inputs, "shape"):
-        batch_size = max(1, min(batch_size, len(inputs)))
-        total = -(-len(inputs) // batch_size)
-        batches = _filled_batches([inputs], batch_size)
-    else:
-        batches = _filled_batches(inputs)
-    if description is not None:
-        batches = track(batches, description=description, total=total)
-    network.compile()
-    for batch, count, others in batches:
-        outputs = network.predict_on_batch(batch)
-        if isinstance(outputs, dict):
-            outputs = {name: np.asarray(x)[:count] for name, x in outputs.items()}
-        else:
-            outputs = np.asarray(outputs)[:count]
-        yield outputs, others
-
-
-def _filled_batches(batches, size=None):
-    """Yields batches of one size, how many rows are real, and what came with these."""
-    for batch in batches:
-        others: list[Any] = []
-        if isinstance(batch, (tuple, list)):
-            batch, *others = batch
-        size = size or len(batch)
-        for start in range(0, len(batch), size):
-            rows = keras.ops.convert_to_numpy(batch[start : start + size])
-            filling = np.repeat(rows[-1:], size - len(rows), axis=0)
-            with_rows = tuple(
-                keras.ops.convert_to_numpy(other[start : start + size])
-                for other in others
-            )
-            yield np.concatenate([rows, filling]), len(rows), with_rows
 
 
 def _resize(spectrogram, shape):

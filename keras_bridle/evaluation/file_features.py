@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from keras_bridle.data.read_report import ReadReport
+from keras_bridle.evaluation.feature_extractor import run_batches
 from keras_bridle.evaluation.feature_parts import load_part, save_part
-from keras_bridle.evaluation.features import run_batches
 from keras_bridle.evaluation.file_inputs import (
     clip_shape,
     file_dataset,

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_bridle.evaluation.features import run_batches
+from keras_bridle.evaluation.feature_extractor import run_batches
 
 
 class PatchFeatures(NamedTuple):

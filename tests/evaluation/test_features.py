@@ -6,7 +6,6 @@ from PIL import Image
 
 from keras_bridle.evaluation import (
     extract_features,
-    extract_split_features,
     log_mel_features,
 )
 
@@ -203,17 +202,3 @@ def test_log_mel_refusals(waveforms):
     for counts in ([1, 2], [0] + [1] * 6, [31] + [1] * 6):
         with pytest.raises(ValueError, match="between 1 and 30"):
             log_mel_features(_fold_spectrogram, waveforms, frame_counts=counts)
-
-
-def test_splits_have_the_features_they_have_alone_and_compile_once(inputs):
-    model = Tokens()
-    splits = {"train": inputs[:7], "test": inputs[7:]}
-    found = extract_split_features(model, splits, batch_size=4)
-    traced = len(model.shapes)
-    once = Tokens()
-    extract_features(once, inputs, batch_size=4)
-    assert traced == len(once.shapes)
-    assert list(found) == ["train", "test"]
-    for name, part in splits.items():
-        alone = extract_features(model, part, batch_size=4)
-        np.testing.assert_allclose(found[name], alone, 1e-6)
