@@ -19,7 +19,7 @@ import numpy as np
 
 import keras_bridle as kb
 from keras_bridle.data import audio_dataset, extract_samples
-from keras_bridle.pretraining.device import device_memory
+from keras_bridle.pretraining.device import device_memory, keep_freed_memory
 
 
 class Memory(keras.callbacks.Callback):
@@ -49,6 +49,7 @@ def parse_arguments():
 def main():
     args = parse_arguments()
     keras.utils.set_random_seed(0)
+    keep_freed_memory()  # as recipes do
     memory = Memory(every=50)
     with tempfile.TemporaryDirectory() as folder:
         recordings = Path(folder, "recordings")

@@ -33,6 +33,7 @@ from keras_bridle.fine_tuning.command_line import (
     run_fine_tuning,
 )
 from keras_bridle.pretraining.command_line import Setup, as_flags
+from keras_bridle.pretraining.device import keep_freed_memory
 
 SAMPLE_SETTINGS = {
     "audio": {
@@ -234,4 +235,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

@@ -43,6 +43,7 @@ from keras_bridle.evaluation import (
     log_mel_features,
 )
 from keras_bridle.pretraining import command_line
+from keras_bridle.pretraining.device import keep_freed_memory
 
 SAMPLE_SETTINGS = {
     "preset": "tiny",
@@ -277,4 +278,5 @@ def num_samples(seconds):
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

@@ -34,6 +34,7 @@ from keras_bridle.data import ImageManifest, image_dataset, load_fashion
 from keras_bridle.evaluation import FeatureExtractor, knn_probe, linear_probe
 from keras_bridle.fine_tuning import draw_few
 from keras_bridle.pretraining import command_line
+from keras_bridle.pretraining.device import keep_freed_memory
 
 SAMPLE_SETTINGS = {
     "preset": "tiny",
@@ -252,4 +253,5 @@ def extractor_of_patches(backbone):
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

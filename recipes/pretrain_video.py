@@ -42,6 +42,7 @@ from keras_bridle.data import (
 )
 from keras_bridle.evaluation import FeatureExtractor, linear_probe
 from keras_bridle.pretraining import command_line
+from keras_bridle.pretraining.device import keep_freed_memory
 
 SAMPLE_SETTINGS = {
     "preset": "tiny",
@@ -249,4 +250,5 @@ class PanProbe:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()
