@@ -60,7 +60,7 @@ def keep_freed_memory():
         return False
     no_mapped_blocks, one_arena, never_trim = (-4, 0), (-8, 1), (-1, 2**31 - 1)
     settings = (no_mapped_blocks, one_arena, never_trim)
-    return all([mallopt(*setting) for setting in settings])
+    return all(mallopt(*setting) for setting in settings)
 
 
 def _jax_peak():
