@@ -39,7 +39,7 @@ def keep_freed_memory():
 
     JAX on a CPU allocates what a step needs anew each time. glibc gives so large blocks
     back to the system at once, and to get them again, page by page, took a third of the
-    time of a step on the sample syllables. Other backends keep their buffers themselves.
+    time of a step on the sample syllables. Other backends keep their buffers.
 
     Call it before anything is computed: threads that have memory of their own by then
     keep to it.
