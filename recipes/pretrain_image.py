@@ -1,6 +1,6 @@
 """Pretrains an image encoder with BRIDLE on a folder of pictures.
 
-On the 8,000 sample pictures of clothes that come with the package (5 minutes on 2 CPU
+On the 8,000 sample pictures of clothes that come with the package (6 minutes on 2 CPU
 cores):
 
     KERAS_BACKEND=jax python recipes/pretrain_image.py

@@ -185,7 +185,9 @@ def test_fit_raw_clips_and_name_their_classes(tmp_path):
         assert all(isinstance(score, ClassScore) for score in scores)
         order = np.argsort(-row)[:2]
         assert [score.number for score in scores] == order.tolist()
-        assert [score.probability for score in scores] == pytest.approx(row[order])
+        probabilities = [score.probability for score in scores]
+        # Batches of other sizes may be summed in another order.
+        assert probabilities == pytest.approx(row[order].tolist(), rel=1e-4)
 
 
 def test_data_sets_are_preprocessed_batch_by_batch():
