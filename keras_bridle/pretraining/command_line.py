@@ -188,6 +188,8 @@ def parse_pretraining_arguments(parser, arguments=None):
     args.fail = parser.error
     sample_settings, own_data_settings = args.settings
     del args.settings
+    if args.patch_size and args.preset and Path(args.preset).exists():
+        args.fail(f"--patch-size is that of the encoder in --preset {args.preset}")
     fill_in(args, sample_settings if args.data is None else own_data_settings)
     return args
 

@@ -1,22 +1,17 @@
 """The whole of BRIDLE: cold start, then tokenizer and encoder in turn."""
 
-import contextlib
 import functools
-import json
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_bridle.distribution import (
-    broadcast,
     broadcast_variables,
-    can_save_alone,
     is_alone,
     is_chief,
     local_function,
     own_directory,
-    share_file,
 )
 from keras_bridle.layers.residual_quantizer import ResidualQuantizer
 from keras_bridle.models.bridle_tokenizer import BridleTokenizer
@@ -25,12 +20,7 @@ from keras_bridle.models.feature_estimator import FeatureEstimator
 from keras_bridle.models.presets import decoder_size, estimator_size
 from keras_bridle.models.random_projection_tokenizer import RandomProjectionTokenizer
 from keras_bridle.pretraining.array_batches import in_floatx
-from keras_bridle.pretraining.atomic_files import atomic_file
-from keras_bridle.pretraining.code_cache import (
-    cached_codes,
-    check_cacheable,
-    delete_cached_codes,
-)
+from keras_bridle.pretraining.code_cache import cached_codes, check_cacheable
 from keras_bridle.pretraining.encoder_pretrainer import (
     EncoderPretrainer,
     check_tokenize,
@@ -45,11 +35,8 @@ from keras_bridle.pretraining.input_batches import (
 )
 from keras_bridle.pretraining.joint_pretrainer import JointPretrainer
 from keras_bridle.pretraining.nonfinite_steps import skip_nonfinite_steps
-from keras_bridle.pretraining.phase_checkpoint import PhaseCheckpoint
+from keras_bridle.pretraining.phase_files import open_run
 from keras_bridle.pretraining.phases import phases
-from keras_bridle.pretraining.preemption import Preemption
-from keras_bridle.pretraining.run_directory import RunDirectory
-from keras_bridle.pretraining.run_lock import RunLock
 from keras_bridle.pretraining.tokenization import Tokenization
 from keras_bridle.pretraining.tokenizer_pretrainer import TokenizerPretrainer
 
@@ -316,23 +303,26 @@ class InterleavedPretraining:
         options = options._replace(verbose=verbose)
         self.backbone.trainable = True
         self.history = {}
-        with contextlib.ExitStack() as stack:
-            run, preemption = None, None
-            if directory is not None:
-                lock = stack.enter_context(RunLock(directory))
-                settings = {**self._settings(), **options.settings(), "plan": plan}
-                run = RunDirectory(directory, settings, resume, echo=verbose > 0)
-                stack.enter_context(run.noting_end(lock.left_by))
-                if can_save_alone():
-                    preemption = stack.enter_context(Preemption())
-            # The phases freeze what they do not train.
-            stack.callback(self._unfreeze)
-            if on_start is not None:
-                on_start(self)
-            for index, phase in enumerate(plan):
-                self._run_phase(
-                    index, phase, make_batches, options, run, preemption, on_phase_end
-                )
+
+        def settings():
+            return {**self._settings(), **options.settings(), "plan": plan}
+
+        with open_run(directory, settings, options, resume) as files_of:
+            try:
+                if on_start is not None:
+                    on_start(self)
+                for index, phase in enumerate(plan):
+                    self._run_phase(
+                        index,
+                        phase,
+                        make_batches,
+                        options,
+                        files_of(phase),
+                        on_phase_end,
+                    )
+            finally:
+                # The phases freeze what they do not train.
+                self._unfreeze()
         return self.history
 
     def _unfreeze(self):
@@ -369,41 +359,21 @@ class InterleavedPretraining:
             return found["codes"], found["distances"]
         return found["codes"]
 
-    def _run_phase(
-        self, index, phase, make_batches, options, run, preemption, on_phase_end
-    ):
+    def _run_phase(self, index, phase, make_batches, options, files, on_phase_end):
         """Trains a phase, or loads it if it is done."""
         # A phase draws the same numbers whether the run was stopped before or not.
         keras.utils.set_random_seed(self.seed * 1000 + index)
         trainer = self._trainer(phase, options)
-        checkpoint = None
-        if not is_chief():
-            # The others end with the chief, which is to save first.
-            preemption = None
-        if run is not None:
-            checkpoint = PhaseCheckpoint(
-                run.phase_path(phase.name) / "checkpoint.npz",
-                every=options.checkpoint_every,
-                every_steps=options.checkpoint_every_steps,
-                # Processes that save together must not look at clocks of their own.
-                minutes=options.checkpoint_minutes if is_alone() else None,
-                preemption=preemption,
-            )
-        if run is None or not broadcast(run.is_done(phase.name)):
-            self._train(trainer, phase, make_batches, options, run, checkpoint)
+        if files.is_done():
+            self.history[phase.name] = files.load(self._parts(phase))
+        else:
+            self._train(trainer, phase, make_batches, options, files)
             if on_phase_end is not None:
                 on_phase_end(phase, self)
-            if run is not None:
-                run.mark_done(phase.name)
-        else:
-            self._load(phase, run)
-        if run is not None and checkpoint is not None:
-            checkpoint.delete()
-            delete_cached_codes(run.phase_path(phase.name))
-        if preemption is not None:
-            preemption.stop_if_requested()
+            files.mark_done()
+        files.close()
 
-    def _train(self, trainer, phase, make_batches, options, run, checkpoint):
+    def _train(self, trainer, phase, make_batches, options, files):
         """Trains one phase from its start, or from where it was stopped."""
         trainer.set_trained_parts()
         trainer.compile(
@@ -414,24 +384,16 @@ class InterleavedPretraining:
         if not is_alone():
             # Of all processes at once, as variables are made on TensorFlow.
             trainer.optimizer.build(trainer.trainable_variables)
-        if run is not None:
-            share_file(checkpoint.previous_path)
-            share_file(checkpoint.path)
-            checkpoint.restore(trainer)
-        if run is None or not checkpoint.is_restored:
+        if not files.restore(trainer):
             self._set_codebooks(phase, make_batches(0), options.adapt_batches)
-        else:
-            run.note(f"{phase.name} goes on after {checkpoint.position}")
         broadcast_variables(trainer.variables)
         if options.cache_codes and phase.kind in ("cold_start", "encoder"):
-            make_batches = self._with_codes(phase, make_batches, run)
-        self.history[phase.name] = fit_phase(
-            trainer, phase, make_batches, options, checkpoint
-        )
-        if run is not None:
-            self._save(phase, run)
+            make_batches = self._with_codes(phase, make_batches, files.folder)
+        history = fit_phase(trainer, phase, make_batches, options, files.checkpoint)
+        self.history[phase.name] = history
+        files.save(self._parts(phase), history)
 
-    def _with_codes(self, phase, make_batches, run):
+    def _with_codes(self, phase, make_batches, folder):
         """Adds the tokenizer's codes, computed once, to the batches of an array."""
         both = (self.tokenizer, self._earlier_tokenizer(phase))
         tokenizers = [tokenizer for tokenizer in both if tokenizer is not None]
@@ -450,7 +412,7 @@ class InterleavedPretraining:
             tokenizers,
             batches.inputs,
             batches.batch_size,
-            None if run is None else run.phase_path(phase.name),
+            folder,
         )
         return functools.partial(make_batches, codes=codes)
 
@@ -580,23 +542,6 @@ class InterleavedPretraining:
         if phase.kind != "tokenizer":
             parts |= {"backbone": self.backbone, "decoder": self.decoder}
         return parts
-
-    def _save(self, phase, run):
-        folder = run.phase_path(phase.name)
-        for name, part in self._parts(phase).items():
-            with atomic_file(folder / f"{name}.weights.h5") as unfinished:
-                part.save_weights(unfinished)
-        history = json.dumps(self.history[phase.name], default=float, indent=2)
-        with atomic_file(folder / "history.json") as unfinished:
-            unfinished.write_text(history + "\n")
-
-    def _load(self, phase, run):
-        folder = run.phase_path(phase.name)
-        for name, part in self._parts(phase).items():
-            share_file(folder / f"{name}.weights.h5")
-            part.load_weights(folder / f"{name}.weights.h5")
-        share_file(folder / "history.json")
-        self.history[phase.name] = json.loads((folder / "history.json").read_text())
 
     def _settings(self):
         """The constructor's arguments in a form that JSON can hold."""

@@ -83,6 +83,7 @@ def test_sample_run_ends_with_a_table_of_probes(recipe, tmp_path, monkeypatch, c
         (["--mask", "tube"], "--mask"),
         (["--image-size", "32"], "--image-size 32 needs --data"),
         (["--smallest-crop", "2"], "scale"),
+        (["--preset", ".", "--patch-size", "4", "4"], "--patch-size"),
     ],
 )
 def test_wrong_flags_are_one_line(recipe, tmp_path, arguments, message, capsys):
