@@ -221,7 +221,8 @@ class LogMelSpectrogram(keras.layers.Layer):
     def _real_lengths(self, waveforms):
         if self.trailing_zeros_are_padding:
             return real_lengths(waveforms)
-        return ops.full((1,), ops.shape(waveforms)[1], dtype="int32")
+        batch, samples = ops.shape(waveforms)
+        return ops.full((batch,), samples, dtype="int32")
 
     def _real_frames(self, lengths, num_frames):
         first = ops.arange(num_frames, dtype="int32") == 0

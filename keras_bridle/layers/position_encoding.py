@@ -116,6 +116,21 @@ class SineCosinePositionEncoding(keras.layers.Layer):
         }
 
 
+def check_layout(layout, sides):
+    """Raises a `ValueError` if a layout is not for so many sides.
+
+    Args:
+        layout: string.
+        sides: tuple, the patches along each side, or the sides of a patch; or an int.
+    """
+    is_flat = layout in ("grid", "transposed_grid")
+    if is_flat and not isinstance(sides, int) and len(sides) != 2:
+        raise ValueError(
+            f"Positions of layout {layout!r} are for patches of 2 sides. Expected: "
+            f"'sequence' for others, such as those of clips. Received: {tuple(sides)}"
+        )
+
+
 # Without it, torch would compute the sines anew at every step.
 @functools.lru_cache(maxsize=32)
 def _known_table(layout, trained_grid, grid, dim):
@@ -130,6 +145,7 @@ def _table(numpy, layout, trained_grid, grid, dim):
             "A grid must have as many sides as `trained_grid`. "
             f"Received: grid={grid}, trained_grid={trained_grid}"
         )
+    check_layout(layout, grid)
     if layout == "sequence":
         return _sequence_table(numpy, _places(numpy, grid, trained_grid), dim)
     coordinates = _coordinates(numpy, layout, grid, trained_grid)

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_bridle.layers.patch_mask import (
     PatchMask,
+    check_grid,
     check_mask_ratio,
     num_kept,
     patch_mask_spec,
@@ -64,14 +65,14 @@ class TimeFrequencyMask(keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def call(self, patches, grid, noise=None):
+        check_grid(grid, patches, num_sides=2)
+        if min(grid) < 2:
+            raise ValueError(
+                "`grid` must have at least 2 rows and 2 columns. "
+                f"Received: grid={tuple(grid)}"
+            )
         batch, num_patches = ops.shape(patches)[:2]
         rows, columns = grid
-        if min(grid) < 2 or rows * columns != num_patches:
-            raise ValueError(
-                "`grid` must have at least 2 rows and 2 columns and as many cells as "
-                f"there are patches. Received: grid={tuple(grid)}, "
-                f"patches of shape {tuple(patches.shape)}"
-            )
         if noise is None:
             noise = tuple(
                 draw_rows(
@@ -103,6 +104,7 @@ class TimeFrequencyMask(keras.layers.Layer):
 
     def compute_output_spec(self, patches, grid, noise=None):
         # Stated, as Keras on JAX would trace the sides of `grid` to find it out.
+        check_grid(grid, patches, num_sides=2)
         rows, columns = grid
         kept = num_kept(rows, self.time_mask_ratio)
         kept = kept * num_kept(columns, self.frequency_mask_ratio)

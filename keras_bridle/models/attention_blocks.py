@@ -1,6 +1,6 @@
 """The row of blocks that decoder and estimator are made of."""
 
-from keras_bridle.layers.transformer_block import TransformerBlock
+from keras_bridle.layers.transformer_block import TransformerBlock, check_heads
 from keras_bridle.layers.window_transformer_block import WindowTransformerBlock
 
 
@@ -18,11 +18,13 @@ def attention_blocks(model):
 
     Args:
         model: a model with the attributes `attention`, `num_layers`, `num_heads`,
-            `mlp_dim`, `window_size`, `window_shift` and `layer_norm_epsilon`.
+            `hidden_dim`, `mlp_dim`, `window_size`, `window_shift` and
+            `layer_norm_epsilon`.
 
     Returns:
         A list of layers. Windows are shifted in every other block.
     """
+    check_heads(model.num_heads, model.hidden_dim)
     blocks = []
     for index in range(model.num_layers):
         common = {

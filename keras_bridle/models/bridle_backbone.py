@@ -8,7 +8,10 @@ from keras_bridle.layers.class_token import ClassToken
 from keras_bridle.layers.learned_position_encoding import LearnedPositionEncoding
 from keras_bridle.layers.patch_embedding import PatchEmbedding
 from keras_bridle.layers.patch_mask import gather_patches
-from keras_bridle.layers.position_encoding import SineCosinePositionEncoding
+from keras_bridle.layers.position_encoding import (
+    SineCosinePositionEncoding,
+    check_layout,
+)
 from keras_bridle.layers.transformer_block import (
     TransformerBlock,
     check_drop_path_rate,
@@ -101,6 +104,7 @@ class BridleBackbone(keras_hub.models.Backbone):
         **kwargs,
     ):
         check_drop_path_rate(drop_path_rate)
+        check_layout(position_layout, patch_size)
         if isinstance(front_end, dict):
             front_end = keras.saving.deserialize_keras_object(front_end)
         input_dims = tuple(input_dims)
@@ -157,7 +161,8 @@ class BridleBackbone(keras_hub.models.Backbone):
         sides = max(1, len(input_dims) - 1)
         inputs = keras.Input((*[None] * sides, *input_dims[sides:]), name="inputs")
         features, padding_mask = self.features(inputs)
-        outputs = self.encode(features, padding_mask)
+        # Told when the model is called.
+        outputs = self.encode(features, padding_mask, training=None)
         self.features_shape = tuple(features.shape)
         super().__init__(inputs=inputs, outputs=outputs, dtype=dtype, **kwargs)
 
@@ -184,7 +189,7 @@ class BridleBackbone(keras_hub.models.Backbone):
         padding_mask=None,
         visible=None,
         normalize=True,
-        training=None,
+        training=False,
     ):
         """Encodes the patches of a map, or only some of them.
 
@@ -195,7 +200,8 @@ class BridleBackbone(keras_hub.models.Backbone):
             visible: optional int32 tensor of shape `(batch, num_visible)`, the patches
                 to encode; the others are left out. `None` encodes all.
             normalize: bool, whether the last norm follows the blocks.
-            training: bool, whether examples skip blocks at random.
+            training: bool, whether examples skip blocks at random. Within a layer's
+                `call()` it has to be handed on.
 
         Returns:
             Tensor of shape `(batch, num_tokens, hidden_dim)`, the class token first.

@@ -239,14 +239,16 @@ class BridleClassifier(keras_hub.models.Task):
             _as_array(y),
             batch_size=batch_size,
             validation_data=validation_data,
-            **kwargs,
+            **_with_weights_as_array(kwargs),
         )
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """Evaluates on raw inputs, see `keras.Model.evaluate()` and `fit()`."""
         if not kwargs.get("_use_cached_eval_dataset"):
             x = self._prepared(x)
-        return keras.Model.evaluate(self, x, _as_array(y), *args, **kwargs)
+        return keras.Model.evaluate(
+            self, x, _as_array(y), *args, **_with_weights_as_array(kwargs)
+        )
 
     def predict(self, x, *args, **kwargs):
         """Classifies raw inputs, see `keras.Model.predict()` and `fit()`."""
@@ -478,6 +480,11 @@ def _inputs_of(data):
 
 def _as_array(labels):
     return np.asarray(labels) if isinstance(labels, list) else labels
+
+
+def _with_weights_as_array(kwargs):
+    names = {"sample_weight"} & kwargs.keys()
+    return kwargs | {name: _as_array(kwargs[name]) for name in names}
 
 
 def _has_converter(preset):

@@ -24,7 +24,8 @@ class BridleImageConverter(keras_hub.layers.ImageConverter):
         channels: optional int, 1 for gray or 3 for color. `None` keeps what comes.
         interpolation: string, such as `"bicubic"` or `"bilinear"`.
         dtype: dtype policy; float32 by default, whatever the global one is.
-        **kwargs: keyword arguments of `keras_hub.layers.ImageConverter`.
+        **kwargs: keyword arguments of `keras_hub.layers.ImageConverter`, but for
+            `scale` and `offset`: the encoder normalizes pixels itself.
 
     Call arguments:
         images: array or tensor of shape `(height, width, channels)`,
@@ -60,6 +61,7 @@ class BridleImageConverter(keras_hub.layers.ImageConverter):
         dtype="float32",
         **kwargs,
     ):
+        check_no_scaling(kwargs)
         super().__init__(
             image_size=None if image_size is None else tuple(image_size),
             interpolation=interpolation,
@@ -96,6 +98,16 @@ class BridleImageConverter(keras_hub.layers.ImageConverter):
 
     def get_config(self):
         return {**super().get_config(), "channels": self.channels}
+
+
+def check_no_scaling(kwargs):
+    """Raises a `ValueError` for what makes KerasHub's converters scale pixels."""
+    given = [name for name in ("scale", "offset") if kwargs.get(name) is not None]
+    if given:
+        raise ValueError(
+            f"Converters leave pixels at 0 to 255, the encoder normalizes them "
+            f"itself (`PixelNormalization`). Received: {given[0]}={kwargs[given[0]]}"
+        )
 
 
 def with_channels(images, channels):

@@ -21,7 +21,7 @@ class BridleTokenizer(keras.Model):
             rows.
         visible: optional int32 tensor of shape `(batch, num_visible)`, the patches to
             tokenize; the others are left out. `None` tokenizes all.
-        training: bool, whether codebooks move.
+        training: bool, whether codebooks move and examples skip blocks at random.
 
     Returns:
         `ResidualQuantizerOutput` with quantized vectors of shape
@@ -67,25 +67,28 @@ class BridleTokenizer(keras.Model):
             quantizer.build((None, None, quantizer.dim))
         self.built = True
 
-    def vectors(self, features, padding_mask=None, visible=None):
+    def vectors(self, features, padding_mask=None, visible=None, training=False):
         """Computes the vectors that are quantized.
 
         Args:
             features: tensor of shape `(batch, *sides, channels)`.
             padding_mask: optional bool tensor of shape `(batch, rows)`.
             visible: optional int32 tensor of shape `(batch, num_visible)`.
+            training: bool, whether examples skip blocks at random.
 
         Returns:
             Tensor of shape `(batch, num_patches, code_dim)`.
         """
-        tokens = self.backbone.encode(features, padding_mask, visible)
+        tokens = self.backbone.encode(
+            features, padding_mask, visible, training=training
+        )
         return self.projection(self.hidden(self.backbone.drop_class_token(tokens)))
 
     def call(self, features, padding_mask=None, visible=None, training=False):
         mask = self.backbone.patch_padding_mask(features, padding_mask)
         if mask is not None and visible is not None:
             mask = gather_patches(mask, visible)
-        vectors = self.vectors(features, padding_mask, visible)
+        vectors = self.vectors(features, padding_mask, visible, training)
         return self.quantizer(vectors, padding_mask=mask, training=training)
 
     def get_config(self):

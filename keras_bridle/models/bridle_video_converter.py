@@ -5,7 +5,10 @@ import keras_hub
 import numpy as np
 
 from keras_bridle.models.bridle_backbone import BridleBackbone
-from keras_bridle.models.bridle_image_converter import BridleImageConverter
+from keras_bridle.models.bridle_image_converter import (
+    BridleImageConverter,
+    check_no_scaling,
+)
 from keras_bridle.models.converter_arrays import array_functions, sides_of
 
 
@@ -23,7 +26,8 @@ class BridleVideoConverter(keras_hub.layers.VideoConverter):
         num_frames: optional int. `None` keeps all frames.
         interpolation: string, such as `"bicubic"` or `"bilinear"`.
         dtype: dtype policy; float32 by default, whatever the global one is.
-        **kwargs: keyword arguments of `keras_hub.layers.VideoConverter`.
+        **kwargs: keyword arguments of `keras_hub.layers.VideoConverter`, but for
+            `scale` and `offset`: the encoder normalizes pixels itself.
 
     Call arguments:
         clips: array or tensor of shape `(frames, height, width, channels)` or
@@ -60,6 +64,7 @@ class BridleVideoConverter(keras_hub.layers.VideoConverter):
         dtype="float32",
         **kwargs,
     ):
+        check_no_scaling(kwargs)
         image_size = None if image_size is None else tuple(image_size)
         super().__init__(image_size=image_size, dtype=dtype, **kwargs)
         self.image_converter = BridleImageConverter(

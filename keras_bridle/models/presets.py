@@ -20,18 +20,21 @@ def backbone_preset(name):
     """Looks up the arguments of a `BridleBackbone`.
 
     Args:
-        name: string, such as `"bridle_audio_base"`.
+        name: string, such as `"bridle_audio_base"`, or path.
 
     Returns:
         A dict of constructor arguments, or `None` if the name is none of ours.
 
     Raises:
-        ValueError: if the name starts like one of ours and is none.
+        ValueError: if the name starts like one of ours and is none, and no folder.
     """
-    if not str(name).startswith("bridle_"):
+    name = str(name)
+    if not name.startswith("bridle_"):
         return None
     modality, _, size = name.removeprefix("bridle_").partition("_")
     if name not in preset_names():
+        if Path(name).is_dir():
+            return None
         raise ValueError(
             f"There is no such preset. Received: {name!r}. Expected a folder or one of "
             f"{preset_names()}"
@@ -122,9 +125,14 @@ def decoder_size(backbone, hidden_dim=None, num_layers=None):
 def _width(hidden_dim):
     return {
         "hidden_dim": hidden_dim,
-        "num_heads": max(1, hidden_dim // 32),
+        "num_heads": _heads(hidden_dim, hidden_dim // 32),
         "mlp_dim": 4 * hidden_dim,
     }
+
+
+def _heads(hidden_dim, num_heads):
+    """The most heads, up to a number, that divide a width."""
+    return next(n for n in range(max(1, num_heads), 0, -1) if hidden_dim % n == 0)
 
 
 def estimator_size(backbone):
@@ -162,10 +170,11 @@ def _is_for_clips(backbone):
 
 
 def _half_size(backbone):
+    hidden_dim = backbone.hidden_dim // 2
     return {
-        "hidden_dim": backbone.hidden_dim // 2,
+        "hidden_dim": hidden_dim,
         "num_layers": min(4, math.ceil(backbone.num_layers / 2)),
-        "num_heads": max(1, backbone.num_heads // 2),
+        "num_heads": _heads(hidden_dim, backbone.num_heads // 2),
         "mlp_dim": backbone.mlp_dim // 2,
         "position_layout": _fixed_layout(backbone),
     }

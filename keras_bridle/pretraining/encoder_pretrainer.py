@@ -41,7 +41,7 @@ class EncoderPretrainer(Pretrainer):
         inputs: raw input, of shape `(batch, *input_dims)`; or a dict of it, as
             `inputs`, and of the tokenizer's `codes` of all patches, of shape
             `(batch, num_patches, num_levels)`, which are then not computed.
-        training: bool, whether to augment.
+        training: bool, whether to augment, and whether examples skip blocks at random.
 
     Returns:
         A dict: `logits` of shape `(batch, num_masked, num_levels, codebook_size)`,
@@ -103,6 +103,7 @@ class EncoderPretrainer(Pretrainer):
         self.earlier_tokenizer = earlier_tokenizer
         check_decoder(decoder, [t.quantizer for t in self.tokenizers], backbone)
         check_tokenize(tokenize)
+        check_own_backbone(tokenizer, backbone)
         self.backbone = backbone
         self.decoder = decoder
         self.mask = RandomMask() if mask is None else mask
@@ -128,7 +129,7 @@ class EncoderPretrainer(Pretrainer):
             codes = gather_patches(ops.cast(known, "int32"), patch_mask.masked)
         else:
             codes = self._masked_codes(features, padding_mask, patch_mask)
-        return self.predict_codes(features, padding_mask, patch_mask, codes)
+        return self.predict_codes(features, padding_mask, patch_mask, codes, training)
 
     def _masked_codes(self, features, padding_mask, patch_mask):
         visible = patch_mask.masked if self.tokenize == "masked" else None
@@ -148,7 +149,7 @@ class EncoderPretrainer(Pretrainer):
         patches = ops.zeros((ops.shape(features)[0], math.prod(grid)))
         return self.mask(patches, grid=grid)
 
-    def predict_codes(self, features, padding_mask, patch_mask, codes):
+    def predict_codes(self, features, padding_mask, patch_mask, codes, training):
         """Predicts the codes of masked patches from the others.
 
         Args:
@@ -156,12 +157,15 @@ class EncoderPretrainer(Pretrainer):
             padding_mask: bool tensor of shape `(batch, rows)`, or `None`.
             patch_mask: `PatchMask`.
             codes: int32 tensor of shape `(batch, num_masked, num_levels)`.
+            training: bool, whether examples skip blocks of the encoder at random.
 
         Returns:
             The dict that `call()` returns.
         """
         grid = self.backbone.grid(features)
-        tokens = self.backbone.encode(features, padding_mask, patch_mask.visible)
+        tokens = self.backbone.encode(
+            features, padding_mask, patch_mask.visible, training=training
+        )
         is_real = self.backbone.patch_padding_mask(features, padding_mask)
         logits = self.decoder(tokens, patch_mask, grid=grid, padding_mask=is_real)
         if is_real is None:
@@ -208,6 +212,16 @@ def check_decoder(decoder, quantizers, backbone):
         raise ValueError(
             "`decoder` and the tokenizer's quantizer must have the same "
             f"`codebook_size`. Received: {decoder.codebook_size} and {sorted(sizes)}"
+        )
+
+
+def check_own_backbone(tokenizer, backbone):
+    """Raises a `ValueError` if a tokenizer has no encoder of its own."""
+    if getattr(tokenizer, "backbone", None) is backbone:
+        raise ValueError(
+            "The tokenizer must have an encoder of its own, as one is frozen where the "
+            "other is trained. Received: the same backbone for both. A copy is "
+            "`keras.models.clone_model(backbone)`, with `set_weights()`"
         )
 
 

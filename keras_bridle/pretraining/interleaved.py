@@ -1,6 +1,7 @@
 """The whole of BRIDLE: cold start, then tokenizer and encoder in turn."""
 
 import functools
+import numbers
 from typing import Any
 
 import keras
@@ -144,8 +145,7 @@ class InterleavedPretraining:
         self.decoder: Any = None
         self.estimator: Any = None
         self.history: dict[str, dict[str, list[float]]] = {}
-        # Wrong options are an error now, not after the cold start.
-        self._quantizer(), self._new_decoder(num_levels), self._new_estimator()
+        self._check_parts()
 
     def fit(
         self,
@@ -325,6 +325,25 @@ class InterleavedPretraining:
                 self._unfreeze()
         return self.history
 
+    def _check_parts(self):
+        """Raises errors that would else come after the cold start."""
+        if isinstance(self.seed, bool) or not isinstance(self.seed, numbers.Integral):
+            raise ValueError(f"`seed` must be an int. Received: seed={self.seed!r}")
+        if self.seed < 0:
+            raise ValueError(f"`seed` must not be negative. Received: {self.seed}")
+        if self.augmentation is not None and self.augmentation.weights:
+            raise ValueError(
+                "`augmentation` must have no weights, as each phase starts with a new "
+                "copy. What is fitted to data belongs into the encoder's `front_end`. "
+                f"Received: {self.augmentation!r}"
+            )
+        self._quantizer()
+        self._new_decoder(self.num_levels).build((None, None, self.backbone.hidden_dim))
+        self._new_estimator().build((None, None, self.code_dim))
+        if self.backbone.front_end is not None:
+            # The tokenizer's encoder gets one of its own.
+            _fresh_copy(self.backbone.front_end)
+
     def _unfreeze(self):
         for part in (self.backbone, self.tokenizer, self.decoder, self.estimator):
             if part is not None:
@@ -362,7 +381,7 @@ class InterleavedPretraining:
     def _run_phase(self, index, phase, make_batches, options, files, on_phase_end):
         """Trains a phase, or loads it if it is done."""
         # A phase draws the same numbers whether the run was stopped before or not.
-        keras.utils.set_random_seed(self.seed * 1000 + index)
+        keras.utils.set_random_seed((self.seed * 1000 + index) % 2**32)
         trainer = self._trainer(phase, options)
         if files.is_done():
             self.history[phase.name] = files.load(self._parts(phase))
@@ -564,7 +583,10 @@ class InterleavedPretraining:
             "seed",
         )
         serialize = keras.saving.serialize_keras_object
-        return {name: _without_names(serialize(getattr(self, name))) for name in names}
+        policy = keras.config.dtype_policy().name
+        return {"dtype_policy": policy} | {
+            name: _without_names(serialize(getattr(self, name))) for name in names
+        }
 
 
 def _check_choice(name, value, choices):
@@ -591,6 +613,8 @@ def _fresh_copy(layer):
 
 def _without_names(config):
     """Drops the names of layers, which Keras numbers anew in every process."""
+    if isinstance(config, dict) and "DTypePolicy" in str(config.get("class_name")):
+        return config
     if isinstance(config, dict):
         return {k: _without_names(v) for k, v in config.items() if k != "name"}
     if isinstance(config, (list, tuple)):

@@ -110,6 +110,8 @@ class JointPretrainer(EncoderPretrainer):
             tokenizer,
             mask=mask,
             augmentation=augmentation,
+            # The tokenizer learns from all patches, so it sees them all.
+            tokenize="all",
             earlier_tokenizer=earlier_tokenizer,
             **kwargs,
         )
@@ -127,7 +129,9 @@ class JointPretrainer(EncoderPretrainer):
         features, padding_mask = self.prepare(self.backbone, inputs, training)
         patch_mask = self.draw_mask(features)
         codes = self._masked_codes(features, padding_mask, patch_mask)
-        outputs = self.predict_codes(features, padding_mask, patch_mask, codes)
+        outputs = self.predict_codes(
+            features, padding_mask, patch_mask, codes, training
+        )
         if not training:
             losses, _ = self._tokenizer_step(features, padding_mask, training=False)
             return {**outputs, **losses}
@@ -159,6 +163,7 @@ class JointPretrainer(EncoderPretrainer):
     def _tokenizer_step(self, features, padding_mask, training, state=None, draws=None):
         """The tokenizer's losses, and the state that its quantizer comes to."""
         is_real = self.backbone.patch_padding_mask(features, padding_mask)
+        # Its own encoder skips no blocks, which would draw random numbers.
         quantized, state = self.tokenizer.quantizer.stateless_step(
             self.tokenizer.vectors(features, padding_mask),
             is_real,
@@ -194,7 +199,6 @@ class JointPretrainer(EncoderPretrainer):
 
     def get_config(self):
         config = super().get_config()
-        # The tokenizer learns from all patches, so it sees them all.
         del config["tokenize"]
         return {
             **config,

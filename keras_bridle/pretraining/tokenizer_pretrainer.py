@@ -9,6 +9,7 @@ from keras_bridle.layers.replicas import (
     with_value_of_batch,
 )
 from keras_bridle.pretraining.code_usage import CodeUsage
+from keras_bridle.pretraining.encoder_pretrainer import check_own_backbone
 from keras_bridle.pretraining.finite_mean import FiniteMean
 from keras_bridle.pretraining.losses import cosine_similarity
 from keras_bridle.pretraining.pretrainer import Pretrainer
@@ -72,6 +73,7 @@ class TokenizerPretrainer(Pretrainer):
     def __init__(self, tokenizer, estimator, teacher, augmentation=None, **kwargs):
         super().__init__(**kwargs)
         check_estimator(estimator, teacher)
+        check_own_backbone(tokenizer, teacher)
         self.tokenizer = tokenizer
         self.estimator = estimator
         self.teacher = teacher
@@ -121,7 +123,9 @@ def estimate_teacher(estimator, teacher, features, padding_mask, quantized):
     estimate = estimator(
         quantized.quantized, grid=teacher.grid(features), padding_mask=is_real
     )
-    target = teacher.drop_class_token(teacher.encode(features, padding_mask))
+    target = teacher.drop_class_token(
+        teacher.encode(features, padding_mask, training=False)
+    )
     if is_real is None:
         is_real = ops.ones_like(estimate[..., 0])
     return {

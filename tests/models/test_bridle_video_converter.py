@@ -68,7 +68,9 @@ def test_clips_that_cannot_be_converted():
 
 
 def test_preprocessor_of_an_encoder():
-    backbone = BridleBackbone((2, 4, 4), 8, 1, 1, 8, input_dims=(4, 8, 12, 1))
+    backbone = BridleBackbone(
+        (2, 4, 4), 8, 1, 1, 8, input_dims=(4, 8, 12, 1), position_layout="sequence"
+    )
     preprocessor = BridleVideoPreprocessor.for_backbone(backbone)
     x, y = preprocessor([clip(5, 20, 20), clip(3, 9, 16)], [0, 1])
     assert x.shape == (2, 4, 8, 12, 1)
