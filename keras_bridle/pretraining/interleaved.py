@@ -342,7 +342,8 @@ class InterleavedPretraining:
         self._new_estimator().build((None, None, self.code_dim))
         if self.backbone.front_end is not None:
             # The tokenizer's encoder gets one of its own.
-            _fresh_copy(self.backbone.front_end)
+            serialized = keras.saving.serialize_keras_object(self.backbone.front_end)
+            keras.saving.deserialize_keras_object(serialized)
 
     def _unfreeze(self):
         for part in (self.backbone, self.tokenizer, self.decoder, self.estimator):

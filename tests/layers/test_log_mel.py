@@ -144,7 +144,13 @@ def test_trailing_zeros_as_signal():
     np.testing.assert_allclose(
         _numpy(layer, waveform[None])[0, :20], expected[:20], atol=1e-3
     )
-    assert ops.convert_to_numpy(layer.padding_mask(waveform[None])).all()
+    mask = ops.convert_to_numpy(layer.padding_mask(np.stack([waveform] * 3)))
+    assert mask.shape == (3, len(expected)) and mask.all()
+    fitted = LogMelSpectrogram.for_data(
+        np.stack([waveform] * 3), trailing_zeros_are_padding=False
+    )
+    values = _numpy(fitted, waveform[None])
+    np.testing.assert_allclose([values.mean(), values.std()], [0, 0.5], atol=1e-4)
 
 
 def test_silence_is_not_padding():

@@ -111,6 +111,8 @@ def test_some_patches_of_a_grid():
 def test_wrong_arguments():
     with pytest.raises(ValueError, match=r"`layout` must be one of .*'diagonal'"):
         SineCosinePositionEncoding("diagonal")
+    with pytest.raises(ValueError, match=r"2 sides.*'sequence'.*\(2, 3, 4\)"):
+        SineCosinePositionEncoding("grid").table((2, 3, 4), 8)
 
 
 @pytest.mark.parametrize(("layout", "dim"), [("grid", 6), ("sequence", 5)])

@@ -47,7 +47,14 @@ def test_wrong_ratio(name):
         TimeFrequencyMask(**{name: 0.0})
 
 
-@pytest.mark.parametrize("grid", [(40, 1), (8, 4)])
-def test_wrong_grid(grid):
-    with pytest.raises(ValueError, match=r"`grid` must have at least 2 rows"):
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ((40, 1), "at least 2 rows"),
+        ((8, 4), "as many cells"),
+        ((2, 2, 10), "2 sides"),
+    ],
+)
+def test_wrong_grid(grid, message):
+    with pytest.raises(ValueError, match=f"`grid` must have .*{message}"):
         TimeFrequencyMask()(np.zeros((2, 40, 1)), grid=grid)

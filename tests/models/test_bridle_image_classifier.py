@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from harness import perturb, run, to_numpy
 
 from keras_bridle.layers import PixelNormalization
@@ -34,6 +35,13 @@ def test_fit_raw_pictures(tmp_path):
     ]
     model.optimizer.learning_rate = 5e-3
     model.fit(seen, labels, batch_size=4, epochs=25, verbose=0)
+    # What Keras takes as arrays is taken as lists.
+    heavy = model.evaluate(
+        seen, labels, sample_weight=[2.0] * 8, verbose=0, return_dict=True
+    )
+    light = model.evaluate(seen, labels, verbose=0, return_dict=True)
+    assert heavy["loss"] == pytest.approx(2 * light["loss"], rel=1e-4)
+    model.fit(seen, labels, sample_weight=[0.0] * 8, verbose=0)
     named = model.predict_classes(seen)
     assert [best.name for (best,) in named] == [model.class_names[i] for i in labels]
 

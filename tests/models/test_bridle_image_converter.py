@@ -9,6 +9,7 @@ from keras_bridle.models import (
     BridleBackbone,
     BridleImageConverter,
     BridleImagePreprocessor,
+    BridleVideoConverter,
 )
 
 
@@ -82,6 +83,12 @@ def test_pixels_keep_their_range():
     assert found.max() == 255.0
 
 
+@pytest.mark.parametrize("converter", [BridleImageConverter, BridleVideoConverter])
+def test_scaling_is_the_encoders(converter):
+    with pytest.raises(ValueError, match=r"PixelNormalization.*scale=0.5"):
+        converter(image_size=(8, 8), scale=0.5)
+
+
 def test_right_pictures_stay_as_they_are():
     images = picture(8, 9, 3)[None]
     assert np.shares_memory(BridleImageConverter((8, 9), channels=3)(images), images)
@@ -102,6 +109,8 @@ def test_preprocessor_of_an_encoder():
     anything = BridleBackbone(4, 8, 1, 1, 8, input_dims=(None, 12, 2))
     converter = BridleImagePreprocessor.for_backbone(anything).image_converter
     assert (converter.image_size, converter.channels) == (None, None)
-    sounds = BridleBackbone((2, 4, 4), 8, 1, 1, 8, input_dims=(4, 8, 8, 1))
+    sounds = BridleBackbone(
+        (2, 4, 4), 8, 1, 1, 8, input_dims=(4, 8, 8, 1), position_layout="sequence"
+    )
     with pytest.raises(ValueError, match=r"take pictures.*\(4, 8, 8, 1\)"):
         BridleImagePreprocessor.for_backbone(sounds)

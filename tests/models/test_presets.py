@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -68,6 +70,21 @@ def test_other_names():
     assert backbone_preset("some/folder") is None
     with pytest.raises(ValueError, match=r"no such preset.*'bridle_smell_base'"):
         backbone_preset("bridle_smell_base")
+
+
+def test_folders_may_be_called_like_sizes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bridle_birds").mkdir()
+    assert backbone_preset("bridle_birds") is None
+    named = backbone_preset(Path("bridle_audio_tiny"))
+    assert named["hidden_dim"] == backbone_preset("bridle_audio_tiny")["hidden_dim"]
+
+
+@pytest.mark.parametrize(("width", "heads"), [(96, 3), (112, 2), (200, 5), (20, 1)])
+def test_heads_divide_any_width(width, heads):
+    size = decoder_size(Base(), hidden_dim=width)
+    assert (size["hidden_dim"], size["num_heads"]) == (width, heads)
+    CodeDecoder(1, 4, **size)
 
 
 class Base:

@@ -163,6 +163,30 @@ def test_masks_are_drawn_anew():
     assert len(set(fit(trainer, maps(), epochs=3)["loss"])) == 3
 
 
+def test_blocks_are_skipped_in_training_alone():
+    trainer = EncoderPretrainer(
+        backbone(drop_path_rate=0.9, num_layers=2),
+        decoder(),
+        RandomProjectionTokenizer(8, 16, quantizer()),
+        mask=FixedMask(0.5),
+    )
+    inputs = ops.convert_to_tensor(maps(16))
+
+    def twice(training):
+        outputs = [trainer(inputs, training=training) for _ in range(2)]
+        return [ops.convert_to_numpy(one["logits"]) for one in outputs]
+
+    first, second = twice(training=True)
+    assert np.abs(first - second).max() > 1e-3
+    np.testing.assert_array_equal(*twice(training=False))
+
+
+def test_encoder_and_tokenizer_must_be_two():
+    shared = backbone()
+    with pytest.raises(ValueError, match="encoder of its own"):
+        EncoderPretrainer(shared, decoder(), BridleTokenizer(shared, quantizer()))
+
+
 def test_augmentation_acts_in_training_alone():
     noise = keras.layers.GaussianNoise(1.0, seed=1)
     trainer = encoder_pretrainer(augmentation=noise)

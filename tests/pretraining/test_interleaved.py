@@ -562,11 +562,48 @@ def test_errors_before_anything_is_done(tmp_path, inputs, settings, message):
         ({"decoder_options": {"attention": "local"}}, "attention='local'"),
         ({"estimator_options": {"attention": "local"}}, "attention='local'"),
         ({"codebook_size": 0}, "codebook_size=0"),
+        ({"decoder_options": {"num_heads": 5}}, "num_heads=5"),
+        ({"estimator_options": {"num_heads": 5}}, "num_heads=5"),
+        ({"estimator_options": {"hidden_dim": 30, "num_heads": 2}}, "multiple of 4"),
+        ({"seed": None}, "seed=None"),
+        ({"seed": -1}, "negative.*-1"),
+        ({"augmentation": keras.layers.Normalization()}, "front_end"),
     ],
 )
 def test_errors_of_the_constructor(settings, message):
+    if "augmentation" in settings:
+        settings["augmentation"].adapt(maps(8))
     with pytest.raises(ValueError, match=message):
         new_pretraining(**settings)
+
+
+class Unregistered(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs
+
+
+def test_a_front_end_that_cannot_be_copied_is_an_error_now():
+    with pytest.raises(TypeError, match="Unregistered"):
+        InterleavedPretraining(backbone(front_end=Unregistered()))
+
+
+def test_seeds_can_be_dates():
+    pretraining = new_pretraining(seed=20991231)
+    pretraining.fit(INPUTS, **{**SETTINGS, "rounds": 0, "encoder_epochs": 1})
+    assert np.isfinite(pretraining.history["0_cold_start"]["loss"]).all()
+
+
+def test_a_run_keeps_to_its_dtype_policy():
+    before = InterleavedPretraining(backbone())._settings()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        after = InterleavedPretraining(backbone())._settings()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert before["dtype_policy"] == "float32"
+    assert after["dtype_policy"] == "mixed_bfloat16"
+    assert before["backbone"] != after["backbone"]
+    assert "mixed_bfloat16" in json.dumps(after["backbone"])
 
 
 def test_plan_of_phases():

@@ -112,6 +112,8 @@ def test_errors():
         trainer(tokenizer_every=0)
     with pytest.raises(ValueError, match=r"estimator.output_dim=24"):
         trainer(output_dim=24)
+    with pytest.raises(TypeError, match="tokenize"):
+        trainer(tokenize="masked")
     assert estimator().output_dim == 16
 
 

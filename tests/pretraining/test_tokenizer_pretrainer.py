@@ -14,6 +14,7 @@ from tiny_pretraining import (
     assert_same_bits,
     backbone,
     code_vectors,
+    estimator,
     fit,
     maps,
     num_changed,
@@ -157,6 +158,34 @@ def test_quantizer_options(options):
     assert np.isfinite(history["loss"]).all()
     assert 0 < history["usage_1"][0] <= 1
     assert (code_vectors(trainer) != before).any()
+
+
+def test_blocks_are_skipped_in_training_alone():
+    trainer = TokenizerPretrainer(
+        BridleTokenizer(backbone(drop_path_rate=0.9, num_layers=2), quantizer()),
+        estimator(),
+        teacher=backbone(drop_path_rate=0.9, num_layers=2),
+    )
+    inputs = ops.convert_to_tensor(maps(16))
+
+    def twice(training):
+        outputs = [trainer(inputs, training=training) for _ in range(2)]
+        return [
+            [ops.convert_to_numpy(one[name]) for one in outputs]
+            for name in ("estimate", "teacher")
+        ]
+
+    estimates, teachers = twice(training=True)
+    assert np.abs(estimates[0] - estimates[1]).max() > 1e-3
+    np.testing.assert_array_equal(*teachers)
+    for pair in twice(training=False):
+        np.testing.assert_array_equal(*pair)
+
+
+def test_tokenizer_and_teacher_must_be_two():
+    shared = backbone()
+    with pytest.raises(ValueError, match="encoder of its own"):
+        TokenizerPretrainer(BridleTokenizer(shared, quantizer()), estimator(), shared)
 
 
 def test_estimator_must_fit():
