@@ -4,8 +4,10 @@
     KERAS_BACKEND=jax python benchmarks/quality/compare.py image levels --jobs 2
     KERAS_BACKEND=jax python benchmarks/quality/compare.py video settings --jobs 2
 
-Every way sees the same examples in as many encoder steps, with the same encoder,
-decoder, mask and augmentation; only what its name says differs. Each of the seeds draws
+Every way of BRIDLE trains the encoder for as many steps, with the same examples,
+encoder, decoder, mask and augmentation; only what its name says differs. What has no
+tokenizer to train, masked regression and the cold start alone, trains the encoder in
+its epochs, too, and supervised training has as many steps. Each of the seeds draws
 weights, masks and order anew. Results go to one JSON file a run, and a run that is
 there is not repeated, so that a stopped comparison goes on. `--jobs 2` runs two at a
 time, each with one thread. A table is meant to take less than an hour on two cores,
@@ -99,7 +101,7 @@ class Clothes:
     """Fashion-MNIST; probed with few labels of each class."""
 
     classifier_class = kb.BridleImageClassifier
-    epochs = {"cold_start": 8, "tokenizer": 1, "encoder": 4}
+    epochs = {"cold_start": 8, "tokenizer": 2, "encoder": 4}
     batch_size = 32
     centered = True
 
@@ -147,7 +149,7 @@ class Pans:
     """Camera pans over two videos, which are synthetic; probed for their direction."""
 
     classifier_class = kb.BridleVideoClassifier
-    epochs = {"cold_start": 5, "tokenizer": 1, "encoder": 3}
+    epochs = {"cold_start": 5, "tokenizer": 2, "encoder": 4}
     batch_size = 16
     centered = True
 
@@ -200,7 +202,7 @@ def rq(
             rounds=rounds,
             joint=joint,
             cold_start_epochs=epochs["cold_start"],
-            tokenizer_epochs=max(1, epochs["tokenizer"] // rounds),
+            tokenizer_epochs=epochs["tokenizer"] // rounds,
             encoder_epochs=epochs["encoder"] // rounds,
             batch_size=data.batch_size,
             encoder_learning_rate=1e-3,
