@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from PIL import Image
 from recipe_runs import fails_in_one_line, load_recipe
+from video_files import scene, write_video
 
 import keras_bridle as kb
 from keras_bridle.data import load_syllables
@@ -169,7 +170,10 @@ def test_table_of_pictures_with_several_labels(recipe, tmp_path):
             f"--data={tmp_path / 'table.csv'}",
             "--label-separator=;",
             "--validation-share=0",
-            "--rand-augment=0",
+            "--loss=binary",
+            "--gradient-accumulation-steps=2",
+            "--clip-norm=1",
+            "--layer-decay=0.5",
             f"--directory={directory}",
         ]
     )
@@ -177,6 +181,18 @@ def test_table_of_pictures_with_several_labels(recipe, tmp_path):
     assert "accuracy" not in row
     classifier = kb.BridleImageClassifier.from_preset(str(directory / "preset"))
     assert classifier.multi_label and classifier.class_names == ["a", "b"]
+
+
+def save_clip_encoder(folder):
+    backbone = kb.BridleBackbone(
+        patch_size=(2, 8, 8),
+        input_dims=(4, 16, 16, 3),
+        front_end=kb.PixelNormalization(),
+        use_class_token=False,
+        position_layout="sequence",
+        **SMALL,
+    )
+    backbone.save_to_preset(str(folder))
 
 
 def test_sample_pans_from_several_views(recipe, tmp_path, monkeypatch):
@@ -192,15 +208,7 @@ def test_sample_pans_from_several_views(recipe, tmp_path, monkeypatch):
         return ArrayExamples(clips, np.arange(4) % 2)
 
     monkeypatch.setattr(modalities.Video, "sample", small)
-    backbone = kb.BridleBackbone(
-        patch_size=(2, 8, 8),
-        input_dims=(4, 16, 16, 3),
-        front_end=kb.PixelNormalization(),
-        use_class_token=False,
-        position_layout="sequence",
-        **SMALL,
-    )
-    backbone.save_to_preset(str(tmp_path / "preset"))
+    save_clip_encoder(tmp_path / "preset")
     directory = tmp_path / "run"
     recipe.main(
         [
@@ -218,6 +226,67 @@ def test_sample_pans_from_several_views(recipe, tmp_path, monkeypatch):
         ]
     )
     check_results(directory)
+
+
+def test_video_files_in_the_layout_of_kinetics(recipe, tmp_path):
+    """With the recipe's own augmentation, tested at several times and places."""
+    frames = scene(12, 24, 32)
+    lines = {"train": [], "test": []}
+    for number in range(8):
+        part = "test" if number < 2 else "train"
+        moving = frames[::-1] if number % 2 else frames
+        write_video(tmp_path / f"{number}.mp4", "mpeg4", moving, gop=4)
+        lines[part].append(f"{number}.mp4 {number % 2}")
+    for part, found in lines.items():
+        (tmp_path / f"{part}.txt").write_text("\n".join(found) + "\n")
+    directory = tmp_path / "run"
+    save_clip_encoder(tmp_path / "preset")
+    recipe.main(
+        [
+            *SHORT,
+            f"--from={tmp_path / 'preset'}",
+            f"--data={tmp_path / 'train.txt'}",
+            "--layout=kinetics",
+            f"--test-data={tmp_path / 'test.txt'}",
+            f"--root={tmp_path}",
+            "--sampling-rate=2",
+            "--view-segments=2",
+            "--view-crops=2",
+            f"--directory={directory}",
+        ]
+    )
+    check_results(directory)
+    classifier = kb.BridleVideoClassifier.from_preset(str(directory / "preset"))
+    assert len(classifier.class_names) == 2
+
+
+def test_recordings_in_the_layout_of_esc50(recipe, audio_run, tmp_path):
+    rows = ["filename,fold,target,category"]
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "audio").mkdir()
+    for number in range(10):
+        name = f"{number % 5 + 1}-{number}-A-{number % 2}.wav"
+        sound = np.random.default_rng(number).normal(size=3200) / 8
+        soundfile.write(tmp_path / "audio" / name, sound, 16000)
+        rows.append(
+            f"{name},{number % 5 + 1},{number % 2},{['cat', 'dog'][number % 2]}"
+        )
+    (tmp_path / "meta" / "esc50.csv").write_text("\n".join(rows))
+    directory = tmp_path / "run"
+    recipe.main(
+        [
+            *SHORT,
+            f"--from={audio_run}",
+            f"--data={tmp_path}",
+            "--layout=esc50",
+            "--fold=2",
+            "--seconds=0.2",
+            "--hide-frames=4",
+            f"--directory={directory}",
+        ]
+    )
+    row = check_results(directory)
+    assert row["accuracy"] in (0.0, 0.5, 1.0)
 
 
 @pytest.mark.parametrize(
