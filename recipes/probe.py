@@ -233,6 +233,8 @@ def baselines(encoders):
 def show(args, found, data, console):
     """Prints the table, and writes all there is."""
     folder = Path(args.directory)
+    # Not every probe has baselines.
+    found = {name: by_kind for name, by_kind in found.items() if by_kind}
     main_metric = "mAP" if data.labels.ndim == 2 else "accuracy"
     rows = [
         {

@@ -147,6 +147,21 @@ def test_own_pictures_all_probes_and_folds(recipe, presets, pictures, tmp_path, 
     assert "2 folds" in capsys.readouterr().out
 
 
+def test_the_attentive_probe_alone(recipe, presets, pictures, tmp_path):
+    recipe.main(
+        [
+            f"--from={presets / 'image'}",
+            f"--data={pictures}",
+            "--probe=attentive",
+            "--fold=1",
+            "--epochs=1",
+            f"--directory={tmp_path}",
+            "--quiet",
+        ]
+    )
+    assert list(_rows(tmp_path)) == ["untrained", str(presets / "image")]
+
+
 def test_several_labels_for_each_picture(recipe, presets, pictures, tmp_path, capsys):
     rows = [
         f"{name}/{i}.png,{label},{'test' if i > 13 else 'train'}"
