@@ -158,6 +158,10 @@ class FileExamples:
 
     def training_batches(self, batch_size, seed=0, weights=None, epoch_length=None):
         """Prepares the batches to train on, as those of `ArrayExamples`."""
+        if batch_size < 1:
+            raise ValueError(
+                f"`batch_size` must be 1 or more. Received: batch_size={batch_size}"
+            )
         length = len(self) if epoch_length is None else epoch_length
         steps = length // batch_size
         if steps == 0:
@@ -175,6 +179,7 @@ class FileExamples:
         order = functools.partial(
             epoch_order, len(self), seed, weights=weights, length=epoch_length
         )
+        order(0)  # Are there enough?
 
         def epochs(first):
             # Of each epoch other files, so each is a data set of its own.

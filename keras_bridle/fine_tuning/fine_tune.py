@@ -98,8 +98,8 @@ def fine_tune(
             common ones, see `balanced_weights()`.
         epoch_length: optional int, examples of an epoch; more than there are needs
             `balanced`.
-        metric: string, what decides about the best epoch: `"accuracy"`, or `"mAP"`, the
-            default for multi-label data.
+        metric: string, what decides about the best epoch: `"accuracy"`, or `"mAP"`,
+            the only one for multi-label data and its default.
         directory: optional string or path, where to keep `history.csv`, the state after
             each epoch and the best weights.
         resume: bool, whether to go on with what is in the directory.
@@ -140,6 +140,11 @@ def fine_tune(
     classifier = tuner.classifier
     if metric is None:
         metric = "mAP" if classifier.multi_label else "accuracy"
+    if metric == "accuracy" and classifier.multi_label:
+        raise ValueError(
+            "`metric` must be 'mAP' where an example may have several classes. "
+            "Received: 'accuracy'"
+        )
     weights = None
     if balanced:
         weights = balanced_weights(train.labels, classifier.num_classes)

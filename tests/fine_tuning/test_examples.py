@@ -67,6 +67,10 @@ def test_files_to_train_on(files):
     np.testing.assert_array_equal(again[0], batches[2][0])
     with pytest.raises(ValueError, match="too few"):
         files.training_batches(11)
+    with pytest.raises(ValueError, match="`batch_size` must be 1 or more"):
+        files.training_batches(0)
+    with pytest.raises(ValueError, match="epoch of 12 of 10 examples needs `weights`"):
+        files.training_batches(4, epoch_length=12)
 
 
 def test_files_drawn_by_weight(files):

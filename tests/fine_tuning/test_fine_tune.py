@@ -137,6 +137,21 @@ def test_weights_are_given_back():
         assert (third == first).all() or (third == first + 1).all()
 
 
+def test_accuracy_is_no_metric_of_several_labels(tmp_path):
+    model = tuner()
+    model.classifier.multi_label = True
+    with pytest.raises(ValueError, match="`metric` must be 'mAP'"):
+        fine_tune(
+            model,
+            examples(),
+            epochs=1,
+            metric="accuracy",
+            directory=tmp_path / "run",
+            **SETTINGS,
+        )
+    assert not (tmp_path / "run").exists()
+
+
 def test_balanced_epochs_of_a_given_length():
     rare = examples(40)
     rare = rare.subset(np.flatnonzero((rare.labels == 0) | (np.arange(40) < 6)))
