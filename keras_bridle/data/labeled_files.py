@@ -23,7 +23,7 @@ LAYOUTS = {
     "video": ("folder", "kinetics"),
 }
 # What the test part of a data set may be called, the first that there is.
-TEST_NAMES = ("test", "val", "validation", "eval")
+TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval")
 
 
 class LabeledFiles(NamedTuple):
@@ -62,10 +62,11 @@ def labeled_files(
 ) -> LabeledFiles:
     """Reads labeled files of any layout, and parts them for training and testing.
 
-    A folder holds one folder for each class; or folders `train` and `test` (or `val`,
-    `validation`, `eval`) that do. A CSV file has a header and a row for each file; if
-    it has the column `split_column`, that parts the files. Where nothing parts them,
-    folds are drawn, of which each in turn is the test part.
+    A folder holds one folder for each class; or folders `train` and `test` (or
+    `testing`, `val`, `valid`, `validation`, `dev`, `eval`) that do. A CSV file has a
+    header and a row for each file; if it has the column `split_column`, that parts the
+    files. Where nothing parts them, folds are drawn, of which each in turn is the test
+    part.
 
     Args:
         modality: `"audio"`, `"image"` or `"video"`.
@@ -96,8 +97,8 @@ def labeled_files(
 
     Raises:
         FileNotFoundError: if something is missing.
-        ValueError: for an unknown layout, or where there is no label, no test part or
-            no such fold.
+        ValueError: for an unknown layout, or where there is no label, one class alone,
+            no test part or no such fold.
 
     Example:
     ```python
@@ -206,9 +207,12 @@ def _folder(
             kind.from_folder(data / "train", class_folders=True),
             kind.from_folder(data / test, class_folders=True),
         )
-    if test_split is not None:
+    # A class may be called so, whose folder holds files alone.
+    is_part = "train" in names and any(x.is_dir() for x in (data / "train").iterdir())
+    if test_split is not None or is_part:
         raise ValueError(
-            f"'{data}' has no folders `train` and `{test_split}`. Its folders: "
+            f"'{data}' has no folders `train` and "
+            f"`{test_split or '` or `'.join(TEST_NAMES)}`. Its folders: "
             f"{sorted(names)[:10]}"
         )
     return _folded(kind.from_folder(data, class_folders=True), **folding)
@@ -230,7 +234,7 @@ def _table(
                 f"'{data}' has no column '{split_column}'. Its columns: {list(rows[0])}"
             )
         return _folded(manifest, **folding)
-    parts = np.array([row[split_column] for row in rows])
+    parts = np.array([(row[split_column] or "").strip() for row in rows])
     names = set(parts.tolist())
     test = _test_name(names, test_split)
     if test is None:
@@ -240,7 +244,7 @@ def _table(
         )
     is_test = parts == test
     is_train = parts == "train" if "train" in parts else ~is_test
-    return LabeledFiles(manifest, [(np.flatnonzero(is_train), np.flatnonzero(is_test))])
+    return _of_classes(manifest, [(np.flatnonzero(is_train), np.flatnonzero(is_test))])
 
 
 def _table_or_class_folders(
@@ -271,13 +275,24 @@ def _by_fold(
     if fold is not None and not 1 <= fold <= folds:
         raise ValueError(f"`fold` must lie between 1 and {folds}. Received: {fold}")
     chosen = range(folds) if fold is None else [fold - 1]
-    return LabeledFiles(
+    return _of_classes(
         manifest,
         [
             (np.flatnonzero(fold_of_file != i), np.flatnonzero(fold_of_file == i))
             for i in chosen
         ],
     )
+
+
+def _of_classes(
+    manifest: FileManifest, splits: list[tuple[np.ndarray, np.ndarray]]
+) -> LabeledFiles:
+    if not manifest.multi_label and len(manifest.class_names) < 2:
+        raise ValueError(
+            "There must be files of two or more classes. Found only "
+            f"{manifest.class_names[0]!r}, as of '{manifest.files[0]}'"
+        )
+    return LabeledFiles(manifest, splits)
 
 
 def _parts(train: Any, test: Any) -> LabeledFiles:
@@ -302,7 +317,7 @@ def _parts(train: Any, test: Any) -> LabeledFiles:
         if field.name == "missing":
             joined["missing"] = [*train.missing, *test.missing]
     count = len(train)
-    return LabeledFiles(
+    return _of_classes(
         dataclasses.replace(train, **joined),
         [(np.arange(count), np.arange(count, count + len(test)))],
     )

@@ -65,6 +65,32 @@ def test_folder_with_parts(tmp_path):
     assert parts(found) == parts(files)
 
 
+@pytest.mark.parametrize("name", ["testing", "valid", "dev"])
+def test_other_names_of_the_test_part(tmp_path, name):
+    touch(tmp_path, "train/x/1.png", "train/y/2.png", f"{name}/x/3.png")
+    assert parts(labeled_files("image", tmp_path))[1] == {"3.png": ["x"]}
+
+
+def test_a_part_alone_is_no_class(tmp_path):
+    touch(tmp_path, "train/x/1.png", "train/y/2.png", "holdout/x/3.png")
+    with pytest.raises(ValueError, match=r"folders `train` and .* \['holdout', 'tr"):
+        labeled_files("image", tmp_path)
+    found = labeled_files("image", tmp_path, test_split="holdout")
+    assert parts(found)[1] == {"3.png": ["x"]}
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    touch(tmp_path, "train/1.png", "train/2.png", "ship/3.png", "ship/4.png")
+    found = labeled_files("image", tmp_path, folds=2)
+    assert found.manifest.class_names == ("ship", "train")
+
+
+def test_one_class_is_none(tmp_path):
+    touch(tmp_path, "x/1.png", "x/2.png")
+    with pytest.raises(ValueError, match=r"two or more classes\. Found only 'x'"):
+        labeled_files("image", tmp_path, folds=2)
+
+
 def test_parts_in_two_folders(tmp_path):
     touch(tmp_path, "a/x/1.png", "a/y/2.png", "b/y/3.png")
     files = labeled_files("image", tmp_path / "a", test_data=tmp_path / "b")
@@ -74,7 +100,7 @@ def test_parts_in_two_folders(tmp_path):
 def test_tables(tmp_path):
     touch(tmp_path, "1.wav", "2.wav", "3.wav", "4.wav")
     table = tmp_path / "t.csv"
-    rows = ["1.wav,x,train,1", "2.wav,y,val,2", "3.wav,x,test,1", "4.wav,x,train,3"]
+    rows = ["1.wav,x ,train ,1", "2.wav,y,val,2", "3.wav,x,test,1", "4.wav,x,train,3"]
     table.write_text("\n".join(["file,label,split,fold", *rows]))
     train = {"1.wav": ["x"], "4.wav": ["x"]}
     assert parts(labeled_files("audio", table)) == [train, {"3.wav": ["x"]}]
@@ -178,7 +204,7 @@ def test_kinetics(tmp_path):
     touch(tmp_path / "videos", "a_000001_000011.mp4", "b_000002_000012.mp4")
     header = "label,youtube_id,time_start,time_end,split\n"
     (tmp_path / "train.csv").write_text(f"{header}archery,a,1,11,train\n")
-    (tmp_path / "val.csv").write_text(f"{header}archery,b,2,12,validate\n")
+    (tmp_path / "val.csv").write_text(f"{header}dancing,b,2,12,validate\n")
     files = labeled_files(
         "video",
         tmp_path / "train.csv",
@@ -188,7 +214,7 @@ def test_kinetics(tmp_path):
     )
     assert parts(files) == [
         {"a_000001_000011.mp4": ["archery"]},
-        {"b_000002_000012.mp4": ["archery"]},
+        {"b_000002_000012.mp4": ["dancing"]},
     ]
     (tmp_path / "list.txt").write_text("videos/a_000001_000011.mp4\n" * 2)
     with pytest.raises(ValueError, match="every line must be"):
