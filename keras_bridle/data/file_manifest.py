@@ -180,7 +180,8 @@ class FileManifest:
             path: the CSV file, in UTF-8.
             root: folder that relative file names start from. Defaults to the CSV's.
             file_column: column with the file's name.
-            label_column: column with the class, or `None` for no labels.
+            label_column: column with the class, or `None` for no labels. Spaces around
+                it do not count.
             label_separator: if given, the label column may name several classes, or
                 none, with this text between them.
             split_column: column that `split` is compared with.
@@ -195,7 +196,8 @@ class FileManifest:
 
         Raises:
             FileNotFoundError: if the table, or every file it names, is missing.
-            ValueError: if a column is missing, no row is left or a label is unknown.
+            ValueError: if a column is missing, no row is left, a label is unknown or
+                missing, or the file is none of text in UTF-8.
         """
         _, files, labels, names = read_labeled_table(
             existing_file(path),
@@ -278,17 +280,22 @@ def read_labeled_table(
     if split is not None:
         needed.append(split_column)
     rows = read_table(path, needed)
-    texts: list[Any] = []
-    if label_column:
-        texts = [row[label_column] for row in rows]
-    if label_separator is not None:
-        texts = [_split_label(text, label_separator) for text in texts]
-    labels, names = number_labels(texts, class_names)
     kept = list(range(len(rows)))
     if split is not None:
         splits = {split} if isinstance(split, str) else set(split)
-        kept = [i for i in kept if rows[i][split_column] in splits]
-        _check_split(kept, splits, {row[split_column] for row in rows}, path)
+        parts = [row[split_column].strip() for row in rows]
+        kept = [i for i in kept if parts[i] in splits]
+        _check_split(kept, splits, set(parts), path)
+    texts: list[Any] = []
+    if label_column:
+        texts = [row[label_column].strip() for row in rows]
+    if label_separator is not None:
+        texts = [_split_label(text, label_separator) for text in texts]
+    elif label_column:
+        _check_labeled(texts, kept, path, label_column)
+        # Those of other splits need no class.
+        texts = [text or () for text in texts]
+    labels, names = number_labels(texts, class_names)
     folder = Path(root) if root is not None else path.parent
     files = [str(folder / rows[i][file_column]) for i in kept]
     check_some_exist(files, path)
@@ -298,15 +305,16 @@ def read_labeled_table(
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """Reads a CSV with a header line and checks that it has the columns and rows."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        header = reader.fieldnames or []
-        absent = [name for name in columns if name not in header]
-        if absent:
-            raise ValueError(
-                f"'{path}' has no column {absent}. Its columns: {list(header)}"
-            )
-        rows = list(reader)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            header = list(reader.fieldnames or [])
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"'{path}' is no CSV file in UTF-8: {error}") from error
+    absent = [name for name in columns if name not in header]
+    if absent:
+        raise ValueError(f"'{path}' has no column {absent}. Its columns: {header}")
     if not rows:
         raise ValueError(f"'{path}' has a header but no rows.")
     for line, row in enumerate(rows, start=2):
@@ -362,6 +370,17 @@ def _walk(root: Path) -> Iterator[Path]:
 def _split_label(text: str, separator: str) -> tuple[str, ...]:
     names = (name.strip() for name in text.split(separator))
     return tuple(dict.fromkeys(name for name in names if name))
+
+
+def _check_labeled(texts: list[str], kept: list[int], path: Path, column: str):
+    empty = [i for i in kept if not texts[i]]
+    if empty:
+        # The header is row 1.
+        raise ValueError(
+            f"'{path}', row {empty[0] + 2}: no class in the column '{column}'; "
+            f"{len(empty)} rows have none. Files with several classes or none need "
+            "`label_separator`"
+        )
 
 
 def _check_split(kept: list[int], wanted: set[str], present: set[str], path: Path):

@@ -146,6 +146,27 @@ def test_csv_with_several_labels(tmp_path):
     np.testing.assert_array_equal(hot, [[1, 0, 1], [0, 0, 0], [0, 1, 0]])
 
 
+def test_csv_without_a_class(tmp_path):
+    touch(tmp_path, "000.wav")
+    table = tmp_path / "t.csv"
+    table.write_text("file,c,split\n000.wav, x,a\n001.wav,x ,a \n002.wav, ,b\n")
+    # Another split's rows need none.
+    manifest = AudioManifest.from_csv(table, label_column="c", split="a")
+    assert manifest.class_names == ("x",) and manifest.labels == [0, 0]
+    with pytest.raises(ValueError, match="row 4: no class in the column 'c'; 1 rows"):
+        AudioManifest.from_csv(table, label_column="c")
+
+
+@pytest.mark.parametrize(
+    "content", ["file\nmür.wav".encode("latin-1"), b"RIFF\xd0\xff"]
+)
+def test_what_is_no_table(tmp_path, content):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"t\.csv' is no CSV file in UTF-8"):
+        AudioManifest.from_csv(path)
+
+
 def test_csv_with_given_class_names(tmp_path):
     touch(tmp_path, "a.wav")
     table = write_csv(tmp_path / "t.csv", [["file", "c"], ["a.wav", "x"]])
