@@ -93,11 +93,14 @@ def main(arguments=None):
     codes = "" if found.codes is None else f", codes {found.codes.shape[1:]}"
     console.print(
         f"{len(found.features)} rows of {found.features.shape[1]} numbers{codes} are "
-        f"in {args.directory}"
+        f"in {args.directory}",
+        markup=False,
     )
     if report.skipped:
         path = Path(args.directory, "skipped_files.csv")
-        console.print(f"{len(report.skipped)} files could not be read: {path}")
+        console.print(
+            f"{len(report.skipped)} files could not be read: {path}", markup=False
+        )
 
 
 def read_source(args, modality):

@@ -99,7 +99,7 @@ def main(arguments=None):
         found = {}
         for name, function, backbone in networks:
             if not args.quiet:
-                console.print(f"Probing {name} ...")
+                console.print(f"Probing {name} ...", markup=False)
             more = {}
             if function is probe_encoder:
                 more["most_gigabytes"] = args.most_gigabytes
@@ -270,7 +270,7 @@ def show(args, found, data, console):
     excluded = next(iter(next(iter(found.values())).values()))[0].excluded
     if excluded:
         console.print(f"{len(excluded)} classes have no test example and do not count")
-    console.print(f"Everything is in {folder}")
+    console.print(f"Everything is in {folder}", markup=False)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -42,10 +43,11 @@ def probe_table(rows, title="Probe accuracy", digits=1):
     table.add_column("", no_wrap=True)
     metrics = _metrics(rows)
     for metric in metrics:
-        table.add_column(metric, justify="right")
+        table.add_column(escape(metric), justify="right")
     for row in rows:
         cells = [format_metric(row.get(metric), digits) for metric in metrics]
-        table.add_row(row["name"], *cells)
+        # A class may be called [laughter], which would be taken for a style.
+        table.add_row(*map(escape, [row["name"], *cells]))
     return table
 
 
@@ -87,7 +89,7 @@ def usage_table(usages, title="Code usage"):
             f"{share:.1%} · {perplexity:.0f}"
             for share, perplexity in zip(usage.usage, usage.perplexity, strict=True)
         ]
-        table.add_row(name, *cells)
+        table.add_row(escape(name), *cells)
     return table
 
 

@@ -202,7 +202,7 @@ def run_fine_tuning(setup):
         _report_folds(found, Path(args.directory), run.console)
     if run.data.read_report is not None:
         list_skipped(run.data.read_report, args.directory, run.console)
-    run.console.print(f"Everything is in {args.directory}")
+    run.console.print(f"Everything is in {args.directory}", markup=False)
     return found
 
 
@@ -330,6 +330,7 @@ class _Run:
             f"{_start(args)}: {len(train)} examples to train on{held_out}, "
             f"{len(test)} to test",
             highlight=False,
+            markup=False,
         )
 
     def set_over(self, logs=None):

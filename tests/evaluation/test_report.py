@@ -51,6 +51,13 @@ def test_probe_table():
     assert _line(text, "last phase") == ["last phase", spread, "87.5 %", "192"]
 
 
+def test_names_are_no_styles(usages):
+    rows = [{"name": "[laughter]", "[/x]": 0.5, "kind": "[red]"}]
+    assert _line(_text(probe_table(rows)), "[laughter]")[1:] == ["50.0 %", "[red]"]
+    assert "[/x]" in _text(probe_table(rows))
+    assert "[/x]" in _text(usage_table({"[/x]": usages["cold start"]}))
+
+
 def test_usage_table(usages):
     text = _text(usage_table(usages))
     assert _line(text, "tokenizer 1")[1:3] == ["12.5% · 1", "12.5% · 1"]
