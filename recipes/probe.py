@@ -146,9 +146,7 @@ def read_data(args, encoders, report):
 
 
 def own_files(args, modality, report):
-    files = command_line.data_of(args, modality)
-    for name in getattr(files.manifest, "missing", ()):
-        report.add_skipped(name, "listed, but not in the folder")
+    files = command_line.data_of(args, modality, report)
 
     def inputs(backbone):
         options = command_line.reading_of(args, backbone, seconds=10.24)

@@ -129,8 +129,7 @@ def audio_dataset(
     check_at_least(1, sample_rate=sample_rate)
     read_clip = _reader(reader)
     report = ReadReport() if report is None else report
-    for name in manifest.missing:
-        report.add_skipped(name, "listed, but not in the folder")
+    report.add_missing(manifest)
     segments = manifest.segments
 
     def read(index: int, position: Position) -> np.ndarray:

@@ -4,7 +4,7 @@ import csv
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class SkippedFile(NamedTuple):
@@ -77,6 +77,11 @@ class ReadReport:
         """Lists a file as read in part; its first reason stays."""
         with self._lock:
             self._incomplete.setdefault(path, reason)
+
+    def add_missing(self, manifest: Any) -> None:
+        """Lists the files as skipped that a manifest's table names and nobody has."""
+        for name in getattr(manifest, "missing", ()):
+            self.add_skipped(name, "listed, but not in the folder")
 
     def write(self, directory: str | Path) -> Path:
         """Writes `skipped_files.csv`, with the columns `file` and `reason`.

@@ -118,8 +118,7 @@ def video_dataset(
     position = choose_crop(crop, shuffle, _CROPS)
     manifest = VideoManifest.from_source(source)
     report = ReadReport() if report is None else report
-    for name in manifest.missing:
-        report.add_skipped(name, "listed, but not in the folder")
+    report.add_missing(manifest)
 
     def read(index: int, position: Position) -> np.ndarray:
         path = manifest.files[index]

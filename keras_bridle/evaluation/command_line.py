@@ -159,18 +159,21 @@ def reading_of(args, backbone, seconds=None):
     return reading_options(backbone, **options)
 
 
-def data_of(args, modality):
+def data_of(args, modality, report):
     """Reads the labeled files that the flags of `add_data_flags()` name.
 
     Args:
         args: what the parser gave.
         modality: string.
+        report: `ReadReport`, to list the files in that are missing.
 
     Returns:
         `LabeledFiles`.
     """
     options = {name: getattr(args, name) for name in _DATA_FLAGS}
-    return labeled_files(modality, args.data, args.layout, seed=args.seed, **options)
+    files = labeled_files(modality, args.data, args.layout, seed=args.seed, **options)
+    report.add_missing(files.manifest)
+    return files
 
 
 def _is_pretraining(path):

@@ -188,8 +188,7 @@ def write_file_features(
             report.add_skipped(path, reason)
         for path, reason in part.about()["incomplete"]:
             report.add_incomplete(path, reason)
-    for name in getattr(work.manifest, "missing", ()):
-        report.add_skipped(name, "listed, but not in the folder")
+    report.add_missing(work.manifest)
     report.write(directory)
     return report
 

@@ -235,8 +235,8 @@ def _read_data(args, modality):
     if args.data is None:
         train, test, class_names = modality.sample()
         return _Data([(train, test)], class_names)
-    files = data_of(args, args.modality)
     report = ReadReport()
+    files = data_of(args, args.modality, report)
     everything = FileExamples(files.manifest, modality.reader(), args.strict, report)
     splits = [tuple(map(everything.subset, split)) for split in files.splits]
     return _Data(splits, list(files.manifest.class_names), report)

@@ -116,7 +116,11 @@ def _clips_at(reader, position, manifest, *, batch_size, strict, report, **_):
     """Makes a data set of the clips that lie at one place of their files."""
 
     def read(index, position):
-        return reader.read(manifest.files[index], position).frames
+        path = manifest.files[index]
+        clip = reader.read(path, position)
+        if clip.missing:
+            report.add_incomplete(path, clip.missing)
+        return clip.frames
 
     return build_dataset(
         manifest,

@@ -3,7 +3,7 @@
 import numpy as np
 from video_files import decode_all, scene, write_video
 
-from keras_bridle.data import VideoManifest
+from keras_bridle.data import ReadReport, VideoManifest
 from keras_bridle.fine_tuning import file_views
 
 
@@ -22,3 +22,20 @@ def test_views_of_files(tmp_path):
         expected = frames[start : start + 7 : 2, :, left : left + 48]
         error = np.abs(view.astype(int) - expected.astype(int)).mean()
         assert error < 2, (start, left, error)
+
+
+def test_short_files_are_reported(tmp_path):
+    path = write_video(tmp_path / "a.mp4", "libx264", scene(3))
+    manifest = VideoManifest([path], labels=[0], class_names=["a"])
+    report = ReadReport()
+    views = file_views(
+        manifest,
+        image_size=48,
+        num_frames=4,
+        sampling_rate=1,
+        segments=1,
+        crops=1,
+        read_report=report,
+    )
+    assert len(list(views[0].batches_in_order(1))) == 1
+    assert [file.path for file in report.incomplete] == [path]
