@@ -160,6 +160,12 @@ def own_files(args, modality, report):
 
 def sample_syllables(args, backbone):
     """Initials of syllables; speakers say other syllables in training and test."""
+    rate = getattr(backbone.front_end, "sample_rate", 16000)
+    if rate != 16000:
+        raise ValueError(
+            f"The encoder takes sounds at {rate} Hz, which need --data: sample sounds "
+            "have 16000"
+        )
     samples = round(16000 * (args.seconds or SAMPLE_SECONDS))
     parts = [load_syllables(x, "initial", samples) for x in ("train", "test")]
     groups = [load_syllables(x, "syllable", samples)[1] for x in ("train", "test")]

@@ -89,9 +89,20 @@ class Audio(Modality):
     """Sounds: rolled, made louder or softer, and mixed as waveforms."""
 
     classifier_class = BridleAudioClassifier
+    sample_rate = 16000
+
+    def fit_sizes(self, backbone_config):
+        front_end = backbone_config["front_end"]
+        if isinstance(front_end, dict):
+            self.sample_rate = front_end["config"].get("sample_rate", 16000)
 
     def sample(self):
         """Training and test part of the syllables, labeled by their initials."""
+        if self.sample_rate != 16000:
+            raise ValueError(
+                f"The encoder takes sounds at {self.sample_rate} Hz, which need "
+                "--data: sample sounds have 16000"
+            )
         length = round(16000 * self.args.seconds)
         parts = []
         for split in ("train", "test"):
@@ -102,7 +113,10 @@ class Audio(Modality):
     def reader(self):
         """Function of a manifest that makes a data set."""
         return functools.partial(
-            audio_dataset, seconds=self.args.seconds, reader=self.args.reader
+            audio_dataset,
+            seconds=self.args.seconds,
+            sample_rate=self.sample_rate,
+            reader=self.args.reader,
         )
 
     def from_scratch(self, examples):

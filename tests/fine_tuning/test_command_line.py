@@ -1,5 +1,8 @@
 """How flags become data and settings, without training."""
 
+import pytest
+
+from keras_bridle import BridleBackbone, LogMelSpectrogram
 from keras_bridle.fine_tuning import command_line
 from keras_bridle.fine_tuning.modalities import Audio
 
@@ -26,3 +29,21 @@ def test_missing_files_are_reported(tmp_path):
     )
     found = command_line._read_data(args, Audio(args))
     assert [file.path for file in found.read_report.skipped] == ["ccccccccccc"]
+
+
+def test_sounds_are_read_at_the_rate_of_the_encoder():
+    backbone = BridleBackbone(
+        patch_size=(8, 32),
+        input_dims=(None,),
+        front_end=LogMelSpectrogram(sample_rate=8000),
+        hidden_dim=16,
+        num_layers=1,
+        num_heads=2,
+        mlp_dim=32,
+    )
+    audio = Audio(parsed("--seconds=1"))
+    assert audio.reader().keywords["sample_rate"] == 16000
+    audio.fit_sizes(backbone.get_config())
+    assert audio.reader().keywords["sample_rate"] == 8000
+    with pytest.raises(ValueError, match="sounds at 8000 Hz, which need --data"):
+        audio.sample()
