@@ -379,9 +379,14 @@ def _make_backbone(args, modality, train):
     # A new encoder is fitted to the data, as it is when it is pretrained.
     errors = import_tensorflow().errors
     try:
-        examples = train.first_inputs(256)
+        examples = train.some_inputs(256)
     except errors.OpError as error:
         raise ValueError(error.message) from error
+    if np.ptp(examples) == 0:
+        raise ValueError(
+            f"--data {args.data}: {len(examples)} examples have one value all over, "
+            "so that there is nothing to learn"
+        )
     if args.modality != "audio":
         examples = keras.ops.convert_to_numpy(modality.crop()(examples))
     return BridleBackbone.from_preset(

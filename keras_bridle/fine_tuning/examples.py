@@ -28,7 +28,7 @@ class ArrayExamples:
     from keras_bridle.fine_tuning import ArrayExamples
 
     examples = ArrayExamples(np.random.rand(6, 8, 8, 1), np.array([0, 1, 2, 0, 1, 2]))
-    print(len(examples.subset([0, 3])), examples.first_inputs(2).shape)
+    print(len(examples.subset([0, 3])), examples.some_inputs(2).shape)
     ```
     """
 
@@ -50,9 +50,9 @@ class ArrayExamples:
         """Takes some of the examples, in the order of their places."""
         return ArrayExamples(self.inputs[places], self.labels[places])
 
-    def first_inputs(self, count):
-        """Gives the inputs of some examples, an array."""
-        return self.inputs[:count]
+    def some_inputs(self, count, seed=0):
+        """Gives the inputs of some examples, drawn at random, an array."""
+        return self.inputs[_drawn(len(self), count, seed)]
 
     def training_batches(self, batch_size, seed=0, weights=None, epoch_length=None):
         """Prepares the batches to train on.
@@ -113,7 +113,7 @@ class FileExamples:
         examples = FileExamples(
             manifest, functools.partial(image_dataset, image_size=28, channels=1)
         )
-        print(len(examples), examples.first_inputs(4).shape)
+        print(len(examples), examples.some_inputs(4).shape)
     ```
     """
 
@@ -146,15 +146,10 @@ class FileExamples:
             self._listed(places), self.make_dataset, self.strict, self.read_report
         )
 
-    def first_inputs(self, count):
-        """Gives the inputs of some examples, an array."""
-        found, number = [], 0
-        for inputs, _ in self.batches_in_order(min(count, 32)):
-            found.append(inputs)
-            number += len(inputs)
-            if number >= count:
-                break
-        return np.concatenate(found)[:count]
+    def some_inputs(self, count, seed=0):
+        """Gives the inputs of some examples, drawn at random, an array."""
+        some = self.subset(_drawn(len(self), count, seed))
+        return np.concatenate([inputs for inputs, _ in some.batches_in_order(32)])
 
     def training_batches(self, batch_size, seed=0, weights=None, epoch_length=None):
         """Prepares the batches to train on, as those of `ArrayExamples`."""
@@ -215,6 +210,11 @@ class FileExamples:
         if hasattr(manifest, "missing"):
             manifest = dataclasses.replace(manifest, missing=())
         return manifest
+
+
+def _drawn(number, count, seed):
+    """Places of some examples. Neighbors are often of one class, so not the first."""
+    return np.sort(np.random.default_rng(seed).permutation(number)[:count])
 
 
 class _GeneratedBatches:

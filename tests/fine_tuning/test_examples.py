@@ -92,12 +92,20 @@ def test_some_of_the_files_and_their_labels(files):
     np.testing.assert_array_equal(some.labels, [1, 1])
     inputs, places = next(iter(some.batches_in_order(2)))
     assert which(inputs) == [7, 1] and places.tolist() == [0, 1]
-    assert which(files.first_inputs(3)) == [0, 1, 2]
     manifest = AudioManifest(["x", "y"], [(0, 2), ()], ["a", "b", "c"])
     labels = FileExamples(manifest, READ).labels
     np.testing.assert_array_equal(labels, [[1, 0, 1], [0, 0, 0]])
     with pytest.raises(ValueError, match="labels"):
         FileExamples(AudioManifest(["x"]), READ)
+
+
+def test_some_inputs_are_not_the_first(files):
+    arrays = ArrayExamples(np.arange(10.0), np.arange(10))
+    drawn = arrays.some_inputs(4).tolist()
+    assert len(drawn) == 4 and drawn == sorted(set(drawn)) != [0, 1, 2, 3]
+    assert which(files.some_inputs(4)) == drawn
+    assert arrays.some_inputs(4, seed=1).tolist() != drawn
+    assert which(files.some_inputs(40)) == list(range(10))
 
 
 def test_predictions_leave_out_what_cannot_be_read(files, tmp_path):

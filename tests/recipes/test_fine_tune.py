@@ -313,6 +313,16 @@ def test_wrong_flags_are_one_line(
     assert not directory.exists()
 
 
+def test_data_of_one_value_is_named(recipe, tmp_path, capsys):
+    for index in range(4):
+        path = tmp_path / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (20, 20), 7).save(path)
+    arguments = [*SHORT, "--preset=tiny", "--modality=image", "--validation-share=0"]
+    arguments += [f"--data={tmp_path}", f"--directory={tmp_path / 'run'}", "--folds=2"]
+    fails_in_one_line(recipe, arguments, "examples have one value all over", capsys)
+
+
 def test_a_fault_in_training_keeps_its_traceback(
     recipe, audio_run, tmp_path, monkeypatch
 ):
