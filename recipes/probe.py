@@ -76,6 +76,9 @@ def parse_arguments(arguments=None):
     add("--no-baselines", action="store_true", help="only the encoders named")
     parser.set_defaults(directory="runs/probes", fail=parser.error)
     args = parser.parse_args(arguments)
+    if args.data is None:
+        needing = (*command_line.DATA_FLAGS, "reader", "sampling_rate")
+        command_line.refuse_flags(parser, args, needing, "needs --data")
     if "all" in args.probe:
         args.probe = list(PROBES)
     return args
@@ -126,6 +129,7 @@ def read_data(args, encoders, report):
         raise ValueError(f"--from names encoders of {' and '.join(sorted(modalities))}")
     (modality,) = modalities
     if args.data is None:
+        command_line.check_reading_flags(args, modality)
         data = SAMPLES[modality](args, encoders[0].backbone)
         args.segment_means = args.segment_means or (
             SAMPLE_SEGMENTS if modality == "audio" else 1
@@ -173,6 +177,8 @@ def sample_syllables(args, backbone):
 
 
 def sample_clothes(args, backbone):
+    if args.image_size not in (None, 28):
+        raise ValueError("--image-size needs --data: sample pictures have 28")
     channels = backbone.input_dims[-1]
     parts = [load_fashion(x) for x in ("train", "test")]
     return in_memory([(np.repeat(x, channels, -1), y, names) for x, y, names in parts])

@@ -24,6 +24,23 @@ LAYOUTS = {
 }
 # What the test part of a data set may be called, the first that there is.
 TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval")
+# The arguments that each layout takes; what others are given would change nothing.
+_FOLDING = {"folds", "fold"}
+_COLUMNS = {"root", "file_column", "label_column", "label_separator", "split_column"}
+_ARGUMENTS = {
+    "folder": {"test_data", "test_split", *_COLUMNS, *_FOLDING},
+    "audioset": {"test_data", "segments", "test_segments"},
+    "esc50": {"fold"},
+    "speech_commands": {"test_split"},
+    "imagenet": {"ground_truth", "meta"},
+    "kinetics": {"test_data", "root", *_FOLDING},
+}
+_DEFAULTS = {
+    "file_column": "file",
+    "label_column": "label",
+    "split_column": "split",
+    "folds": 5,
+}
 
 
 class LabeledFiles(NamedTuple):
@@ -98,7 +115,7 @@ def labeled_files(
     Raises:
         FileNotFoundError: if something is missing.
         ValueError: for an unknown layout, or where there is no label, one class alone,
-            no test part or no such fold.
+            no test part or no such fold; or for an argument that would change nothing.
 
     Example:
     ```python
@@ -118,6 +135,27 @@ def labeled_files(
             f"{', '.join(LAYOUTS.get(modality, ()))}. Received: {layout!r}"
         )
     kind: Any = MANIFESTS[modality]
+    given = _given(
+        test_data=test_data,
+        root=root,
+        segments=segments,
+        test_segments=test_segments,
+        ground_truth=ground_truth,
+        meta=meta,
+        file_column=file_column,
+        label_column=label_column,
+        label_separator=label_separator,
+        split_column=split_column,
+        test_split=test_split,
+        folds=folds,
+        fold=fold,
+    )
+    _refuse(given - _ARGUMENTS[layout], f"for the layout {layout!r}")
+    if test_data is not None:
+        _refuse(given & {"test_split", "split_column", *_FOLDING}, "with `test_data`")
+    paths = [Path(path) for path in (data, test_data) if path is not None]
+    if layout == "folder" and all(path.is_dir() for path in paths):
+        _refuse(given & _COLUMNS, "for folders")
     folding: dict[str, Any] = {"folds": folds, "fold": fold, "seed": seed}
     if layout == "esc50":
         return _esc50(data, fold)
@@ -161,8 +199,8 @@ def labeled_files(
     if layout == "kinetics":
         return _folded(kind.from_kinetics(data, root=root), **folding)
     if Path(data).is_dir():
-        return _folder(kind, Path(data), test_split, folding)
-    return _table(kind, data, columns, split_column, test_split, folding)
+        return _folder(kind, Path(data), test_split, folding, given)
+    return _table(kind, data, columns, split_column, test_split, folding, given)
 
 
 def deal_folds(labels: Sequence[Any], folds: int, seed: int = 0) -> np.ndarray:
@@ -197,12 +235,27 @@ def _esc50(data: str | Path, fold: int | None) -> LabeledFiles:
     return _by_fold(manifest, np.array([int(row["fold"]) - 1 for row in table]), fold)
 
 
+def _given(**arguments: Any) -> set[str]:
+    return {name for name, value in arguments.items() if value != _DEFAULTS.get(name)}
+
+
+def _refuse(names: set[str], where: str) -> None:
+    if names:
+        listed = ", ".join(f"`{name}`" for name in sorted(names))
+        raise ValueError(f"{listed} would change nothing {where}")
+
+
 def _folder(
-    kind: Any, data: Path, test_split: str | None, folding: dict[str, Any]
+    kind: Any,
+    data: Path,
+    test_split: str | None,
+    folding: dict[str, Any],
+    given: set[str],
 ) -> LabeledFiles:
     names = {path.name for path in data.iterdir() if path.is_dir()}
     test = _test_name(names, test_split)
     if "train" in names and test is not None:
+        _refuse(given & _FOLDING, "where there is a test part")
         return _parts(
             kind.from_folder(data / "train", class_folders=True),
             kind.from_folder(data / test, class_folders=True),
@@ -225,6 +278,7 @@ def _table(
     split_column: str,
     test_split: str | None,
     folding: dict[str, Any],
+    given: set[str],
 ) -> LabeledFiles:
     manifest = kind.from_csv(data, **columns)
     rows = read_table(existing_file(data), [columns["file_column"]])
@@ -234,6 +288,7 @@ def _table(
                 f"'{data}' has no column '{split_column}'. Its columns: {list(rows[0])}"
             )
         return _folded(manifest, **folding)
+    _refuse(given & _FOLDING, "where there is a test part")
     parts = np.array([(row[split_column] or "").strip() for row in rows])
     names = set(parts.tolist())
     test = _test_name(names, test_split)

@@ -17,7 +17,9 @@ _READING = {
     "image": ("image_size",),
     "video": ("image_size", "num_frames", "sampling_rate"),
 }
-_DATA_FLAGS = (
+# Of labeled data; all need --data.
+DATA_FLAGS = (
+    "layout",
     "test_data",
     "root",
     "segments",
@@ -130,6 +132,31 @@ def untrained(backbone):
     return type(backbone).from_config({**backbone.get_config(), "name": "untrained"})
 
 
+def refuse_flags(parser, args, names, reason):
+    """Ends the program if one of some flags is given.
+
+    Args:
+        parser: the parser that `args` came from.
+        args: `argparse.Namespace`.
+        names: iterable of strings, the flags as attributes of `args`.
+        reason: string, what follows the flag's name in the message.
+    """
+    for name in names:
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} {reason}")
+
+
+def check_reading_flags(args, modality):
+    """Raises a ValueError if a flag tells how files of another modality are read."""
+    for names in _READING.values():
+        for name in names:
+            if name not in _READING[modality] and getattr(args, name) is not None:
+                flag = name.replace("_", "-")
+                raise ValueError(
+                    f"--{flag} is not for {modality}, which the encoder takes"
+                )
+
+
 def reading_of(args, backbone, seconds=None):
     """Collects the flags that tell how files are read.
 
@@ -145,15 +172,8 @@ def reading_of(args, backbone, seconds=None):
         ValueError: for a flag of another modality.
     """
     modality = modality_of(backbone)
-    known = _READING[modality]
-    for names in _READING.values():
-        for name in names:
-            if name not in known and getattr(args, name) is not None:
-                flag = name.replace("_", "-")
-                raise ValueError(
-                    f"--{flag} is not for {modality}, which the encoder takes"
-                )
-    options = {name: getattr(args, name) for name in known}
+    check_reading_flags(args, modality)
+    options = {name: getattr(args, name) for name in _READING[modality]}
     if modality == "audio" and options["seconds"] is None:
         options["seconds"] = seconds
     return reading_options(backbone, **options)
@@ -170,8 +190,8 @@ def data_of(args, modality, report):
     Returns:
         `LabeledFiles`.
     """
-    options = {name: getattr(args, name) for name in _DATA_FLAGS}
-    files = labeled_files(modality, args.data, args.layout, seed=args.seed, **options)
+    options = {name: getattr(args, name) for name in DATA_FLAGS}
+    files = labeled_files(modality, args.data, seed=args.seed, **options)
     report.add_missing(files.manifest)
     return files
 

@@ -10,7 +10,12 @@ from rich.console import Console
 
 from keras_bridle.data.read_report import ReadReport
 from keras_bridle.data.tensorflow_input import import_tensorflow
-from keras_bridle.evaluation.command_line import add_data_flags, data_of
+from keras_bridle.evaluation.command_line import (
+    DATA_FLAGS,
+    add_data_flags,
+    data_of,
+    refuse_flags,
+)
 from keras_bridle.evaluation.plots import plot_history
 from keras_bridle.evaluation.report import probe_table, write_in_all_forms
 from keras_bridle.fine_tuning.examples import FileExamples
@@ -31,6 +36,34 @@ from keras_bridle.pretraining.command_line import (
 )
 from keras_bridle.pretraining.run_directory import RunDirectory
 
+# Flags that are not for every modality.
+_PICTURES = (
+    "image_size",
+    "cutmix",
+    "flip",
+    "rand_augment",
+    "rand_augment_ops",
+    "random_erasing",
+)
+_FLAGS_OF = {
+    "audio": (
+        "reader",
+        "seconds",
+        "gain",
+        "roll",
+        "hide_bins",
+        "hide_frames",
+        "token_drop",
+    ),
+    "image": (*_PICTURES, "smallest_crop"),
+    "video": (
+        *_PICTURES,
+        "num_frames",
+        "sampling_rate",
+        "view_segments",
+        "view_crops",
+    ),
+}
 # Flags that change nothing of what is learned.
 _NO_SETTINGS = ("directory", "resume", "quiet", "fail")
 
@@ -159,10 +192,33 @@ def parse_fine_tuning_arguments(parser, settings, arguments=None):
         parser.error("pass --from, a pretraining run or a preset; or --preset, a size")
     if args.source is None and args.scratch:
         parser.error("--scratch needs --from; --preset starts from scratch anyway")
+    if args.source is not None and args.preset is not None:
+        parser.error("--preset is the size of a new encoder: --from has one of its own")
     _find_modality(args)
+    _refuse_idle_flags(parser, args)
     layout = None if args.data is None else args.layout
+    given = [name for name in _MIXING if getattr(args, name)]
     fill_in(args, settings(args.modality, layout))
+    if given and not (args.mix_rate and (args.mixup or args.cutmix)):
+        flag = given[0].replace("_", "-")
+        parser.error(
+            f"--{flag} does nothing without both a --mix-rate and a --mixup"
+            f"{'' if args.modality == 'audio' else ' or --cutmix'} above 0"
+        )
     return args
+
+
+_MIXING = ("mix_rate", "mixup", "cutmix")
+
+
+def _refuse_idle_flags(parser, args):
+    """Ends the program if a flag would change nothing."""
+    others = {name for names in _FLAGS_OF.values() for name in names}
+    others -= set(_FLAGS_OF[args.modality])
+    refuse_flags(parser, args, sorted(others), f"is not for {args.modality}")
+    if args.data is None:
+        names = (*DATA_FLAGS, "strict", "reader", "sampling_rate")
+        refuse_flags(parser, args, names, "needs --data")
 
 
 def _find_modality(args):

@@ -230,6 +230,31 @@ def test_refusals(tmp_path):
         labeled_files("image", tmp_path / "none.csv")
 
 
+def test_arguments_that_would_change_nothing(tmp_path):
+    def refused(message, *arguments, **more):
+        with pytest.raises(ValueError, match=message):
+            labeled_files(*arguments, **more)
+
+    touch(tmp_path, "train/x/1.png", "train/y/2.png", "test/x/3.png")
+    refused("`test_data` would .* layout 'esc50'", "audio", ".", "esc50", test_data="x")
+    refused("`test_split` .* 'imagenet'", "image", ".", "imagenet", test_split="val")
+    refused("`folds` .* 'speech_commands'", "audio", ".", "speech_commands", folds=3)
+    refused("`fold` .* there is a test part", "image", tmp_path, fold=1)
+    refused(
+        "`label_column`, `root` .* folders",
+        "image",
+        tmp_path,
+        root="r",
+        label_column="c",
+    )
+    parts = {"data": tmp_path / "train", "test_data": tmp_path / "test"}
+    refused("`test_split` .* with `test_data`", "image", **parts, test_split="val")
+    (tmp_path / "t.csv").write_text(
+        "file,label,split\ntrain/x/1.png,x,train\ntest/x/3.png,y,test\n"
+    )
+    refused("`fold` .* there is a test part", "image", tmp_path / "t.csv", fold=1)
+
+
 def test_folds_of_rows_with_several_labels():
     labels = [(0, 1)] * 6 + [()] * 4 + [(2,)] * 5
     folds = deal_folds(labels, 2)

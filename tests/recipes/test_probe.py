@@ -202,5 +202,9 @@ def test_wrong_flags_are_one_line(recipe, presets, pictures, tmp_path, capsys):
         "--no-baselines",
     )
     fails("--probe", "--probe=svm")
+    fails("--label-column needs --data", "--label-column=kind")
+    fails("--reader needs --data", "--reader=soundfile", source="audio")
+    fails("--seconds is not for image", "--seconds=1")
+    fails("--image-size needs --data", "--image-size=14")
     fails("no such preset", "--from=bridle_smell_tiny")
     assert not (tmp_path / "never").exists()
