@@ -73,12 +73,18 @@ def parse_arguments(arguments=None):
         help="features are the means of N equal parts, joined",
     )
     add("--most-gigabytes", type=float, default=8.0, help="of patches in memory")
+    add("--overwrite", action="store_true", help="replace what --directory holds")
     add("--no-baselines", action="store_true", help="only the encoders named")
     parser.set_defaults(directory="runs/probes", fail=parser.error)
     args = parser.parse_args(arguments)
     if args.data is None:
         needing = (*command_line.DATA_FLAGS, "reader", "sampling_rate")
         command_line.refuse_flags(parser, args, needing, "needs --data")
+    if Path(args.directory, "probes.json").exists() and not args.overwrite:
+        parser.error(
+            f"--directory {args.directory} holds probes already: pass --overwrite to "
+            "replace them, or name another directory"
+        )
     if "all" in args.probe:
         args.probe = list(PROBES)
     return args

@@ -23,6 +23,7 @@ from keras_bridle.evaluation.file_inputs import (
 from keras_bridle.evaluation.patch_features import patch_outputs
 from keras_bridle.pretraining.atomic_files import atomic_file
 from keras_bridle.pretraining.run_directory import RunDirectory
+from keras_bridle.pretraining.run_lock import RunLock
 
 
 class FileFeatures(NamedTuple):
@@ -148,6 +149,7 @@ def write_file_features(
 
     Raises:
         FileExistsError: if `directory` holds features and `resume` is `False`.
+        BlockingIOError: if another process is at work in `directory`.
         ValueError: for arguments that do not fit, other ones than `directory` was made
             with, or if no file can be read.
         ImportError: for `"parquet"` without pyarrow.
@@ -172,13 +174,15 @@ def write_file_features(
         raise ValueError(f"part_size must be at least 1; received {part_size}")
     save_part(None, {}, {}, format)  # Is the format known, and its library there?
     settings = {**work.settings(), "format": format, "part_size": part_size}
-    folder = RunDirectory(directory, settings, resume).path / "parts"
-    folder.mkdir(exist_ok=True)
     count = len(work.manifest)
-    parts = [_Part(folder, i, part_size, count) for i in range(-(-count // part_size))]
-    todo = [part for part in parts if not part.is_done()]
     report = ReadReport()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(RunLock(directory))
+        folder = RunDirectory(directory, settings, resume).path / "parts"
+        folder.mkdir(exist_ok=True)
+        numbers = range(-(-count // part_size))
+        parts = [_Part(folder, i, part_size, count) for i in numbers]
+        todo = [part for part in parts if not part.is_done()]
         advance = _ignore
         if progress:
             advance = stack.enter_context(_progress(console, count, todo))

@@ -1,6 +1,7 @@
 """The command line of `recipes/fine_tune.py`."""
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ from keras_bridle.pretraining.command_line import (
     list_skipped,
 )
 from keras_bridle.pretraining.run_directory import RunDirectory
+from keras_bridle.pretraining.run_lock import RunLock
 
 # Flags that are not for every modality.
 _PICTURES = (
@@ -252,8 +254,10 @@ def run_fine_tuning(setup):
     args = setup.args
     modality = MODALITIES[args.modality](args)
     modality.fit_sizes(_backbone_config(args))
-    run = _Run(setup, modality, _read_data(args, modality))
-    found = run.all_splits()
+    data = _read_data(args, modality)
+    with contextlib.ExitStack() as stack:
+        run = _Run(setup, modality, data, stack)
+        found = run.all_splits()
     if len(found) > 1:
         _report_folds(found, Path(args.directory), run.console)
     if run.data.read_report is not None:
@@ -301,11 +305,12 @@ def _read_data(args, modality):
 class _Run:
     """Fine-tunes and tests on each split of the data."""
 
-    def __init__(self, setup, modality, data):
+    def __init__(self, setup, modality, data, stack):
         self.setup = setup
         self.args = setup.args
         self.modality = modality
         self.data = data
+        self.stack = stack
         self.console = Console()
         self.run_directory: Any = None
 
@@ -376,6 +381,7 @@ class _Run:
         """Makes the directory, or finds that it is another run's."""
         args = self.args
         if self.run_directory is None:
+            self.stack.enter_context(RunLock(args.directory))
             self.run_directory = RunDirectory(
                 args.directory, _settings(args), resume=args.resume
             )

@@ -16,6 +16,7 @@ from keras_bridle.fine_tuning.validation_scores import (
     averaged_weights,
 )
 from keras_bridle.pretraining.array_batches import in_order_of_epochs
+from keras_bridle.pretraining.atomic_files import atomic_file
 from keras_bridle.pretraining.input_batches import timing_of
 from keras_bridle.pretraining.optimization import warmup_cosine
 from keras_bridle.pretraining.phase_checkpoint import PhaseCheckpoint
@@ -243,13 +244,17 @@ class _Run:
             classifier.load_weights(self.best_path)
             return FineTuned(history, self.scores.best_epoch, self.scores.best)
         if self.was_fit:
-            classifier.save_weights(self.best_path)
+            self._save_best()
         elif not self.best_path.exists():
             # A state has the weights as they are before they are averaged.
             with averaged_weights(self.tuner):
-                classifier.save_weights(self.best_path)
+                self._save_best()
         classifier.load_weights(self.best_path)
         return FineTuned(history, self.epochs - 1, None)
+
+    def _save_best(self):
+        with atomic_file(self.best_path) as unfinished:
+            self.tuner.classifier.save_weights(unfinished)
 
 
 def _compile(tuner, optimizer, loss, label_smoothing):

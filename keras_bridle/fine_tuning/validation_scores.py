@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_bridle.evaluation.classification import classification_metrics
 from keras_bridle.fine_tuning.predictions import predict_examples
+from keras_bridle.pretraining.atomic_files import atomic_file
 
 METRICS = ("accuracy", "mAP")
 
@@ -79,8 +80,8 @@ class ValidationScores(keras.callbacks.Callback):
             if logs is not None:
                 logs.update(scores)
             if self._note(epoch, scores):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.model.classifier.save_weights(self.path)
+                with atomic_file(self.path) as unfinished:
+                    self.model.classifier.save_weights(unfinished)
 
     def _note(self, epoch, scores):
         value = scores[f"val_{self.metric}"]

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -6,10 +8,12 @@ from keras_bridle import BridleBackbone, BridleImageClassifier, RandomImageMix
 from keras_bridle.fine_tuning import (
     ArrayExamples,
     FineTuner,
+    ValidationScores,
     fine_tune,
     predict_examples,
 )
 from keras_bridle.fine_tuning.validation_scores import averaged_weights
+from keras_bridle.pretraining import SaveError
 
 
 def tuner(**settings):
@@ -105,6 +109,26 @@ def test_a_resumed_run_is_the_one_it_would_have_been(tmp_path):
         again.classifier.get_weights(), whole.classifier.get_weights(), strict=True
     ):
         np.testing.assert_array_equal(first, second)
+
+
+def test_the_best_weights_are_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    model = tuner()
+    model.compile("adam", keras.losses.CategoricalCrossentropy(from_logits=True))
+    scores = ValidationScores(examples(8), tmp_path / "best.weights.h5")
+    scores.set_model(model)
+    scores.on_epoch_end(0)
+    before = scores.path.read_bytes()
+
+    def stop(path):
+        Path(path).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(model.classifier, "save_weights", stop)
+    scores.best = -1.0
+    with pytest.raises(SaveError, match="No space left"):
+        scores.on_epoch_end(1)
+    assert scores.path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [scores.path]
 
 
 def test_averaged_weights_are_scored_and_kept():

@@ -10,6 +10,7 @@ from tiny_pretraining import backbone as tiny_backbone
 import keras_bridle as kb
 from keras_bridle.data import extract_samples
 from keras_bridle.evaluation import load_file_features
+from keras_bridle.pretraining.run_lock import RunLock
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,8 @@ def test_pictures_and_codes_of_a_run(recipe, pictures, run, tmp_path, capsys):
     assert "1 files could not be read" in shown
 
     fails_in_one_line(recipe, arguments, "resume", capsys)
+    with RunLock(tmp_path / "out"):
+        fails_in_one_line(recipe, [*arguments, "--resume"], "cannot share", capsys)
     (tmp_path / "out" / "parts" / "part-000001.json").unlink()
     recipe.main([*arguments, "--resume"])
     again = load_file_features(tmp_path / "out")

@@ -14,6 +14,7 @@ from video_files import scene, write_video
 import keras_bridle as kb
 from keras_bridle.data import load_syllables
 from keras_bridle.fine_tuning import ArrayExamples, modalities
+from keras_bridle.pretraining.run_lock import RunLock
 
 SHORT = ["--quiet", "--epochs=1", "--warmup-epochs=0", "--batch-size=4"]
 SMALL = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32}
@@ -115,6 +116,8 @@ def test_folds_of_own_recordings_with_everything(
         again = check_results(directory / f"fold_{fold}")
         assert again["accuracy"] == row["accuracy"]
     fails_in_one_line(recipe, [*arguments], "--resume", capsys)
+    with RunLock(directory):
+        fails_in_one_line(recipe, [*arguments, "--resume"], "cannot share", capsys)
     arguments.append("--learning-rate=0.5")
     fails_in_one_line(recipe, [*arguments, "--resume"], "other settings", capsys)
 

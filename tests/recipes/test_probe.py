@@ -177,9 +177,9 @@ def test_several_labels_for_each_picture(recipe, presets, pictures, tmp_path, ca
     assert set(row) == {"name", "knn"} and row["knn"][0] > 0.8
     shown = " ".join(capsys.readouterr().out.split())
     assert "Without the linear probe" in shown and "mAP of probes" in shown
-    fails_in_one_line(
-        recipe, [*arguments, "--probe=linear"], "--probe dense is a linear", capsys
-    )
+    fails_in_one_line(recipe, arguments, "holds probes already", capsys)
+    arguments += ["--overwrite", "--probe=linear"]
+    fails_in_one_line(recipe, arguments, "--probe dense is a linear", capsys)
 
 
 def test_wrong_flags_are_one_line(recipe, presets, pictures, tmp_path, capsys):
