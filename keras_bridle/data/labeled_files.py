@@ -24,6 +24,8 @@ LAYOUTS = {
 }
 # What the test part of a data set may be called, the first that there is.
 TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval")
+# What a part may be called that is neither for training nor for testing.
+VALIDATION_NAMES = ("val", "valid", "validation", "dev")
 # The arguments that each layout takes; what others are given would change nothing.
 _FOLDING = {"folds", "fold"}
 _COLUMNS = {"root", "file_column", "label_column", "label_separator", "split_column"}
@@ -51,10 +53,13 @@ class LabeledFiles(NamedTuple):
             labels. `manifest.take(indices)` is a manifest of some of them.
         splits: list of tuples `(train, test)` of int arrays, positions of files. Of a
             data set with a test part there is one; of folds there is one for each.
+        validation: int array, positions of files that a data set keeps for choosing
+            settings, in neither part; `None` if it keeps none.
     """
 
     manifest: Any
     splits: list[tuple[np.ndarray, np.ndarray]]
+    validation: np.ndarray | None = None
 
 
 def labeled_files(
@@ -83,7 +88,8 @@ def labeled_files(
     `testing`, `val`, `valid`, `validation`, `dev`, `eval`) that do. A CSV file has a
     header and a row for each file; if it has the column `split_column`, that parts the
     files. Where nothing parts them, folds are drawn, of which each in turn is the test
-    part.
+    part. A third part called `val`, `valid`, `validation` or `dev` is neither trained
+    nor tested on.
 
     Args:
         modality: `"audio"`, `"image"` or `"video"`.
@@ -174,10 +180,10 @@ def labeled_files(
             ),
         )
     if layout == "speech_commands":
-        return _parts(
-            kind.from_speech_commands(data, split="train"),
-            kind.from_speech_commands(data, split=test_split or "test"),
-        )
+        names = ["train", test_split or "test"]
+        if test_split is None:
+            names.append("validation")
+        return _parts(*(kind.from_speech_commands(data, split=x) for x in names))
     if layout == "imagenet":
         return _parts(
             kind.from_imagenet(data),
@@ -256,9 +262,9 @@ def _folder(
     test = _test_name(names, test_split)
     if "train" in names and test is not None:
         _refuse(given & _FOLDING, "where there is a test part")
+        parts = ["train", test, _validation_name(names, test)]
         return _parts(
-            kind.from_folder(data / "train", class_folders=True),
-            kind.from_folder(data / test, class_folders=True),
+            *(kind.from_folder(data / x, class_folders=True) for x in parts if x)
         )
     # A class may be called so, whose folder holds files alone.
     is_part = "train" in names and any(x.is_dir() for x in (data / "train").iterdir())
@@ -298,8 +304,11 @@ def _table(
             f"column '{split_column}', but {sorted(names)[:10]}"
         )
     is_test = parts == test
-    is_train = parts == "train" if "train" in parts else ~is_test
-    return _of_classes(manifest, [(np.flatnonzero(is_train), np.flatnonzero(is_test))])
+    is_validation = parts == _validation_name(names, test)
+    is_train = parts == "train" if "train" in parts else ~(is_test | is_validation)
+    train, tested, held_out = map(np.flatnonzero, (is_train, is_test, is_validation))
+    validation = held_out if len(held_out) else None
+    return _of_classes(manifest, [(train, tested)], validation)
 
 
 def _table_or_class_folders(
@@ -313,6 +322,10 @@ def _table_or_class_folders(
 def _test_name(names: set[str], test_split: str | None) -> str | None:
     wanted = TEST_NAMES if test_split is None else (test_split,)
     return next((name for name in wanted if name in names), None)
+
+
+def _validation_name(names: set[str], test: str) -> str | None:
+    return next((x for x in VALIDATION_NAMES if x in names and x != test), None)
 
 
 def _folded(
@@ -340,39 +353,39 @@ def _by_fold(
 
 
 def _of_classes(
-    manifest: FileManifest, splits: list[tuple[np.ndarray, np.ndarray]]
+    manifest: FileManifest,
+    splits: list[tuple[np.ndarray, np.ndarray]],
+    validation: np.ndarray | None = None,
 ) -> LabeledFiles:
     if not manifest.multi_label and len(manifest.class_names) < 2:
         raise ValueError(
             "There must be files of two or more classes. Found only "
             f"{manifest.class_names[0]!r}, as of '{manifest.files[0]}'"
         )
-    return LabeledFiles(manifest, splits)
+    return LabeledFiles(manifest, splits, validation)
 
 
-def _parts(train: Any, test: Any) -> LabeledFiles:
-    """Joins two manifests to one, whose classes are those of both."""
-    if train.labels is None or test.labels is None:
+def _parts(*parts: Any) -> LabeledFiles:
+    """Joins two or three manifests to one, whose classes are those of all."""
+    if any(part.labels is None for part in parts):
         raise ValueError("The files have no labels.")
-    names = list(train.class_names)
-    names += [name for name in test.class_names if name not in set(names)]
-    number = np.array([names.index(name) for name in test.class_names])
-    moved = [
-        tuple(number[list(label)].tolist())
-        if isinstance(label, tuple)
-        else int(number[label])
-        for label in test.labels
-    ]
-    joined = {
-        "files": [*train.files, *test.files],
-        "labels": [*train.labels, *moved],
-        "class_names": names,
-    }
-    for field in dataclasses.fields(train):
-        if field.name == "missing":
-            joined["missing"] = [*train.missing, *test.missing]
-    count = len(train)
+    names = list(dict.fromkeys(name for part in parts for name in part.class_names))
+    joined: dict[str, Any] = {"files": [], "labels": [], "class_names": names}
+    for part in parts:
+        number = np.array([names.index(name) for name in part.class_names])
+        joined["files"] += part.files
+        joined["labels"] += [
+            tuple(number[list(label)].tolist())
+            if isinstance(label, tuple)
+            else int(number[label])
+            for label in part.labels
+        ]
+    if hasattr(parts[0], "missing"):
+        joined["missing"] = [name for part in parts for name in part.missing]
+    ends = np.cumsum([len(part) for part in parts])
+    places = np.split(np.arange(ends[-1]), ends[:-1])
     return _of_classes(
-        dataclasses.replace(train, **joined),
-        [(np.arange(count), np.arange(count, count + len(test)))],
+        dataclasses.replace(parts[0], **joined),
+        [(places[0], places[1])],
+        places[2] if len(places) > 2 else None,
     )

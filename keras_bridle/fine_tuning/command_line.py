@@ -114,7 +114,12 @@ def _add_model_flags(group):
 
 def _add_data_flags(group):
     add = group.add_argument
-    add("--validation-share", type=float, help="of training, to find the best epoch")
+    add(
+        "--validation-share",
+        type=float,
+        help="of training, to find the best epoch, where the data has no part for it; "
+        "0: test the last epoch",
+    )
     add("--labels-per-class", type=int, help="train on so many examples of each class")
     add("--strict", action="store_true", help="stop at files that cannot be read")
     add("--reader", default="soundfile", help="of sounds; or tensorflow-io")
@@ -283,11 +288,13 @@ class _Data(NamedTuple):
     Attributes:
         splits: list of tuples `(train, test)` of examples.
         class_names: list of strings.
+        validation: optional examples that find the best epoch.
         read_report: optional `ReadReport`.
     """
 
     splits: list
     class_names: list
+    validation: Any = None
     read_report: ReadReport | None = None
 
 
@@ -299,7 +306,10 @@ def _read_data(args, modality):
     files = data_of(args, args.modality, report)
     everything = FileExamples(files.manifest, modality.reader(), args.strict, report)
     splits = [tuple(map(everything.subset, split)) for split in files.splits]
-    return _Data(splits, list(files.manifest.class_names), report)
+    validation = None
+    if files.validation is not None:
+        validation = everything.subset(files.validation)
+    return _Data(splits, list(files.manifest.class_names), validation, report)
 
 
 class _Run:
@@ -330,7 +340,7 @@ class _Run:
         """Trains on one part and returns the metrics of the other."""
         args = self.args
         keras.utils.set_random_seed(args.seed)
-        train, validation = _few_and_held_out(args, train)
+        train, validation = _few_and_held_out(args, train, self.data.validation)
         tuner = self.make_tuner(train)
         tuned = fine_tune(
             tuner,
@@ -400,12 +410,14 @@ class _Run:
         self.setup.is_over = True
 
 
-def _few_and_held_out(args, train):
+def _few_and_held_out(args, train, validation=None):
     """The examples to train on, and those to find the best epoch by, if any."""
     if args.labels_per_class is not None:
         train = train.subset(draw_few(train.labels, args.labels_per_class, args.seed))
     if not args.validation_share:
         return train, None
+    if validation is not None:
+        return train, validation
     kept, held_out = split_examples(train.labels, args.validation_share, args.seed)
     return train.subset(kept), train.subset(held_out)
 

@@ -14,6 +14,13 @@ def touch(root, *names):
         path.write_bytes(b"")
 
 
+def validation(files):
+    manifest = files.manifest.take(files.validation)
+    names = [Path(file).name for file in manifest.files]
+    classes = [manifest.class_names[label] for label in manifest.labels]
+    return dict(zip(names, classes, strict=True))
+
+
 def parts(files, split=0):
     """The file names of training and test with their classes' names."""
     manifest = files.manifest
@@ -60,7 +67,10 @@ def test_folder_with_parts(tmp_path):
         {"3.png": ["z"], "4.png": ["y"]},
     ]
     touch(tmp_path, "test/x/5.png")
-    assert parts(labeled_files("image", tmp_path))[1] == {"5.png": ["x"]}
+    three = labeled_files("image", tmp_path)
+    assert parts(three)[1] == {"5.png": ["x"]}
+    assert validation(three) == {"3.png": "z", "4.png": "y"}
+    assert files.validation is None
     found = labeled_files("image", tmp_path, test_split="val")
     assert parts(found) == parts(files)
 
@@ -103,9 +113,11 @@ def test_tables(tmp_path):
     rows = ["1.wav,x ,train ,1", "2.wav,y,val,2", "3.wav,x,test,1", "4.wav,x,train,3"]
     table.write_text("\n".join(["file,label,split,fold", *rows]))
     train = {"1.wav": ["x"], "4.wav": ["x"]}
-    assert parts(labeled_files("audio", table)) == [train, {"3.wav": ["x"]}]
-    validation = labeled_files("audio", table, test_split="val")
-    assert parts(validation) == [train, {"2.wav": ["y"]}]
+    files = labeled_files("audio", table)
+    assert parts(files) == [train, {"3.wav": ["x"]}]
+    assert validation(files) == {"2.wav": "y"}
+    files = labeled_files("audio", table, test_split="val")
+    assert parts(files) == [train, {"2.wav": ["y"]}] and files.validation is None
     numbered = labeled_files("audio", table, split_column="fold", test_split="1")
     assert parts(numbered) == [
         {"2.wav": ["y"], "4.wav": ["x"]},
@@ -187,6 +199,7 @@ def test_speech_commands(tmp_path):
     train = {"a.wav": ["yes"], "e.wav": ["no"]}
     files = labeled_files("audio", tmp_path, "speech_commands")
     assert parts(files) == [train, {"b.wav": ["yes"], "d.wav": ["no"]}]
+    assert validation(files) == {"c.wav": "no"}
     files = labeled_files("audio", tmp_path, "speech_commands", test_split="validation")
     assert parts(files) == [train, {"c.wav": ["no"]}]
 

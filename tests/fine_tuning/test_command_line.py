@@ -1,5 +1,7 @@
 """How flags become data and settings, without training."""
 
+from pathlib import Path
+
 import pytest
 
 from keras_bridle import BridleBackbone, LogMelSpectrogram
@@ -47,3 +49,19 @@ def test_sounds_are_read_at_the_rate_of_the_encoder():
     assert audio.reader().keywords["sample_rate"] == 8000
     with pytest.raises(ValueError, match="sounds at 8000 Hz, which need --data"):
         audio.sample()
+
+
+@pytest.mark.parametrize(("share", "held_out"), [(0.5, ["2.wav"]), (0.0, None)])
+def test_a_validation_part_finds_the_best_epoch(tmp_path, share, held_out):
+    lines = ["file,label,split"]
+    for number, part in enumerate(["train", "train", "val", "test"]):
+        (tmp_path / f"{number}.wav").write_bytes(b"")
+        lines.append(f"{number}.wav,{'ab'[number % 2]},{part}")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    args = parsed(f"--data={tmp_path / 't.csv'}", f"--validation-share={share}")
+    data = command_line._read_data(args, Audio(args))
+    ((train, _),) = data.splits
+    train, validation = command_line._few_and_held_out(args, train, data.validation)
+    assert len(train) == 2
+    found = validation and [Path(file).name for file in validation.manifest.files]
+    assert found == held_out
