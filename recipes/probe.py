@@ -13,8 +13,10 @@ On your own labeled files, in class folders, a CSV file, or a known data set's l
 `bridle_audio_tiny`; several are compared. `linear` is logistic regression whose penalty
 is chosen by cross-validation; `dense` the published one, batch normalization without
 scale and offset and a dense layer; `knn` a vote of the nearest; `attentive` attends to
-the patches by a learned query. Each encoder is also shown without its training, and
-plain log-mel statistics or small gray pixels in its place.
+the patches by a learned query. `--epochs`, `--learning-rate`, `--weight-decay` and
+`--probe-batch-size` are those of `dense` and `attentive`; recipes/README.md has the
+published ones. Each encoder is also shown without its training, and plain log-mel
+statistics or small gray pixels in its place.
 
 Where nothing parts the files, 5 folds are drawn, and numbers are mean and standard
 deviation over them; for an encoder that has seen the files without their labels. The
@@ -56,6 +58,8 @@ SAMPLE_SECONDS = 0.36
 # A syllable is told by the order of what is heard.
 SAMPLE_SEGMENTS = 8
 SAMPLE_PER_CLASS = 100
+# Those that take steps, and so need settings for them.
+TRAINED_PROBES = ("dense", "attentive")
 
 
 def parse_arguments(arguments=None):
@@ -65,6 +69,9 @@ def parse_arguments(arguments=None):
     add("--from", dest="sources", nargs="+", required=True, metavar="RUN_OR_PRESET")
     add("--probe", nargs="+", choices=(*PROBES, "all"), default=["linear", "knn"])
     add("--epochs", type=int, help="of the dense and attentive probes")
+    add("--learning-rate", type=float, help="likewise")
+    add("--weight-decay", type=float, help="likewise")
+    add("--probe-batch-size", type=int, help="likewise; --batch-size is the encoder's")
     add("--per-class", type=int, help="train on so many examples of each class")
     add(
         "--segment-means",
@@ -87,6 +94,10 @@ def parse_arguments(arguments=None):
         )
     if "all" in args.probe:
         args.probe = list(PROBES)
+    if not set(args.probe) & set(TRAINED_PROBES):
+        names = ("epochs", "learning_rate", "weight_decay", "probe_batch_size")
+        reason = f"needs --probe {' or '.join(TRAINED_PROBES)}"
+        command_line.refuse_flags(parser, args, names, reason)
     return args
 
 
@@ -102,9 +113,7 @@ def main(arguments=None):
         ]
         if not args.no_baselines:
             networks = [*baselines(encoders), *networks]
-        options = {}
-        if args.epochs is not None:
-            options = {kind: {"epochs": args.epochs} for kind in ("dense", "attentive")}
+        options = {kind: training_options(args) for kind in TRAINED_PROBES}
         found = {}
         for name, function, backbone in networks:
             if not args.quiet:
@@ -126,6 +135,17 @@ def main(arguments=None):
             setup.is_over = True
         show(args, found, data, console)
     list_skipped(report, args.directory, console)
+
+
+def training_options(args):
+    """The settings of the probes that are trained, where flags give any."""
+    given = {
+        "epochs": args.epochs,
+        "learning_rate": args.learning_rate,
+        "weight_decay": args.weight_decay,
+        "batch_size": args.probe_batch_size,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def read_data(args, encoders, report):

@@ -120,6 +120,9 @@ def test_own_pictures_all_probes_and_folds(recipe, presets, pictures, tmp_path, 
             "--probe=all",
             "--folds=2",
             "--epochs=2",
+            "--learning-rate=0.01",
+            "--weight-decay=0.01",
+            "--probe-batch-size=4",
             "--per-class=4",
             f"--directory={tmp_path}",
             "--quiet",
@@ -145,6 +148,21 @@ def test_own_pictures_all_probes_and_folds(recipe, presets, pictures, tmp_path, 
     assert {row["split"] for row in metrics} == {"1", "2"}
     assert {"accuracy", "mAP", "AUC", "d'"} < metrics[0].keys()
     assert "2 folds" in capsys.readouterr().out
+
+
+def test_settings_reach_the_probes(recipe):
+    def options(*flags):
+        arguments = ["--from=x", "--probe=dense", "--directory=never", *flags]
+        return recipe.training_options(recipe.parse_arguments(arguments))
+
+    assert options() == {}
+    flags = ["--epochs=250", "--learning-rate=4e-3", "--weight-decay=0.1"]
+    assert options(*flags, "--probe-batch-size=256") == {
+        "epochs": 250,
+        "learning_rate": 4e-3,
+        "weight_decay": 0.1,
+        "batch_size": 256,
+    }
 
 
 def test_the_attentive_probe_alone(recipe, presets, pictures, tmp_path):
@@ -202,6 +220,7 @@ def test_wrong_flags_are_one_line(recipe, presets, pictures, tmp_path, capsys):
         "--no-baselines",
     )
     fails("--probe", "--probe=svm")
+    fails("--learning-rate needs --probe dense", "--learning-rate=1")
     fails("--label-column needs --data", "--label-column=kind")
     fails("--reader needs --data", "--reader=soundfile", source="audio")
     fails("--seconds is not for image", "--seconds=1")
