@@ -7,6 +7,8 @@ import numpy as np
 import PIL.Image
 import pytest
 from recipe_runs import fails_in_one_line, load_recipe
+from sound_files import write as write_sound
+from video_files import scene, write_video
 
 import keras_bridle as kb
 from keras_bridle.data import load_fashion, load_syllables, synthetic_pans
@@ -148,6 +150,52 @@ def test_own_pictures_all_probes_and_folds(recipe, presets, pictures, tmp_path, 
     assert {row["split"] for row in metrics} == {"1", "2"}
     assert {"accuracy", "mAP", "AUC", "d'"} < metrics[0].keys()
     assert "2 folds" in capsys.readouterr().out
+
+
+def write_tones(folder):
+    """Low and high tones, 8 recordings of each."""
+    for index in range(16):
+        tone = np.sin(np.arange(6400) * (0.1, 0.9)[index % 2]) * (0.2 + index / 40)
+        write_sound(folder / ("low", "high")[index % 2] / f"{index}.wav", tone)
+    return ["--seconds=0.4"]
+
+
+def write_clips(folder):
+    """Dark and bright clips, 8 of each."""
+    for index in range(16):
+        path = folder / ("dark", "bright")[index % 2] / f"{index}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frames = scene(6, 16, 16) // 4 + (0, 150)[index % 2] + index
+        write_video(path, "libx264", frames.astype("uint8"))
+    return ["--sampling-rate=1"]
+
+
+@pytest.mark.parametrize(
+    ("modality", "write"), [("audio", write_tones), ("video", write_clips)]
+)
+def test_own_recordings_and_clips_all_probes(
+    recipe, presets, tmp_path, modality, write
+):
+    flags = write(tmp_path / "data")
+    source = str(presets / modality)
+    recipe.main(
+        [
+            f"--from={source}",
+            f"--data={tmp_path / 'data'}",
+            "--probe=all",
+            "--folds=2",
+            "--fold=1",
+            "--epochs=1",
+            "--no-baselines",
+            f"--directory={tmp_path / 'out'}",
+            "--quiet",
+            *flags,
+        ]
+    )
+    row = _rows(tmp_path / "out")[source]
+    assert set(row) == {"name", "linear", "dense", "knn", "attentive"}
+    # Pitch and brightness are easy to tell.
+    assert row["linear"][0] > 0.8 and row["knn"][0] > 0.8
 
 
 def test_settings_reach_the_probes(recipe):
