@@ -1,5 +1,10 @@
 """The recipe for features, really run, on few files of each kind."""
 
+import re
+import sys
+import types
+from pathlib import Path
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -94,6 +99,37 @@ def test_a_table_and_patches(recipe, pictures, run, tmp_path):
     assert found.features.shape == (24, 16) and found.codes is None
     assert found.labels[:8].tolist() == ["a"] * 4 + ["b"] * 4
     assert not (tmp_path / "map.png").exists()
+
+
+def test_parquet_and_umap(recipe, pictures, run, tmp_path, monkeypatch):
+    class Umap:
+        def __init__(self, random_state):
+            pass
+
+        def fit_transform(self, features):
+            return features[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Umap))
+    flags = ["--format=parquet", "--picture=umap", "--part-size=4", "--quiet"]
+    source = [f"--from={run}", f"--data={pictures / 'a'}"]
+    recipe.main([*source, *flags, f"--directory={tmp_path}"])
+    found = load_file_features(tmp_path)
+    assert found.files.tolist() == ["0.png", "2.png", "4.png"]
+    assert found.features.shape == (3, 16) and found.codes.shape == (3, 4, 2)
+    assert (tmp_path / "parts" / "part-000000.parquet").exists()
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_lines_of_the_readme(pictures, run, tmp_path, monkeypatch, capsys):
+    readme = Path(__file__).parents[2] / "recipes" / "README.md"
+    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    (block,) = [text for text in blocks if "write_file_features" in text]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(run)
+    (tmp_path / "my_pictures").symlink_to(pictures / "b")
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    assert "1.png (3, 16) (3, 4, 2)" in capsys.readouterr().out
 
 
 def test_recordings_and_videos(recipe, tmp_path):
