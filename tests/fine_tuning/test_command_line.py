@@ -11,7 +11,7 @@ from keras_bridle.fine_tuning.modalities import Audio
 
 def parsed(*arguments):
     parser = command_line.fine_tuning_parser("")
-    return parser.parse_args(["--from=x", *map(str, arguments)])
+    return parser.parse_args(["--from=x", "--modality=audio", *arguments])
 
 
 def test_missing_files_are_reported(tmp_path):
