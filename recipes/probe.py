@@ -21,7 +21,8 @@ statistics or small gray pixels in its place.
 Where nothing parts the files, 5 folds are drawn, and numbers are mean and standard
 deviation over them; for an encoder that has seen the files without their labels. The
 directory gets tables (`probes.md`, `probes.csv`, all metrics in `metrics.csv`) and, of
-each encoder and probe, a table of the classes and a confusion matrix.
+each encoder and probe, a table of the classes and a confusion matrix. Probes that it
+holds already are replaced only with `--overwrite`.
 """
 
 import os
@@ -176,7 +177,7 @@ def read_data(args, encoders, report):
 
 
 def own_files(args, modality, report):
-    files = command_line.data_of(args, modality, report)
+    files = command_line.data_of(args, modality, report).without_validation()
 
     def inputs(backbone):
         options = command_line.reading_of(args, backbone, seconds=10.24)

@@ -61,6 +61,17 @@ class LabeledFiles(NamedTuple):
     splits: list[tuple[np.ndarray, np.ndarray]]
     validation: np.ndarray | None = None
 
+    def without_validation(self) -> "LabeledFiles":
+        """Leaves out the files of the validation part."""
+        if self.validation is None:
+            return self
+        kept = np.setdiff1d(np.arange(len(self.manifest)), self.validation)
+        splits = [
+            (np.searchsorted(kept, train), np.searchsorted(kept, test))
+            for train, test in self.splits
+        ]
+        return LabeledFiles(self.manifest.take(kept), splits)
+
 
 def labeled_files(
     modality: str,

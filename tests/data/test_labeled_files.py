@@ -116,6 +116,9 @@ def test_tables(tmp_path):
     files = labeled_files("audio", table)
     assert parts(files) == [train, {"3.wav": ["x"]}]
     assert validation(files) == {"2.wav": "y"}
+    rest = files.without_validation()
+    assert len(rest.manifest) == 3 and parts(rest) == parts(files)
+    assert rest.without_validation() is rest
     files = labeled_files("audio", table, test_split="val")
     assert parts(files) == [train, {"2.wav": ["y"]}] and files.validation is None
     numbered = labeled_files("audio", table, split_column="fold", test_split="1")

@@ -198,14 +198,21 @@ def test_own_recordings_and_clips_all_probes(
     assert row["linear"][0] > 0.8 and row["knn"][0] > 0.8
 
 
-def test_settings_reach_the_probes(recipe):
-    def options(*flags):
-        arguments = ["--from=x", "--probe=dense", "--directory=never", *flags]
-        return recipe.training_options(recipe.parse_arguments(arguments))
+def test_settings_reach_the_probes(recipe, presets, few_samples, monkeypatch):
+    class Reached(Exception):
+        pass
 
-    assert options() == {}
-    flags = ["--epochs=250", "--learning-rate=4e-3", "--weight-decay=0.1"]
-    assert options(*flags, "--probe-batch-size=256") == {
+    def probe_encoder(*args, options, **others):
+        raise Reached(options)
+
+    monkeypatch.setattr(recipe, "probe_encoder", probe_encoder)
+    arguments = [f"--from={presets / 'image'}", "--probe=dense", "--no-baselines"]
+    arguments += ["--directory=never", "--epochs=250", "--learning-rate=4e-3"]
+    with pytest.raises(Reached) as found:
+        recipe.main([*arguments, "--weight-decay=0.1", "--probe-batch-size=256"])
+    (options,) = found.value.args
+    assert options["dense"] == options["attentive"]
+    assert options["dense"] == {
         "epochs": 250,
         "learning_rate": 4e-3,
         "weight_decay": 0.1,
