@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -101,7 +102,8 @@ def own_directory(directory):
         directory: string or path of the run's directory, or `None`.
 
     Returns:
-        It, for the chief; for the others a temporary one, which goes with the process.
+        It, for the chief; for the others a temporary one in its place, the same each
+        time, which goes with the process.
 
     Example:
     ```python
@@ -114,7 +116,10 @@ def own_directory(directory):
         return directory
     if not _SCRATCH:
         _SCRATCH.append(tempfile.TemporaryDirectory(prefix="keras_bridle_worker_"))
-    return str(Path(_SCRATCH[0].name, "run"))
+    scratch, path = Path(_SCRATCH[0].name).resolve(), Path(directory).resolve()
+    if path.is_relative_to(scratch):
+        return str(directory)
+    return str(scratch / hashlib.sha256(str(path).encode()).hexdigest()[:16])
 
 
 _SCRATCH: list[tempfile.TemporaryDirectory] = []

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from keras_bridle.distribution import (
     own_directory,
     process_shard,
     processes,
+    scope,
 )
 
 
@@ -25,6 +28,18 @@ def test_one_process_is_the_chief_of_itself():
     assert is_chief()
     assert num_devices() == 1
     assert own_directory("runs/birds") == "runs/birds"
+    assert own_directory(None) is None
+
+
+def test_each_run_of_a_worker_has_a_directory_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setattr(scope, "is_chief", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    first, second = own_directory("a"), own_directory("b")
+    assert first != second
+    assert tmp_path not in (Path(first).parent, Path(second).parent)
+    assert own_directory(tmp_path / "a") == own_directory("b/../a") == first
+    # What a recipe has asked for already.
+    assert own_directory(first) == first
     assert own_directory(None) is None
 
 
