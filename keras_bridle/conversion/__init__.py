@@ -4,6 +4,7 @@ from keras_bridle.conversion.published_quantizer import (
     PublishedResidualQuantizer,
     load_published_quantizer,
 )
+from keras_bridle.conversion.published_state import read_published_state
 from keras_bridle.conversion.published_video import from_published_video
 from keras_bridle.conversion.published_weights import (
     PublishedWeight,
@@ -30,4 +31,5 @@ __all__ = [
     "load_published_tokenizer",
     "published_block_weights",
     "published_weights",
+    "read_published_state",
 ]

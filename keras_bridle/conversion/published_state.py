@@ -1,0 +1,130 @@
+"""Reads the files that weights are published in, without running what is in them."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+
+def read_published_state(path, key=None):
+    """Reads weights from a `.pth`, `.pt`, `.bin` or `.safetensors` file.
+
+    A file of PyTorch is a pickle, which could run any code when it is read. So only
+    arrays, plain containers, numbers and the arguments of a command line are let in.
+
+    Args:
+        path: string or path of the file. PyTorch's need the package `torch`, the others
+            `safetensors`.
+        key: optional string, the entry that holds the weights, where there are several
+            that might, such as those of a model and their moving averages.
+
+    Returns:
+        Dict of NumPy arrays by name, for the `load_published_*` functions. Halves are
+        float32.
+
+    Raises:
+        ImportError: if the package that reads the file is missing.
+        ValueError: if the file is damaged, holds objects that might run code, or it is
+            not clear which of its entries are the weights.
+
+    Example:
+    ```python
+    import tempfile
+    from importlib.util import find_spec
+    from pathlib import Path
+    import numpy as np
+    from keras_bridle.conversion import read_published_state
+
+    if find_spec("safetensors"):
+        from safetensors.numpy import save_file
+
+        path = Path(tempfile.mkdtemp(), "model.safetensors")
+        save_file({"norm.weight": np.ones(4, "float32")}, path)
+        print(read_published_state(path))
+    ```
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r}")
+    read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
+    content = read(path)
+    state = content if key is None else _entry(content, key, path)
+    return {name: _as_array(value) for name, value in _weights(state, path).items()}
+
+
+def _read_safetensors(path):
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+    except ImportError as error:
+        raise _missing("safetensors", path) from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise _unreadable(path, error) from error
+
+
+def _read_torch(path):
+    try:
+        import torch
+    except ImportError as error:
+        raise _missing("torch", path) from error
+    try:
+        # Training scripts save their arguments beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    # Damage shows in many kinds of errors, objects that are not let in, in one.
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _entry(content, key, path):
+    if not isinstance(content, dict) or key not in content:
+        names = list(content) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path} has no entry `key`. Received: key={key!r}, {names}")
+    return content[key]
+
+
+def _weights(content, path):
+    """Finds the dictionary of arrays: all there is, or the only one in it."""
+    if _is_state(content):
+        return content
+    entries = content if isinstance(content, dict) else {}
+    found = [name for name, value in entries.items() if _is_state(value)]
+    if len(found) != 1:
+        raise ValueError(
+            f"{path} must hold one dictionary of weights, or `key` name which. "
+            f"It has {found or 'none'} among {list(entries)}"
+        )
+    return content[found[0]]
+
+
+def _is_state(value):
+    return (
+        isinstance(value, dict)
+        and len(value) > 0
+        and all(hasattr(array, "shape") for array in value.values())
+    )
+
+
+def _as_array(value):
+    if not isinstance(value, np.ndarray):
+        # NumPy does not know all that PyTorch does.
+        value = value.float() if value.dtype.is_floating_point else value
+        value = value.detach().numpy()
+    is_half = value.dtype.itemsize == 2 and value.dtype.kind not in "iu"
+    return value.astype("float32") if is_half else value
+
+
+def _missing(package, path):
+    return ImportError(
+        f"{path.name} is read with the package {package!r}, which is not installed: "
+        f"`pip install {package}`"
+    )
+
+
+def _unreadable(path, error):
+    return ValueError(
+        f"{path} cannot be read safely: it is damaged, or holds more than weights "
+        f"({str(error).strip().partition(chr(10))[0]})"
+    )

@@ -1,0 +1,131 @@
+"""Files of weights are read, and what might run code is refused."""
+
+import argparse
+import builtins
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_bridle.conversion import load_published_backbone, read_published_state
+from keras_bridle.conversion.published_weights import published_weights
+from keras_bridle.models import BridleBackbone
+
+torch = pytest.importorskip("torch")
+
+
+class Trap:
+    """Leaves a trace when a pickle of it is read."""
+
+    ran: list[str] = []
+
+    def __reduce__(self):
+        return (Trap.ran.append, ("code ran",))
+
+
+def weights():
+    return {
+        "norm.weight": torch.arange(3.0),
+        "norm.half": torch.ones(2, dtype=torch.bfloat16) / 2,
+        "steps": torch.tensor(7),
+    }
+
+
+def check(state):
+    assert all(isinstance(value, np.ndarray) for value in state.values())
+    np.testing.assert_array_equal(state["norm.weight"], [0.0, 1.0, 2.0])
+    np.testing.assert_array_equal(state["norm.half"], [0.5, 0.5])
+    assert state["norm.half"].dtype == state["norm.weight"].dtype == "float32"
+    assert state["steps"] == 7
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.pt", "model.bin"])
+def test_plain_weights(tmp_path, name):
+    torch.save(weights(), tmp_path / name)
+    check(read_published_state(str(tmp_path / name)))
+
+
+def test_safetensors(tmp_path):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    save_file(weights(), tmp_path / "model.safetensors")
+    check(read_published_state(tmp_path / "model.safetensors"))
+
+
+def test_weights_within_a_checkpoint(tmp_path):
+    """As training scripts save them."""
+    path = tmp_path / "checkpoint-199.pth"
+    checkpoint = {
+        "model": weights(),
+        "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": []},
+        "epoch": 199,
+        "args": argparse.Namespace(lr=1e-3),
+    }
+    torch.save(checkpoint, path)
+    check(read_published_state(path))
+    torch.save({**checkpoint, "model_ema": weights()}, path)
+    with pytest.raises(ValueError, match="'model', 'model_ema'"):
+        read_published_state(path)
+    check(read_published_state(path, key="model_ema"))
+    with pytest.raises(ValueError, match="key='teacher'"):
+        read_published_state(path, key="teacher")
+    torch.save({"epoch": 199}, path)
+    with pytest.raises(ValueError, match="none among"):
+        read_published_state(path)
+
+
+def test_objects_that_run_code_are_refused(tmp_path):
+    torch.save({**weights(), "trap": Trap()}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="cannot be read safely"):
+        read_published_state(tmp_path / "model.pth")
+    assert Trap.ran == []
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+def test_damaged_and_missing_files(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=name):
+        read_published_state(tmp_path / name)
+    pytest.importorskip("safetensors")
+    (tmp_path / name).write_bytes(b"\x80no weights at all")
+    with pytest.raises(ValueError, match=f"{name} cannot be read safely"):
+        read_published_state(tmp_path / name)
+
+
+@pytest.mark.parametrize("package", ["torch", "safetensors"])
+def test_missing_packages_are_named(tmp_path, monkeypatch, package):
+    path = tmp_path / {"torch": "model.pth"}.get(package, "model.safetensors")
+    path.write_bytes(b"")
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.partition(".")[0] == package:
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.delitem(sys.modules, "safetensors", raising=False)
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=f"pip install {package}"):
+        read_published_state(path)
+
+
+def test_what_is_read_is_loaded(tmp_path):
+    backbone = BridleBackbone(
+        patch_size=4,
+        hidden_dim=8,
+        num_layers=1,
+        num_heads=2,
+        mlp_dim=16,
+        input_dims=(8, 8, 3),
+    )
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: weight.to_published(rng.normal(size=weight.variable.shape))
+        for name, weight in published_weights(backbone).items()
+    }
+    state = {name: torch.tensor(array.copy()) for name, array in arrays.items()}
+    torch.save({"model": state}, tmp_path / "model.pth")
+    load_published_backbone(backbone, read_published_state(tmp_path / "model.pth"))
+    for name, weight in published_weights(backbone).items():
+        value = keras.ops.convert_to_numpy(weight.variable)
+        expected = weight.from_published(arrays[name])
+        np.testing.assert_allclose(value, expected.reshape(value.shape), 1e-6)
