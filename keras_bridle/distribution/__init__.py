@@ -7,7 +7,6 @@ from keras_bridle.distribution.processes import (
     array_shard,
     broadcast,
     broadcast_variables,
-    can_save_alone,
     distributed_input,
     is_alone,
     is_chief,
@@ -15,6 +14,7 @@ from keras_bridle.distribution.processes import (
     num_devices,
     process_shard,
     share_file,
+    total,
 )
 from keras_bridle.distribution.scope import (
     WorkerLostError,
@@ -30,7 +30,6 @@ __all__ = [
     "bridle_layout_map",
     "broadcast",
     "broadcast_variables",
-    "can_save_alone",
     "distribute",
     "distributed_input",
     "is_alone",
@@ -40,4 +39,5 @@ __all__ = [
     "own_directory",
     "process_shard",
     "share_file",
+    "total",
 ]

@@ -108,23 +108,6 @@ def is_alone():
     return process_shard().parts == 1
 
 
-def can_save_alone():
-    """Tells whether the chief can save the state of a model between any two steps.
-
-    Returns:
-        bool. On TensorFlow, metrics are summed when they are read, which takes all
-        processes.
-
-    Example:
-    ```python
-    from keras_bridle.distribution import can_save_alone
-
-    print(can_save_alone())  # True
-    ```
-    """
-    return is_alone() or keras.backend.backend() != "tensorflow"
-
-
 def num_devices():
     """Counts the devices among which a batch is divided, those of all processes.
 
@@ -171,6 +154,28 @@ def broadcast(value):
     length = int(broadcast(np.array(len(text))))
     text = broadcast(text if is_chief() else np.zeros(length, "uint8"))
     return json.loads(text.tobytes().decode())
+
+
+def total(numbers):
+    """Adds up what all processes say, which none of them knows before all have said it.
+
+    Args:
+        numbers: int32 NumPy array, of the same shape everywhere.
+
+    Returns:
+        int32 NumPy array, the same everywhere.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_bridle.distribution import total
+
+    print(total(np.array([2, 3], "int32")))  # [2 3]
+    ```
+    """
+    if is_alone():
+        return numbers
+    return np.asarray(_SUMS[keras.backend.backend()](numbers))
 
 
 def broadcast_variables(variables):

@@ -126,7 +126,7 @@ class PhaseCheckpoint(keras.callbacks.Callback):
             self._save_and_stop(epoch + 1)
 
     def _is_time(self, step):
-        if self.preemption is not None and self.preemption.is_requested:
+        if self.preemption is not None and self.preemption.is_due():
             return True
         if self.every_steps is not None and step % self.every_steps == 0:
             return True

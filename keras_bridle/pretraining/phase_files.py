@@ -6,9 +6,7 @@ import json
 
 from keras_bridle.distribution import (
     broadcast,
-    can_save_alone,
     is_alone,
-    is_chief,
     share_file,
 )
 from keras_bridle.pretraining.atomic_files import atomic_file
@@ -44,9 +42,7 @@ def open_run(directory, settings, options, resume=False):
         lock = stack.enter_context(RunLock(directory))
         run = RunDirectory(directory, settings(), resume, echo=options.verbose > 0)
         stack.enter_context(run.noting_end(lock.left_by))
-        preemption = stack.enter_context(Preemption()) if can_save_alone() else None
-        # Other processes end with the chief, which is to save first.
-        preemption = preemption if is_chief() else None
+        preemption = stack.enter_context(Preemption())
         yield functools.partial(PhaseFiles, run, options, preemption)
 
 
@@ -56,7 +52,7 @@ class PhaseFiles:
     Args:
         run: `RunDirectory`.
         options: `FitOptions`.
-        preemption: optional `Preemption`.
+        preemption: `Preemption`.
         phase: `Phase`.
 
     Attributes:
@@ -135,8 +131,7 @@ class PhaseFiles:
         """Removes what only a phase that goes on would need, then ends if asked to."""
         self.checkpoint.delete()
         delete_cached_codes(self.folder)
-        if self.preemption is not None:
-            self.preemption.stop_if_requested()
+        self.preemption.stop_if_requested()
 
     def _weights_path(self, name):
         return self.folder / f"{name}.weights.h5"

@@ -21,10 +21,16 @@ def load(name):
     return module
 
 
-def test_lost_process_ends_the_run_which_goes_on(tmp_path):
+@pytest.fixture(scope="module")
+def one_process():
+    """What one process comes to."""
+    return load("whole_run").run(None)
+
+
+def test_lost_process_ends_the_run_which_goes_on(tmp_path, one_process):
     several, directory = load("several_processes"), tmp_path / "run"
     started = several.start(
-        "whole_run.py", str(directory), "TokenizerPretrainer", processes=2
+        "whole_run.py", str(directory), "TokenizerPretrainer", "die", processes=2
     )
     codes, printed = several.finish(started)
     assert codes[1] == 3, printed[1]
@@ -37,13 +43,7 @@ def test_lost_process_ends_the_run_which_goes_on(tmp_path):
     assert (directory / "phases" / "1_tokenizer" / "checkpoint.npz").exists()
 
     several.run("whole_run.py", str(directory), processes=2)
-    state = json.loads((directory / "state.json").read_text())
-    assert state["phases_done"] == PHASES
-    found = np.load(directory / "found.npz")
-    expected = load("whole_run").run(None)
-    assert sorted(found) == sorted(expected)
-    for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, 1e-5, 1e-5, err_msg=name)
+    check_end(directory, one_process)
     # The other process left nothing here.
     assert {path.name for path in directory.iterdir()} == {
         "found.npz",
@@ -53,3 +53,29 @@ def test_lost_process_ends_the_run_which_goes_on(tmp_path):
         "settings.json",
         "state.json",
     }
+
+
+def test_sigterm_to_one_process_stops_all_of_them(tmp_path, one_process):
+    several, directory = load("several_processes"), tmp_path / "run"
+    started = several.start(
+        "whole_run.py", str(directory), "TokenizerPretrainer", "terminate", processes=2
+    )
+    codes, printed = several.finish(started)
+    assert codes == [143, 143], "\n\n".join(printed)
+    log = (directory / "log.txt").read_text()
+    assert log.splitlines()[-1].endswith("Stopped by Preempted")
+    with np.load(directory / "phases" / "1_tokenizer" / "checkpoint.npz") as state:
+        header = json.loads(str(state["header"]))
+    # After the step in which the signal came.
+    assert (header["epoch"], header["step"]) == (1, 1)
+    several.run("whole_run.py", str(directory), processes=2)
+    check_end(directory, one_process)
+
+
+def check_end(directory, expected):
+    state = json.loads((directory / "state.json").read_text())
+    assert state["phases_done"] == PHASES
+    found = np.load(directory / "found.npz")
+    assert sorted(found) == sorted(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, 1e-5, 1e-5, err_msg=name)

@@ -1,11 +1,12 @@
 """A whole run of three phases, with a directory, in one process of several.
 
-`python whole_run.py DIRECTORY [TRAINER]` runs it within `distribute()`, going on with
-what is in the directory. With `TRAINER`, the name of a class, the last process dies in
-that phase's second epoch.
+`python whole_run.py DIRECTORY [TRAINER EVENT]` runs it within `distribute()`, going on
+with what is in the directory. With `TRAINER`, the name of a class, the last process
+dies or gets SIGTERM in that phase's second epoch, as `EVENT` says.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -69,25 +70,39 @@ def run(directory, **options):
     return {**found, "codes": codes} | {f"{i}": x for i, x in enumerate(arrays)}
 
 
-class Death(keras.callbacks.Callback):
-    """Ends the process as a failing machine would, in an epoch of a phase."""
+def die():
+    """Ends the process as a failing machine would."""
+    os._exit(3)
 
-    def __init__(self, trainer_name):
+
+def terminate():
+    """Ends it as a scheduler would."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Event(keras.callbacks.Callback):
+    """What happens to the process in an epoch of a phase."""
+
+    def __init__(self, trainer_name, happen):
         super().__init__()
         self.trainer_name = trainer_name
+        self.happen = happen
 
     def on_epoch_begin(self, epoch, logs=None):
         if epoch == 1 and type(self.model).__name__ == self.trainer_name:
-            os._exit(3)
+            self.happen()
 
 
-def main(directory, death=None):
+EVENTS = {"die": die, "terminate": terminate}
+
+
+def main(directory, trainer=None, event=None):
     from keras_bridle.distribution import distribute, is_chief, process_shard
 
     with distribute():
         part, parts = process_shard()
-        is_dying = death is not None and part == parts - 1
-        callbacks = [Death(death)] if is_dying else []
+        is_meant = event is not None and part == parts - 1
+        callbacks = [Event(trainer, EVENTS[event])] if is_meant else []
         resume = Path(directory, "settings.json").exists()
         found = run(directory, resume=resume, callbacks=callbacks)
         if is_chief():

@@ -4,8 +4,10 @@ import os
 import signal
 import threading
 
+import numpy as np
 import pytest
 
+from keras_bridle.pretraining import preemption as module
 from keras_bridle.pretraining.preemption import Preempted, Preemption
 
 
@@ -60,3 +62,52 @@ def test_other_threads_leave_signals_alone(heard):
     thread.join()
     terminate()
     assert len(heard) == 1
+
+
+@pytest.fixture
+def others(monkeypatch):
+    """What the other one of two processes says; this one is the chief."""
+    said = {"requests": 0, "asked": 0}
+
+    def total(numbers):
+        said["asked"] += 1
+        return numbers + np.array([said["requests"], 0], "int32")
+
+    monkeypatch.setattr(module, "is_alone", lambda: False)
+    monkeypatch.setattr(module, "total", total)
+    return said
+
+
+def test_a_signal_to_another_process_stops_this_one(others, heard):
+    with pytest.raises(Preempted), Preemption() as preemption:
+        assert not preemption.is_due()
+        preemption.stop_if_requested()
+        others["requests"] = 1
+        while not preemption.is_due():
+            assert others["asked"] < 100
+        others["requests"] = 0
+        preemption.stop_if_requested()
+    assert not preemption.is_requested
+
+
+def test_processes_ask_each_other_about_once_a_second(others, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with Preemption() as preemption:
+        for seconds, steps, expected in ((0.01, 1000, 11), (5.0, 150, 51)):
+            for _ in range(steps):
+                now[0] += seconds
+                preemption.is_due()
+            assert others["asked"] == pytest.approx(expected, abs=2)
+            others["asked"] = 0
+
+
+def test_signals_passed_on_twice_do_not_end_one_process_of_several(others, heard):
+    with pytest.raises(Preempted), Preemption() as preemption:
+        terminate()
+        terminate()
+        assert preemption.is_due()
+        preemption.stop_if_requested()
+    # Sent by what saw another process end first.
+    terminate()
+    assert not heard
