@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def start(script, *arguments, processes=1, devices=1, environment=None):
-    """Starts a script in processes that know of each other.
+    """Starts a script, of this folder or by its whole path, in several processes.
 
     Returns a list of `subprocess.Popen`, the chief first.
     """
@@ -31,7 +31,7 @@ def start(script, *arguments, processes=1, devices=1, environment=None):
     }
     return [
         subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name(script)), *arguments],
+            [sys.executable, str(Path(__file__).parent / script), *arguments],
             env={**shared, **_place(index, ports)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
