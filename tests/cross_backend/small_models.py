@@ -11,13 +11,24 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_bridle.layers import LogMelSpectrogram, RandomMask, ResidualQuantizer
+from keras_bridle.layers import (
+    LogMelSpectrogram,
+    PixelNormalization,
+    RandomMask,
+    ResidualQuantizer,
+)
 from keras_bridle.models import (
     BridleAudioClassifier,
     BridleAudioConverter,
     BridleAudioPreprocessor,
     BridleBackbone,
+    BridleImageClassifier,
+    BridleImageConverter,
+    BridleImagePreprocessor,
     BridleTokenizer,
+    BridleVideoClassifier,
+    BridleVideoConverter,
+    BridleVideoPreprocessor,
     CodeDecoder,
     FeatureEstimator,
     RandomProjectionTokenizer,
@@ -126,20 +137,71 @@ def joint():
     )
 
 
-def classifier():
-    made = BridleAudioClassifier(
-        backbone("encoder"),
+def pixel_backbone(patch_size, input_dims, **settings):
+    return BridleBackbone(
+        patch_size=patch_size,
+        hidden_dim=DIM,
+        num_layers=2,
+        input_dims=input_dims,
+        front_end=PixelNormalization(0.5, 0.25, name="pixels"),
+        name="encoder",
+        **settings,
+        **SIZES,
+    )
+
+
+# Of each modality the classes, an encoder, and settings of the converter.
+CLASSIFIERS = {
+    "audio": (
+        BridleAudioClassifier,
+        BridleAudioConverter,
+        BridleAudioPreprocessor,
+        lambda: backbone("encoder"),
+        {"num_samples": 5000},
+    ),
+    "image": (
+        BridleImageClassifier,
+        BridleImageConverter,
+        BridleImagePreprocessor,
+        lambda: pixel_backbone(4, (16, 12, 3)),
+        {"image_size": (16, 12), "channels": 3},
+    ),
+    "video": (
+        BridleVideoClassifier,
+        BridleVideoConverter,
+        BridleVideoPreprocessor,
+        lambda: pixel_backbone((2, 4, 4), (4, 12, 12, 3), position_layout="sequence"),
+        {"image_size": (12, 12), "channels": 3, "num_frames": 4},
+    ),
+}
+
+
+def raw_inputs(modality):
+    """What people have: clips of unequal lengths, pixels of unequal sizes."""
+    if modality == "audio":
+        return [clip[: 4000 + 600 * index] for index, clip in enumerate(waveforms())]
+    rng = np.random.default_rng(6)
+    frames = {"image": (), "video": (5,)}[modality]
+    return [
+        rng.integers(0, 256, (*frames, 14 + 4 * index, 20, 3)).astype("uint8")
+        for index in range(4)
+    ]
+
+
+def classifier(modality):
+    kind, converter, preprocessor, encoder, settings = CLASSIFIERS[modality]
+    made = kind(
+        encoder(),
         class_names=["low", "middle", "high"],
-        preprocessor=BridleAudioPreprocessor(BridleAudioConverter(num_samples=5000)),
+        preprocessor=preprocessor(converter(**settings)),
         token_mask=SameMask(0.5, seed=2),
     )
     return with_weights(made)
 
 
-def logits(model):
-    """What a classifier says about clips of unequal lengths, a NumPy array."""
-    clips = [clip[: 4000 + 600 * index] for index, clip in enumerate(waveforms())]
-    return model.predict(clips, verbose=0)
+def logits(model, modality):
+    """What a classifier says about raw inputs, a NumPy array."""
+    return model.predict(raw_inputs(modality), verbose=0)
 
 
 MODELS = {"encoder": encoder_phase, "tokenizer": tokenizer_phase, "joint": joint}
@@ -183,9 +245,10 @@ def main(folder):
         model.save(folder / f"{name}.keras")
         model.save_weights(folder / f"{name}.weights.h5")
         np.savez(folder / f"{name}_trained.npz", **trained(name))
-    model = classifier()
-    np.save(folder / "logits.npy", logits(model))
-    model.save_to_preset(str(folder / "classifier"))
+    for modality in CLASSIFIERS:
+        model = classifier(modality)
+        np.save(folder / f"{modality}_logits.npy", logits(model, modality))
+        model.save_to_preset(str(folder / f"{modality}_classifier"))
 
 
 if __name__ == "__main__":

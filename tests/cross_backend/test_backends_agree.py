@@ -13,11 +13,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_bridle.models import (
-    BridleAudioClassifier,
-    BridleAudioConverter,
-    BridleBackbone,
-)
+from keras_bridle.models import BridleBackbone
 
 SCRIPT = Path(__file__).with_name("small_models.py")
 BACKENDS = {"jax": "jax", "tensorflow": "tensorflow", "torch": "torch"}
@@ -114,15 +110,18 @@ def test_same_training(elsewhere, trained_here, name):
     assert moved > 10 * WEIGHT
 
 
-def test_preset_of_a_classifier_from_another_backend(elsewhere):
-    folder = str(elsewhere / "classifier")
-    model = BridleAudioClassifier.from_preset(folder)
+@pytest.mark.parametrize("modality", small_models.CLASSIFIERS)
+def test_preset_of_a_classifier_from_another_backend(elsewhere, modality):
+    folder = str(elsewhere / f"{modality}_classifier")
+    classifier, converter, *_ = small_models.CLASSIFIERS[modality]
+    model = classifier.from_preset(folder)
     assert model.class_names == ["low", "middle", "high"]
-    expected = np.load(elsewhere / "logits.npy")
-    np.testing.assert_allclose(small_models.logits(model), expected, OUTPUT, OUTPUT)
-    converter = BridleAudioConverter.from_preset(folder)
-    clips = [small_models.waveforms()[0]]
-    np.testing.assert_array_equal(converter(clips), model.preprocessor(clips))
+    expected = np.load(elsewhere / f"{modality}_logits.npy")
+    found = small_models.logits(model, modality)
+    np.testing.assert_allclose(found, expected, OUTPUT, OUTPUT)
+    converter = converter.from_preset(folder)
+    inputs = small_models.raw_inputs(modality)[:1]
+    np.testing.assert_array_equal(converter(inputs), model.preprocessor(inputs))
     backbone = BridleBackbone.from_preset(folder)
     for ours, right in zip(backbone.weights, model.backbone.weights, strict=True):
         np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (ours, right)))

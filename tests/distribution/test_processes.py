@@ -20,6 +20,7 @@ from keras_bridle.distribution import (
     process_shard,
     processes,
     scope,
+    total,
 )
 
 
@@ -47,6 +48,7 @@ def test_one_process_has_nothing_to_tell():
     array = np.arange(3.0)
     assert broadcast(array) is array
     assert all_examples(array) is array
+    assert total(array) is array
     assert broadcast({"a": 1}) == {"a": 1}
     variable = keras.Variable([1.0, 2.0])
     broadcast_variables([variable])
