@@ -12,8 +12,8 @@ from keras_bridle.distribution import is_alone, is_chief, total
 # As a shell reports a program that SIGTERM ended: Kubernetes, HTCondor and the like
 # take it for a stop that was asked for, not for a fault of the program.
 EXIT_CODE = 128 + signal.SIGTERM
-# How often several processes ask each other, in seconds, and at most in steps.
-_INTERVAL, _MOST_STEPS = 1.0, 1000
+# How often several processes ask each other, in seconds.
+_INTERVAL = 1.0
 
 
 class Preempted(SystemExit):
@@ -106,6 +106,8 @@ class Preemption:
         """
         if not self._is_alone:
             self._ask()
+            # What follows may have longer steps.
+            self._steps = self._steps_left = 1
         if self.is_requested if self._is_alone else self._is_agreed:
             raise Preempted
 
@@ -113,7 +115,8 @@ class Preemption:
         """Learns whether any process got the signal, and when the chief asks again."""
         now = time.monotonic()
         steps = self._steps * _INTERVAL / max(now - self._asked_at, 1e-3)
-        steps = int(np.clip(steps, 1, _MOST_STEPS)) if is_chief() else 0
+        # One step that happens to be short tells little.
+        steps = int(np.clip(steps, 1, 2 * self._steps)) if is_chief() else 0
         requests, steps = total(np.array([self.is_requested, steps], "int32"))
         self._is_agreed = self._is_agreed or bool(requests)
         self._steps = self._steps_left = int(steps)

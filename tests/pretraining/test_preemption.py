@@ -94,11 +94,16 @@ def test_processes_ask_each_other_about_once_a_second(others, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     with Preemption() as preemption:
-        for seconds, steps, expected in ((0.01, 1000, 11), (5.0, 150, 51)):
+        for seconds, steps, expected in ((0.01, 1000, 16), (5.0, 50, 49)):
             for _ in range(steps):
                 now[0] += seconds
                 preemption.is_due()
             assert others["asked"] == pytest.approx(expected, abs=2)
+            # Another phase may have longer steps.
+            preemption.stop_if_requested()
+            others["asked"] = 0
+            preemption.is_due()
+            assert others["asked"] == 1
             others["asked"] = 0
 
 
