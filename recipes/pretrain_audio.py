@@ -110,7 +110,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--segments", help="AudioSet's CSV file of segments")
     parser.add_argument("--no-roll", action="store_true", help="do not roll waveforms")
     parser.add_argument("--reader", default="soundfile", help="or tensorflow-io")
-    args = command_line.parse_pretraining_arguments(parser, arguments)
+    args = command_line.parse_pretraining_arguments(parser, "audio", arguments)
     if args.layout == "audioset" and args.segments is None:
         parser.error("--layout audioset needs --segments, AudioSet's CSV file")
     return args
@@ -133,6 +133,11 @@ def main(arguments=None):
 
 def sample_recordings(args):
     """Loads the training syllables, and segments of the sample sounds."""
+    if args.sample_rate != 16000:
+        raise ValueError(
+            f"--preset {args.preset} needs --data: it is for {args.sample_rate} "
+            "samples a second, and sample recordings have 16000"
+        )
     waveforms, _, _ = load_syllables("train", num_samples=num_samples(args.seconds))
     if args.sounds:
         sounds = load_sonic_pi(args.seconds, per_sound=args.sounds)
@@ -142,11 +147,13 @@ def sample_recordings(args):
 
 def own_recordings(args):
     """Makes the input pipeline of a folder or CSV file, and reads some examples."""
-    return command_line.data_from_files(
-        args,
-        read_manifest(args),
-        functools.partial(audio_dataset, seconds=args.seconds, reader=args.reader),
+    make_dataset = functools.partial(
+        audio_dataset,
+        seconds=args.seconds,
+        sample_rate=args.sample_rate,
+        reader=args.reader,
     )
+    return command_line.data_from_files(args, read_manifest(args), make_dataset)
 
 
 def read_manifest(args):
@@ -167,7 +174,8 @@ def make_backbone(args, examples):
     return command_line.make_backbone(
         args,
         "audio",
-        front_end=kb.LogMelSpectrogram.for_data(examples, name="log_mel"),
+        examples,
+        functools.partial(kb.LogMelSpectrogram.for_data, name="log_mel"),
     )
 
 

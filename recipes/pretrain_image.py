@@ -105,7 +105,7 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--smallest-crop", type=float, help="least share of a picture that crops keep"
     )
-    return command_line.parse_pretraining_arguments(parser, arguments)
+    return command_line.parse_pretraining_arguments(parser, "image", arguments)
 
 
 def main(arguments=None):
@@ -128,6 +128,11 @@ def sample_pictures(args):
         raise ValueError(
             f"--image-size {args.image_size} needs --data: sample pictures have 28"
         )
+    if args.channels != 1:
+        raise ValueError(
+            f"--preset {args.preset} needs --data: sample pictures are gray, and it is "
+            f"for {args.channels} channels"
+        )
     images, _, _ = load_fashion("train")
     return command_line.RecipeData(images, images[:1024])
 
@@ -138,11 +143,12 @@ def own_pictures(args):
         manifest = ImageManifest.from_csv(args.data)
     else:
         manifest = ImageManifest.from_folder(args.data)
-    # A little larger, so that crops lose less detail.
-    size = args.image_size * 8 // 7
-    return command_line.data_from_files(
-        args, manifest, functools.partial(image_dataset, image_size=size)
+    make_dataset = functools.partial(
+        image_dataset,
+        image_size=command_line.read_size(args),
+        channels=args.channels,
     )
+    return command_line.data_from_files(args, manifest, make_dataset)
 
 
 def make_backbone(args, examples):
@@ -150,8 +156,9 @@ def make_backbone(args, examples):
     return command_line.make_backbone(
         args,
         "image",
-        input_dims=(args.image_size, args.image_size, examples.shape[-1]),
-        front_end=kb.PixelNormalization.for_data(examples, name="pixel_normalization"),
+        examples,
+        functools.partial(kb.PixelNormalization.for_data, name="pixel_normalization"),
+        input_dims=(args.image_size, args.image_size, args.channels),
     )
 
 

@@ -114,7 +114,7 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--no-flip", action="store_true", help="left and right are not the same"
     )
-    return command_line.parse_pretraining_arguments(parser, arguments)
+    return command_line.parse_pretraining_arguments(parser, "video", arguments)
 
 
 def main(arguments=None):
@@ -134,6 +134,11 @@ def main(arguments=None):
 
 def sample_clips(args):
     """Loads clips of the sample videos' training parts, as they are and with pans."""
+    if args.channels != 3:
+        raise ValueError(
+            f"--preset {args.preset} needs --data: sample videos are in color, and it "
+            f"is for {args.channels} channel"
+        )
     size = {"num_frames": args.num_frames, "image_size": args.image_size}
     clips = load_clips("train", sampling_rate=args.sampling_rate, **size)
     pans, _, _ = synthetic_pans("train", num_clips=600, **size)
@@ -150,10 +155,10 @@ def own_videos(args):
         manifest = VideoManifest.from_folder(args.data)
     make_dataset = functools.partial(
         video_dataset,
-        # A little larger, so that crops lose less detail.
-        image_size=args.image_size * 8 // 7,
+        image_size=command_line.read_size(args),
         num_frames=args.num_frames,
         sampling_rate=args.sampling_rate,
+        channels=args.channels,
     )
     return command_line.data_from_files(args, manifest, make_dataset)
 
@@ -163,8 +168,9 @@ def make_backbone(args, examples):
     return command_line.make_backbone(
         args,
         "video",
-        input_dims=(args.num_frames, args.image_size, args.image_size, 3),
-        front_end=kb.PixelNormalization.for_data(examples, name="pixel_normalization"),
+        examples,
+        functools.partial(kb.PixelNormalization.for_data, name="pixel_normalization"),
+        input_dims=(args.num_frames, args.image_size, args.image_size, args.channels),
     )
 
 

@@ -41,6 +41,14 @@ def save_small_encoder(folder, **settings):
     return f"--preset={folder}"
 
 
+def write_preset_config(folder, input_dims, **settings):
+    """Writes the part of a preset that flags are compared with."""
+    folder.mkdir(exist_ok=True)
+    config = {"input_dims": input_dims, **settings}
+    (folder / "config.json").write_text(json.dumps({"config": config}))
+    return f"--preset={folder}"
+
+
 def check_run(directory, inputs):
     """A run has all phases, pictures, and an encoder that takes raw input."""
     state = json.loads((directory / "state.json").read_text())
@@ -48,6 +56,11 @@ def check_run(directory, inputs):
     for picture in ("history", "code_usage", "codes", "code_patches"):
         path = directory / "results" / f"{picture}.png"
         assert path.read_bytes().startswith(b"\x89PNG")
+    check_features(directory, inputs)
+
+
+def check_features(directory, inputs):
+    """The encoder that a run saved takes raw input."""
     preset = kb.BridleBackbone.from_preset(str(directory / "preset"))
     features = keras.ops.convert_to_numpy(preset.pooled_features(inputs))
     assert np.isfinite(features).all()

@@ -103,12 +103,32 @@ def published_code_usage(codes, codebook_size):
     Reference:
         [BRIDLE, 2025](https://arxiv.org/abs/2502.02118).
     """
-    counts = _count_codes(codes, codebook_size)
+    return published_usage_of_counts(_count_codes(codes, codebook_size))
+
+
+def published_usage_of_counts(counts):
+    """Returns the same as `published_code_usage` of codes that have been counted.
+
+    Args:
+        counts: int array of shape `(levels, codebook_size)`, how often each code
+            occurs.
+
+    Returns:
+        A `PublishedCodeUsage`.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_bridle.evaluation.code_usage import published_usage_of_counts
+
+    print(published_usage_of_counts(np.array([[2, 2, 0, 0]])).entropy)  # [1.]
+    ```
+    """
     usage_rate = (counts > 0).mean(axis=1)
     entropy = np.array([_float32_entropy(level[level > 0]) for level in counts])
     with np.errstate(divide="ignore"):
         # abs: the entropy of a single code is -0.0.
-        efficiency = usage_rate / np.abs(entropy * np.log(codebook_size))
+        efficiency = usage_rate / np.abs(entropy * np.log(counts.shape[1]))
     return PublishedCodeUsage(usage_rate, entropy, efficiency)
 
 

@@ -8,6 +8,8 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from keras_bridle.evaluation.code_usage import published_usage_of_counts
+
 
 def probe_table(rows, title="Probe accuracy", digits=1):
     """Builds a table with one line per network and one column per metric.
@@ -101,7 +103,9 @@ def usage_rows(usages):
 
     Returns:
         A list of dicts, one for each name and level, with `"name"`, `"level"`
-        (from 1), `"codes"`, `"usage"` (0 to 1) and `"perplexity"`.
+        (from 1), `"codes"`, `"usage"` (0 to 1) and `"perplexity"`, and what the
+        published code reports, for comparison: `"CUR"`, the same share, `"UE"`, the
+        entropy in bits, and `"ECU"`; see `PublishedCodeUsage`.
 
     Example:
     ```python
@@ -119,10 +123,20 @@ def usage_rows(usages):
             "codes": usage.counts.shape[1],
             "usage": float(share),
             "perplexity": float(perplexity),
+            "CUR": float(rate),
+            # Not -0.0, as that of a single code comes out.
+            "UE": float(entropy) + 0.0,
+            "ECU": float(efficiency),
         }
         for name, usage in usages.items()
-        for level, (share, perplexity) in enumerate(
-            zip(usage.usage, usage.perplexity, strict=True), start=1
+        for level, (share, perplexity, rate, entropy, efficiency) in enumerate(
+            zip(
+                usage.usage,
+                usage.perplexity,
+                *published_usage_of_counts(usage.counts),
+                strict=True,
+            ),
+            start=1,
         )
     ]
 

@@ -15,6 +15,7 @@ from keras_bridle.evaluation.report import (
     usage_table,
     write_results,
 )
+from keras_bridle.pretraining.atomic_files import atomic_file
 
 
 class RunReport:
@@ -125,16 +126,13 @@ class RunReport:
             self.add_backbone(phase.name, pretraining.backbone)
 
     def _save(self):
-        self.folder.mkdir(parents=True, exist_ok=True)
         usages = {
             name: [array.tolist() for array in usage]
             for name, usage in self.usages.items()
         }
         state = {"rows": self.rows, "usages": usages}
-        # A program that is killed meanwhile leaves the old file or the new one.
-        unfinished = self._state_path.with_name("unfinished.report.json")
-        unfinished.write_text(json.dumps(state, indent=2) + "\n")
-        unfinished.replace(self._state_path)
+        with atomic_file(self._state_path) as unfinished:
+            unfinished.write_text(json.dumps(state, indent=2) + "\n")
 
     def finish(self, pretraining):
         """Writes all results and pictures, and prints the tables.

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -69,6 +70,37 @@ def atomic_file(path):
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+def full_disk_error(error):
+    """Finds what tells of a full disk: an error, or one that it came from.
+
+    Args:
+        error: optional exception.
+
+    Returns:
+        The exception, or `None`.
+
+    Example:
+    ```python
+    import errno
+    from keras_bridle.pretraining.atomic_files import full_disk_error
+
+    print(full_disk_error(OSError(errno.ENOSPC, "No space left on device")))
+    print(full_disk_error(ValueError("another one")))  # None
+    ```
+    """
+    while error is not None:
+        # HDF5 and TensorFlow tell in words only.
+        in_words = os.strerror(errno.ENOSPC) in str(error)
+        if in_words or getattr(error, "errno", None) in _FULL:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+# A quota is as good as a disk.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def _write_out(path):

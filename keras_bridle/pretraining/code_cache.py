@@ -1,6 +1,7 @@
 """A frozen tokenizer's codes, computed once and kept in a file."""
 
 import hashlib
+import zlib
 
 import numpy as np
 
@@ -11,8 +12,8 @@ from keras_bridle.pretraining.atomic_files import atomic_file
 def cached_codes(tokenize, tokenizers, inputs, batch_size, folder=None):
     """Computes the codes of all examples, or finds those of an earlier start.
 
-    The file has one or two bytes for each code, and a name that tells the tokenizer's
-    weights apart.
+    The file has one or two bytes for each code, and a name that tells inputs and the
+    tokenizer's weights apart.
 
     Args:
         tokenize: function of a batch of inputs that returns codes, -1 at padding.
@@ -29,7 +30,7 @@ def cached_codes(tokenize, tokenizers, inputs, batch_size, folder=None):
     """
     if folder is None:
         return _compute(tokenize, tokenizers, inputs, batch_size, np.empty)
-    path = folder / f"codes_{_key(tokenizers, inputs)}.npy"
+    path = folder / f"codes_{_key(tokenizers, inputs, batch_size)}.npy"
     if not path.exists():
         with atomic_file(path) as unfinished:
 
@@ -81,8 +82,15 @@ def _compute(tokenize, tokenizers, inputs, batch_size, new_array):
     return codes
 
 
-def _key(tokenizers, inputs):
-    digest = hashlib.sha256(repr((inputs.shape, str(inputs.dtype))).encode())
+def _key(tokenizers, inputs, batch_size):
+    # A sum of all bytes is fast next to computing codes, and goes through files in
+    # pieces that fit into memory.
+    total = 0
+    for start in range(0, len(inputs), batch_size):
+        batch = np.ascontiguousarray(inputs[start : start + batch_size])
+        total = zlib.crc32(batch.tobytes(), total)
+    about = (inputs.shape, str(inputs.dtype), total)
+    digest = hashlib.sha256(repr(about).encode())
     for tokenizer in tokenizers:
         for weight in tokenizer.get_weights():
             digest.update(np.asarray(weight).tobytes())

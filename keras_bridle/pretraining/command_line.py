@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +22,11 @@ from keras_bridle.distribution import (
     own_directory,
     process_shard,
 )
+from keras_bridle.evaluation.file_inputs import MODALITIES_BY_RANK
 from keras_bridle.evaluation.run_report import RunReport
 from keras_bridle.models.bridle_backbone import BridleBackbone
-from keras_bridle.models.presets import decoder_size
-from keras_bridle.pretraining.atomic_files import SaveError
+from keras_bridle.models.presets import decoder_size, preset_folder
+from keras_bridle.pretraining.atomic_files import SaveError, full_disk_error
 from keras_bridle.pretraining.interleaved import InterleavedPretraining
 from keras_bridle.pretraining.nonfinite_steps import NonFiniteLoss
 
@@ -136,8 +138,9 @@ def pretraining_parser(description, sample_settings, own_data_settings):
     add(
         "--cache-codes",
         action="store_true",
-        help="compute codes once for each phase; for the sample data, with "
-        "--no-augmentation",
+        help="compute codes once for each phase: for the sample data with "
+        "--no-augmentation, not for --data, whose files are read at another place in "
+        "each epoch, nor for video, where codes depend on the mask",
     )
     add("--profile", action="store_true", help="record some steps of each phase")
     add(
@@ -173,16 +176,20 @@ class RecipeParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help explains the flags)\n")
 
 
-def parse_pretraining_arguments(parser, arguments=None):
+def parse_pretraining_arguments(parser, modality, arguments=None):
     """Parses a recipe's flags and fills in the settings for the data at hand.
+
+    Sizes of the input that no flag gives come from the encoder in `--preset`, if that
+    is a folder.
 
     Args:
         parser: what `pretraining_parser()` made.
+        modality: string, `"audio"`, `"image"` or `"video"`.
         arguments: optional list of strings; the command line's by default.
 
     Returns:
         An `argparse.Namespace`, with the function `fail` that ends the program with a
-        message.
+        message, and what the encoder expects of `channels` or `sample_rate`.
     """
     args = parser.parse_args(arguments)
     args.fail = parser.error
@@ -190,12 +197,54 @@ def parse_pretraining_arguments(parser, arguments=None):
     del args.settings
     if args.patch_size and args.preset and Path(args.preset).exists():
         args.fail(f"--patch-size is that of the encoder in --preset {args.preset}")
+    args.channels, args.sample_rate = 3, 16000
+    if args.preset and Path(args.preset).exists():
+        try:
+            _fit_sizes(args, modality, _encoder_config(args.preset))
+        except (OSError, ValueError) as error:
+            args.fail(error)
+    elif args.data is None and modality == "image":
+        args.channels = 1
     fill_in(args, sample_settings if args.data is None else own_data_settings)
     return args
 
 
+def _encoder_config(preset):
+    """Reads the arguments of the encoder in a preset's folder or that of a run."""
+    path = Path(preset_folder(preset), "config.json")
+    if not path.exists():
+        raise ValueError(f"--preset {preset} is no folder of a preset or a run")
+    config = json.loads(path.read_text())["config"]
+    # That of a classifier holds that of its encoder.
+    return config.get("backbone", {"config": config})["config"]
+
+
+def _fit_sizes(args, modality, config):
+    dims = config["input_dims"]
+    found = MODALITIES_BY_RANK.get(len(dims))
+    if found != modality:
+        raise ValueError(
+            f"--preset {args.preset} is an encoder for {found or 'other inputs'}, and "
+            f"this recipe for {modality}"
+        )
+    sizes = {}
+    if modality == "audio":
+        front_end = (config.get("front_end") or {}).get("config", {})
+        args.sample_rate = front_end.get("sample_rate", args.sample_rate)
+        if dims[0] is not None:
+            sizes["seconds"] = dims[0] / args.sample_rate
+    else:
+        args.channels = dims[-1]
+        sizes["image_size"] = dims[-2]
+    if modality == "video":
+        sizes["num_frames"] = dims[0]
+    for name, size in sizes.items():
+        if getattr(args, name) is None:
+            setattr(args, name, size)
+
+
 def fill_in(args, settings):
-    """Fills in flags that are not given, then checks the paths.
+    """Fills in flags that are not given, then checks the paths and the batch size.
 
     Args:
         args: `argparse.Namespace` with the function `fail`.
@@ -204,6 +253,9 @@ def fill_in(args, settings):
     for name, value in settings.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    batch_size = getattr(args, "batch_size", None)
+    if batch_size is not None and batch_size < 1:
+        args.fail(f"--batch-size must be at least 1, not {batch_size}")
     if Path(args.directory, "settings.json").exists() and not args.resume:
         args.fail(
             f"--directory {args.directory} holds a run already: pass --resume to go on "
@@ -266,28 +318,68 @@ class Setup:
             raise SystemExit(str(lost)) from error
         if isinstance(error, (SaveError, NonFiniteLoss)):
             raise SystemExit(str(error)) from error
+        full = full_disk_error(error) if isinstance(error, Exception) else None
+        if full is not None:
+            raise SystemExit(
+                f"The disk is full: {' '.join(str(full).split())}. What was saved "
+                "before is unharmed: make room, and go on with --resume"
+            ) from error
         if not self.is_over and isinstance(error, (ValueError, OSError, ImportError)):
             self.args.fail(error)
 
 
-def make_backbone(args, modality, **kwargs):
+def make_backbone(args, modality, examples, make_front_end, **kwargs):
     """Builds the encoder that `--preset` names, or loads it from a folder.
 
     Args:
         args: what `parse_pretraining_arguments()` returned.
         modality: string, the middle of a preset's name, such as `"audio"`.
+        examples: array of some raw inputs.
+        make_front_end: function of them that makes the front end of a new encoder, such
+            as `LogMelSpectrogram.for_data`.
         **kwargs: arguments of `BridleBackbone` that replace those of a named preset.
 
     Returns:
         A `BridleBackbone`.
+
+    Raises:
+        ValueError: if the examples are too much alike to normalize others by them.
     """
     if Path(args.preset).exists():
         return BridleBackbone.from_preset(args.preset)
     if args.patch_size is not None:
         kwargs["patch_size"] = tuple(args.patch_size)
+    if _is_constant(examples):
+        raise ValueError(
+            f"--data {args.data} has nothing to learn from: the {len(examples)} files "
+            "that were drawn to look at are silent, or a channel has one value"
+        )
     return BridleBackbone.from_preset(
-        f"bridle_{modality}_{args.preset}", load_weights=False, **kwargs
+        f"bridle_{modality}_{args.preset}",
+        load_weights=False,
+        front_end=make_front_end(examples),
+        **kwargs,
     )
+
+
+def _is_constant(examples):
+    """Whether no waveform changes, or a channel of pictures has one value."""
+    if examples.ndim == 2:
+        return bool((examples == examples[:, :1]).all())
+    pixels = examples.reshape(-1, examples.shape[-1])
+    return bool((pixels == pixels[0]).all(axis=0).any())
+
+
+def read_size(args):
+    """Tells how large pictures are read: a little larger if crops follow.
+
+    Args:
+        args: what `parse_pretraining_arguments()` returned.
+
+    Returns:
+        int, their side in pixels. Crops lose less detail so.
+    """
+    return args.image_size if args.no_augmentation else args.image_size * 8 // 7
 
 
 def data_from_files(args, manifest, make_dataset):
@@ -327,7 +419,9 @@ def data_from_files(args, manifest, make_dataset):
 
     errors = import_tensorflow().errors
     try:
-        examples = np.concatenate([batch.numpy() for batch in batches(0).take(4)])
+        # Shuffled: the first files in order may be of one class.
+        first = batches(0, shuffle=True).take(4)
+        examples = np.concatenate([batch.numpy() for batch in first])
     except errors.OpError as error:
         raise ValueError(error.message) from error
 
@@ -395,7 +489,9 @@ def pretrain(setup, backbone, data, probe=None, **kwargs):
     report.finish(pretraining)
     if data.read_report is not None:
         list_skipped(data.read_report, args.directory, console)
-    console.print(f"Everything is in {args.directory}, pictures in {report.folder}")
+    console.print(
+        f"Everything is in {args.directory}, pictures in {report.folder}", markup=False
+    )
     return pretraining
 
 
@@ -432,7 +528,9 @@ def list_skipped(read_report, directory, console):
         path = read_report.write(directory)
         console.print(
             f"{len(read_report.skipped)} files could not be read, "
-            f"{len(read_report.incomplete)} only in part: {path}"
+            f"{len(read_report.incomplete)} only in part: {path}",
+            # Brackets in a folder's name are no style.
+            markup=False,
         )
 
 

@@ -1,6 +1,8 @@
 """Pictures of codes from a real tokenizer, and the report that draws them."""
 
+import errno
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -16,6 +18,7 @@ from keras_bridle import (
     TubeMask,
 )
 from keras_bridle.evaluation import RunReport, draw_codes
+from keras_bridle.pretraining import SaveError
 
 SIZE = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32}
 FIT = {
@@ -123,3 +126,18 @@ def test_report_goes_on_where_it_stopped(tmp_path):
     anew = report(resume=False)
     anew.on_start(pretraining)
     assert len(asked) == 5
+
+
+def test_report_on_a_full_disk(tmp_path, monkeypatch):
+    report = RunReport(tmp_path, np.zeros((1, 8, 8, 1)))
+    report.add_row("pixels", {"score": 0.5})
+    before = (tmp_path / "results" / "report.json").read_bytes()
+
+    def fail(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(SaveError, match=r"report\.json.*No space left on device"):
+        report.add_row("encoder", {"score": 0.7})
+    (file,) = (tmp_path / "results").iterdir()
+    assert file.read_bytes() == before

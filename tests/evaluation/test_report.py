@@ -10,6 +10,7 @@ from rich.console import Console
 from keras_bridle.evaluation import (
     code_usage,
     probe_table,
+    published_code_usage,
     usage_rows,
     usage_table,
     write_results,
@@ -127,11 +128,28 @@ def test_usage_rows(usages, tmp_path):
         "codes": 8,
         "usage": 0.125,
         "perplexity": 1.0,
+        "CUR": 0.125,
+        "UE": 0.0,
+        "ECU": np.inf,
     }
     path = write_results(tmp_path / "usage.md", rows, percent=False)
-    assert "| tokenizer 1 | 1 | 8 | 0.125 | 1.000 |" in path.read_text("utf-8")
+    assert (
+        "| tokenizer 1 | 1 | 8 | 0.125 | 1.000 | 0.125 | 0.000 | inf |"
+        in path.read_text("utf-8")
+    )
     json_path = write_results(tmp_path / "usage.json", rows)
     assert json.loads(json_path.read_text("utf-8")) == rows
+
+
+def test_usage_rows_have_what_was_published(tmp_path):
+    codes = np.random.default_rng(0).integers(0, 12, (500, 2))
+    path = tmp_path / "usage.csv"
+    write_results(path, usage_rows({"cold start": code_usage(codes, 16)}))
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    published = published_code_usage(codes, 16)
+    for name, values in zip(("CUR", "UE", "ECU"), published, strict=True):
+        assert [float(row[name]) for row in rows] == values.tolist()
 
 
 def test_refusals(tmp_path):

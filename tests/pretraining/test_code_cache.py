@@ -139,7 +139,12 @@ def test_files(tmp_path, size, dtype):
     assert len(asked) == 3
     cached_codes(tokenize, [other], inputs, 4, tmp_path)
     assert len(asked) == 6
-    assert len(list(tmp_path.iterdir())) == 2
+    # So have other inputs, also if a single number differs.
+    inputs[7, 1] = 25
+    changed = cached_codes(tokenize, [tokenizer], inputs, 4, tmp_path)
+    assert len(asked) == 9
+    assert changed[7, 1, 0] == 25 % size
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_an_interrupted_file_is_made_anew(tmp_path):

@@ -10,7 +10,7 @@ from keras_bridle.pretraining import command_line
 def arguments(tmp_path, *flags):
     settings = {"batch_size": 8, "directory": str(tmp_path / "run")}
     parser = command_line.pretraining_parser("A recipe.", settings, settings)
-    return command_line.parse_pretraining_arguments(parser, flags)
+    return command_line.parse_pretraining_arguments(parser, "audio", flags)
 
 
 def test_flag_has_an_optional_number(tmp_path):

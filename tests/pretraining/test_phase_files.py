@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_bridle.pretraining.atomic_files import SaveError
 from keras_bridle.pretraining.phase_files import NoFiles, open_run
 
 PHASE = SimpleNamespace(name="0_cold_start")
@@ -44,6 +45,22 @@ def test_a_phase_is_read_as_it_was_written(tmp_path):
         assert files.is_done()
         assert files.load({"backbone": loaded}) == {"loss": [2.5, 1.0]}
     np.testing.assert_array_equal(loaded.get_weights()[0], saved.get_weights()[0])
+
+
+def test_a_disk_that_is_full_at_the_end_of_a_phase(tmp_path, monkeypatch):
+    def fail(path, *args, **kwargs):
+        path.write_bytes(b"half")
+        # As HDF5 tells it.
+        raise RuntimeError("Can't write data (error message = 'No space left')")
+
+    model = layer(1.0)
+    monkeypatch.setattr(model, "save_weights", fail)
+    with open_run(tmp_path / "run", settings, OPTIONS) as files_of:
+        files = files_of(PHASE)
+        with pytest.raises(SaveError, match=r"backbone\.weights\.h5.*No space left"):
+            files.save({"backbone": model}, {"loss": [1.0]})
+        assert not files.is_done()
+    assert not list(files.folder.iterdir())
 
 
 def test_a_phase_goes_on_from_its_state(tmp_path):

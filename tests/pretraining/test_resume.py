@@ -53,9 +53,10 @@ def stop():
     raise Stop
 
 
-def train(directory, inputs=INPUTS, **kwargs):
+def train(directory, inputs=INPUTS, policy="float32", **kwargs):
     """As in a fresh process: the same start every time."""
     keras.utils.clear_session(free_memory=False)
+    keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(7)
     pretraining = InterleavedPretraining(
         backbone(),
@@ -87,9 +88,9 @@ def unbroken(tmp_path_factory):
     return found
 
 
-def position(directory):
+def position(directory, phase=PHASE):
     """What the newest checkpoint says."""
-    with np.load(directory / "phases" / PHASE / "checkpoint.npz") as file:
+    with np.load(directory / "phases" / phase / "checkpoint.npz") as file:
         header = json.loads(str(file["header"]))
     return header["epoch"], header["step"]
 
@@ -154,6 +155,71 @@ def test_ended_in_every_way(unbroken, tmp_path, monkeypatch):
     for reason in ("Stop", "Preempted", "SaveError"):
         assert f"Stopped by {reason}" in log
     assert log.splitlines()[-1].endswith("All phases are done")
+
+
+class LossScales(keras.callbacks.Callback):
+    """Notes the scale of the loss after each batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        scale = self.model.optimizer.dynamic_scale
+        self.found.append(float(keras.ops.convert_to_numpy(scale)))
+
+
+def stopped_and_unbroken(tmp_path, batches, **kwargs):
+    """Trains with a stop after so many batches and without one."""
+    expected = train(tmp_path / "unbroken", **kwargs)
+    directory, actions = tmp_path / "stopped", [AtBatch(batches, stop)]
+    with pytest.raises(Stop):
+        train(directory, **{**kwargs, "callbacks": actions}, checkpoint_every_steps=1)
+    return expected, train(directory, **kwargs)
+
+
+def assert_same_end(found, expected):
+    assert found.history == expected.history
+    assert_same_bits(result(found).weights, result(expected).weights)
+
+
+def test_joint_phase(tmp_path):
+    settings = {"rounds": 1, "joint": True, "tokenizer_every": 2}
+    settings |= {"cold_start_epochs": 1, "encoder_epochs": 2}
+    # The fifth of its six batches, the last but one of which is saved.
+    expected, found = stopped_and_unbroken(tmp_path, 3 + 5, **settings)
+    assert list(found.history) == [PHASE, "1_joint"]
+    assert_same_end(found, expected)
+    assert_same_bits(weights_of(found.estimator), weights_of(expected.estimator))
+    log = (tmp_path / "stopped" / "log.txt").read_text()
+    assert "1_joint goes on after 1 epochs and 1 steps" in log
+
+
+def test_half_precision(tmp_path, monkeypatch):
+    scaling = keras.optimizers.LossScaleOptimizer
+    make = scaling.__init__
+
+    def soon(self, *args, **kwargs):
+        make(self, *args, **{**kwargs, "dynamic_growth_steps": 2})
+
+    monkeypatch.setattr(scaling, "__init__", soon)
+    scales = LossScales()
+    settings = {"policy": "mixed_float16", "callbacks": [scales]}
+    expected, found = stopped_and_unbroken(tmp_path, 5, **settings)
+    unbroken, rest = scales.found[:9], scales.found[9:]
+    assert len(set(unbroken)) > 1
+    # The scale goes on from where it was, not from its start.
+    assert rest == unbroken[4:]
+    assert_same_end(found, expected)
+
+
+def test_skipped_steps(tmp_path):
+    inputs = np.copy(INPUTS)
+    inputs[3] = np.nan
+    settings = {"inputs": inputs, "adapt_batches": 0, "max_nonfinite_steps": 1}
+    expected, found = stopped_and_unbroken(tmp_path, 5, **settings)
+    assert sum(found.history[PHASE]["skipped_steps"]) >= 1
+    assert_same_end(found, expected)
 
 
 class Shuffled(keras.utils.PyDataset):

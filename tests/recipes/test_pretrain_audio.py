@@ -1,21 +1,32 @@
 """The audio recipe, really run, on few recordings."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import h5py
 import keras
 import numpy as np
 import pytest
 import soundfile
 from recipe_runs import (
+    RECIPES,
     SHORT,
+    check_features,
     check_resume,
     check_run,
     check_table,
     fails_in_one_line,
     load_recipe,
     save_small_encoder,
+    write_preset_config,
 )
 
 import keras_bridle as kb
 from keras_bridle.data import load_sonic_pi, load_syllables
+from keras_bridle.pretraining import command_line
 
 SHORT = [*SHORT, "--seconds=0.3"]
 
@@ -38,18 +49,20 @@ def recordings(tmp_path_factory):
 def test_own_recordings_chain_all_phases_and_resume(recipe, recordings, tmp_path):
     directory = tmp_path / "run"
     arguments = [*SHORT, "--data", str(recordings), "--directory", str(directory)]
-    arguments.append(
-        save_small_encoder(
-            tmp_path / "small",
-            patch_size=(8, 32),
-            input_dims=(None,),
-            front_end=kb.LogMelSpectrogram(),
-        )
-    )
+    arguments.append(small_sound_encoder(tmp_path / "small"))
     recipe.main(arguments)
     check_run(directory, np.ones((1, 8000), "float32"))
     assert "broken.wav" in (directory / "skipped_files.csv").read_text()
     check_resume(recipe, arguments, directory)
+
+
+def test_sounds_are_read_as_the_preset_expects(recipe, recordings, tmp_path, capsys):
+    front_end = {"class_name": "any", "config": {"sample_rate": 8000}}
+    preset = write_preset_config(tmp_path, (None,), front_end=front_end)
+    args = recipe.parse_arguments([*SHORT, preset, "--data", str(recordings)])
+    assert recipe.own_recordings(args).examples.shape == (16, 2400)
+    arguments = [*SHORT, preset, "--directory=never"]
+    fails_in_one_line(recipe, arguments, "it is for 8000 samples a second", capsys)
 
 
 def test_sample_run_ends_with_a_table_of_probes(recipe, tmp_path, monkeypatch, capsys):
@@ -80,6 +93,109 @@ def test_sample_run_ends_with_a_table_of_probes(recipe, tmp_path, monkeypatch, c
 
     monkeypatch.setattr(recipe, "linear_probe", never)
     check_resume(recipe, arguments, tmp_path / "run")
+
+
+def small_sound_encoder(folder):
+    return save_small_encoder(
+        folder,
+        patch_size=(8, 32),
+        input_dims=(None,),
+        front_end=kb.LogMelSpectrogram(),
+    )
+
+
+def test_every_flag_of_long_runs(recipe, tmp_path, monkeypatch):
+    """One recording is no number, in the last step of each epoch."""
+    good = load_syllables("train", num_samples=4800)[0][:18]
+    bad = np.copy(good)
+    bad[np.random.default_rng([0, 0]).permutation(18)[-1]] = np.nan
+    data = command_line.RecipeData(bad, good)
+    monkeypatch.setattr(recipe, "sample_recordings", lambda args: data)
+    monkeypatch.setattr(recipe, "syllable_probes", lambda *args: None)
+    directory = tmp_path / "run"
+    flags = "--profile --joint --max-nonfinite-steps=1 --checkpoint-every-steps=5"
+    flags += " --ema-momentum=0.5 --dtype-policy=mixed_bfloat16 --batch-size=1"
+    arguments = [*SHORT, *flags.split(), "--directory", str(directory)]
+    recipe.main([*arguments, small_sound_encoder(tmp_path / "small")])
+
+    settings = json.loads((directory / "settings.json").read_text())["settings"]
+    assert settings["ema_momentum"] == 0.5
+    assert settings["dtype_policy"] == "mixed_bfloat16"
+    state = json.loads((directory / "state.json").read_text())
+    assert state["phases_done"] == ["0_cold_start", "1_joint"]
+    for phase in state["phases_done"]:
+        folder = directory / "phases" / phase
+        assert any(path.stat().st_size for path in (folder / "profile").rglob("*.*"))
+        (file,) = (folder / "nonfinite").iterdir()
+        assert file.name == "epoch_0_step_17.npz"
+        with np.load(file) as batch:
+            assert np.isnan(batch["inputs"]).all()
+        history = json.loads((folder / "history.json").read_text())
+        assert history["skipped_steps"] == [1.0]
+        assert np.isfinite(history["loss"]).all()
+    check_features(directory, np.ones((1, 8000), "float32"))
+
+
+KILLED = """
+import os, signal, sys
+import keras
+from recipe_runs import load_recipe
+from keras_bridle import InterleavedPretraining
+
+class Kill(keras.callbacks.Callback):
+    batches = 0
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches += 1
+        if self.batches == 11:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+fit = InterleavedPretraining.fit
+def fit_and_kill(self, *args, **kwargs):
+    return fit(self, *args, callbacks=[Kill()], **kwargs)
+
+InterleavedPretraining.fit = fit_and_kill
+load_recipe("pretrain_audio").main(sys.argv[1:])
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_end(recipe, recordings, tmp_path):
+    arguments = [*SHORT, "--data", str(recordings), "--batch-size=4"]
+    arguments += ["--checkpoint-every-steps=1", small_sound_encoder(tmp_path / "small")]
+    recipe.main([*arguments, "--directory", str(tmp_path / "unbroken")])
+    arguments += ["--directory", str(tmp_path / "killed")]
+    paths = os.pathsep.join([str(RECIPES.parent / "tests"), *filter(None, sys.path)])
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *arguments],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    phase = tmp_path / "killed" / "phases" / "2_encoder"
+    assert (phase / "checkpoint.npz").exists()
+    recipe.main([*arguments, "--resume"])
+    assert "2_encoder goes on after" in (tmp_path / "killed" / "log.txt").read_text()
+    for name in ("backbone", "decoder", "tokenizer"):
+        path = f"phases/2_encoder/{name}.weights.h5"
+        found, expected = (
+            weights_in(tmp_path / run / path) for run in ("killed", "unbroken")
+        )
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            np.testing.assert_array_equal(found[key], value, err_msg=key)
+
+
+def weights_in(path):
+    """All arrays of an HDF5 file, by name."""
+    found = {}
+    with h5py.File(path) as file:
+
+        def add(name, item):
+            if isinstance(item, h5py.Dataset):
+                found[name] = item[()]
+
+        file.visititems(add)
+    assert found
+    return found
 
 
 @pytest.mark.parametrize(

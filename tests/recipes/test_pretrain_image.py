@@ -11,10 +11,13 @@ from recipe_runs import (
     fails_in_one_line,
     load_recipe,
     save_small_encoder,
+    write_preset_config,
 )
 
 import keras_bridle as kb
 from keras_bridle.data import load_fashion
+from keras_bridle.pretraining import interleaved
+from keras_bridle.pretraining.code_cache import cached_codes
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def pictures(tmp_path_factory):
 def test_own_pictures_chain_all_phases_and_resume(recipe, pictures, tmp_path):
     directory = tmp_path / "run"
     arguments = [*SHORT, "--data", str(pictures), "--directory", str(directory)]
-    arguments += ["--image-size=16", "--mask=block"]
+    arguments += ["--mask=block"]
     arguments.append(
         save_small_encoder(
             tmp_path / "small",
@@ -50,6 +53,25 @@ def test_own_pictures_chain_all_phases_and_resume(recipe, pictures, tmp_path):
     check_run(directory, np.full((1, 24, 16, 3), 9, "uint8"))
     assert "broken.png" in (directory / "skipped_files.csv").read_text()
     check_resume(recipe, arguments, directory)
+
+
+@pytest.mark.parametrize(
+    ("flags", "size"), [([], 32), (["--no-augmentation"], 28)], ids=["crops", "none"]
+)
+def test_pictures_are_read_larger_for_crops(recipe, pictures, flags, size):
+    arguments = [*SHORT, "--data", str(pictures), "--image-size=28", *flags]
+    examples = recipe.own_pictures(recipe.parse_arguments(arguments)).examples
+    assert examples.shape == (16, size, size, 3)
+
+
+def test_pictures_are_read_as_the_preset_expects(recipe, pictures, tmp_path, capsys):
+    preset = write_preset_config(tmp_path, (28, 28, 1))
+    arguments = [*SHORT, preset, "--data", str(pictures)]
+    examples = recipe.own_pictures(recipe.parse_arguments(arguments)).examples
+    assert examples.shape == (16, 32, 32, 1)
+    preset = write_preset_config(tmp_path, (28, 28, 3))
+    arguments = [*SHORT, preset, "--directory=never"]
+    fails_in_one_line(recipe, arguments, "sample pictures are gray", capsys)
 
 
 def test_sample_run_ends_with_a_table_of_probes(recipe, tmp_path, monkeypatch, capsys):
@@ -72,6 +94,34 @@ def test_sample_run_ends_with_a_table_of_probes(recipe, tmp_path, monkeypatch, c
     assert np.mean(rows[0]["linear 20"]) > 0.5
     shown = capsys.readouterr().out
     assert "pixels" in shown and "Code usage" in shown
+
+
+def test_codes_computed_once(recipe, pictures, tmp_path, monkeypatch, capsys):
+    found = []
+
+    def compute(*args):
+        found.append(cached_codes(*args))
+        return found[-1]
+
+    monkeypatch.setattr(interleaved, "cached_codes", compute)
+    images, labels, names = load_fashion("train")
+    few = images[:40], labels[:40], names
+    monkeypatch.setattr(recipe, "load_fashion", lambda split: few)
+    monkeypatch.setattr(recipe, "clothes_probes", lambda: None)
+    size = {"patch_size": 7, "input_dims": (28, 28, 1)}
+    front_end = kb.PixelNormalization()
+    small = save_small_encoder(tmp_path / "small", front_end=front_end, **size)
+    directory = tmp_path / "run"
+    arguments = [*SHORT, small, "--cache-codes", "--directory", str(directory)]
+    fails_in_one_line(recipe, arguments, "augmentation", capsys)
+    arguments.append("--no-augmentation")
+    of_files = [*arguments, "--data", str(pictures)]
+    fails_in_one_line(recipe, of_files, "files are read at another place", capsys)
+    assert not directory.exists()
+    recipe.main(arguments)
+    check_run(directory, images[:1])
+    # Those of the cold start, and of the tokenizer and the cold start.
+    assert [codes.shape for codes in found] == [(40, 16, 2), (40, 16, 4)]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import recipe_runs
 from recipe_runs import (
     SHORT,
     check_resume,
@@ -10,6 +11,7 @@ from recipe_runs import (
     fails_in_one_line,
     load_recipe,
     save_small_encoder,
+    write_preset_config,
 )
 
 import keras_bridle as kb
@@ -49,6 +51,24 @@ def test_own_videos_chain_all_phases_and_resume(recipe, videos, tmp_path):
     check_run(directory, np.full((1, 6, 16, 24, 3), 9, "uint8"))
     assert "broken.mp4" in (directory / "skipped_files.csv").read_text()
     check_resume(recipe, arguments, directory)
+
+
+@pytest.mark.parametrize(
+    ("flags", "size"), [([], 18), (["--no-augmentation"], 16)], ids=["crops", "none"]
+)
+def test_clips_are_read_larger_for_crops(recipe, videos, flags, size):
+    arguments = [*SHORT, "--data", str(videos), "--batch-size=2", *flags]
+    examples = recipe.own_videos(recipe.parse_arguments(arguments)).examples
+    assert examples.shape == (2, 4, size, size, 3)
+
+
+def test_clips_are_read_as_the_preset_expects(recipe, videos, tmp_path, capsys):
+    preset = write_preset_config(tmp_path, (6, 28, 28, 1))
+    arguments = [*recipe_runs.SHORT, preset, "--batch-size=2"]
+    args = recipe.parse_arguments([*arguments, "--data", str(videos)])
+    assert recipe.own_videos(args).examples.shape == (2, 6, 32, 32, 1)
+    arguments.append("--directory=never")
+    fails_in_one_line(recipe, arguments, "sample videos are in color", capsys)
 
 
 def test_sample_run_ends_with_a_table_of_probes(recipe, tmp_path, monkeypatch, capsys):
