@@ -48,10 +48,10 @@ from keras_bridle.pretraining.device import keep_freed_memory
 SAMPLE_SETTINGS = {
     "preset": "tiny",
     "rounds": 1,
-    "cold_start_epochs": 34,
+    "cold_start_epochs": 28,
     "keep_cold_start_codes": True,
     "tokenizer_epochs": 4,
-    "encoder_epochs": 20,
+    "encoder_epochs": 16,
     "batch_size": 32,
     "encoder_learning_rate": 1e-3,
     "tokenizer_learning_rate": 2e-4,
