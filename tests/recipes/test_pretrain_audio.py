@@ -158,6 +158,7 @@ load_recipe("pretrain_audio").main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_end(recipe, recordings, tmp_path):
     arguments = [*SHORT, "--data", str(recordings), "--batch-size=4"]
     arguments += ["--checkpoint-every-steps=1", small_sound_encoder(tmp_path / "small")]
