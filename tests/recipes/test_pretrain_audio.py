@@ -104,6 +104,7 @@ def small_sound_encoder(folder):
     )
 
 
+@pytest.mark.slow
 def test_every_flag_of_long_runs(recipe, tmp_path, monkeypatch):
     """One recording is no number, in the last step of each epoch."""
     good = load_syllables("train", num_samples=4800)[0][:18]
