@@ -8,10 +8,11 @@ Every way of BRIDLE trains the encoder for as many steps, with the same examples
 encoder, decoder, mask and augmentation; only what its name says differs. What has no
 tokenizer to train, masked regression and the cold start alone, trains the encoder in
 its epochs, too, and supervised training has as many steps. Each of the seeds draws
-weights, masks and order anew. Results go to one JSON file a run, and a run that is
-there is not repeated, so that a stopped comparison goes on. `--jobs 2` runs two at a
-time, each with one thread. A table is meant to take less than an hour on two cores,
-which has not been measured. `--ways` runs others than those of a table.
+weights, masks and order anew. Ways that begin with the same cold start share it, which
+changes nothing but their minutes. Results go to one JSON file a run, and a run that is
+there is not repeated, so that a stopped comparison goes on. `--jobs 2` runs two ways at
+a time, each with one thread. `--ways` runs others than those of a table, and
+`--development` takes other data than the samples (see `development_sets.py`).
 
 Ways: the untrained encoder; supervised from scratch, the whole network trained with the
 labels that the probes have, for as many steps; BRIDLE with 1, 2, 4 and 8 levels,
@@ -36,6 +37,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+from cold_starts import InterleavedFromKeptColdStart
+from development_sets import other_clothes, other_pans, other_speaker
 from masked_regression import MaskedRegression
 
 import keras_bridle as kb
@@ -44,27 +47,29 @@ from keras_bridle.evaluation import extract_features, linear_probe
 from keras_bridle.fine_tuning import ArrayExamples, FineTuner, draw_few, fine_tune
 from keras_bridle.models.presets import decoder_size
 from keras_bridle.pretraining import adamw, warmup_cosine
+from keras_bridle.pretraining.device import keep_freed_memory
 
 DECODER = {"hidden_dim": 96, "num_layers": 1, "num_heads": 3, "mlp_dim": 384}
 
 
 # A decade apart: what lies between the best two is met by their mean.
-probe_linearly = functools.partial(
-    linear_probe, regularizations=(1e-3, 1e-2, 1e-1, 1.0)
-)
+probe_linearly = functools.partial(linear_probe, regularizations=(1e-2, 1e-1, 1.0))
 
 
 class Syllables:
     """Mandarin syllables; probed for their initials, in order of time."""
 
     classifier_class = kb.BridleAudioClassifier
-    epochs = {"cold_start": 24, "tokenizer": 4, "encoder": 12}
-    batch_size = 32
+    epochs = {"cold_start": 14, "tokenizer": 2, "encoder": 8}
+    batch_size = 8
     centered = False
 
-    def __init__(self):
-        self.train = load_syllables("train", "initial", 5760)[:2]
-        self.test = load_syllables("test", "initial", 5760)[:2]
+    def __init__(self, development=None):
+        if development is None:
+            self.train = load_syllables("train", "initial", 5760)[:2]
+            self.test = load_syllables("test", "initial", 5760)[:2]
+        else:
+            self.train, self.test = other_speaker(development, 5760)
         self.inputs = self.train[0]
 
     def backbone(self):
@@ -101,13 +106,15 @@ class Clothes:
     """Fashion-MNIST; probed with few labels of each class."""
 
     classifier_class = kb.BridleImageClassifier
-    epochs = {"cold_start": 8, "tokenizer": 2, "encoder": 4}
+    epochs = {"cold_start": 5, "tokenizer": 2, "encoder": 4}
     batch_size = 32
     centered = True
 
-    def __init__(self):
-        self.train = load_fashion("train")[:2]
-        self.test = load_fashion("test")[:2]
+    def __init__(self, development=None):
+        if development is None:
+            self.train, self.test = load_fashion("train")[:2], load_fashion("test")[:2]
+        else:
+            self.train, self.test = other_clothes(development, 8000)
         self.inputs = self.train[0]
 
     def backbone(self):
@@ -150,12 +157,14 @@ class Pans:
 
     classifier_class = kb.BridleVideoClassifier
     epochs = {"cold_start": 5, "tokenizer": 2, "encoder": 4}
-    batch_size = 16
+    batch_size = 4
     centered = True
 
-    def __init__(self):
-        self.train = synthetic_pans("train", 1000)[:2]
-        self.test = synthetic_pans("test", 400)[:2]
+    def __init__(self, development=None):
+        pans = synthetic_pans
+        if development is not None:
+            pans = functools.partial(other_pans, development)
+        self.train, self.test = pans("train", 800)[:2], pans("test", 400)[:2]
         self.inputs = self.train[0]
 
     def backbone(self):
@@ -208,6 +217,7 @@ def rq(
             encoder_learning_rate=1e-3,
             tokenizer_learning_rate=2e-4,
             adapt_batches=adapt_batches,
+            cache_codes=data.augmentation(seed) is None,
             verbose=0,
         )
         last = list(pretraining.history.values())[-1]
@@ -228,7 +238,7 @@ def interleaved(
     keep=True,
 ):
     """The networks and settings of one way to pretrain by BRIDLE."""
-    return kb.InterleavedPretraining(
+    return InterleavedFromKeptColdStart(
         backbone,
         levels,
         codes,
@@ -240,6 +250,7 @@ def interleaved(
         cold_start_centered=data.centered if centered is None else centered,
         keep_cold_start_codes=keep,
         seed=seed,
+        cold_starts=data.cold_starts,
     )
 
 
@@ -254,6 +265,7 @@ def cold_start_alone(data, backbone, seed):
         batch_size=data.batch_size,
         encoder_learning_rate=1e-3,
         adapt_batches=25,
+        cache_codes=data.augmentation(seed) is None,
         verbose=0,
     )
     return {}
@@ -358,6 +370,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--directory", default="runs/quality")
+    parser.add_argument("--development", metavar="FOLDER", help="of other data")
     args = parser.parse_args()
     args.ways = args.ways or TABLES[args.table]
     paths = {
@@ -365,17 +378,25 @@ def main():
         for seed in args.seeds
         for way in args.ways
     }
-    missing = [place for place, path in paths.items() if not path.exists()]
+    missing = {
+        way: [seed for seed in args.seeds if not paths[way, seed].exists()]
+        for way in args.ways
+    }
+    missing = {way: seeds for way, seeds in missing.items() if seeds}
     if args.jobs > 1:
         run_side_by_side(args, missing)
     elif missing:
-        data = DATA[args.modality]()
-        for way, seed in missing:
-            result = run(data, WAYS[way], seed)
-            path = paths[way, seed]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(result) + "\n")
-            print(way, seed, result, flush=True)
+        keep_freed_memory()
+        data = DATA[args.modality](args.development)
+        kind = "other_cold_starts" if args.development else "cold_starts"
+        data.cold_starts = Path(args.directory, kind)
+        for way, seeds in missing.items():
+            for seed in seeds:
+                result = run(data, WAYS[way], seed)
+                path = paths[way, seed]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(result) + "\n")
+                print(way, seed, result, flush=True)
     found = {
         way: [json.loads(paths[way, seed].read_text()) for seed in args.seeds]
         for way in args.ways
@@ -385,30 +406,36 @@ def main():
 
 def result_path(args, way, seed):
     backend, name = keras.backend.backend(), re.sub(r"\W+", "_", way)
-    return Path(args.directory, f"{args.modality}_{backend}_{name}_{seed}.json")
+    data = f"other_{args.modality}" if args.development else args.modality
+    return Path(args.directory, f"{data}_{backend}_{name}_{seed}.json")
 
 
-def run_side_by_side(args, places):
-    """Runs each way and seed in a process of its own, some at a time."""
+def run_side_by_side(args, missing):
+    """Runs each way in a process of its own, some at a time."""
     directory = Path(args.directory)
     alone = {
         "OMP_NUM_THREADS": "1",
         "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
         # Seeds differ in numbers, not in what is compiled.
         "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
 
-    def run_one(place):
-        way, seed = place
+    def run_one(way):
+        seeds = [str(seed) for seed in missing[way]]
         command = [sys.executable, __file__, args.modality, "--ways", way]
-        command += ["--seeds", str(seed), "--directory", args.directory]
+        command += ["--directory", args.directory, "--seeds", *seeds]
+        if args.development:
+            command += ["--development", args.development]
         with (directory / "log.txt").open("a") as log:
             subprocess.run(command, check=True, env=os.environ | alone, stdout=log)
-        print(*place, result_path(args, *place).read_text().strip(), flush=True)
+        for seed in missing[way]:
+            found = result_path(args, way, seed).read_text().strip()
+            print(way, seed, found, flush=True)
 
     directory.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(run_one, places))
+        list(pool.map(run_one, missing))
 
 
 def run(data, pretrain, seed):

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from importlib import resources
 from pathlib import Path
 
@@ -94,6 +94,7 @@ def synthetic_pans(
     image_size: int | Sequence[int] = 64,
     channels: int = 3,
     seed: int = 0,
+    videos: Sequence[str | Path] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Makes clips in which a camera pans in one of 8 directions: a probe for motion.
 
@@ -115,6 +116,8 @@ def synthetic_pans(
         image_size: int or `(height, width)` of the frames.
         channels: 3 for color or 1 for gray.
         seed: int. Decides videos, times and places.
+        videos: paths of videos to take instead of the two samples. All their frames
+            are kept in memory.
 
     Returns:
         A tuple `(clips, labels, class_names)`: uint8 clips of shape
@@ -122,7 +125,7 @@ def synthetic_pans(
         `(num_clips,)`, and the directions that they index.
 
     Raises:
-        ValueError: for an argument out of range.
+        ValueError: for an argument out of range, or videos too short for a clip.
 
     Example:
     ```python
@@ -143,24 +146,28 @@ def synthetic_pans(
             f"`num_frames` must be at most {(scene - max(size)) // step + 1}, or the "
             f"camera leaves the picture. Received: {num_frames}"
         )
-    videos = [
-        _frames(name, _scene_size(name, scene), channels) for name in SAMPLE_VIDEOS
-    ]
-    ranges = [_starts(len(video), split, num_frames) for video in videos]
+    names = SAMPLE_VIDEOS if videos is None else tuple(map(str, videos))
+    scenes = [_frames(name, _scene_size(name, scene), channels) for name in names]
+    ranges = [_starts(len(frames), split, num_frames) for frames in scenes]
     counts = np.array([stop - start for start, stop in ranges])
+    if not counts.sum():
+        raise ValueError(
+            f"The {split} parts of the videos are too short for clips of {num_frames} "
+            f"frames. Received: videos={names}"
+        )
     generator = np.random.default_rng((seed, split == "test"))
     moves = np.array(list(_DIRECTIONS.values()))
     labels = np.arange(num_clips, dtype="int32") % len(moves)
     clips = np.empty((num_clips, num_frames, *size, channels), "uint8")
     for clip, label in zip(clips, labels, strict=True):
-        index = generator.choice(len(videos), p=counts / counts.sum())
-        video, first = videos[index], generator.integers(*ranges[index])
-        room = np.array(video.shape[1:3]) - np.array(size) - travel
+        index = generator.choice(len(scenes), p=counts / counts.sum())
+        frames, first = scenes[index], generator.integers(*ranges[index])
+        room = np.array(frames.shape[1:3]) - np.array(size) - travel
         middle = generator.integers(0, room + 1)
         corner = middle + (travel - moves[label] * travel) // 2
         for number in range(num_frames):
             top, left = corner + number * step * moves[label]
-            frame = video[first + number]
+            frame = frames[first + number]
             clip[number] = frame[top : top + size[0], left : left + size[1]]
     return clips, labels, tuple(_DIRECTIONS)
 
@@ -201,5 +208,7 @@ def _frames(name: str, size: tuple[int, int], channels: int) -> np.ndarray:
 
 
 def _path(name: str) -> AbstractContextManager[Path]:
+    if name not in SAMPLE_VIDEOS:
+        return nullcontext(Path(name))
     folder = resources.files("keras_bridle.data") / "sample_files" / "video"
     return resources.as_file(folder / name)

@@ -2,10 +2,15 @@ from importlib import resources
 
 import numpy as np
 import pytest
-from video_files import decode_all
+from video_files import decode_all, scene, write_video
 
+from keras_bridle.data.samples import extract_samples
 from keras_bridle.data.video_file import read_video_clip
-from keras_bridle.data.video_samples import load_clips, synthetic_pans
+from keras_bridle.data.video_samples import (
+    SAMPLE_VIDEOS,
+    load_clips,
+    synthetic_pans,
+)
 
 SAMPLES = resources.files("keras_bridle.data") / "sample_files" / "video"
 
@@ -108,6 +113,22 @@ def test_seed():
     first = synthetic_pans(seed=1, **options)[0]
     np.testing.assert_array_equal(first, synthetic_pans(seed=1, **options)[0])
     assert (first != synthetic_pans(seed=2, **options)[0]).any()
+
+
+def test_pans_over_videos_of_ones_own(tmp_path):
+    options = {"num_clips": 8, "num_frames": 4, "image_size": 16}
+    path = write_video(tmp_path / "scene.mp4", "mpeg4", scene(60))
+    clips, _, names = synthetic_pans(videos=[path], **options)
+    assert clips.shape == (8, 4, 16, 16, 3) and len(names) == 8
+    assert (clips != synthetic_pans(**options)[0]).any()
+    extract_samples(tmp_path)
+    copies = [tmp_path / "video" / name for name in SAMPLE_VIDEOS]
+    np.testing.assert_array_equal(
+        synthetic_pans(videos=copies, **options)[0], synthetic_pans(**options)[0]
+    )
+    short = write_video(tmp_path / "short.mp4", "mpeg4", scene(8))
+    with pytest.raises(ValueError, match="too short for clips of 4 frames"):
+        synthetic_pans(videos=[short], **options)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,65 @@
+"""Cold starts that several ways to pretrain share, computed once."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import keras
+
+import keras_bridle as kb
+from keras_bridle.pretraining.phase_files import NoFiles
+
+
+class InterleavedFromKeptColdStart(kb.InterleavedPretraining):
+    """Looks for the cold start in a folder before it trains one.
+
+    A phase draws the same random numbers whatever came before, so that what follows a
+    kept cold start is what would follow one of its own.
+    """
+
+    def __init__(self, *args, cold_starts, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.cold_starts = Path(cold_starts)
+
+    def _run_phase(self, index, phase, make_batches, options, files, on_phase_end):
+        if phase.kind == "cold_start":
+            settings = {**self._settings(), "phase": phase, "fit": options.settings()}
+            del settings["keep_cold_start_codes"]  # which matters afterwards
+            settings["backend"] = keras.backend.backend()
+            text = json.dumps(settings, sort_keys=True, default=str)
+            name = hashlib.sha256(text.encode()).hexdigest()[:16]
+            files = KeptColdStart(phase, self.cold_starts / name)
+        super()._run_phase(index, phase, make_batches, options, files, on_phase_end)
+
+
+class KeptColdStart(NoFiles):
+    """The networks after a cold start, in a folder that appears when it is complete."""
+
+    def __init__(self, phase, place):
+        super().__init__(phase)
+        self.place = place
+        self.unfinished = place.with_name(f"{place.name}.{os.getpid()}")
+
+    def is_done(self):
+        return self.place.exists()
+
+    def save(self, parts, history):
+        self.unfinished.mkdir(parents=True)
+        for name, part in parts.items():
+            part.save_weights(self.unfinished / f"{name}.weights.h5")
+        text = json.dumps(history, default=float)
+        (self.unfinished / "history.json").write_text(text)
+
+    def load(self, parts):
+        for name, part in parts.items():
+            part.load_weights(self.place / f"{name}.weights.h5")
+        return json.loads((self.place / "history.json").read_text())
+
+    def mark_done(self):
+        if self.unfinished.exists():
+            try:
+                self.unfinished.rename(self.place)
+            except OSError:  # another process was first
+                shutil.rmtree(self.unfinished)
