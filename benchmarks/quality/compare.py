@@ -9,10 +9,11 @@ encoder, decoder, mask and augmentation; only what its name says differs. What h
 tokenizer to train, masked regression and the cold start alone, trains the encoder in
 its epochs, too, and supervised training has as many steps. Each of the seeds draws
 weights, masks and order anew. Ways that begin with the same cold start share it, which
-changes nothing but their minutes. Results go to one JSON file a run, and a run that is
-there is not repeated, so that a stopped comparison goes on. `--jobs 2` runs two ways at
-a time, each with one thread. `--ways` runs others than those of a table, and
-`--development` takes other data than the samples (see `development_sets.py`).
+changes nothing but their minutes. Results go to one JSON file a run, beside the
+encoder's weights, and a run that is there is not repeated, so that a stopped comparison
+goes on. `--jobs 2` runs two ways at a time, each with one thread. `--ways` runs others
+than those of a table, and `--development` takes other data than the samples (see
+`development_sets.py`).
 
 Ways: the untrained encoder; supervised from scratch, the whole network trained with the
 labels that the probes have, for as many steps; BRIDLE with 1, 2, 4 and 8 levels,
@@ -392,9 +393,9 @@ def main():
         data.cold_starts = Path(args.directory, kind)
         for way, seeds in missing.items():
             for seed in seeds:
-                result = run(data, WAYS[way], seed)
                 path = paths[way, seed]
                 path.parent.mkdir(parents=True, exist_ok=True)
+                result = run(data, WAYS[way], seed, path.with_suffix(".weights.h5"))
                 path.write_text(json.dumps(result) + "\n")
                 print(way, seed, result, flush=True)
     found = {
@@ -438,7 +439,7 @@ def run_side_by_side(args, missing):
         list(pool.map(run_one, missing))
 
 
-def run(data, pretrain, seed):
+def run(data, pretrain, seed, path):
     """Pretrains in one way with one seed, returns probes and minutes."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
@@ -446,6 +447,7 @@ def run(data, pretrain, seed):
     start = time.perf_counter()
     extra = pretrain(data, backbone, seed)
     minutes = (time.perf_counter() - start) / 60
+    backbone.save_weights(path)
     # What training with labels reached stands in the place of a probe.
     probes = {} if pretrain is supervised else data.probe(backbone)
     return {**probes, **extra, "minutes": round(minutes, 2)}
