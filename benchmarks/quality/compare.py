@@ -12,8 +12,8 @@ weights, masks and order anew. Ways that begin with the same cold start share it
 changes nothing but their minutes. Results go to one JSON file a run, beside the
 encoder's weights, and a run that is there is not repeated, so that a stopped comparison
 goes on. `--jobs 2` runs two ways at a time, each with one thread. `--ways` runs others
-than those of a table, and `--development` takes other data than the samples (see
-`development_sets.py`).
+than those of a table, `--budget 2` trains twice as long, and `--development` takes
+other data than the samples (see `development_sets.py`).
 
 Ways: the untrained encoder; supervised from scratch, the whole network trained with the
 labels that the probes have, for as many steps; BRIDLE with 1, 2, 4 and 8 levels,
@@ -370,6 +370,7 @@ def main():
     parser.add_argument("--ways", nargs="+", choices=WAYS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--budget", type=int, default=1, help="times the epochs")
     parser.add_argument("--directory", default="runs/quality")
     parser.add_argument("--development", metavar="FOLDER", help="of other data")
     args = parser.parse_args()
@@ -389,6 +390,7 @@ def main():
     elif missing:
         keep_freed_memory()
         data = DATA[args.modality](args.development)
+        data.epochs = {k: args.budget * count for k, count in data.epochs.items()}
         kind = "other_cold_starts" if args.development else "cold_starts"
         data.cold_starts = Path(args.directory, kind)
         for way, seeds in missing.items():
@@ -408,6 +410,8 @@ def main():
 def result_path(args, way, seed):
     backend, name = keras.backend.backend(), re.sub(r"\W+", "_", way)
     data = f"other_{args.modality}" if args.development else args.modality
+    if args.budget != 1:
+        data += f"_{args.budget}_times"
     return Path(args.directory, f"{data}_{backend}_{name}_{seed}.json")
 
 
@@ -426,6 +430,7 @@ def run_side_by_side(args, missing):
         seeds = [str(seed) for seed in missing[way]]
         command = [sys.executable, __file__, args.modality, "--ways", way]
         command += ["--directory", args.directory, "--seeds", *seeds]
+        command += ["--budget", str(args.budget)]
         if args.development:
             command += ["--development", args.development]
         with (directory / "log.txt").open("a") as log:
