@@ -18,9 +18,9 @@ other data than the samples (see `development_sets.py`).
 Ways: the untrained encoder; supervised from scratch, the whole network trained with the
 labels that the probes have, for as many steps; BRIDLE with 1, 2, 4 and 8 levels,
 without k-means, without restarts, with `normalize="level"`, with the cold start's
-codes given up, from a cold start on centered patches and on patches as they are, in two
-rounds of half the epochs, jointly; the cold start alone for all epochs; regression of
-masked patches (MAE).
+codes given up, from a cold start on centered patches and on patches as they are, with a
+lower learning rate in the last phase, in two rounds of half the epochs, jointly; the
+cold start alone for all epochs; regression of masked patches (MAE).
 """
 
 import argparse
@@ -198,6 +198,7 @@ def rq(
     adapt_batches=25,
     centered=None,
     keep=True,
+    encoder_learning_rate=1e-3,
     **quantizer,
 ):
     """A way: BRIDLE with these settings."""
@@ -215,7 +216,8 @@ def rq(
             tokenizer_epochs=epochs["tokenizer"] // rounds,
             encoder_epochs=epochs["encoder"] // rounds,
             batch_size=data.batch_size,
-            encoder_learning_rate=1e-3,
+            cold_start_learning_rate=1e-3,
+            encoder_learning_rate=encoder_learning_rate,
             tokenizer_learning_rate=2e-4,
             adapt_batches=adapt_batches,
             cache_codes=data.augmentation(seed) is None,
@@ -331,6 +333,7 @@ WAYS = {
     "new codes alone": rq(keep=False),
     "centered patches": rq(centered=True),
     "patches as they are": rq(centered=False),
+    "lower rate at the end": rq(encoder_learning_rate=3e-4),
     "two rounds": rq(rounds=2),
     "joint": rq(joint=True),
 }
