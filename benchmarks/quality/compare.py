@@ -257,21 +257,25 @@ def interleaved(
     )
 
 
-def cold_start_alone(data, backbone, seed):
+def cold_start_alone(levels=4, codes=256):
     """A way: the codes of the random projection from the first step to the last."""
-    pretraining = interleaved(data, backbone, seed)
-    pretraining.fit(
-        data.inputs,
-        rounds=0,
-        cold_start_epochs=sum(data.epochs.values()),
-        encoder_epochs=1,
-        batch_size=data.batch_size,
-        encoder_learning_rate=1e-3,
-        adapt_batches=25,
-        cache_codes=data.augmentation(seed) is None,
-        verbose=0,
-    )
-    return {}
+
+    def pretrain(data, backbone, seed):
+        pretraining = interleaved(data, backbone, seed, levels, codes)
+        pretraining.fit(
+            data.inputs,
+            rounds=0,
+            cold_start_epochs=sum(data.epochs.values()),
+            encoder_epochs=1,
+            batch_size=data.batch_size,
+            encoder_learning_rate=1e-3,
+            adapt_batches=25,
+            cache_codes=data.augmentation(seed) is None,
+            verbose=0,
+        )
+        return {}
+
+    return pretrain
 
 
 def masked_regression(data, backbone, seed):
@@ -322,7 +326,8 @@ WAYS = {
     "RQ 4 x 256": rq(),
     "VQ 1 x 1024": rq(1, 1024),
     "masked regression": masked_regression,
-    "cold start alone": cold_start_alone,
+    "cold start alone": cold_start_alone(),
+    "cold start alone, VQ": cold_start_alone(1, 1024),
     "RQ 1 x 256": rq(1),
     "RQ 2 x 256": rq(2),
     "RQ 8 x 256": rq(8),
@@ -343,6 +348,7 @@ TABLES = {
         "supervised",
         "masked regression",
         "cold start alone",
+        "cold start alone, VQ",
         "VQ 1 x 1024",
         "RQ 4 x 256",
     ],
