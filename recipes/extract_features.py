@@ -36,7 +36,7 @@ from keras_bridle.evaluation import (
     plot_embedding,
     write_file_features,
 )
-from keras_bridle.evaluation.file_inputs import modality_of
+from keras_bridle.evaluation.file_inputs import clip_shape, modality_of, patch_grid
 from keras_bridle.pretraining.command_line import Setup
 
 # More points hide each other, and UMAP takes long.
@@ -51,20 +51,24 @@ def parse_arguments(arguments=None):
     add("--class-folders", action="store_true", help="folders are classes: label rows")
     add("--label-column", help="of a CSV file: label rows")
     add("--per", choices=("file", "patch"), default="file", help="what a row is")
+    count = command_line.whole_number(1)
     add(
         "--segment-means",
-        type=int,
+        type=count,
         default=1,
         metavar="N",
         help="per file: join the means of N equal parts",
     )
     add("--no-codes", action="store_true", help="no codes, though there is a tokenizer")
     add("--format", choices=("npz", "parquet"), default="npz")
-    add("--part-size", type=int, default=1024, help="files per part")
+    add("--part-size", type=count, default=1024, help="files per part")
     add("--picture", choices=("pca", "umap", "none"), default="pca", help="map.png")
     add("--resume", action="store_true", help="go on with what is in --directory")
     parser.set_defaults(directory="runs/features", fail=parser.error)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.per == "patch" and args.segment_means != 1:
+        parser.error("--segment-means needs --per file")
+    return args
 
 
 def main(arguments=None):
@@ -72,6 +76,9 @@ def main(arguments=None):
     console = Console()
     with Setup(args):
         encoder = command_line.load_encoder(args.source)
+        reading = command_line.reading_of(args, encoder.backbone)
+        shape = clip_shape(encoder.backbone, reading)
+        command_line.check_segments(args, [patch_grid(encoder.backbone, shape)])
         report = write_file_features(
             args.directory,
             encoder.backbone,
@@ -85,7 +92,7 @@ def main(arguments=None):
             resume=args.resume,
             progress=not args.quiet,
             console=console,
-            **command_line.reading_of(args, encoder.backbone),
+            **reading,
         )
         found = load_file_features(args.directory)
         if args.picture != "none" and len(found.features) >= 3:

@@ -49,7 +49,12 @@ from keras_bridle.evaluation.encoder_probes import (
     probe_encoder,
     probe_inputs,
 )
-from keras_bridle.evaluation.file_inputs import file_dataset, modality_of
+from keras_bridle.evaluation.file_inputs import (
+    clip_shape,
+    file_dataset,
+    modality_of,
+    patch_grid,
+)
 from keras_bridle.evaluation.probe import PROBES
 from keras_bridle.evaluation.report import write_in_all_forms
 from keras_bridle.fine_tuning import draw_few
@@ -69,18 +74,24 @@ def parse_arguments(arguments=None):
     add = parser.add_argument
     add("--from", dest="sources", nargs="+", required=True, metavar="RUN_OR_PRESET")
     add("--probe", nargs="+", choices=(*PROBES, "all"), default=["linear", "knn"])
-    add("--epochs", type=int, help="of the dense and attentive probes")
-    add("--learning-rate", type=float, help="likewise")
-    add("--weight-decay", type=float, help="likewise")
-    add("--probe-batch-size", type=int, help="likewise; --batch-size is the encoder's")
-    add("--per-class", type=int, help="train on so many examples of each class")
+    count = command_line.whole_number(1)
+    above_0, from_0 = command_line.above_0, command_line.from_0
+    add("--epochs", type=count, help="of the dense and attentive probes")
+    add("--learning-rate", type=above_0, help="likewise")
+    add("--weight-decay", type=from_0, help="likewise")
+    add(
+        "--probe-batch-size",
+        type=count,
+        help="likewise; --batch-size is the encoder's",
+    )
+    add("--per-class", type=count, help="train on so many examples of each class")
     add(
         "--segment-means",
-        type=int,
+        type=count,
         metavar="N",
         help="features are the means of N equal parts, joined",
     )
-    add("--most-gigabytes", type=float, default=8.0, help="of patches in memory")
+    add("--most-gigabytes", type=above_0, default=8.0, help="of patches in memory")
     add("--overwrite", action="store_true", help="replace what --directory holds")
     add("--no-baselines", action="store_true", help="only the encoders named")
     parser.set_defaults(directory="runs/probes", fail=parser.error)
@@ -158,6 +169,7 @@ def read_data(args, encoders, report):
     if args.data is None:
         command_line.check_reading_flags(args, modality)
         data = SAMPLES[modality](args, encoders[0].backbone)
+        check_segments(args, encoders, lambda x: data.inputs(x).shape[1:])
         args.segment_means = args.segment_means or (
             SAMPLE_SEGMENTS if modality == "audio" else 1
         )
@@ -166,6 +178,7 @@ def read_data(args, encoders, report):
         )
     else:
         data = own_files(args, modality, report)
+        check_segments(args, encoders, lambda x: clip_shape(x, reading(args, x)))
         args.segment_means = args.segment_means or 1
     if args.per_class is None:
         return data
@@ -176,13 +189,28 @@ def read_data(args, encoders, report):
     return data._replace(splits=splits)
 
 
+def check_segments(args, encoders, shape_of):
+    """Compares `--segment-means` with the patches of each encoder's inputs."""
+    backbones = [encoder.backbone for encoder in encoders]
+    grids = [patch_grid(backbone, shape_of(backbone)) for backbone in backbones]
+    command_line.check_segments(args, grids)
+
+
+def reading(args, backbone):
+    """How files are read."""
+    return command_line.reading_of(args, backbone, seconds=10.24)
+
+
 def own_files(args, modality, report):
     files = command_line.data_of(args, modality, report).without_validation()
 
     def inputs(backbone):
-        options = command_line.reading_of(args, backbone, seconds=10.24)
         return file_dataset(
-            backbone, files.manifest, args.batch_size, report=report, **options
+            backbone,
+            files.manifest,
+            args.batch_size,
+            report=report,
+            **reading(args, backbone),
         )
 
     labels = [files.manifest.label_array(i) for i in range(len(files.manifest))]

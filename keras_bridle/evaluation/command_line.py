@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,12 +64,13 @@ def encoder_parser(description):
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--batch-size", type=int, default=32, help="of the encoder")
-    add("--seconds", type=float, help="audio: how much of each recording is read")
+    count = whole_number(1)
+    add("--batch-size", type=count, default=32, help="of the encoder")
+    add("--seconds", type=above_0, help="audio: how much of each recording is read")
     add("--reader", help="audio: soundfile or tensorflow-io")
-    add("--image-size", type=int, help="side in pixels, if not the encoder's")
-    add("--num-frames", type=int, help="video: frames of a clip, likewise")
-    add("--sampling-rate", type=int, help="video: take every so many frames")
+    add("--image-size", type=count, help="side in pixels, if not the encoder's")
+    add("--num-frames", type=count, help="video: frames of a clip, likewise")
+    add("--sampling-rate", type=count, help="video: take every so many frames")
     add("--directory", help="folder for all that is made")
     add_common_flags(add)
     return parser
@@ -101,6 +103,55 @@ def add_data_flags(parser):
     add("--test-split", help="its entry, or a folder's name: what to test on")
     add("--folds", type=int, default=5, help="to draw, where nothing parts the files")
     add("--fold", type=int, help="from 1: test on this fold alone")
+
+
+def whole_number(least):
+    """Makes the `type` of a flag that takes whole numbers.
+
+    Args:
+        least: int, the smallest that it takes.
+
+    Returns:
+        A function of a string that returns an int.
+    """
+    expected = f"a whole number, {least} or more"
+    return lambda text: _number(text, int, lambda number: number >= least, expected)
+
+
+def above_0(text):
+    """The `type` of a flag that takes numbers above 0."""
+    return _number(text, float, lambda number: number > 0, "a number above 0")
+
+
+def from_0(text):
+    """The `type` of a flag that takes 0 and numbers above it."""
+    return _number(text, float, lambda number: number >= 0, "a number, 0 or more")
+
+
+def _number(text, kind, is_right, expected):
+    try:
+        number = kind(text)
+        if math.isfinite(number) and is_right(number):
+            return number
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected {expected}, received {text}")
+
+
+def check_segments(args, grids):
+    """Raises a ValueError if `--segment-means` asks for more parts than there are.
+
+    Args:
+        args: `argparse.Namespace`.
+        grids: list of tuples of ints, the patches that encoders have along each side.
+            It is enough that one of them has so many.
+    """
+    most = max(rows for rows, *_ in grids)
+    if args.segment_means is not None and args.segment_means > most:
+        raise ValueError(
+            f"--segment-means {args.segment_means}: expected {most} or less, as many "
+            "patches as there are along an input's time or height"
+        )
 
 
 def load_encoder(source):

@@ -18,6 +18,7 @@ from keras_bridle.evaluation.file_inputs import (
     clip_shape,
     file_dataset,
     manifest_of,
+    patch_grid,
     reading_options,
 )
 from keras_bridle.evaluation.patch_features import patch_outputs
@@ -245,6 +246,8 @@ class _Extraction:
             raise ValueError(f'per must be "file" or "patch"; received {per!r}')
         if per == "patch" and segments != 1:
             raise ValueError(f'segments need per="file"; received segments={segments}')
+        if segments < 1:
+            raise ValueError(f"segments must be at least 1; received {segments}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; received {batch_size}")
         self.backbone = backbone
@@ -256,10 +259,7 @@ class _Extraction:
         self.reading = reading_options(backbone, **reading)
         self.root = source if isinstance(source, (str, Path)) else None
         self.network = FileModel(backbone, tokenizer, per, segments)
-        shape = (None, *clip_shape(backbone, self.reading))
-        if backbone.front_end is not None:
-            shape = backbone.front_end.compute_output_shape(shape)
-        self.grid = backbone.patch_embedding.grid(shape[1:-1])
+        self.grid = patch_grid(backbone, clip_shape(backbone, self.reading))
 
     def settings(self):
         names = "\n".join(self._name(i) for i in range(len(self.manifest)))

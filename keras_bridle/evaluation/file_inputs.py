@@ -120,3 +120,19 @@ def clip_shape(backbone, options):
     sides = np.broadcast_to(options["image_size"], 2).tolist()
     shape = (*sides, options["channels"])
     return shape if modality == "image" else (options["num_frames"], *shape)
+
+
+def patch_grid(backbone, shape):
+    """Tells how many patches an input of a shape, such as `clip_shape()`, has.
+
+    Args:
+        backbone: `BridleBackbone`.
+        shape: tuple of ints, without the batch.
+
+    Returns:
+        Tuple of ints, the patches along each side.
+    """
+    shape = (None, *shape)
+    if backbone.front_end is not None:
+        shape = backbone.front_end.compute_output_shape(shape)
+    return backbone.patch_embedding.grid(shape[1:-1])

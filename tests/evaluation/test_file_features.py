@@ -229,6 +229,8 @@ def test_refusals(backbone, folder, tmp_path, monkeypatch):
         extract_file_features(backbone, folder, per="clip")
     with pytest.raises(ValueError, match='segments need per="file"'):
         extract_file_features(backbone, folder, per="patch", segments=2)
+    with pytest.raises(ValueError, match="segments must be at least 1; received 0"):
+        write_file_features(tmp_path / "x", backbone, folder, segments=0)
     with pytest.raises(ValueError, match="format must be one of"):
         write_file_features(tmp_path / "x", backbone, folder, format="csv")
     with pytest.raises(ValueError, match="part_size must be at least 1"):

@@ -255,6 +255,38 @@ def test_several_labels_for_each_picture(recipe, presets, pictures, tmp_path, ca
     fails_in_one_line(recipe, arguments, "--probe dense is a linear", capsys)
 
 
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--batch-size=0",
+        "--epochs=0",
+        "--image-size=0",
+        "--learning-rate=-1",
+        "--learning-rate=nan",
+        "--most-gigabytes=0",
+        "--per-class=0",
+        "--probe-batch-size=0",
+        "--seconds=0",
+        "--segment-means=0",
+        "--segment-means=1.5",
+        "--weight-decay=-1",
+    ],
+)
+def test_numbers_out_of_range_are_one_line(recipe, flag, capsys):
+    name, value = flag.split("=")
+    # No encoder is loaded: there is none of this name.
+    arguments = ["--from=nowhere", "--probe=dense", flag]
+    fails_in_one_line(recipe, arguments, f"argument {name}: expected a", capsys)
+    fails_in_one_line(recipe, arguments, f"received {value}", capsys)
+
+
+def test_more_parts_than_patches_are_one_line(recipe, presets, pictures, capsys):
+    arguments = [f"--from={presets / 'image'}", "--segment-means=3"]
+    fails_in_one_line(recipe, arguments, "--segment-means 3: expected 2 or", capsys)
+    arguments.append(f"--data={pictures}")
+    fails_in_one_line(recipe, arguments, "--segment-means 3: expected 2 or", capsys)
+
+
 def test_wrong_flags_are_one_line(recipe, presets, pictures, tmp_path, capsys):
     def fails(message, *arguments, source="image"):
         given = [f"--from={presets / source}", "--quiet", *arguments]
@@ -266,7 +298,6 @@ def test_wrong_flags_are_one_line(recipe, presets, pictures, tmp_path, capsys):
     fails("must be one of folder, imagenet", f"--data={pictures}", "--layout=esc50")
     fails("does not exist", "--data=nowhere.csv")
     fails("`fold` must lie between 1 and 5", f"--data={pictures}", "--fold=9")
-    fails("`per_class` must be 1 or more", f"--data={pictures}", "--per-class=-1")
     fails(
         "GB of memory",
         f"--data={pictures}",
