@@ -36,6 +36,7 @@ from keras_bridle.evaluation import (
     plot_embedding,
     write_file_features,
 )
+from keras_bridle.evaluation.embedding_plot import import_umap
 from keras_bridle.evaluation.file_inputs import clip_shape, modality_of, patch_grid
 from keras_bridle.pretraining.command_line import Setup
 
@@ -68,6 +69,12 @@ def parse_arguments(arguments=None):
     args = parser.parse_args(arguments)
     if args.per == "patch" and args.segment_means != 1:
         parser.error("--segment-means needs --per file")
+    if args.picture == "umap":
+        # Now, and not after all files are encoded.
+        try:
+            import_umap()
+        except ImportError as error:
+            parser.error(f"--picture umap: {error}")
     return args
 
 

@@ -84,7 +84,7 @@ def plot_embedding(
         axis.set_xlabel(f"first component ({shares[0]:.0%} of the variance)")
         axis.set_ylabel(f"second component ({shares[1]:.0%})")
     else:
-        points = _umap(standardized, seed)
+        points = import_umap().UMAP(random_state=seed).fit_transform(standardized)
     axis.set_xticks([])
     axis.set_yticks([])
     axis.spines[["top", "right"]].set_visible(False)
@@ -125,11 +125,11 @@ def _draw_points(axis, points, labels):
         handle.set_sizes([30])
 
 
-def _umap(features, seed):
+def import_umap():
+    """Imports umap-learn, or raises an ImportError that says how to get it."""
     try:
-        umap = importlib.import_module("umap")
+        return importlib.import_module("umap")
     except ImportError as error:
         raise ImportError(
             'method="umap" needs umap-learn: pip install umap-learn. Or choose "pca"'
         ) from error
-    return umap.UMAP(random_state=seed).fit_transform(features)

@@ -120,6 +120,16 @@ def test_parquet_and_umap(recipe, pictures, run, tmp_path, monkeypatch):
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_umap_is_missed_before_files_are_encoded(
+    recipe, pictures, run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    arguments = [f"--from={run}", f"--data={pictures}", "--picture=umap"]
+    arguments.append(f"--directory={tmp_path / 'never'}")
+    fails_in_one_line(recipe, arguments, "--picture umap: method", capsys)
+    assert not (tmp_path / "never").exists()
+
+
 def test_the_lines_of_the_readme(pictures, run, tmp_path, monkeypatch, capsys):
     readme = Path(__file__).parents[2] / "recipes" / "README.md"
     blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
