@@ -158,19 +158,35 @@ def load_encoder(source):
     """Loads what `--from` names.
 
     Args:
-        source: string: the directory of a run, a preset's folder, or the name of a size
-            such as `"bridle_audio_tiny"`, which has no training.
+        source: string: the directory of a run, a preset's folder or address, or the
+            name of a size such as `"bridle_audio_tiny"`, which has no training.
 
     Returns:
         An `Encoder`; of a run, with the tokenizer of its last phase.
 
     Raises:
-        FileNotFoundError: if there is none of these.
-        ValueError: likewise.
+        ValueError: if there is none of these.
     """
+    is_size = source.startswith("bridle_")
+    # KerasHub's message on names that it does not know tells of its own models.
+    if not (is_size or "://" in source or Path(source).is_dir()):
+        raise ValueError(
+            f"--from {source} is no folder here. Expected the directory of a run, a "
+            "preset's folder or address, such as hf://user/name, or a size without "
+            "training, such as bridle_audio_tiny"
+        )
+    try:
+        return _load(source)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--from {source}: {error}") from error
+
+
+def _load(source):
     path = Path(source)
     if not path.exists():
-        backbone = BridleBackbone.from_preset(source, load_weights=False)
+        # Sizes have no weights; what an address names has some.
+        has_weights = "://" in source
+        backbone = BridleBackbone.from_preset(source, load_weights=has_weights)
         return Encoder(source, backbone, None)
     if _is_pretraining(path / "settings.json"):
         run = load_run(path)

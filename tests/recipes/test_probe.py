@@ -287,6 +287,15 @@ def test_more_parts_than_patches_are_one_line(recipe, presets, pictures, capsys)
     fails_in_one_line(recipe, arguments, "--segment-means 3: expected 2 or", capsys)
 
 
+def test_addresses_go_to_keras_hub(recipe, monkeypatch, capsys):
+    def from_preset(source, load_weights):
+        raise ValueError(f"asked for {source}, {load_weights}")
+
+    monkeypatch.setattr(kb.BridleBackbone, "from_preset", from_preset)
+    message = "--from hf://some/one: asked for hf://some/one, True"
+    fails_in_one_line(recipe, ["--from=hf://some/one"], message, capsys)
+
+
 def test_wrong_flags_are_one_line(recipe, presets, pictures, tmp_path, capsys):
     def fails(message, *arguments, source="image"):
         given = [f"--from={presets / source}", "--quiet", *arguments]
@@ -311,5 +320,7 @@ def test_wrong_flags_are_one_line(recipe, presets, pictures, tmp_path, capsys):
     fails("--reader needs --data", "--reader=soundfile", source="audio")
     fails("--seconds is not for image", "--seconds=1")
     fails("--image-size needs --data", "--image-size=14")
-    fails("no such preset", "--from=bridle_smell_tiny")
+    fails("--from bridle_smell_tiny: There is no such", "--from=bridle_smell_tiny")
+    fails("--from no/run is no folder here. Expected the dir", "--from=no/run")
+    fails(f"--from {tmp_path}: There is no preset", f"--from={tmp_path}")
     assert not (tmp_path / "never").exists()
