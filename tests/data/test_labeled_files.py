@@ -186,10 +186,15 @@ def test_esc50_has_its_own_folds(tmp_path):
     )
     files = labeled_files("audio", tmp_path, "esc50")
     assert len(files.splits) == 5 and files.manifest.class_names == ("dog", "cat")
-    for index in range(5):
+    tested = []
+    for index, places in enumerate(files.splits):
         train, test = parts(files, index)
         assert all(name[0] == str(index + 1) for name in test) and len(test) == 2
         assert all(name[0] != str(index + 1) for name in train) and len(train) == 8
+        assert sorted(np.concatenate(places)) == list(range(10))
+        tested += places[1].tolist()
+    # Each clip is tested once.
+    assert sorted(tested) == list(range(10))
     (third,) = labeled_files("audio", tmp_path, "esc50", fold=3).splits
     np.testing.assert_array_equal(third[1], files.splits[2][1])
 

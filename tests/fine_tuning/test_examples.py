@@ -1,6 +1,7 @@
 """Examples in memory and in files, and what a model says of them."""
 
 import functools
+import itertools
 import types
 
 import numpy as np
@@ -13,6 +14,7 @@ from keras_bridle.fine_tuning import (
     FileExamples,
     LabeledBatches,
     array_views,
+    balanced_weights,
     predict_examples,
 )
 
@@ -85,6 +87,28 @@ def test_files_drawn_by_weight(files):
     # The second epoch draws anew, and is the same for who starts there.
     assert seen[:3] != seen[3:]
     assert [which(inputs) for inputs, _ in make(1).take(3)] == seen[3:]
+
+
+@pytest.mark.parametrize("kind", ["arrays", "files"])
+def test_balanced_epochs_have_as_many_of_each_class(tmp_path, kind):
+    labels = np.repeat([0, 1, 2], [50, 10, 2])
+    examples = ArrayExamples(np.arange(62.0), labels)
+    if kind == "files":
+        manifest = ImageManifest(
+            write_gray(tmp_path, 62), labels.tolist(), ["a", "b", "c"]
+        )
+        examples = FileExamples(manifest, READ)
+    weights = balanced_weights(examples.labels)
+    make, steps = examples.training_batches(50, 1, weights, epoch_length=600)
+    batches = list(itertools.islice(make(0), steps))
+    drawn = np.concatenate([batch[1] for batch in batches])
+    # Six standard deviations; unbalanced would be 484, 97 and 19.
+    np.testing.assert_allclose(np.bincount(drawn), 200, atol=70)
+    inputs = np.concatenate([batch[0] for batch in batches])
+    places = np.array(which(inputs)) if kind == "files" else inputs.astype(int)
+    np.testing.assert_array_equal(labels[places], drawn)
+    # Not the same few of the common class again and again.
+    assert len(set(places[drawn == 0])) > 40 and len(set(places[drawn == 2])) == 2
 
 
 def test_some_of_the_files_and_their_labels(files):

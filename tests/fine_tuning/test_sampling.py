@@ -1,10 +1,14 @@
 import numpy as np
 import pytest
 
+from keras_bridle import BridleBackbone, BridleImageClassifier
 from keras_bridle.fine_tuning import (
+    ArrayExamples,
+    FineTuner,
     balanced_weights,
     draw_few,
     epoch_order,
+    fine_tune,
     split_examples,
 )
 
@@ -65,3 +69,45 @@ def test_orders_follow_from_seed_and_epoch():
     assert len(epoch_order(62, 0, 0, length=20)) == 20
     with pytest.raises(ValueError, match="weights"):
         epoch_order(62, 0, 0, length=63)
+
+
+def test_epochs_of_several_labels_are_balanced():
+    labels = np.zeros((62, 4), int)
+    labels[np.arange(60), LABELS[:60]] = 1
+    labels[60:, 2] = 1
+    # One in five has the common class beside its own.
+    labels[50:60:2, 0] = 1
+    drawn = epoch_order(62, 0, 0, balanced_weights(labels), length=6000)
+    times = labels[drawn].sum(axis=0)
+    assert times[3] == 0 and times[:3].min() > 0.25 * times.sum()
+
+
+class Watched(ArrayExamples):
+    """Keeps the labels of the first epoch that is asked for."""
+
+    def training_batches(self, *args, **kwargs):
+        make, steps = super().training_batches(*args, **kwargs)
+        batches = make(0)
+        self.drawn = np.concatenate([batches[i][1] for i in range(steps)])
+        return make, steps
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_fine_tuning_draws_classes_alike_if_asked(balanced):
+    backbone = BridleBackbone(4, 8, 1, 1, 8, input_dims=(4, 4, 1))
+    tuner = FineTuner(BridleImageClassifier(backbone, num_classes=3))
+    examples = Watched(np.zeros((62, 4, 4, 1), "float32"), LABELS)
+    fine_tune(
+        tuner,
+        examples,
+        epochs=1,
+        batch_size=60,
+        balanced=balanced,
+        epoch_length=600 if balanced else None,
+        verbose=0,
+    )
+    counts = np.bincount(examples.drawn, minlength=3)
+    if balanced:
+        np.testing.assert_allclose(counts, 200, atol=70)
+    else:
+        assert counts.sum() == 60 and counts[0] >= 48

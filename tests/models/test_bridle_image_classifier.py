@@ -57,6 +57,27 @@ def test_encoder_sees_what_the_converter_makes():
     np.testing.assert_allclose(found, expected, 1e-5, 1e-5)
 
 
+def test_from_the_preset_of_a_run(tmp_path):
+    encoder = backbone()
+    encoder.save_to_preset(str(tmp_path / "runs" / "preset"))
+    for folder in (tmp_path / "runs", tmp_path / "runs" / "preset"):
+        model = BridleImageClassifier.from_preset(
+            str(folder), num_classes=5, drop_path_rate=0.2
+        )
+        assert model.backbone.drop_path_rate == 0.2
+        assert isinstance(model.preprocessor, BridleImagePreprocessor)
+        converter = model.preprocessor.image_converter
+        assert (converter.image_size, converter.channels) == ((8, 12), 1)
+        for ours, right in zip(model.backbone.weights, encoder.weights, strict=True):
+            np.testing.assert_array_equal(to_numpy(ours), to_numpy(right))
+        assert model.predict(pictures(2, 20, 30, 3), verbose=0).shape == (2, 5)
+    fresh = BridleImageClassifier.from_preset(
+        str(tmp_path / "runs"), load_weights=False, num_classes=5
+    )
+    kernel = to_numpy(fresh.backbone.blocks[0].qkv.kernel)
+    assert np.abs(kernel - to_numpy(encoder.blocks[0].qkv.kernel)).max() > 0.1
+
+
 def test_preset_of_a_classifier(tmp_path):
     model = BridleImageClassifier(
         backbone(), 3, BridleImagePreprocessor(BridleImageConverter((16, 16)))

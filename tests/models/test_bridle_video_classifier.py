@@ -1,8 +1,12 @@
 import numpy as np
-from harness import perturb
+from harness import perturb, to_numpy
 
 from keras_bridle.layers import PixelNormalization, TubeMask
-from keras_bridle.models import BridleBackbone, BridleVideoClassifier
+from keras_bridle.models import (
+    BridleBackbone,
+    BridleVideoClassifier,
+    BridleVideoPreprocessor,
+)
 
 
 def backbone():
@@ -53,3 +57,24 @@ def test_fit_raw_clips_and_keep_the_classifier(tmp_path):
     np.testing.assert_allclose(
         loaded.predict(seen, verbose=0), model.predict(seen, verbose=0), 1e-5, 1e-5
     )
+
+
+def test_from_the_preset_of_a_run(tmp_path):
+    encoder = backbone()
+    encoder.save_to_preset(str(tmp_path / "runs" / "preset"))
+    for folder in (tmp_path / "runs", tmp_path / "runs" / "preset"):
+        model = BridleVideoClassifier.from_preset(
+            str(folder), num_classes=5, drop_path_rate=0.2
+        )
+        assert model.backbone.drop_path_rate == 0.2
+        assert isinstance(model.preprocessor, BridleVideoPreprocessor)
+        converter = model.preprocessor.video_converter
+        assert (converter.num_frames, converter.image_size) == (4, (8, 8))
+        for ours, right in zip(model.backbone.weights, encoder.weights, strict=True):
+            np.testing.assert_array_equal(to_numpy(ours), to_numpy(right))
+        assert model.predict(clips()[0][:2], verbose=0).shape == (2, 5)
+    fresh = BridleVideoClassifier.from_preset(
+        str(tmp_path / "runs"), load_weights=False, num_classes=5
+    )
+    kernel = to_numpy(fresh.backbone.blocks[0].qkv.kernel)
+    assert np.abs(kernel - to_numpy(encoder.blocks[0].qkv.kernel)).max() > 0.1

@@ -1,0 +1,387 @@
+"""The commands, tables and Python lines of the READMEs are right."""
+
+import ast
+import contextlib
+import functools
+import io
+import re
+import shlex
+import types
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from recipe_runs import RECIPES, load_recipe, write_preset_config
+
+import keras_bridle as kb
+from keras_bridle.data.labeled_files import LAYOUTS
+from keras_bridle.evaluation.command_line import check_reading_flags
+from keras_bridle.models.presets import backbone_preset, decoder_size
+from keras_bridle.pretraining.command_line import Setup
+
+README, RECIPES_README = RECIPES.parent / "README.md", RECIPES / "README.md"
+SCRIPTS = sorted(RECIPES.glob("*.py"))
+# Flags in the READMEs that are of other programs, or of all.
+OTHERS = {
+    "--backend",
+    "--help",
+    "--kills",
+    "--nnodes",
+    "--nproc-per-node",
+    "--signal",
+}
+INPUT_DIMS = {"audio": (None,), "image": (8, 8, 3), "video": (4, 8, 8, 3)}
+# What tells the modality where no layout does.
+WORDS = {"pictures": "image", "image": "image", "video": "video"}
+LAYOUT_OF_ROW = {
+    "AudioSet-20K": "audioset",
+    "ESC-50": "esc50",
+    "ImageNet-1K": "imagenet",
+    "Kinetics-400": "kinetics",
+}
+# What the tables say in their last column, where N is a number, and the flags.
+PHRASES = {
+    "layer decay N": ["layer_decay"],
+    "weight decay N": ["weight_decay"],
+    "drop path N": ["drop_path"],
+    "waveform mixup N": ["mix_rate"],
+    "SpecAugment N bins / N frames": ["hide_bins", "hide_frames"],
+    "label smoothing N": ["label_smoothing"],
+    "random erasing N": ["random_erasing"],
+    "tested at N times x N places": ["view_segments", "view_crops"],
+    "N examples an epoch": ["epoch_length"],
+    "N x N codes of N numbers": ["num_levels", "codebook_size", "code_dim"],
+    "mask N": ["mask_ratio"],
+    "tubes N": ["mask_ratio"],
+    "N frames, every Nth": ["num_frames", "sampling_rate"],
+    "tokenizer every Nth step, x N": ["tokenizer_every", "tokenizer_loss_ratio"],
+    r"crop \(N, 1\)": ["smallest_crop"],
+}
+NUMBER = r"(\d(?:[\d,.]*\d)?(?:e-\d+)?)"
+
+load = functools.cache(load_recipe)
+
+
+class Command(NamedTuple):
+    """A line that runs a recipe, and the comment above it."""
+
+    recipe: str
+    arguments: list
+    comment: str
+
+
+def place(path):
+    return f"{path.relative_to(README.parent)}:"
+
+
+def shell_blocks(path):
+    text = path.read_text()
+    if path.suffix == ".md":
+        return re.findall(r"```(?:sh|bash)\n(.*?)```", text, re.DOTALL)
+    docstring = ast.get_docstring(ast.parse(text))
+    return re.findall(r"(?:^    .*\n)+", docstring, re.MULTILINE)
+
+
+def commands():
+    found = {}
+    for path in [README, RECIPES_README, *SCRIPTS]:
+        for block in shell_blocks(path):
+            comment = ""
+            for line in re.sub(r"\\\n *", "", block).splitlines():
+                if line.startswith("#"):
+                    comment = line.strip("# ")
+                match = re.search(r"\brecipes/(\w+)\.py(.*)", line)
+                if match:
+                    arguments = shlex.split(match[2], comments=True)
+                    # At the end it stands for more flags, elsewhere for a value.
+                    if arguments[-1:] == ["..."]:
+                        arguments.pop()
+                    key = f"{place(path)} {shlex.join([match[1], *arguments])}"
+                    found[key] = Command(match[1], arguments, comment)
+    return found
+
+
+COMMANDS = commands()
+
+
+@functools.cache
+def flags(recipe):
+    """The flags that `--help` lists, apart from what it says of them."""
+    with contextlib.redirect_stdout(io.StringIO()) as shown, pytest.raises(SystemExit):
+        load(recipe).main(["--help"])
+    usage = shown.getvalue().split("\n\n")[0]
+    return set(re.findall(r"--[a-z][a-z0-9-]*", usage))
+
+
+class Parsed(Exception):
+    """Stops a recipe that has parsed its arguments."""
+
+
+@pytest.fixture
+def parse(tmp_path, monkeypatch):
+    """A function that has a command's arguments parsed by its recipe."""
+
+    def stop(setup):
+        raise Parsed(setup.args)
+
+    def parse(command):
+        make_paths(command)
+        with pytest.raises(Parsed) as stopped:
+            load(command.recipe).main(command.arguments)
+        return stopped.value.args[0]
+
+    monkeypatch.setattr(Setup, "__enter__", stop)
+    monkeypatch.chdir(tmp_path)
+    return parse
+
+
+def modality(command):
+    layouts = [
+        name
+        for name, layouts in LAYOUTS.items()
+        if set(command.arguments) & set(layouts) - {"folder"}
+    ]
+    words = re.findall("|".join(WORDS), " ".join([command.recipe, *command.arguments]))
+    return (layouts or [WORDS[word] for word in words] or ["audio"])[0]
+
+
+def make_paths(command):
+    """Makes the files and folders that parsing looks at."""
+    flag = None
+    for word in command.arguments:
+        if word.startswith("--"):
+            flag = word
+        elif flag == "--from":
+            Path(word).mkdir(parents=True)
+            dims = INPUT_DIMS[modality(command)]
+            write_preset_config(Path(word, "preset"), dims)
+        elif flag == "--data":
+            Path(word).parent.mkdir(parents=True, exist_ok=True)
+            Path(word).touch() if Path(word).suffix else Path(word).mkdir()
+
+
+@pytest.mark.parametrize("path", [README, RECIPES_README, *SCRIPTS], ids=place)
+def test_every_recipe_has_commands(path):
+    found = {COMMANDS[key].recipe for key in COMMANDS if key.startswith(place(path))}
+    own = {path.stem} if path in SCRIPTS else {script.stem for script in SCRIPTS}
+    assert found == own
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_documented_command(command, parse):
+    args = parse(command)
+    given = {word for word in command.arguments if word.startswith("--")}
+    # Parsers would take the beginning of a flag's name for it.
+    assert given <= flags(command.recipe)
+    if getattr(args, "preset", None):
+        assert backbone_preset(f"bridle_{modality(command)}_{args.preset}")
+    if command.recipe in ("probe", "extract_features"):
+        check_reading_flags(args, modality(command))
+
+
+@pytest.mark.parametrize("path", [README, RECIPES_README], ids=place)
+def test_flags_in_the_text(path):
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", path.read_text())) - OTHERS
+    assert len(named) > 20
+    assert named <= set().union(*(flags(script.stem) for script in SCRIPTS))
+
+
+def table(heading):
+    """The rows of the first table below a heading, as dicts by their names."""
+    text = RECIPES_README.read_text().split(f"\n### {heading}\n")[1]
+    lines = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0]: dict(zip(cells[0], row, strict=True)) for row in cells[2:]}
+
+
+def numbers(text):
+    return [float(found.replace(",", "")) for found in re.findall(NUMBER, text)]
+
+
+def command_for(recipe, row):
+    (found,) = [
+        command
+        for key, command in COMMANDS.items()
+        if key.startswith(place(RECIPES_README)) and command.recipe == recipe
+        if command.comment.startswith(row)
+    ]
+    return found
+
+
+def check_phrases(text, args):
+    """Compares what the last column says, and returns of how much it is so."""
+    checked = 0
+    for phrase, names in PHRASES.items():
+        match = re.search(rf"\b{phrase.replace('N', NUMBER)}", text)
+        if match:
+            found = [float(number.replace(",", "")) for number in match.groups()]
+            assert found == [getattr(args, name) for name in names], phrase
+            checked += len(names)
+    return checked
+
+
+def test_published_settings_of_fine_tuning():
+    settings, rows = load("fine_tune").LAYOUT_SETTINGS, table("Fine-tuning")
+    for name, layout in LAYOUT_OF_ROW.items():
+        row, ours = rows[name], settings[layout]
+        assert [ours["batch_size"]] == numbers(row["batch"])
+        times = [ours["epochs"], ours["warmup_epochs"]]
+        assert times == numbers(row["epochs / warm-up"])
+        assert [ours["learning_rate"]] == numbers(row["learning rate"])
+    # Of these nothing was published, and the text says what is ours.
+    text = " ".join(RECIPES_README.read_text().split())
+    said = re.search(
+        rf"\(batch {NUMBER}, {NUMBER} epochs, {NUMBER} of warm-up, {NUMBER}\)", text
+    )
+    ours = settings["speech_commands"]
+    names = ("batch_size", "epochs", "warmup_epochs", "learning_rate")
+    assert [float(number) for number in said.groups()] == [ours[name] for name in names]
+    assert {*LAYOUT_OF_ROW.values(), "speech_commands"} == set(settings)
+
+
+@pytest.mark.parametrize(
+    ("row", "phrases"),
+    [
+        ("AudioSet-2M", 1),
+        ("AudioSet-20K", 6),
+        ("ESC-50", 0),
+        ("ImageNet-1K", 2),
+        ("Kinetics-400", 2),
+    ],
+)
+def test_commands_of_fine_tuning_give_the_published_settings(parse, row, phrases):
+    args = parse(command_for("fine_tune", row))
+    said = table("Fine-tuning")[row]
+    assert [args.batch_size] == numbers(said["batch"])
+    assert [args.epochs, args.warmup_epochs] == numbers(said["epochs / warm-up"])
+    assert [args.learning_rate] == numbers(said["learning rate"])
+    assert check_phrases(said["other"], args) == phrases
+    assert args.balanced == ("balanced sampling" in said["other"])
+    assert args.repeats == (2 if "each clip twice" in said["other"] else 1)
+    if "patches dropped" in said["other"]:
+        dropped = said["other"].split("patches dropped")[1].split(";")[0]
+        assert list(args.token_drop) == numbers(dropped)
+
+
+@pytest.mark.parametrize("row", ["AudioSet-2M", "AudioSet-20K", "ImageNet-1K"])
+def test_commands_of_linear_probes_give_the_published_settings(parse, row):
+    args, said = parse(command_for("probe", row)), table("Linear probes")[row]
+    assert args.probe == ["dense"]
+    assert [args.probe_batch_size] == numbers(said["batch"])
+    assert [args.epochs] == numbers(said["epochs"])
+    assert [args.learning_rate] == numbers(said["learning rate"])
+
+
+def test_commands_of_pretraining_give_the_published_settings(parse):
+    rows = table("Pretraining")
+
+    audio = parse(command_for("pretrain_audio", "AudioSet-2M"))
+    image = parse(command_for("pretrain_image", "ImageNet-1K"))
+    video = parse(command_for("pretrain_video", "Kinetics-400"))
+    for args, row in (
+        (audio, "audio encoder"),
+        (audio, "audio tokenizer"),
+        (audio, "audio joint (`--joint`)"),
+        (image, "image encoder / tokenizer"),
+        (video, "video encoder"),
+    ):
+        batch = args.batch_size * args.gradient_accumulation_steps
+        assert [batch] == numbers(rows[row]["batch"])
+    said = [numbers(row["epochs / warm-up"]) for row in rows.values()]
+    encoder, tokenizer, joint, both, _ = said
+    assert encoder[:2] == [audio.cold_start_epochs, audio.encoder_epochs]
+    assert encoder[2] == audio.warmup * audio.encoder_epochs
+    assert tokenizer[0] == audio.tokenizer_epochs
+    assert joint == [audio.encoder_epochs, audio.warmup * audio.encoder_epochs]
+    assert both[0] == image.encoder_epochs == image.cold_start_epochs
+    assert both[1:3] == [image.warmup * image.encoder_epochs, image.tokenizer_epochs]
+    said = [numbers(row["learning rate"]) for row in rows.values()]
+    assert said == [
+        [audio.encoder_learning_rate],
+        [audio.tokenizer_learning_rate],
+        [audio.encoder_learning_rate],
+        [image.encoder_learning_rate, image.tokenizer_learning_rate],
+        [video.encoder_learning_rate],
+    ]
+    parsed = (audio, audio, audio, image, video)
+    checked = [
+        check_phrases(row["other"], args)
+        for row, args in zip(rows.values(), parsed, strict=True)
+    ]
+    assert checked == [5, 0, 2, 1, 3]
+    (layers,) = re.findall("decoder of (.*) layers", rows["video encoder"]["other"])
+    encoder = types.SimpleNamespace(**backbone_preset(f"bridle_video_{video.preset}"))
+    assert int(layers) == decoder_size(encoder)["num_layers"]
+
+
+def python_block(path, words):
+    blocks = re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+    (found,) = [block for block in blocks if words in block]
+    return found
+
+
+def small_encoder():
+    return kb.BridleBackbone(
+        patch_size=(8, 32),
+        hidden_dim=16,
+        num_layers=1,
+        num_heads=2,
+        mlp_dim=32,
+        input_dims=(None,),
+        front_end=kb.LogMelSpectrogram(),
+    )
+
+
+def noises(count):
+    noise = np.random.default_rng(0).normal(scale=0.1, size=(count, 2960))
+    return noise.astype("float32")
+
+
+def test_classifier_of_the_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_encoder().save_to_preset("runs/birds/preset")
+    heard = {
+        "kb": kb,
+        "species": ["owl", "tit", "crow"],
+        "labeled_waveforms": noises(6),
+        "labels": np.arange(6) % 3,
+        "waveform": noises(1)[0],
+    }
+    lines = python_block(README, "classifier.fit(").splitlines()
+    exec("\n".join(lines[:-1]), heard)
+    (found,) = eval(lines[-1], heard)
+    assert sorted(score.name for score in found) == ["crow", "owl", "tit"]
+    assert sum(score.probability for score in found) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_fine_tuned_classifier_of_the_readme(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small_encoder().save_to_preset("encoder")
+    kb.BridleAudioClassifier.from_preset(
+        "encoder", class_names=["owl", "tit", "crow"]
+    ).save_to_preset("runs/audio_fine_tuned/preset")
+    block = python_block(RECIPES_README, "runs/audio_fine_tuned/preset")
+    exec(block, {"waveform": noises(1)[0]})
+    shown = capsys.readouterr().out
+    assert all(f"name='{name}'" in shown for name in ("owl", "tit", "crow"))
+
+
+def test_fine_tuning_of_the_readme(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small_encoder().save_to_preset("runs/audio_sample/preset")
+    given = {
+        "names": ["owl", "tit"],
+        "waveforms": noises(4),
+        "labels": np.arange(4) % 2,
+        "test_waveforms": noises(2),
+        "test_labels": np.array([0, 1]),
+    }
+    block = python_block(RECIPES_README, "fine_tune(tuner")
+    assert "print(" in block.splitlines()[-1]
+    exec(block, given)
+    shown = capsys.readouterr().out
+    assert given["classifier"].class_names == ["owl", "tit"]
+    last = shown[shown.rindex("[[") :]
+    found = np.array(numbers(last)).reshape(2, 2)
+    np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-5)
