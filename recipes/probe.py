@@ -7,16 +7,17 @@ On the sample data of the encoder's kind, such as after `recipes/pretrain_image.
 On your own labeled files, in class folders, a CSV file, or a known data set's layout:
 
     python recipes/probe.py --from runs/audio --data ESC-50-master --layout esc50 \
-        --seconds 5 --probe linear knn attentive
+        --probe linear knn attentive
 
 `--from` names directories of runs, presets' folders, or sizes without training such as
 `bridle_audio_tiny`; several are compared. `linear` is logistic regression whose penalty
 is chosen by cross-validation; `dense` the published one, batch normalization without
 scale and offset and a dense layer; `knn` a vote of the nearest; `attentive` attends to
-the patches by a learned query. `--epochs`, `--learning-rate`, `--weight-decay` and
-`--probe-batch-size` are those of `dense` and `attentive`; recipes/README.md has the
-published ones. Each encoder is also shown without its training, and plain log-mel
-statistics or small gray pixels in its place.
+the patches by a learned query. Without `--seconds`, 5 are read of each recording of
+ESC-50, 1 of Speech Commands, and 10.24 of others. `--epochs`, `--learning-rate`,
+`--weight-decay` and `--probe-batch-size` are those of `dense` and `attentive`;
+recipes/README.md has the published ones. Each encoder is also shown without its
+training, and plain log-mel statistics or small gray pixels in its place.
 
 Where nothing parts the files, 5 folds are drawn, and numbers are mean and standard
 deviation over them; for an encoder that has seen the files without their labels. The
@@ -60,6 +61,10 @@ from keras_bridle.evaluation.report import write_in_all_forms
 from keras_bridle.fine_tuning import draw_few
 from keras_bridle.pretraining.command_line import Setup, list_skipped
 
+# How long recordings are, where nothing says otherwise: AudioSet's, and those of
+# layouts that have shorter ones. More would be silence.
+SECONDS = 10.24
+LAYOUT_SECONDS = {"esc50": 5.0, "speech_commands": 1.0}
 SAMPLE_SECONDS = 0.36
 # A syllable is told by the order of what is heard.
 SAMPLE_SEGMENTS = 8
@@ -198,7 +203,8 @@ def check_segments(args, encoders, shape_of):
 
 def reading(args, backbone):
     """How files are read."""
-    return command_line.reading_of(args, backbone, seconds=10.24)
+    seconds = LAYOUT_SECONDS.get(args.layout, SECONDS)
+    return command_line.reading_of(args, backbone, seconds=seconds)
 
 
 def own_files(args, modality, report):

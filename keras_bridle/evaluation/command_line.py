@@ -230,7 +230,8 @@ def reading_of(args, backbone, seconds=None):
     Args:
         args: what the parser of `encoder_parser()` gave.
         backbone: `BridleBackbone`.
-        seconds: optional float, the default of `--seconds`.
+        seconds: optional float, the default of `--seconds` for encoders that take
+            recordings of any length.
 
     Returns:
         A dict, as of `reading_options`.
@@ -242,7 +243,7 @@ def reading_of(args, backbone, seconds=None):
     check_reading_flags(args, modality)
     options = {name: getattr(args, name) for name in _READING[modality]}
     if modality == "audio" and options["seconds"] is None:
-        options["seconds"] = seconds
+        options["seconds"] = seconds if backbone.input_dims[0] is None else None
     return reading_options(backbone, **options)
 
 

@@ -220,6 +220,25 @@ def test_settings_reach_the_probes(recipe, presets, few_samples, monkeypatch):
     }
 
 
+def test_recordings_are_as_long_as_their_layout_has_them(recipe):
+    backbone = kb.BridleBackbone.from_preset("bridle_audio_tiny", load_weights=False)
+
+    def seconds(*flags):
+        args = recipe.parse_arguments(["--from=x", "--data=.", *flags])
+        return recipe.reading(args, backbone)["seconds"]
+
+    assert seconds() == seconds("--layout=audioset") == 10.24
+    assert seconds("--layout=esc50") == 5
+    assert seconds("--layout=speech_commands") == 1
+    assert seconds("--layout=esc50", "--seconds=2") == 2
+    config = {**backbone.get_config(), "input_dims": (8000,)}
+    args = recipe.parse_arguments(["--from=x", "--data=.", "--layout=esc50"])
+    assert recipe.reading(args, type(backbone).from_config(config)) == {
+        "num_samples": 8000,
+        "sample_rate": 16000,
+    }
+
+
 def test_the_attentive_probe_alone(recipe, presets, pictures, tmp_path):
     recipe.main(
         [
