@@ -69,6 +69,7 @@ def parse_arguments(arguments=None):
     args = parser.parse_args(arguments)
     if args.per == "patch" and args.segment_means != 1:
         parser.error("--segment-means needs --per file")
+    command_line.check_paths(args)
     if args.picture == "umap":
         # Now, and not after all files are encoded.
         try:
@@ -121,6 +122,8 @@ def read_source(args, modality):
     """Lists the files; a folder as it is, so that names are relative to it."""
     kind = MANIFESTS[modality]
     if Path(args.data).is_file():
+        if args.label_column is not None:
+            command_line.check_columns(args, ["label_column"])
         return kind.from_csv(args.data, label_column=args.label_column)
     if args.label_column is not None:
         raise ValueError("--label-column needs a CSV file as --data")

@@ -30,6 +30,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import contextlib
 import functools
 from pathlib import Path
 
@@ -104,6 +105,7 @@ def parse_arguments(arguments=None):
     if args.data is None:
         needing = (*command_line.DATA_FLAGS, "reader", "sampling_rate")
         command_line.refuse_flags(parser, args, needing, "needs --data")
+    command_line.check_paths(args)
     if Path(args.directory, "probes.json").exists() and not args.overwrite:
         parser.error(
             f"--directory {args.directory} holds probes already: pass --overwrite to "
@@ -138,20 +140,33 @@ def main(arguments=None):
             more = {}
             if function is probe_encoder:
                 more["most_gigabytes"] = args.most_gigabytes
-            found[name] = function(
-                backbone,
-                data,
-                kinds,
-                segments=args.segment_means,
-                batch_size=args.batch_size,
-                seed=args.seed,
-                options=options,
-                **more,
-            )
+            with naming_data(setup, report):
+                found[name] = function(
+                    backbone,
+                    data,
+                    kinds,
+                    segments=args.segment_means,
+                    batch_size=args.batch_size,
+                    seed=args.seed,
+                    options=options,
+                    **more,
+                )
             # The data can be read: what goes wrong now is a fault.
             setup.is_over = True
         show(args, found, data, console)
     list_skipped(report, args.directory, console)
+
+
+@contextlib.contextmanager
+def naming_data(setup, report):
+    """Has an error say in which data it is, and which file could not be read."""
+    try:
+        yield
+    except ValueError as error:
+        if setup.args.data is None or setup.is_over:
+            raise
+        unread = "".join(f" ({x.path}: {x.reason})" for x in report.skipped[:1])
+        raise ValueError(f"--data {setup.args.data}: {error}{unread}") from error
 
 
 def training_options(args):

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from keras_bridle.data.file_manifest import read_table
 from keras_bridle.data.labeled_files import LAYOUTS, labeled_files
 from keras_bridle.evaluation.file_inputs import modality_of, reading_options
 from keras_bridle.models.bridle_backbone import BridleBackbone
@@ -34,6 +35,16 @@ DATA_FLAGS = (
     "test_split",
     "folds",
     "fold",
+)
+# Of flags that name what is read.
+_PATHS = (
+    "data",
+    "test_data",
+    "root",
+    "segments",
+    "test_segments",
+    "ground_truth",
+    "meta",
 )
 
 
@@ -213,6 +224,42 @@ def refuse_flags(parser, args, names, reason):
             parser.error(f"--{name.replace('_', '-')} {reason}")
 
 
+def check_paths(args):
+    """Ends the program if what is to be read is missing, or `--directory` is a file.
+
+    Args:
+        args: `argparse.Namespace` with the function `fail`.
+    """
+    for name in _PATHS:
+        path = getattr(args, name, None)
+        if path is not None and not Path(path).exists():
+            args.fail(f"--{name.replace('_', '-')} {path} does not exist")
+    folder = Path(args.directory)
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            args.fail(f"--directory {folder} can be no folder: {path} is a file")
+
+
+def check_columns(args, names):
+    """Raises a ValueError if a CSV file lacks a column that a flag names.
+
+    Args:
+        args: `argparse.Namespace`.
+        names: iterable of strings, the flags as attributes of `args`.
+    """
+    for path in (args.data, getattr(args, "test_data", None)):
+        if path is None or not Path(path).is_file():
+            continue
+        columns = [name for name in read_table(Path(path), [])[0] if name is not None]
+        for name in names:
+            column = getattr(args, name)
+            if column not in columns:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {column}: {path} has no such column, "
+                    f"but {', '.join(columns)}"
+                )
+
+
 def check_reading_flags(args, modality):
     """Raises a ValueError if a flag tells how files of another modality are read."""
     for names in _READING.values():
@@ -258,6 +305,11 @@ def data_of(args, modality, report):
     Returns:
         `LabeledFiles`.
     """
+    if args.layout == "folder":
+        names = ["file_column", "label_column"]
+        # Without such a column, folds are drawn; but not if it is asked for.
+        names += ["split_column"] if args.split_column != "split" else []
+        check_columns(args, names)
     options = {name: getattr(args, name) for name in DATA_FLAGS}
     files = labeled_files(modality, args.data, seed=args.seed, **options)
     report.add_missing(files.manifest)

@@ -128,6 +128,8 @@ def test_umap_is_missed_before_files_are_encoded(
     arguments.append(f"--directory={tmp_path / 'never'}")
     fails_in_one_line(recipe, arguments, "--picture umap: method", capsys)
     assert not (tmp_path / "never").exists()
+    (tmp_path / "never").write_text("")
+    fails_in_one_line(recipe, arguments, "never is a file", capsys)
 
 
 def test_the_lines_of_the_readme(pictures, run, tmp_path, monkeypatch, capsys):
@@ -190,7 +192,13 @@ def test_wrong_flags_are_one_line(recipe, pictures, run, tmp_path, capsys):
     fails("--from no/run is no folder here. Expected the dir", "--from=no/run")
     fails("say how many `seconds`", "--from=bridle_audio_tiny", f"--data={tmp_path}")
     fails("--seconds is not for image", "--seconds=3")
-    fails("'nowhere' does not exist", "--data=nowhere")
+    fails("--data nowhere does not exist", "--data=nowhere")
+    table = pictures / "list.csv"
+    fails(
+        f"--label-column class: {table} has no such column, but file, kind",
+        f"--data={table}",
+        "--label-column=class",
+    )
     fails("--label-column needs a CSV", "--label-column=kind")
     fails("--batch-size: expected a whole number, 1 or more", "--batch-size=0")
     fails("--part-size: expected a whole number, 1 or more", "--part-size=0")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -324,7 +325,17 @@ def test_wrong_flags_are_one_line(recipe, presets, pictures, tmp_path, capsys):
     both = ["--from", str(presets / "audio"), str(presets / "image")]
     fails("--from names encoders of audio and image", *both)
     fails("must be one of folder, imagenet", f"--data={pictures}", "--layout=esc50")
-    fails("does not exist", "--data=nowhere.csv")
+    fails("--data nowhere.csv does not exist", "--data=nowhere.csv")
+    fails("--test-data x does not exist", f"--data={pictures}", "--test-data=x")
+    table = tmp_path / "table.csv"
+    table.write_text(f"file,kind\n{pictures}/dark/1.png,dark\n")
+    fails("--label-column label: ", f"--data={table}")
+    fails(
+        f"--split-column part: {table} has no such column, but file, kind",
+        f"--data={table}",
+        "--label-column=kind",
+        "--split-column=part",
+    )
     fails("`fold` must lie between 1 and 5", f"--data={pictures}", "--fold=9")
     fails(
         "GB of memory",
@@ -343,3 +354,23 @@ def test_wrong_flags_are_one_line(recipe, presets, pictures, tmp_path, capsys):
     fails("--from no/run is no folder here. Expected the dir", "--from=no/run")
     fails(f"--from {tmp_path}: There is no preset", f"--from={tmp_path}")
     assert not (tmp_path / "never").exists()
+
+
+def test_an_unreadable_test_part_is_one_line(
+    recipe, presets, pictures, tmp_path, capsys
+):
+    for part in ("train", "test"):
+        for name, source in (("a", "bright/0.png"), ("b", "dark/1.png")):
+            path = tmp_path / part / name / "0.png"
+            path.parent.mkdir(parents=True)
+            shutil.copy(pictures / source, path)
+            if part == "test":
+                path.write_text("no picture")
+    out = tmp_path / "out"
+    arguments = [f"--from={presets / 'image'}", f"--data={tmp_path}", "--quiet"]
+    arguments.append(f"--directory={out}")
+    message = f"--data {tmp_path}: No test example can be read. ({tmp_path / 'test'}"
+    fails_in_one_line(recipe, arguments, message, capsys)
+    out.write_text("")
+    message = f"--directory {out} can be no folder: {out} is a file"
+    fails_in_one_line(recipe, arguments, message, capsys)
