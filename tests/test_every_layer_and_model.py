@@ -21,6 +21,7 @@ from keras_bridle.layers import (
     PatchEmbedding,
     PatchMask,
     PixelNormalization,
+    RandAugment,
     RandomHorizontalFlip,
     RandomImageMix,
     RandomMask,
@@ -202,6 +203,12 @@ CASES = {
         pixels(2, 3, 4, 4, 3).astype("uint8"),
     ),
     "RandomMask": Case(maker(RandomMask, 0.6, seed=1), normal(2, 30, 4), random=True),
+    "RandAugment": Case(
+        maker(RandAugment, factor=0.5, seed=1),
+        pixels(3, 8, 8, 3),
+        lambda layer, x: layer(x, training=True),
+        random=True,
+    ),
     "RandomHorizontalFlip": Case(
         maker(RandomHorizontalFlip, seed=1),
         uniform(4, 6, 8, 3),

@@ -172,7 +172,7 @@ def _add_augmentation_flags(group):
     )
     add("--smallest-crop", type=float, help="least share of a picture that crops keep")
     add("--flip", action=_ON_OFF, help="mirror pictures and clips")
-    add("--rand-augment", type=float, help="strength of Keras' RandAugment, 0 to 1")
+    add("--rand-augment", type=float, help="strength of RandAugment, 0 to 1")
     add("--rand-augment-ops", type=int, help="changes to each picture")
     add("--random-erasing", type=float, help="how likely a box is erased")
 

@@ -18,6 +18,7 @@ from keras_bridle.fine_tuning.multi_view import array_views, file_views
 from keras_bridle.layers.image_augmentation import ImageAugmentation
 from keras_bridle.layers.log_mel import LogMelSpectrogram
 from keras_bridle.layers.pixel_normalization import PixelNormalization
+from keras_bridle.layers.rand_augment import RandAugment
 from keras_bridle.layers.random_gain import RandomWaveformGain
 from keras_bridle.layers.random_horizontal_flip import RandomHorizontalFlip
 from keras_bridle.layers.random_image_mix import RandomImageMix
@@ -188,11 +189,8 @@ class Pictures(Modality):
         if args.flip:
             layers.append(RandomHorizontalFlip(seed=args.seed))
         if args.rand_augment:
-            rand_augment = keras.layers.RandAugment(
-                num_ops=args.rand_augment_ops,
-                factor=args.rand_augment,
-                seed=args.seed,
-                dtype="float32",
+            rand_augment = RandAugment(
+                args.rand_augment_ops, args.rand_augment, seed=args.seed
             )
             layers.append(ImageAugmentation(rand_augment))
         if args.random_erasing:

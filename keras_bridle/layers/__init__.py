@@ -11,6 +11,7 @@ from keras_bridle.layers.patch_embedding import PatchEmbedding
 from keras_bridle.layers.patch_mask import PatchMask
 from keras_bridle.layers.pixel_normalization import PixelNormalization
 from keras_bridle.layers.position_encoding import SineCosinePositionEncoding
+from keras_bridle.layers.rand_augment import RandAugment
 from keras_bridle.layers.random_gain import RandomWaveformGain
 from keras_bridle.layers.random_horizontal_flip import RandomHorizontalFlip
 from keras_bridle.layers.random_image_mix import RandomImageMix
@@ -40,6 +41,7 @@ __all__ = [
     "PatchEmbedding",
     "PatchMask",
     "PixelNormalization",
+    "RandAugment",
     "RandomHorizontalFlip",
     "RandomImageMix",
     "RandomMask",

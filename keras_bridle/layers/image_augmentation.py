@@ -6,6 +6,38 @@ from keras import ops
 from keras_bridle.layers.resized_crop import as_pixels
 
 
+def allow_compiling(layer):
+    """Lets models with one of Keras' image augmentations be compiled on JAX.
+
+    Those that move pixels cannot be on TensorFlow, and rule it out on every backend:
+    each step would be run operation by operation.
+
+    Args:
+        layer: a Keras layer.
+    """
+    if keras.backend.backend() == "jax":
+        layer.supports_jit = True
+
+
+def transform_copy(layer, images, drawn):
+    """Lets one of Keras' image augmentations change images, and nothing else.
+
+    On torch, brightness changes the tensor that it is given, and rotation the angles.
+
+    Args:
+        layer: an image augmentation of Keras.
+        images: float tensor of shape `(batch, height, width, channels)`.
+        drawn: what its `get_random_transformation()` returned.
+
+    Returns:
+        Tensor of the same shape.
+    """
+    drawn = keras.tree.map_structure(
+        lambda value: ops.copy(value) if ops.is_tensor(value) else value, drawn
+    )
+    return layer.transform_images(ops.copy(images), drawn, training=True)
+
+
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class ImageAugmentation(keras.layers.Layer):
     """Applies one of Keras' image augmentations to pictures or clips while training.
@@ -59,6 +91,7 @@ class ImageAugmentation(keras.layers.Layer):
                 f"keras.layers.RandAugment(). Received: {layer!r}"
             )
         self.layer = layer
+        allow_compiling(layer)
 
     def build(self, images_shape):
         frames_shape = (images_shape[0], *images_shape[-3:-1], 3)
@@ -91,8 +124,7 @@ class ImageAugmentation(keras.layers.Layer):
         drawn = self.layer.get_random_transformation(pictures, training=True)
 
         def transform(frames):
-            changed = self.layer.transform_images(frames, drawn, training=True)
-            return ops.cast(changed, "float32")
+            return ops.cast(transform_copy(self.layer, frames, drawn), "float32")
 
         if not is_clip:
             return transform(images)

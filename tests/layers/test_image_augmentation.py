@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_bridle.layers import ImageAugmentation
+from keras_bridle.layers import ImageAugmentation, RandAugment
 
 
 def augmented(layer, images, training=True):
@@ -36,9 +36,7 @@ def test_gray_pictures_and_bytes():
 
 def test_rand_augment_changes_pictures_in_range():
     pictures = np.random.default_rng(0).integers(0, 256, (4, 12, 12, 1), "uint8")
-    layer = ImageAugmentation(
-        keras.layers.RandAugment(num_ops=2, factor=0.5, seed=3, dtype="float32")
-    )
+    layer = ImageAugmentation(RandAugment(num_ops=2, factor=0.5, seed=3))
     found = augmented(layer, pictures)
     assert np.abs(found - pictures).max() > 5
     assert found.min() >= 0 and found.max() <= 255
@@ -50,3 +48,30 @@ def test_wrong_layer_and_images():
         ImageAugmentation(keras.layers.Dense(3))
     with pytest.raises(ValueError, match="1 or 3 channels"):
         erasing()(np.ones((2, 8, 8, 4), "float32"), training=True)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        keras.layers.RandomRotation((0.2, 0.3), seed=0, dtype="float32"),
+        keras.layers.RandomBrightness((0.2, 0.3), seed=0, dtype="float32"),
+    ],
+)
+def test_keras_layers_that_change_what_they_are_given(layer):
+    picture = np.random.default_rng(0).integers(0, 200, (2, 1, 8, 8, 3))
+    clips = ops.convert_to_tensor(np.repeat(picture, 3, axis=1), "float32")
+    before = np.copy(ops.convert_to_numpy(clips))
+    found = augmented(ImageAugmentation(layer), clips)
+    np.testing.assert_array_equal(ops.convert_to_numpy(clips), before)
+    np.testing.assert_array_equal(found[:, 1:], found[:, :-1])
+    assert np.abs(found - before).max() > 10
+
+
+@pytest.mark.parametrize(
+    "layer", [keras.layers.RandomRotation(0.1, dtype="float32"), RandAugment()]
+)
+def test_models_are_compiled_on_jax(layer):
+    model = keras.Sequential([ImageAugmentation(layer), keras.layers.Flatten()])
+    model.compile("sgd", "mse", jit_compile="auto")
+    if keras.backend.backend() == "jax":
+        assert model.jit_compile
