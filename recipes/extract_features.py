@@ -37,6 +37,7 @@ from keras_bridle.evaluation import (
     write_file_features,
 )
 from keras_bridle.evaluation.embedding_plot import import_umap
+from keras_bridle.evaluation.file_features import is_taken
 from keras_bridle.evaluation.file_inputs import clip_shape, modality_of, patch_grid
 from keras_bridle.pretraining.command_line import Setup
 
@@ -70,6 +71,11 @@ def parse_arguments(arguments=None):
     if args.per == "patch" and args.segment_means != 1:
         parser.error("--segment-means needs --per file")
     command_line.check_paths(args)
+    if is_taken(args.directory) and not args.resume:
+        parser.error(
+            f"--directory {args.directory} holds a run already: pass --resume to go on "
+            "with it, or name another directory"
+        )
     if args.picture == "umap":
         # Now, and not after all files are encoded.
         try:
@@ -113,9 +119,8 @@ def main(arguments=None):
     )
     if report.skipped:
         path = Path(args.directory, "skipped_files.csv")
-        console.print(
-            f"{len(report.skipped)} files could not be read: {path}", markup=False
-        )
+        files = "1 file" if len(report.skipped) == 1 else f"{len(report.skipped)} files"
+        console.print(f"{files} could not be read: {path}", markup=False)
 
 
 def read_source(args, modality):

@@ -149,7 +149,8 @@ def write_file_features(
         The `ReadReport` of all files, those of earlier runs included.
 
     Raises:
-        FileExistsError: if `directory` holds features and `resume` is `False`.
+        FileExistsError: if `directory` holds parts, or a run of another kind, and
+            `resume` is `False`.
         BlockingIOError: if another process is at work in `directory`.
         ValueError: for arguments that do not fit, other ones than `directory` was made
             with, or if no file can be read.
@@ -179,6 +180,8 @@ def write_file_features(
     report = ReadReport()
     with contextlib.ExitStack() as stack:
         stack.enter_context(RunLock(directory))
+        if not is_taken(directory):
+            Path(directory, "settings.json").unlink(missing_ok=True)
         folder = RunDirectory(directory, settings, resume).path / "parts"
         folder.mkdir(exist_ok=True)
         numbers = range(-(-count // part_size))
@@ -196,6 +199,20 @@ def write_file_features(
     report.add_missing(work.manifest)
     report.write(directory)
     return report
+
+
+def is_taken(directory):
+    """Tells whether a folder holds a run that is to be gone on with, or left alone.
+
+    One of features that has come to no part, as its files could not be read, is not:
+    the next may have other settings.
+
+    Args:
+        directory: string or path.
+    """
+    parts = Path(directory, "parts")
+    has_begun = not parts.is_dir() or any(parts.iterdir())
+    return has_begun and Path(directory, "settings.json").exists()
 
 
 def load_file_features(directory):

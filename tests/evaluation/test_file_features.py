@@ -168,8 +168,9 @@ def test_a_stopped_run_goes_on_without_loss_or_duplicates(
     with pytest.raises(_Stop):
         write_file_features(*arguments, **options)
     monkeypatch.setattr(file_features, "save_part", save)
-    with pytest.raises(FileExistsError, match="resume=True"):
-        write_file_features(*arguments, **options)
+    if done:
+        with pytest.raises(FileExistsError, match="resume=True"):
+            write_file_features(*arguments, **options)
 
     seen = []
 
@@ -210,6 +211,10 @@ def test_parts_of_nothing_but_broken_files(backbone, tmp_path):
     with pytest.raises(ValueError, match="None of the 6 image files can be read"):
         write_file_features(tmp_path / "none", backbone, folder, **options)
     PIL.Image.fromarray(_pictures()[0]).save(folder / "0.png")
+    # Nothing was written: other settings do.
+    other = {**options, "part_size": 3}
+    report = write_file_features(tmp_path / "none", backbone, folder, **other)
+    assert len(report.skipped) == 5
     report = write_file_features(tmp_path / "one", backbone, folder, **options)
     assert len(report.skipped) == 5
     assert load_file_features(tmp_path / "one").files.tolist() == ["0.png"]

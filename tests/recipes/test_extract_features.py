@@ -1,6 +1,7 @@
 """The recipe for features, really run, on few files of each kind."""
 
 import re
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -68,9 +69,9 @@ def test_pictures_and_codes_of_a_run(recipe, pictures, run, tmp_path, capsys):
     assert (tmp_path / "out" / "map.png").read_bytes().startswith(b"\x89PNG")
     shown = " ".join(capsys.readouterr().out.split())
     assert "6 rows of 16 numbers, codes (4, 2)" in shown
-    assert "1 files could not be read" in shown
+    assert "1 file could not be read" in shown
 
-    fails_in_one_line(recipe, arguments, "resume", capsys)
+    fails_in_one_line(recipe, arguments, "already: pass --resume to go on", capsys)
     with RunLock(tmp_path / "out"):
         fails_in_one_line(recipe, [*arguments, "--resume"], "cannot share", capsys)
     (tmp_path / "out" / "parts" / "part-000001.json").unlink()
@@ -118,6 +119,18 @@ def test_parquet_and_umap(recipe, pictures, run, tmp_path, monkeypatch):
     assert found.features.shape == (3, 16) and found.codes.shape == (3, 4, 2)
     assert (tmp_path / "parts" / "part-000000.parquet").exists()
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_could_read_nothing_is_in_nobodys_way(
+    recipe, pictures, run, tmp_path, capsys
+):
+    (tmp_path / "data").mkdir()
+    shutil.copy(pictures / "a" / "broken.png", tmp_path / "data")
+    arguments = [f"--from={run}", f"--directory={tmp_path / 'out'}", "--quiet"]
+    wrong = [*arguments, f"--data={tmp_path / 'data'}"]
+    fails_in_one_line(recipe, wrong, "can be read", capsys)
+    recipe.main([*arguments, f"--data={pictures / 'a'}", "--picture=none"])
+    assert len(load_file_features(tmp_path / "out").files) == 3
 
 
 def test_umap_is_missed_before_files_are_encoded(
