@@ -50,11 +50,12 @@ def centered_boxes(batch_size, image_size, size):
     Returns:
         float32 tensor of shape `(batch_size, 4)`, see `crop_and_resize`.
     """
-    scale = min(image_size[0] / size[0], image_size[1] / size[1])
+    # Sizes are tensors where TensorFlow compiled one function for several.
+    rows, columns = (ops.cast(side, "float32") for side in image_size)
+    scale = ops.minimum(rows / size[0], columns / size[1])
     height, width = size[0] * scale, size[1] * scale
-    top, left = (image_size[0] - height) / 2, (image_size[1] - width) / 2
-    box = ops.convert_to_tensor([[top, left, height, width]], dtype="float32")
-    return box + ops.zeros((batch_size, 1), dtype="float32")
+    box = ops.stack([(rows - height) / 2, (columns - width) / 2, height, width])
+    return box[None] + ops.zeros((batch_size, 1), dtype="float32")
 
 
 def crop_and_resize(images, boxes, size, interpolation):
@@ -76,8 +77,9 @@ def crop_and_resize(images, boxes, size, interpolation):
         float32 tensor, as `images` with `size` for height and width.
     """
     clips = images if len(images.shape) == 5 else images[:, None]
-    rows = _weights(boxes[:, 0], boxes[:, 2], clips.shape[2], size[0], interpolation)
-    columns = _weights(boxes[:, 1], boxes[:, 3], clips.shape[3], size[1], interpolation)
+    height, width = ops.shape(clips)[2:4]
+    rows = _weights(boxes[:, 0], boxes[:, 2], height, size[0], interpolation)
+    columns = _weights(boxes[:, 1], boxes[:, 3], width, size[1], interpolation)
     result = ops.einsum("boh,bfhwc->bfowc", rows, clips)
     result = ops.einsum("bow,bfhwc->bfhoc", columns, result)
     if interpolation == "bicubic":
@@ -150,11 +152,16 @@ class RandomBoxCrop(keras.layers.Layer):
 
     def call(self, images, training=None):
         images = as_pixels(images, type(self).__name__)
-        batch_size, image_size = ops.shape(images)[0], tuple(images.shape[-3:-1])
-        if training:
-            boxes = self.random_boxes(batch_size, *image_size)
-        else:
+        batch_size, image_size = ops.shape(images)[0], ops.shape(images)[-3:-1]
+        if not training:
             boxes = centered_boxes(batch_size, image_size, self.size)
+        elif None in images.shape[-3:-1]:
+            raise ValueError(
+                f"{type(self).__name__} needs inputs of one known size in training. "
+                f"Received shape {tuple(images.shape)}"
+            )
+        else:
+            boxes = self.random_boxes(batch_size, *image_size)
         result = crop_and_resize(images, boxes, self.size, self.interpolation)
         return ops.cast(result, self.compute_dtype)
 

@@ -1,8 +1,10 @@
+import keras
 import numpy as np
 import pytest
 from keras import ops
 from PIL import Image
 
+from keras_bridle.layers import RandomMultiScaleCrop
 from keras_bridle.layers.resized_crop import centered_boxes, crop_and_resize
 
 FILTERS = {
@@ -76,3 +78,23 @@ def test_bicubic_stays_in_range():
 def test_centered_boxes(image_size, size, box):
     boxes = ops.convert_to_numpy(centered_boxes(3, image_size, size))
     np.testing.assert_array_equal(boxes, [box] * 3)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's own")
+def test_sizes_that_are_known_when_the_function_runs():
+    import tensorflow as tf
+
+    crop = RandomMultiScaleCrop(16)
+    compiled = tf.function(
+        lambda clips: crop(clips, training=False),
+        input_signature=[tf.TensorSpec((None, 2, None, None, 3))],
+    )
+    for side in (16, 18, 23):
+        clips = smooth(2, 2, side, side, 3)
+        expected = ops.convert_to_numpy(crop(clips, training=False))
+        np.testing.assert_allclose(compiled(clips), expected, atol=1e-3)
+    with pytest.raises(ValueError, match="one known size in training"):
+        tf.function(
+            lambda clips: crop(clips, training=True),
+            input_signature=[tf.TensorSpec((None, 2, None, None, 3))],
+        )(smooth(2, 2, 8, 8, 3))
