@@ -204,6 +204,16 @@ def logits(model, modality):
     return model.predict(raw_inputs(modality), verbose=0)
 
 
+def converted(converter, modality):
+    """What a converter makes of raw inputs, a NumPy array."""
+    return ops.convert_to_numpy(converter(raw_inputs(modality)))
+
+
+def tokens(backbone, inputs):
+    """What an encoder makes of converted inputs, a NumPy array."""
+    return ops.convert_to_numpy(backbone(ops.convert_to_tensor(inputs)))
+
+
 MODELS = {"encoder": encoder_phase, "tokenizer": tokenizer_phase, "joint": joint}
 # With these weights no vector comes close to the border between two codes in any of
 # the steps: a code that another rounding turns over is no disagreement of backends.
@@ -248,6 +258,9 @@ def main(folder):
     for modality in CLASSIFIERS:
         model = classifier(modality)
         np.save(folder / f"{modality}_logits.npy", logits(model, modality))
+        inputs = converted(model.preprocessor, modality)
+        np.save(folder / f"{modality}_converted.npy", inputs)
+        np.save(folder / f"{modality}_tokens.npy", tokens(model.backbone, inputs))
         model.save_to_preset(str(folder / f"{modality}_classifier"))
 
 
