@@ -31,6 +31,16 @@ OTHERS = {
     "--nproc-per-node",
     "--signal",
 }
+# Flags whose values are files or folders to read.
+PATHS = {
+    "--data",
+    "--ground-truth",
+    "--meta",
+    "--root",
+    "--segments",
+    "--test-data",
+    "--test-segments",
+}
 INPUT_DIMS = {"audio": (None,), "image": (8, 8, 3), "video": (4, 8, 8, 3)}
 # What tells the modality where no layout does.
 WORDS = {"pictures": "image", "image": "image", "video": "video"}
@@ -156,7 +166,7 @@ def make_paths(command):
             Path(word).mkdir(parents=True)
             dims = INPUT_DIMS[modality(command)]
             write_preset_config(Path(word, "preset"), dims)
-        elif flag == "--data":
+        elif flag in PATHS:
             Path(word).parent.mkdir(parents=True, exist_ok=True)
             Path(word).touch() if Path(word).suffix else Path(word).mkdir()
 
