@@ -154,11 +154,13 @@ def check_segments(args, grids):
 
     Args:
         args: `argparse.Namespace`.
-        grids: list of tuples of ints, the patches that encoders have along each side.
-            It is enough that one of them has so many.
+        grids: list of tuples of ints, the patches that encoders have along each side,
+            `None` where that is unknown. It is enough that one of them has so many.
     """
+    if args.segment_means is None or any(rows is None for rows, *_ in grids):
+        return
     most = max(rows for rows, *_ in grids)
-    if args.segment_means is not None and args.segment_means > most:
+    if args.segment_means > most:
         raise ValueError(
             f"--segment-means {args.segment_means}: expected {most} or less, as many "
             "patches as there are along an input's time or height"

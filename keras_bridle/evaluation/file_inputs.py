@@ -82,6 +82,11 @@ def reading_options(backbone, **options):
         defaults = {"image_size": dims[-3:-1], "channels": dims[-1]}
         if modality == "video":
             defaults |= {"num_frames": dims[0], "sampling_rate": 4}
+            if dims[0] is None and "num_frames" not in options:
+                raise ValueError(
+                    "The encoder takes clips of any length: say how many `num_frames` "
+                    "of each video to read"
+                )
     return {**defaults, **options}
 
 

@@ -248,6 +248,15 @@ def test_refusals(backbone, folder, tmp_path, monkeypatch):
     (tmp_path / "a.wav").write_bytes(b"")
     with pytest.raises(ValueError, match="say how many `seconds`"):
         extract_file_features(waveforms, tmp_path)
+    clips = tiny_backbone(
+        input_dims=(None, 16, 16, 3),
+        patch_size=(2, 8, 8),
+        front_end=kb.PixelNormalization(),
+        position_layout="sequence",
+    )
+    (tmp_path / "a.mp4").write_bytes(b"")
+    with pytest.raises(ValueError, match="say how many `num_frames`"):
+        extract_file_features(clips, tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(ImportError, match="Parquet files need pyarrow"):
         write_file_features(tmp_path / "x", backbone, folder, format="parquet")
