@@ -318,6 +318,11 @@ def _table(
     is_validation = parts == _validation_name(names, test)
     is_train = parts == "train" if "train" in parts else ~(is_test | is_validation)
     train, tested, held_out = map(np.flatnonzero, (is_train, is_test, is_validation))
+    if not len(train):
+        raise ValueError(
+            f"'{data}' has no row to train on: its column '{split_column}' has only "
+            f"{', '.join(map(repr, sorted(names)))}"
+        )
     validation = held_out if len(held_out) else None
     return _of_classes(manifest, [(train, tested)], validation)
 

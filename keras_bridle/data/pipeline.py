@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,19 @@ _MAX_FAILURES = 1000
 # Where in a file a clip lies: shares of the room there is, along time and two axes
 # of the picture.
 Position = tuple[float, float, float]
+
+
+def unreadable_file(error: BaseException) -> str | None:
+    """Finds, in an error of `strict` reading, the line that names the file.
+
+    Args:
+        error: what a pipeline raised. TensorFlow puts a traceback around the line.
+
+    Returns:
+        That line, or `None` if the error is another one.
+    """
+    found = re.search(r"Cannot read \w+ file '.*", str(error))
+    return None if found is None else found[0].strip()
 
 
 class Clips:

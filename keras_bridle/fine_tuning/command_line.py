@@ -14,6 +14,7 @@ from keras_bridle.data.tensorflow_input import import_tensorflow
 from keras_bridle.evaluation.command_line import (
     DATA_FLAGS,
     add_data_flags,
+    check_paths,
     data_of,
     refuse_flags,
 )
@@ -28,12 +29,20 @@ from keras_bridle.fine_tuning.report import report_predictions
 from keras_bridle.fine_tuning.sampling import draw_few, split_examples
 from keras_bridle.fine_tuning.validation_scores import METRICS
 from keras_bridle.models.bridle_backbone import BridleBackbone
-from keras_bridle.models.presets import backbone_preset
+from keras_bridle.models.presets import backbone_preset, preset_names
 from keras_bridle.pretraining.command_line import (
     RecipeParser,
     add_common_flags,
     fill_in,
     list_skipped,
+)
+from keras_bridle.pretraining.flag_types import (
+    above_0,
+    above_0_to_1,
+    from_0,
+    from_0_below_1,
+    from_0_to_1,
+    whole_number,
 )
 from keras_bridle.pretraining.run_directory import RunDirectory
 from keras_bridle.pretraining.run_lock import RunLock
@@ -66,6 +75,8 @@ _FLAGS_OF = {
         "view_crops",
     ),
 }
+# Of classes without examples.
+_MOST_NAMES = 10
 # Flags that change nothing of what is learned.
 _NO_SETTINGS = ("directory", "resume", "quiet", "fail")
 
@@ -108,73 +119,117 @@ def _add_model_flags(group):
     )
     add("--preset", help="without --from, a new encoder: tiny, small, base, large")
     add("--modality", choices=MODALITIES, help="if --from does not tell")
-    add("--drop-path", type=float, help="stochastic depth, at the last layer")
-    add("--dropout", type=float, help="of the pooled features")
+    add("--drop-path", type=from_0_below_1, help="stochastic depth, at the last layer")
+    add("--dropout", type=from_0_below_1, help="of the pooled features")
 
 
 def _add_data_flags(group):
     add = group.add_argument
     add(
         "--validation-share",
-        type=float,
+        type=from_0_below_1,
         help="of training, to find the best epoch, where the data has no part for it; "
         "0: test the last epoch",
     )
-    add("--labels-per-class", type=int, help="train on so many examples of each class")
+    add(
+        "--labels-per-class",
+        type=whole_number(1),
+        help="train on so many examples of each class",
+    )
     add("--strict", action="store_true", help="stop at files that cannot be read")
     add("--reader", default="soundfile", help="of sounds; or tensorflow-io")
-    add("--seconds", type=float, help="length of sounds")
-    add("--image-size", type=int, help="side of pictures and frames in pixels")
-    add("--num-frames", type=int, help="frames of a clip")
-    add("--sampling-rate", type=int, help="take every so many frames of a video")
-    add("--view-segments", type=int, help="test each video at so many times")
-    add("--view-crops", type=int, help="and so many places")
+    add("--seconds", type=above_0, help="length of sounds")
+    add(
+        "--image-size",
+        type=whole_number(1),
+        help="side of pictures and frames in pixels",
+    )
+    add("--num-frames", type=whole_number(1), help="frames of a clip")
+    add(
+        "--sampling-rate",
+        type=whole_number(1),
+        help="take every so many frames of a video",
+    )
+    add(
+        "--view-segments", type=whole_number(1), help="test each video at so many times"
+    )
+    add("--view-crops", type=whole_number(1), help="and so many places")
 
 
 def _add_training_flags(group):
     add = group.add_argument
-    add("--epochs", type=int)
-    add("--warmup-epochs", type=float, help="in which the learning rate rises")
-    add("--batch-size", type=int)
-    add("--learning-rate", type=float, help="of the head")
-    add("--layer-decay", type=float, help="rate of a layer to that of the one above")
-    add("--weight-decay", type=float)
-    add("--beta-2", type=float, default=0.999, help="of Adam")
+    add("--epochs", type=whole_number(1))
+    add("--warmup-epochs", type=from_0, help="in which the learning rate rises")
+    add("--batch-size", type=whole_number(1))
+    add("--learning-rate", type=above_0, help="of the head")
+    add(
+        "--layer-decay",
+        type=above_0_to_1,
+        help="rate of a layer to that of the one above",
+    )
+    add("--weight-decay", type=from_0)
+    add("--beta-2", type=from_0_below_1, default=0.999, help="of Adam")
     add("--loss", choices=LOSSES, default="auto", help="kind of cross-entropy")
-    add("--label-smoothing", type=float)
-    add("--clip-norm", type=float, help="largest norm of the gradients")
-    add("--gradient-accumulation-steps", type=int, help="batches to each step")
-    add("--ema-momentum", type=float, help="test moving averages of the weights")
+    add("--label-smoothing", type=from_0_below_1)
+    add("--clip-norm", type=above_0, help="largest norm of the gradients")
+    add(
+        "--gradient-accumulation-steps",
+        type=whole_number(1),
+        help="batches to each step",
+    )
+    add(
+        "--ema-momentum",
+        type=from_0_below_1,
+        help="test moving averages of the weights",
+    )
     add("--metric", choices=METRICS, help="that finds the best epoch")
     add("--balanced", action=_ON_OFF, help="draw rare classes as often as common ones")
-    add("--epoch-length", type=int, help="examples of an epoch")
-    add("--checkpoint-every", type=int, help="epochs between saved states")
+    add("--epoch-length", type=whole_number(1), help="examples of an epoch")
+    add("--checkpoint-every", type=whole_number(1), help="epochs between saved states")
 
 
 def _add_augmentation_flags(group):
     add = group.add_argument
-    add("--repeats", type=int, help="times each example comes in a batch")
-    add("--mix-rate", type=float, help="how likely an example is mixed with another")
+    add("--repeats", type=whole_number(1), help="times each example comes in a batch")
     add(
-        "--mixup", type=float, help="alpha of mixup, of waveforms or pixels; 0 for none"
+        "--mix-rate",
+        type=from_0_to_1,
+        help="how likely an example is mixed with another",
     )
-    add("--cutmix", type=float, help="alpha of CutMix; 0 for none")
+    add(
+        "--mixup",
+        type=from_0,
+        help="alpha of mixup, of waveforms or pixels; 0 for none",
+    )
+    add("--cutmix", type=from_0, help="alpha of CutMix; 0 for none")
     add("--gain", action=_ON_OFF, help="make sounds louder or softer")
     add("--roll", action=_ON_OFF, help="roll sounds in time")
-    add("--hide-bins", type=int, help="SpecAugment: widest stripe of mel bins")
-    add("--hide-frames", type=int, help="SpecAugment: longest stripe of frames")
+    add(
+        "--hide-bins",
+        type=whole_number(0),
+        help="SpecAugment: widest stripe of mel bins",
+    )
+    add(
+        "--hide-frames",
+        type=whole_number(0),
+        help="SpecAugment: longest stripe of frames",
+    )
     add(
         "--token-drop",
-        type=float,
+        type=from_0_below_1,
         nargs=2,
         metavar=("TIMES", "BANDS"),
         help="shares of the spectrogram's patches that are left out; 0 0 for none",
     )
-    add("--smallest-crop", type=float, help="least share of a picture that crops keep")
+    add(
+        "--smallest-crop",
+        type=above_0_to_1,
+        help="least share of a picture that crops keep",
+    )
     add("--flip", action=_ON_OFF, help="mirror pictures and clips")
-    add("--rand-augment", type=float, help="strength of RandAugment, 0 to 1")
-    add("--rand-augment-ops", type=int, help="changes to each picture")
-    add("--random-erasing", type=float, help="how likely a box is erased")
+    add("--rand-augment", type=from_0_to_1, help="strength of RandAugment, 0 to 1")
+    add("--rand-augment-ops", type=whole_number(1), help="changes to each picture")
+    add("--random-erasing", type=from_0_to_1, help="how likely a box is erased")
 
 
 _ON_OFF = argparse.BooleanOptionalAction
@@ -204,6 +259,8 @@ def parse_fine_tuning_arguments(parser, settings, arguments=None):
     _find_modality(args)
     _refuse_idle_flags(parser, args)
     layout = None if args.data is None else args.layout
+    if args.layout == "audioset" and not (args.segments and args.test_segments):
+        parser.error("--layout audioset needs --segments and --test-segments")
     given = [name for name in _MIXING if getattr(args, name)]
     fill_in(args, settings(args.modality, layout))
     if given and not (args.mix_rate and (args.mixup or args.cutmix)):
@@ -212,7 +269,22 @@ def parse_fine_tuning_arguments(parser, settings, arguments=None):
             f"--{flag} does nothing without both a --mix-rate and a --mixup"
             f"{'' if args.modality == 'audio' else ' or --cutmix'} above 0"
         )
+    check_paths(args)
+    _check_lengths(args)
     return args
+
+
+def _check_lengths(args):
+    if args.warmup_epochs >= args.epochs:
+        args.fail(
+            f"--warmup-epochs {args.warmup_epochs:g} must be less than --epochs "
+            f"{args.epochs}"
+        )
+    if args.epoch_length is not None and args.epoch_length < args.batch_size:
+        args.fail(
+            f"--epoch-length {args.epoch_length} is less than a batch, --batch-size "
+            f"{args.batch_size}"
+        )
 
 
 _MIXING = ("mix_rate", "mixup", "cutmix")
@@ -237,8 +309,20 @@ def _find_modality(args):
         found = modality_of(args.source)
     except (ValueError, OSError) as error:
         args.fail(error)
+    is_address = "://" in args.source
+    if found is None and not is_address:
+        args.fail(
+            f"--from {args.source} is no folder here. Expected the directory of a run, "
+            "or a preset's folder or address, such as hf://user/name"
+        )
     if found is None and args.modality is None:
-        args.fail(f"--from {args.source} is no folder here: pass --modality as well")
+        args.fail(f"--from {args.source} needs --modality, which it does not tell")
+    if backbone_preset(args.source) is not None and not args.scratch:
+        size = args.source.split("_")[2]
+        args.fail(
+            f"--from {args.source} is a size without training: pass --modality {found} "
+            f"--preset {size}"
+        )
     if found is not None and args.modality not in (None, found):
         args.fail(
             f"--modality {args.modality} does not fit --from {args.source}, which is "
@@ -274,11 +358,14 @@ def run_fine_tuning(setup):
 def _backbone_config(args):
     """The configuration of the encoder that is started from."""
     if args.source is None:
-        name = f"bridle_{args.modality}_{args.preset}"
-        config = backbone_preset(name)
-        if args.preset is None or config is None:
-            raise ValueError(f"--preset {args.preset} is no size")
-        return config
+        name, names = f"bridle_{args.modality}_{args.preset}", preset_names()
+        if name not in names:
+            sizes = [x.split("_")[2] for x in names if x.split("_")[1] == args.modality]
+            raise ValueError(
+                f"--preset {args.preset} is no size. Those for {args.modality}: "
+                f"{', '.join(sizes)}"
+            )
+        return backbone_preset(name)
     return BridleBackbone.from_preset(args.source, load_weights=False).get_config()
 
 
@@ -341,6 +428,7 @@ class _Run:
         args = self.args
         keras.utils.set_random_seed(args.seed)
         train, validation = _few_and_held_out(args, train, self.data.validation)
+        self.check(train, validation, test)
         tuner = self.make_tuner(train)
         tuned = fine_tune(
             tuner,
@@ -369,6 +457,19 @@ class _Run:
         return report_predictions(
             predictions, self.data.class_names, folder / "results", title, self.console
         )
+
+    def check(self, train, validation, test):
+        """Raises if a part cannot be read, before a directory is made for it."""
+        length, number = self.args.epoch_length, len(train)
+        if length is not None and length > number and not self.args.balanced:
+            raise ValueError(
+                f"--epoch-length {length} is more than the {number} examples to train "
+                "on: to draw some of them again needs --balanced"
+            )
+        parts = {"train on": train, "find the best epoch": validation, "test": test}
+        for purpose, examples in parts.items():
+            if isinstance(examples, FileExamples):
+                _check_readable(self.args.data, examples, purpose)
 
     def make_tuner(self, train):
         """Builds a classifier, and what its inputs go through in training."""
@@ -404,10 +505,38 @@ class _Run:
             highlight=False,
             markup=False,
         )
+        for purpose, examples in (("train on", train), ("test", test)):
+            self.name_absent(examples.labels, purpose)
+
+    def name_absent(self, labels, purpose):
+        """Says which classes have no example."""
+        names = self.data.class_names
+        counts = (
+            np.bincount(labels, minlength=len(names))
+            if labels.ndim == 1
+            else np.count_nonzero(labels, axis=0)
+        )
+        absent = [name for name, count in zip(names, counts, strict=True) if not count]
+        if absent:
+            more = ", ..." if len(absent) > _MOST_NAMES else ""
+            self.console.print(
+                f"{len(absent)} of {len(names)} classes have no example to {purpose}: "
+                f"{', '.join(absent[:_MOST_NAMES])}{more}",
+                style="yellow",
+                highlight=False,
+                markup=False,
+            )
 
     def set_over(self, logs=None):
         """From now on errors are faults."""
         self.setup.is_over = True
+
+
+def _check_readable(data, examples, purpose):
+    try:
+        examples.check_readable()
+    except ValueError as error:
+        raise ValueError(f"--data {data}, examples to {purpose}: {error}") from error
 
 
 def _few_and_held_out(args, train, validation=None):

@@ -151,6 +151,10 @@ class FileExamples:
         some = self.subset(_drawn(len(self), count, seed))
         return np.concatenate([inputs for inputs, _ in some.batches_in_order(32)])
 
+    def check_readable(self):
+        """Raises a ValueError if no file can be read; `strict`: if the first cannot."""
+        self._dataset(self.manifest, batch_size=1, drop_remainder=False)
+
     def training_batches(self, batch_size, seed=0, weights=None, epoch_length=None):
         """Prepares the batches to train on, as those of `ArrayExamples`."""
         if batch_size < 1:

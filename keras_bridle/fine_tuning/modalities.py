@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from keras_bridle.data.audio import audio_dataset
 from keras_bridle.data.image import image_dataset
@@ -172,6 +173,11 @@ class Pictures(Modality):
         self.channels = dims[-1]
         if self.args.image_size is None:
             self.args.image_size = dims[-2]
+        if self.args.image_size < max(backbone_config["patch_size"][-2:]):
+            raise ValueError(
+                f"--image-size {self.args.image_size} is less than a patch of the "
+                f"encoder, {backbone_config['patch_size']}"
+            )
 
     def crop(self):
         """The first layer of all, which gives inputs their size."""
@@ -226,8 +232,13 @@ class Image(Pictures):
                 f"--image-size {self.args.image_size} needs --data: sample pictures "
                 "have 28"
             )
-        parts = [load_fashion(split) for split in ("train", "test")]
-        return (*(ArrayExamples(*part[:2]) for part in parts), list(parts[0][2]))
+        parts = []
+        for split in ("train", "test"):
+            pictures, labels, names = load_fashion(split)
+            # They are gray; encoders for color take them as well.
+            pictures = np.repeat(pictures, self.channels, axis=-1)
+            parts.append(ArrayExamples(pictures, labels))
+        return (*parts, list(names))
 
     def reader(self):
         """Function of a manifest that makes a data set."""
@@ -248,7 +259,11 @@ class Video(Pictures):
 
     def sample(self):
         """Synthetic pans over the training and the test part of the videos."""
-        size = {"num_frames": self.args.num_frames, "image_size": self.args.image_size}
+        size = {
+            "num_frames": self.args.num_frames,
+            "image_size": self.args.image_size,
+            "channels": self.channels,
+        }
         train = synthetic_pans("train", num_clips=800, **size)
         test = synthetic_pans("test", num_clips=400, **size)
         return ArrayExamples(*train[:2]), ArrayExamples(*test[:2]), list(train[2])

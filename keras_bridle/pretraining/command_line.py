@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 from rich.console import Console
 
+from keras_bridle.data.pipeline import unreadable_file
 from keras_bridle.data.read_report import ReadReport
 from keras_bridle.data.tensorflow_input import import_tensorflow
 from keras_bridle.distribution import (
@@ -318,6 +320,9 @@ class Setup:
             raise SystemExit(str(lost)) from error
         if isinstance(error, (SaveError, NonFiniteLoss)):
             raise SystemExit(str(error)) from error
+        unreadable = None if error is None else unreadable_file(error)
+        if unreadable is not None:
+            self.args.fail(f"{unreadable} (--strict stops at such files)")
         full = full_disk_error(error) if isinstance(error, Exception) else None
         if full is not None:
             raise SystemExit(
@@ -325,7 +330,17 @@ class Setup:
                 "before is unharmed: make room, and go on with --resume"
             ) from error
         if not self.is_over and isinstance(error, (ValueError, OSError, ImportError)):
-            self.args.fail(error)
+            self.args.fail(_with_flags(error, self.args))
+
+
+def _with_flags(error, args):
+    """The message of an error, with flags in the place of arguments of that name."""
+
+    def flag(found):
+        name = found[1]
+        return f"--{name.replace('_', '-')}" if name in vars(args) else found[0]
+
+    return re.sub(r"`(\w+)(?:=True)?`", flag, str(error))
 
 
 def make_backbone(args, modality, examples, make_front_end, **kwargs):

@@ -132,6 +132,9 @@ def test_tables(tmp_path):
         labeled_files("audio", table, test_split="dev")
     with pytest.raises(ValueError, match="no column 'none'"):
         labeled_files("audio", table, split_column="none", test_split="dev")
+    table.write_text("file,label,split\n" + "".join(f"{x}.wav,a,test\n" for x in "123"))
+    with pytest.raises(ValueError, match="no row to train on: its column 'split' has"):
+        labeled_files("audio", table)
 
 
 def test_table_with_several_labels(tmp_path):

@@ -253,6 +253,8 @@ def test_video_files_in_the_layout_of_kinetics(recipe, tmp_path):
             f"--test-data={tmp_path / 'test.txt'}",
             f"--root={tmp_path}",
             "--sampling-rate=2",
+            # Read larger than the views are, in the same compiled function.
+            "--validation-share=0.4",
             "--view-segments=2",
             "--view-crops=2",
             f"--directory={directory}",
@@ -295,7 +297,7 @@ def test_recordings_in_the_layout_of_esc50(recipe, audio_run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--from=no/such/run"], "no/such/run"),
+        (["--from=no/such/run"], "--from no/such/run is no folder here. Expected"),
         (["--preset=tiny"], "--preset needs --modality"),
         (["--preset=enormous", "--modality=audio"], "enormous"),
         ([], "--from"),
@@ -314,9 +316,42 @@ def test_recordings_in_the_layout_of_esc50(recipe, audio_run, tmp_path):
         (["AUDIO", "--strict"], "--strict needs --data"),
         (["AUDIO", "--mixup=0.8"], "--mixup does nothing without both"),
         (["AUDIO", "--mix-rate=0.5"], "--mix-rate does nothing without both"),
-        (["AUDIO", "--epochs=1", "--warmup-epochs=2"], "warmup_steps"),
-        (["AUDIO", "--mix-rate=2", "--mixup=1"], "rate"),
-        (["AUDIO", "--labels-per-class=0"], "per_class"),
+        (
+            ["AUDIO", "--epochs=2", "--warmup-epochs=2"],
+            "--warmup-epochs 2 must be less than --epochs 2",
+        ),
+        (["AUDIO", "--mix-rate=2", "--mixup=1"], "--mix-rate: expected a number from"),
+        (["AUDIO", "--labels-per-class=0"], "--labels-per-class: expected a whole"),
+        (["AUDIO", "--gradient-accumulation-steps=0"], "-accumulation-steps: expected"),
+        (["AUDIO", "--clip-norm=-1"], "--clip-norm: expected a number above 0"),
+        (["AUDIO", "--beta-2=2"], "--beta-2: expected a number from 0 to below 1"),
+        (["AUDIO", "--epoch-length=3"], "--epoch-length 3 is less than a batch"),
+        (["AUDIO", "--epoch-length=1000"], "needs --balanced"),
+        (["AUDIO", "--validation-share=1.5"], "--validation-share: expected"),
+        (["AUDIO", "--token-drop", "2", "0"], "--token-drop: expected"),
+        (["AUDIO", "--directory=FILE/run"], "--directory"),
+        (
+            ["--preset=tiny", "--modality=video", "--view-segments=0"],
+            "--view-segments: expected a whole number, 1 or more",
+        ),
+        (
+            ["--preset=tiny", "--modality=image", "--rand-augment=7"],
+            "--rand-augment: expected a number from 0 to 1",
+        ),
+        (
+            ["--preset=tiiny", "--modality=image"],
+            "--preset tiiny is no size. Those for image: tiny, small, base, large",
+        ),
+        (["--from=bridle_image_tiny"], "pass --modality image --preset tiny"),
+        (["--from=hf://some/one"], "--from hf://some/one needs --modality"),
+        (
+            ["AUDIO", "--data=.", "--layout=audioset"],
+            "--layout audioset needs --segments and --test-segments",
+        ),
+        (
+            ["--preset=tiny", "--modality=image", "--data=.", "--image-size=2"],
+            "--image-size 2 is less than a patch",
+        ),
     ],
 )
 def test_wrong_flags_are_one_line(
@@ -324,9 +359,91 @@ def test_wrong_flags_are_one_line(
 ):
     directory = tmp_path / "run"
     arguments = [f"--from={audio_run}" if x == "AUDIO" else x for x in arguments]
-    arguments = [*SHORT, *arguments, f"--directory={directory}"]
+    (tmp_path / "file").touch()
+    arguments = [x.replace("FILE", str(tmp_path / "file")) for x in arguments]
+    arguments = [*SHORT, f"--directory={directory}", *arguments]
     fails_in_one_line(recipe, arguments, message, capsys)
     assert not directory.exists()
+
+
+def save_picture_encoder(folder, channels=1):
+    backbone = kb.BridleBackbone(
+        patch_size=7,
+        input_dims=(28, 28, channels),
+        front_end=kb.PixelNormalization(),
+        **SMALL,
+    )
+    backbone.save_to_preset(str(folder))
+    return f"--from={folder}"
+
+
+def make_pictures(folder, parts):
+    """Class folders of pictures, of some parts of which none can be read."""
+    for name, number, is_readable in parts:
+        (folder / name).mkdir(parents=True)
+        for index in range(number):
+            path = folder / name / f"{index}.png"
+            if is_readable:
+                Image.new("L", (28, 28), 20 * index + 9).save(path)
+            else:
+                path.write_text("no picture")
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_part_that_cannot_be_read_leaves_no_directory(recipe, tmp_path, part, capsys):
+    encoder = save_picture_encoder(tmp_path / "preset")
+    names = [f"{x}/{y}" for x in ("train", "val", "test") for y in ("a", "b")]
+    make_pictures(tmp_path / "data", [(x, 4, not x.startswith(part)) for x in names])
+    directory = tmp_path / "run"
+    arguments = [encoder, f"--data={tmp_path / 'data'}", f"--directory={directory}"]
+    fails_in_one_line(recipe, [*SHORT, *arguments], "None of the 8 image", capsys)
+    assert not directory.exists()
+
+
+def test_strict_names_the_file_in_one_line(recipe, tmp_path, capsys):
+    encoder = save_picture_encoder(tmp_path / "preset")
+    make_pictures(tmp_path / "data", [("a", 8, True), ("b", 8, True)])
+    (tmp_path / "data/b/5.png").write_text("no picture")
+    directory = tmp_path / "run"
+    arguments = [encoder, f"--data={tmp_path / 'data'}", f"--directory={directory}"]
+    arguments += [*SHORT, "--strict", "--fold=1"]
+    line = f"error: Cannot read image file '{tmp_path / 'data/b/5.png'}': "
+    fails_in_one_line(recipe, arguments, line, capsys)
+
+
+def test_classes_without_examples_are_named(recipe, tmp_path, capsys):
+    encoder = save_picture_encoder(tmp_path / "preset")
+    parts = [("train/a", 6, True), ("train/b", 6, True), ("train/c", 4, True)]
+    parts += [("test/a", 4, True), ("test/b", 4, True), ("test/d", 4, True)]
+    make_pictures(tmp_path / "data", parts)
+    recipe.main(
+        [
+            *SHORT,
+            encoder,
+            f"--data={tmp_path / 'data'}",
+            "--validation-share=0",
+            "--rand-augment=0",
+            f"--directory={tmp_path / 'run'}",
+        ]
+    )
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "1 of 4 classes have no example to train on: d" in shown
+    assert "1 of 4 classes have no example to test: c" in shown
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sample_clothes(recipe, tmp_path, monkeypatch, channels):
+    sample = modalities.Image.sample
+
+    def small(self):
+        train, test, names = sample(self)
+        return few(train, 200), few(test, 40), names
+
+    monkeypatch.setattr(modalities.Image, "sample", small)
+    directory = tmp_path / "run"
+    encoder = save_picture_encoder(tmp_path / "preset", channels)
+    recipe.main([*SHORT, encoder, "--labels-per-class=2", f"--directory={directory}"])
+    assert set(check_results(directory)) >= {"accuracy", "mAP", "AUC", "d'"}
 
 
 def test_data_of_one_value_is_named(recipe, tmp_path, capsys):
