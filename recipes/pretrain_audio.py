@@ -44,6 +44,7 @@ from keras_bridle.evaluation import (
 )
 from keras_bridle.pretraining import command_line
 from keras_bridle.pretraining.device import keep_freed_memory
+from keras_bridle.pretraining.flag_types import above_0, whole_number
 
 SAMPLE_SETTINGS = {
     "preset": "tiny",
@@ -94,7 +95,7 @@ def parse_arguments(arguments=None):
     parser = command_line.pretraining_parser(
         __doc__, SAMPLE_SETTINGS, PUBLISHED_SETTINGS
     )
-    parser.add_argument("--seconds", type=float, help="length of the clips")
+    parser.add_argument("--seconds", type=above_0, help="length of the clips")
     parser.add_argument(
         "--layout",
         default="folder",
@@ -103,7 +104,7 @@ def parse_arguments(arguments=None):
     )
     parser.add_argument(
         "--sounds",
-        type=int,
+        type=whole_number(0),
         default=1,
         help="without --data: segments of each sample sound to pretrain on as well",
     )

@@ -37,6 +37,7 @@ from keras_bridle.evaluation import FeatureExtractor, knn_probe, linear_probe
 from keras_bridle.fine_tuning import draw_few
 from keras_bridle.pretraining import command_line
 from keras_bridle.pretraining.device import keep_freed_memory
+from keras_bridle.pretraining.flag_types import above_0_to_1, whole_number
 
 SAMPLE_SETTINGS = {
     "preset": "tiny",
@@ -100,10 +101,14 @@ def parse_arguments(arguments=None):
     parser = command_line.pretraining_parser(
         __doc__, SAMPLE_SETTINGS, PUBLISHED_SETTINGS
     )
-    parser.add_argument("--image-size", type=int, help="side of the pictures in pixels")
+    parser.add_argument(
+        "--image-size", type=whole_number(1), help="side of the pictures in pixels"
+    )
     parser.add_argument("--mask", choices=MASKS, help="how patches are hidden")
     parser.add_argument(
-        "--smallest-crop", type=float, help="least share of a picture that crops keep"
+        "--smallest-crop",
+        type=above_0_to_1,
+        help="least share of a picture that crops keep",
     )
     return command_line.parse_pretraining_arguments(parser, "image", arguments)
 

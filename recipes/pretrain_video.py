@@ -43,6 +43,7 @@ from keras_bridle.data import (
 from keras_bridle.evaluation import FeatureExtractor, linear_probe
 from keras_bridle.pretraining import command_line
 from keras_bridle.pretraining.device import keep_freed_memory
+from keras_bridle.pretraining.flag_types import whole_number
 
 SAMPLE_SETTINGS = {
     "preset": "tiny",
@@ -72,12 +73,12 @@ SAMPLE_SETTINGS = {
 PUBLISHED_SETTINGS = {
     "preset": "base",
     "rounds": 1,
-    "cold_start_epochs": 800,
+    "cold_start_epochs": 801,
     # Not published, and better by far on the sample data.
     "cold_start_centered": True,
     "keep_cold_start_codes": True,
     "tokenizer_epochs": 50,
-    "encoder_epochs": 800,
+    "encoder_epochs": 801,
     "batch_size": 32,
     "encoder_learning_rate": 1.2e-3,
     "tokenizer_learning_rate": 2e-4,
@@ -99,10 +100,14 @@ def parse_arguments(arguments=None):
     parser = command_line.pretraining_parser(
         __doc__, SAMPLE_SETTINGS, PUBLISHED_SETTINGS
     )
-    parser.add_argument("--image-size", type=int, help="side of the frames in pixels")
-    parser.add_argument("--num-frames", type=int, help="frames of a clip")
     parser.add_argument(
-        "--sampling-rate", type=int, help="take every so many frames of a video"
+        "--image-size", type=whole_number(1), help="side of the frames in pixels"
+    )
+    parser.add_argument("--num-frames", type=whole_number(1), help="frames of a clip")
+    parser.add_argument(
+        "--sampling-rate",
+        type=whole_number(1),
+        help="take every so many frames of a video",
     )
     parser.add_argument(
         "--layout",

@@ -29,6 +29,12 @@ from keras_bridle.evaluation.run_report import RunReport
 from keras_bridle.models.bridle_backbone import BridleBackbone
 from keras_bridle.models.presets import decoder_size, preset_folder
 from keras_bridle.pretraining.atomic_files import SaveError, full_disk_error
+from keras_bridle.pretraining.flag_types import (
+    above_0,
+    from_0,
+    from_0_below_1,
+    whole_number,
+)
 from keras_bridle.pretraining.interleaved import InterleavedPretraining
 from keras_bridle.pretraining.nonfinite_steps import NonFiniteLoss
 
@@ -87,11 +93,20 @@ def pretraining_parser(description, sample_settings, own_data_settings):
     add("--data", metavar="PATH", help="your data; without it, the sample data")
     add("--strict", action="store_true", help="stop at files that cannot be read")
     add("--preset", help="size of the encoder: tiny, small, base, large, or a folder")
-    add("--patch-size", type=int, nargs="+", help="if not by the preset: 2 or 3 sides")
-    add("--rounds", type=int, help="tokenizer and encoder phases after the cold start")
-    add("--cold-start-epochs", type=int)
-    add("--tokenizer-epochs", type=int)
-    add("--encoder-epochs", type=int)
+    add(
+        "--patch-size",
+        type=whole_number(1),
+        nargs="+",
+        help="if not by the preset: 2 or 3 sides",
+    )
+    add(
+        "--rounds",
+        type=whole_number(0),
+        help="tokenizer and encoder phases after the cold start",
+    )
+    add("--cold-start-epochs", type=whole_number(1))
+    add("--tokenizer-epochs", type=whole_number(1))
+    add("--encoder-epochs", type=whole_number(1))
     add(
         "--cold-start-centered",
         action=argparse.BooleanOptionalAction,
@@ -103,36 +118,61 @@ def pretraining_parser(description, sample_settings, own_data_settings):
         help="predict them in the phases after the cold start as well",
     )
     add("--joint", action="store_true", help="train tokenizer and encoder in one phase")
-    add("--tokenizer-every", type=int, default=4, help="of --joint: in steps")
-    add("--tokenizer-loss-ratio", type=float, default=0.2, help="of --joint")
-    add("--batch-size", type=int)
-    add("--encoder-learning-rate", type=float)
-    add("--tokenizer-learning-rate", type=float)
-    add("--cold-start-learning-rate", type=float, help="if not the encoder's")
-    add("--warmup", type=float, help="share of a phase's steps in which the rate rises")
-    add("--weight-decay", type=float)
-    add("--clip-norm", type=float, help="largest norm of the gradients")
-    add("--gradient-accumulation-steps", type=int, help="batches to each step")
-    add("--ema-momentum", type=float, help="end phases with moving averages of weights")
-    add("--num-levels", type=int, help="levels of the residual quantizer")
-    add("--codebook-size", type=int, help="codes of each level")
-    add("--code-dim", type=int, help="size of the code vectors")
-    add("--restart-threshold", type=float, help="re-seat codes used less than this")
-    add("--mask-ratio", type=float, help="share of the patches that is hidden")
-    add("--decoder-dim", type=int, help="width of the decoder, if not by the preset")
-    add("--decoder-layers", type=int, help="depth of the decoder, likewise")
+    add(
+        "--tokenizer-every",
+        type=whole_number(1),
+        default=4,
+        help="of --joint: in steps",
+    )
+    add("--tokenizer-loss-ratio", type=from_0, default=0.2, help="of --joint")
+    add("--batch-size", type=whole_number(1))
+    add("--encoder-learning-rate", type=above_0)
+    add("--tokenizer-learning-rate", type=above_0)
+    add("--cold-start-learning-rate", type=above_0, help="if not the encoder's")
+    add(
+        "--warmup",
+        type=from_0_below_1,
+        help="share of a phase's steps in which the rate rises",
+    )
+    add("--weight-decay", type=from_0)
+    add("--clip-norm", type=above_0, help="largest norm of the gradients")
+    add(
+        "--gradient-accumulation-steps",
+        type=whole_number(1),
+        help="batches to each step",
+    )
+    add(
+        "--ema-momentum",
+        type=from_0_below_1,
+        help="end phases with moving averages of weights",
+    )
+    add("--num-levels", type=whole_number(1), help="levels of the residual quantizer")
+    add("--codebook-size", type=whole_number(1), help="codes of each level")
+    add("--code-dim", type=whole_number(1), help="size of the code vectors")
+    add("--restart-threshold", type=from_0, help="re-seat codes used less than this")
+    add("--mask-ratio", type=from_0_below_1, help="share of the patches that is hidden")
+    add(
+        "--decoder-dim",
+        type=whole_number(1),
+        help="width of the decoder, if not by the preset",
+    )
+    add("--decoder-layers", type=whole_number(1), help="depth of the decoder, likewise")
     add("--directory", help="folder of the run")
     add("--resume", action="store_true", help="go on with the run in --directory")
     add(
         "--checkpoint-minutes",
-        type=float,
+        type=above_0,
         default=10.0,
         help="save the state after so long, and at the end of each epoch",
     )
-    add("--checkpoint-every-steps", type=int, help="likewise after so many steps")
+    add(
+        "--checkpoint-every-steps",
+        type=whole_number(1),
+        help="likewise after so many steps",
+    )
     add(
         "--max-nonfinite-steps",
-        type=int,
+        type=whole_number(0),
         default=0,
         help="skip so many steps of an epoch whose loss is not finite, then stop",
     )
@@ -147,7 +187,7 @@ def pretraining_parser(description, sample_settings, own_data_settings):
     add("--profile", action="store_true", help="record some steps of each phase")
     add(
         "--distribute",
-        type=int,
+        type=whole_number(0),
         nargs="?",
         const=1,
         default=0,
@@ -165,7 +205,7 @@ def add_common_flags(add):
     Args:
         add: the `add_argument` of a parser or of a group in it.
     """
-    add("--seed", type=int, default=0)
+    add("--seed", type=whole_number(0), default=0)
     add("--dtype-policy", default="float32", help="such as mixed_bfloat16")
     add("--quiet", action="store_true", help="no progress bars")
 
@@ -246,7 +286,7 @@ def _fit_sizes(args, modality, config):
 
 
 def fill_in(args, settings):
-    """Fills in flags that are not given, then checks the paths and the batch size.
+    """Fills in flags that are not given, then checks the paths.
 
     Args:
         args: `argparse.Namespace` with the function `fail`.
@@ -255,9 +295,6 @@ def fill_in(args, settings):
     for name, value in settings.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    batch_size = getattr(args, "batch_size", None)
-    if batch_size is not None and batch_size < 1:
-        args.fail(f"--batch-size must be at least 1, not {batch_size}")
     if Path(args.directory, "settings.json").exists() and not args.resume:
         args.fail(
             f"--directory {args.directory} holds a run already: pass --resume to go on "

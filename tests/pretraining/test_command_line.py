@@ -107,7 +107,8 @@ def test_a_folder_without_a_preset_is_a_line(tmp_path, capsys):
 def test_batches_have_examples(size, capsys):
     with pytest.raises(SystemExit):
         parse("image", f"--batch-size={size}")
-    assert f"--batch-size must be at least 1, not {size}" in capsys.readouterr().err
+    line = f"--batch-size: expected a whole number, 1 or more, received {size}"
+    assert line in capsys.readouterr().err
 
 
 FULL = "No space left on device"

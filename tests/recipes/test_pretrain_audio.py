@@ -205,9 +205,9 @@ def weights_in(path):
     [
         (["--data", "no/such/folder"], "does not exist"),
         (["--preset", "enormous"], "no such preset"),
-        (["--mask-ratio", "1.5"], "mask_ratio=1.5"),
-        (["--warmup", "2"], "warmup=2.0"),
-        (["--seconds", "-1"], "num_samples"),
+        (["--mask-ratio", "1.5"], "--mask-ratio: expected a number from 0 to below 1"),
+        (["--warmup", "2"], "--warmup: expected"),
+        (["--seconds", "-1"], "--seconds: expected a number above 0"),
         (["--dtype-policy", "float17"], "float17"),
         (["--rounds", "two"], "--rounds"),
         (["--no-such-flag"], "--no-such-flag"),

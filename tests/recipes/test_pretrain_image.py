@@ -130,10 +130,10 @@ def test_codes_computed_once(recipe, pictures, tmp_path, monkeypatch, capsys):
     [
         (["--data", "no/such/folder"], "does not exist"),
         (["--preset", "enormous"], "no such preset"),
-        (["--mask-ratio", "1.5"], "mask_ratio=1.5"),
+        (["--mask-ratio", "1.5"], "--mask-ratio: expected"),
         (["--mask", "tube"], "--mask"),
         (["--image-size", "32"], "--image-size 32 needs --data"),
-        (["--smallest-crop", "2"], "scale"),
+        (["--smallest-crop", "2"], "--smallest-crop: expected"),
         (["--preset", ".", "--patch-size", "4", "4"], "--patch-size"),
     ],
 )

@@ -97,9 +97,9 @@ def test_sample_run_ends_with_a_table_of_probes(recipe, tmp_path, monkeypatch, c
     [
         (["--data", "no/such/folder"], "does not exist"),
         (["--preset", "enormous"], "no such preset"),
-        (["--mask-ratio", "1.5"], "mask_ratio=1.5"),
-        (["--num-frames", "0"], "num_frames"),
-        (["--sampling-rate", "0"], "sampling_rate"),
+        (["--mask-ratio", "1.5"], "--mask-ratio: expected"),
+        (["--num-frames", "0"], "--num-frames: expected"),
+        (["--sampling-rate", "0"], "--sampling-rate: expected"),
     ],
 )
 def test_wrong_flags_are_one_line(recipe, tmp_path, arguments, message, capsys):
