@@ -40,6 +40,7 @@ from keras_bridle.evaluation.embedding_plot import import_umap
 from keras_bridle.evaluation.file_features import is_taken
 from keras_bridle.evaluation.file_inputs import clip_shape, modality_of, patch_grid
 from keras_bridle.pretraining.command_line import Setup
+from keras_bridle.pretraining.flag_types import whole_number
 
 # More points hide each other, and UMAP takes long.
 MOST_POINTS = 5000
@@ -53,7 +54,7 @@ def parse_arguments(arguments=None):
     add("--class-folders", action="store_true", help="folders are classes: label rows")
     add("--label-column", help="of a CSV file: label rows")
     add("--per", choices=("file", "patch"), default="file", help="what a row is")
-    count = command_line.whole_number(1)
+    count = whole_number(1)
     add(
         "--segment-means",
         type=count,

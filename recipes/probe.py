@@ -61,6 +61,7 @@ from keras_bridle.evaluation.probe import PROBES
 from keras_bridle.evaluation.report import write_in_all_forms
 from keras_bridle.fine_tuning import draw_few
 from keras_bridle.pretraining.command_line import Setup, list_skipped
+from keras_bridle.pretraining.flag_types import above_0, from_0, whole_number
 
 # How long recordings are, where nothing says otherwise: AudioSet's, and those of
 # layouts that have shorter ones. More would be silence.
@@ -80,8 +81,7 @@ def parse_arguments(arguments=None):
     add = parser.add_argument
     add("--from", dest="sources", nargs="+", required=True, metavar="RUN_OR_PRESET")
     add("--probe", nargs="+", choices=(*PROBES, "all"), default=["linear", "knn"])
-    count = command_line.whole_number(1)
-    above_0, from_0 = command_line.above_0, command_line.from_0
+    count = whole_number(1)
     add("--epochs", type=count, help="of the dense and attentive probes")
     add("--learning-rate", type=above_0, help="likewise")
     add("--weight-decay", type=from_0, help="likewise")

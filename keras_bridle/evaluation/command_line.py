@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from keras_bridle.data.labeled_files import LAYOUTS, labeled_files
 from keras_bridle.evaluation.file_inputs import modality_of, reading_options
 from keras_bridle.models.bridle_backbone import BridleBackbone
 from keras_bridle.pretraining.command_line import RecipeParser, add_common_flags
+from keras_bridle.pretraining.flag_types import above_0, whole_number
 from keras_bridle.pretraining.saved_run import load_run
 
 # Which flags tell how files of a modality are read.
@@ -114,39 +114,6 @@ def add_data_flags(parser):
     add("--test-split", help="its entry, or a folder's name: what to test on")
     add("--folds", type=int, default=5, help="to draw, where nothing parts the files")
     add("--fold", type=int, help="from 1: test on this fold alone")
-
-
-def whole_number(least):
-    """Makes the `type` of a flag that takes whole numbers.
-
-    Args:
-        least: int, the smallest that it takes.
-
-    Returns:
-        A function of a string that returns an int.
-    """
-    expected = f"a whole number, {least} or more"
-    return lambda text: _number(text, int, lambda number: number >= least, expected)
-
-
-def above_0(text):
-    """The `type` of a flag that takes numbers above 0."""
-    return _number(text, float, lambda number: number > 0, "a number above 0")
-
-
-def from_0(text):
-    """The `type` of a flag that takes 0 and numbers above it."""
-    return _number(text, float, lambda number: number >= 0, "a number, 0 or more")
-
-
-def _number(text, kind, is_right, expected):
-    try:
-        number = kind(text)
-        if math.isfinite(number) and is_right(number):
-            return number
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"expected {expected}, received {text}")
 
 
 def check_segments(args, grids):

@@ -203,7 +203,7 @@ def test_wrong_flags_are_one_line(recipe, pictures, run, tmp_path, capsys):
 
     fails("--from bridle_audio_enormous: There", "--from=bridle_audio_enormous")
     fails("--from no/run is no folder here. Expected the dir", "--from=no/run")
-    fails("say how many `seconds`", "--from=bridle_audio_tiny", f"--data={tmp_path}")
+    fails("say how many --seconds", "--from=bridle_audio_tiny", f"--data={tmp_path}")
     fails("--seconds is not for image", "--seconds=3")
     fails("--data nowhere does not exist", "--data=nowhere")
     table = pictures / "list.csv"

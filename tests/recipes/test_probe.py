@@ -336,7 +336,7 @@ def test_wrong_flags_are_one_line(recipe, presets, pictures, tmp_path, capsys):
         "--label-column=kind",
         "--split-column=part",
     )
-    fails("`fold` must lie between 1 and 5", f"--data={pictures}", "--fold=9")
+    fails("--fold must lie between 1 and 5", f"--data={pictures}", "--fold=9")
     fails(
         "GB of memory",
         f"--data={pictures}",
