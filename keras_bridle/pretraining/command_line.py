@@ -578,9 +578,10 @@ def list_skipped(read_report, directory, console):
     """Writes the lists of files that could not be read, and says how many there are."""
     if read_report.skipped or read_report.incomplete:
         path = read_report.write(directory)
+        skipped, in_part = len(read_report.skipped), len(read_report.incomplete)
         console.print(
-            f"{len(read_report.skipped)} files could not be read, "
-            f"{len(read_report.incomplete)} only in part: {path}",
+            f"{skipped} {'file' if skipped == 1 else 'files'} could not be read"
+            f"{f', {in_part} only in part' if in_part else ''}: {path}",
             # Brackets in a folder's name are no style.
             markup=False,
         )
