@@ -84,7 +84,9 @@ def plot_embedding(
         axis.set_xlabel(f"first component ({shares[0]:.0%} of the variance)")
         axis.set_ylabel(f"second component ({shares[1]:.0%})")
     else:
-        points = import_umap().UMAP(random_state=seed).fit_transform(standardized)
+        # With a seed there is one job, as it warns if that is not asked for.
+        umap = import_umap().UMAP(random_state=seed, n_jobs=1)
+        points = umap.fit_transform(standardized)
     axis.set_xticks([])
     axis.set_yticks([])
     axis.spines[["top", "right"]].set_visible(False)

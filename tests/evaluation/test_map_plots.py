@@ -97,8 +97,8 @@ def test_umap_is_asked_for_and_named(tmp_path, monkeypatch, figures):
 
     class Umap:
         class UMAP:
-            def __init__(self, random_state):
-                assert random_state == 4
+            def __init__(self, random_state, n_jobs):
+                assert random_state == 4 and n_jobs == 1
 
             def fit_transform(self, features):
                 np.testing.assert_allclose(features.std(axis=0), 1)
@@ -107,6 +107,22 @@ def test_umap_is_asked_for_and_named(tmp_path, monkeypatch, figures):
     monkeypatch.setitem(__import__("sys").modules, "umap", Umap)
     plot_embedding(_features()[0], tmp_path / "m.png", method="umap", seed=4)
     assert not figures[0].axes[0].get_xlabel()
+
+
+@pytest.mark.slow
+def test_umap_itself_keeps_classes_together(tmp_path, figures):
+    pytest.importorskip("umap")
+    centers = 10 * np.eye(3, 8)
+    labels = np.repeat(np.arange(3), 12)
+    features = centers[labels] + np.random.default_rng(0).normal(size=(36, 8))
+    plot_embedding(features, tmp_path / "m.png", labels, method="umap")
+    groups = [dots.get_offsets().data for dots in figures[0].axes[0].collections]
+    assert [len(group) for group in groups] == [12, 12, 12]
+    middles = np.array([group.mean(axis=0) for group in groups])
+    distances = np.linalg.norm(middles - np.roll(middles, 1, axis=0), axis=1)
+    assert distances.min() > 2 * max(
+        np.linalg.norm(group - group.mean(axis=0), axis=1).mean() for group in groups
+    )
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_a_table_and_patches(recipe, pictures, run, tmp_path):
 
 def test_parquet_and_umap(recipe, pictures, run, tmp_path, monkeypatch):
     class Umap:
-        def __init__(self, random_state):
+        def __init__(self, random_state, n_jobs):
             pass
 
         def fit_transform(self, features):
