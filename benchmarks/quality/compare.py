@@ -69,12 +69,15 @@ class Syllables:
         if development is None:
             self.train = load_syllables("train", "initial", 5760)[:2]
             self.test = load_syllables("test", "initial", 5760)[:2]
+            self.mean, self.std = -6.8, 5.2
         else:
             self.train, self.test = other_speaker(development, 5760)
+            fitted = kb.LogMelSpectrogram.for_data(self.train[0])
+            self.mean, self.std = fitted.mean, fitted.std
         self.inputs = self.train[0]
 
     def backbone(self):
-        front_end = kb.LogMelSpectrogram(mean=-6.8, std=5.2, name="log_mel")
+        front_end = kb.LogMelSpectrogram(mean=self.mean, std=self.std, name="log_mel")
         return kb.BridleBackbone.from_preset(
             "bridle_audio_tiny", load_weights=False, front_end=front_end
         )
