@@ -39,7 +39,7 @@ from keras_bridle.evaluation import (
 from keras_bridle.evaluation.embedding_plot import import_umap
 from keras_bridle.evaluation.file_features import is_taken
 from keras_bridle.evaluation.file_inputs import clip_shape, modality_of, patch_grid
-from keras_bridle.pretraining.command_line import Setup
+from keras_bridle.pretraining.command_line import Setup, check_paths, refuse_taken
 from keras_bridle.pretraining.flag_types import whole_number
 
 # More points hide each other, and UMAP takes long.
@@ -71,12 +71,8 @@ def parse_arguments(arguments=None):
     args = parser.parse_args(arguments)
     if args.per == "patch" and args.segment_means != 1:
         parser.error("--segment-means needs --per file")
-    command_line.check_paths(args)
-    if is_taken(args.directory) and not args.resume:
-        parser.error(
-            f"--directory {args.directory} holds a run already: pass --resume to go on "
-            "with it, or name another directory"
-        )
+    check_paths(args)
+    refuse_taken(args, is_taken(args.directory))
     if args.picture == "umap":
         # Now, and not after all files are encoded.
         try:

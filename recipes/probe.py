@@ -60,7 +60,7 @@ from keras_bridle.evaluation.file_inputs import (
 from keras_bridle.evaluation.probe import PROBES
 from keras_bridle.evaluation.report import write_in_all_forms
 from keras_bridle.fine_tuning import draw_few
-from keras_bridle.pretraining.command_line import Setup, list_skipped
+from keras_bridle.pretraining.command_line import Setup, check_paths, list_skipped
 from keras_bridle.pretraining.flag_types import above_0, from_0, whole_number
 
 # How long recordings are, where nothing says otherwise: AudioSet's, and those of
@@ -105,7 +105,7 @@ def parse_arguments(arguments=None):
     if args.data is None:
         needing = (*command_line.DATA_FLAGS, "reader", "sampling_rate")
         command_line.refuse_flags(parser, args, needing, "needs --data")
-    command_line.check_paths(args)
+    check_paths(args)
     if Path(args.directory, "probes.json").exists() and not args.overwrite:
         parser.error(
             f"--directory {args.directory} holds probes already: pass --overwrite to "

@@ -9,7 +9,11 @@ from keras_bridle.data.file_manifest import read_table
 from keras_bridle.data.labeled_files import LAYOUTS, labeled_files
 from keras_bridle.evaluation.file_inputs import modality_of, reading_options
 from keras_bridle.models.bridle_backbone import BridleBackbone
-from keras_bridle.pretraining.command_line import RecipeParser, add_common_flags
+from keras_bridle.pretraining.command_line import (
+    DATA_PATHS,
+    RecipeParser,
+    add_common_flags,
+)
 from keras_bridle.pretraining.flag_types import above_0, whole_number
 from keras_bridle.pretraining.saved_run import load_run
 
@@ -22,12 +26,7 @@ _READING = {
 # Of labeled data; all need --data.
 DATA_FLAGS = (
     "layout",
-    "test_data",
-    "root",
-    "segments",
-    "test_segments",
-    "ground_truth",
-    "meta",
+    *DATA_PATHS,
     "file_column",
     "label_column",
     "label_separator",
@@ -35,16 +34,6 @@ DATA_FLAGS = (
     "test_split",
     "folds",
     "fold",
-)
-# Of flags that name what is read.
-_PATHS = (
-    "data",
-    "test_data",
-    "root",
-    "segments",
-    "test_segments",
-    "ground_truth",
-    "meta",
 )
 
 
@@ -147,6 +136,19 @@ def load_encoder(source):
     Raises:
         ValueError: if there is none of these.
     """
+    check_source(source)
+    try:
+        return _load(source)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--from {source}: {error}") from error
+
+
+def check_source(source):
+    """Raises a ValueError if what `--from` names is nothing that there may be.
+
+    Args:
+        source: string, as of `load_encoder()`.
+    """
     is_size = source.startswith("bridle_")
     # KerasHub's message on names that it does not know tells of its own models.
     if not (is_size or "://" in source or Path(source).is_dir()):
@@ -155,10 +157,6 @@ def load_encoder(source):
             "preset's folder or address, such as hf://user/name, or a size without "
             "training, such as bridle_audio_tiny"
         )
-    try:
-        return _load(source)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"--from {source}: {error}") from error
 
 
 def _load(source):
@@ -191,22 +189,6 @@ def refuse_flags(parser, args, names, reason):
     for name in names:
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name.replace('_', '-')} {reason}")
-
-
-def check_paths(args):
-    """Ends the program if what is to be read is missing, or `--directory` is a file.
-
-    Args:
-        args: `argparse.Namespace` with the function `fail`.
-    """
-    for name in _PATHS:
-        path = getattr(args, name, None)
-        if path is not None and not Path(path).exists():
-            args.fail(f"--{name.replace('_', '-')} {path} does not exist")
-    folder = Path(args.directory)
-    for path in (folder, *folder.parents):
-        if path.is_file():
-            args.fail(f"--directory {folder} can be no folder: {path} is a file")
 
 
 def check_columns(args, names):

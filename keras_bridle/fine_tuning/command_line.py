@@ -14,7 +14,7 @@ from keras_bridle.data.tensorflow_input import import_tensorflow
 from keras_bridle.evaluation.command_line import (
     DATA_FLAGS,
     add_data_flags,
-    check_paths,
+    check_source,
     data_of,
     refuse_flags,
 )
@@ -33,6 +33,7 @@ from keras_bridle.models.presets import backbone_preset, preset_names
 from keras_bridle.pretraining.command_line import (
     RecipeParser,
     add_common_flags,
+    add_optimizer_flags,
     fill_in,
     list_skipped,
 )
@@ -167,16 +168,10 @@ def _add_training_flags(group):
         type=above_0_to_1,
         help="rate of a layer to that of the one above",
     )
-    add("--weight-decay", type=from_0)
+    add_optimizer_flags(add)
     add("--beta-2", type=from_0_below_1, default=0.999, help="of Adam")
     add("--loss", choices=LOSSES, default="auto", help="kind of cross-entropy")
     add("--label-smoothing", type=from_0_below_1)
-    add("--clip-norm", type=above_0, help="largest norm of the gradients")
-    add(
-        "--gradient-accumulation-steps",
-        type=whole_number(1),
-        help="batches to each step",
-    )
     add(
         "--ema-momentum",
         type=from_0_below_1,
@@ -269,7 +264,6 @@ def parse_fine_tuning_arguments(parser, settings, arguments=None):
             f"--{flag} does nothing without both a --mix-rate and a --mixup"
             f"{'' if args.modality == 'audio' else ' or --cutmix'} above 0"
         )
-    check_paths(args)
     _check_lengths(args)
     return args
 
@@ -306,15 +300,10 @@ def _find_modality(args):
             args.fail("--preset needs --modality")
         return
     try:
+        check_source(args.source)
         found = modality_of(args.source)
     except (ValueError, OSError) as error:
         args.fail(error)
-    is_address = "://" in args.source
-    if found is None and not is_address:
-        args.fail(
-            f"--from {args.source} is no folder here. Expected the directory of a run, "
-            "or a preset's folder or address, such as hf://user/name"
-        )
     if found is None and args.modality is None:
         args.fail(f"--from {args.source} needs --modality, which it does not tell")
     if backbone_preset(args.source) is not None and not args.scratch:

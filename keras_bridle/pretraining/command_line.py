@@ -70,6 +70,17 @@ class RecipeProbe(NamedTuple):
     baselines: dict
 
 
+# Flags of data sets that name a file or folder.
+DATA_PATHS = (
+    "test_data",
+    "root",
+    "segments",
+    "test_segments",
+    "ground_truth",
+    "meta",
+)
+
+
 def pretraining_parser(description, sample_settings, own_data_settings):
     """Makes the parser of a pretraining recipe.
 
@@ -134,13 +145,7 @@ def pretraining_parser(description, sample_settings, own_data_settings):
         type=from_0_below_1,
         help="share of a phase's steps in which the rate rises",
     )
-    add("--weight-decay", type=from_0)
-    add("--clip-norm", type=above_0, help="largest norm of the gradients")
-    add(
-        "--gradient-accumulation-steps",
-        type=whole_number(1),
-        help="batches to each step",
-    )
+    add_optimizer_flags(add)
     add(
         "--ema-momentum",
         type=from_0_below_1,
@@ -197,6 +202,21 @@ def pretraining_parser(description, sample_settings, own_data_settings):
     )
     add_common_flags(add)
     return parser
+
+
+def add_optimizer_flags(add):
+    """Adds what every recipe that trains a network has.
+
+    Args:
+        add: the `add_argument` of a parser or of a group in it.
+    """
+    add("--weight-decay", type=from_0)
+    add("--clip-norm", type=above_0, help="largest norm of the gradients")
+    add(
+        "--gradient-accumulation-steps",
+        type=whole_number(1),
+        help="batches to each step",
+    )
 
 
 def add_common_flags(add):
@@ -295,13 +315,38 @@ def fill_in(args, settings):
     for name, value in settings.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    if Path(args.directory, "settings.json").exists() and not args.resume:
+    refuse_taken(args, Path(args.directory, "settings.json").exists())
+    check_paths(args)
+
+
+def refuse_taken(args, is_taken):
+    """Ends the program if there is a run in `--directory`, but with `--resume`.
+
+    Args:
+        args: `argparse.Namespace` with the function `fail`.
+        is_taken: bool, whether there is.
+    """
+    if is_taken and not args.resume:
         args.fail(
             f"--directory {args.directory} holds a run already: pass --resume to go on "
             "with it, or name another directory"
         )
-    if args.data is not None and not Path(args.data).exists():
-        args.fail(f"--data {args.data} does not exist")
+
+
+def check_paths(args):
+    """Ends the program if what is to be read is missing, or `--directory` is a file.
+
+    Args:
+        args: `argparse.Namespace` with the function `fail`.
+    """
+    for name in ("data", *DATA_PATHS):
+        path = getattr(args, name, None)
+        if path is not None and not Path(path).exists():
+            args.fail(f"--{name.replace('_', '-')} {path} does not exist")
+    folder = Path(args.directory)
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            args.fail(f"--directory {folder} can be no folder: {path} is a file")
 
 
 class Setup:
