@@ -158,16 +158,15 @@ class _Solarization(keras.layers.Solarization):
         self.strength = factor
 
     def get_random_transformation(self, data, training=True, seed=None):
-        drawn = super().get_random_transformation(data, training, seed)
         thresholds = keras.random.uniform(
-            ops.shape(drawn["thresholds"]),
+            (ops.shape(data)[0], 1, 1, 1),
             # At 256 all pixels stay.
             256.0 * (1.0 - self.strength),
             256.0,
             seed=seed,
             dtype=self.compute_dtype,
         )
-        return {**drawn, "thresholds": thresholds}
+        return {"additions": ops.zeros_like(thresholds), "thresholds": thresholds}
 
 
 class _Equalization(keras.layers.Equalization):
