@@ -254,8 +254,6 @@ def parse_fine_tuning_arguments(parser, settings, arguments=None):
     _find_modality(args)
     _refuse_idle_flags(parser, args)
     layout = None if args.data is None else args.layout
-    if args.layout == "audioset" and not (args.segments and args.test_segments):
-        parser.error("--layout audioset needs --segments and --test-segments")
     given = [name for name in _MIXING if getattr(args, name)]
     fill_in(args, settings(args.modality, layout))
     if given and not (args.mix_rate and (args.mixup or args.cutmix)):

@@ -346,7 +346,7 @@ def test_recordings_in_the_layout_of_esc50(recipe, audio_run, tmp_path):
         (["--from=hf://some/one"], "--from hf://some/one needs --modality"),
         (
             ["AUDIO", "--data=.", "--layout=audioset"],
-            "--layout audioset needs --segments and --test-segments",
+            "AudioSet needs --segments and --test-segments, its CSV files.",
         ),
         (
             ["--preset=tiny", "--modality=image", "--data=.", "--image-size=2"],
