@@ -12,15 +12,16 @@ weights, masks and order anew. Ways that begin with the same cold start share it
 changes nothing but their minutes. Results go to one JSON file a run, beside the
 encoder's weights, and a run that is there is not repeated, so that a stopped comparison
 goes on. `--jobs 2` runs two ways at a time, each with one thread. `--ways` runs others
-than those of a table, `--budget 2` trains twice as long, and `--development` takes
-other data than the samples (see `development_sets.py`).
+than those of a table, `--budget 2` trains twice as long, `--normalize input` brings
+vectors to unit length once and not the residuals of each level, and `--development`
+takes other data than the samples (see `development_sets.py`).
 
 Ways: the untrained encoder; supervised from scratch, the whole network trained with the
 labels that the probes have, for as many steps; BRIDLE with 1, 2, 4 and 8 levels,
-without k-means, without restarts, with `normalize="level"`, with the cold start's
-codes given up, from a cold start on centered patches and on patches as they are, with a
-lower learning rate in the last phase, in two rounds of half the epochs, jointly; the
-cold start alone for all epochs; regression of masked patches (MAE).
+without k-means, without restarts, with the cold start's codes given up, from a cold
+start on centered patches and on patches as they are, with a lower learning rate in the
+last phase, in two rounds of half the epochs, jointly; the cold start alone for all
+epochs; regression of masked patches (MAE).
 """
 
 import argparse
@@ -249,7 +250,11 @@ def interleaved(
         levels,
         codes,
         code_dim=64,
-        quantizer_options={"restart_threshold": 0.1, **dict(quantizer)},
+        quantizer_options={
+            "normalize": data.normalize,
+            "restart_threshold": 0.1,
+            **dict(quantizer),
+        },
         mask=data.mask(seed),
         augmentation=data.augmentation(seed),
         decoder_options=DECODER,
@@ -337,7 +342,6 @@ WAYS = {
     "RQ 4 x 64": rq(4, 64),
     "no k-means": rq(adapt_batches=0),
     "no restarts": rq(restart_threshold=None),
-    'normalize="level"': rq(normalize="level"),
     "new codes alone": rq(keep=False),
     "centered patches": rq(centered=True),
     "patches as they are": rq(centered=False),
@@ -345,6 +349,8 @@ WAYS = {
     "two rounds": rq(rounds=2),
     "joint": rq(joint=True),
 }
+# Those that predict no codes.
+WITHOUT_QUANTIZER = ("untrained", "supervised", "masked regression")
 TABLES = {
     "objectives": [
         "untrained",
@@ -368,7 +374,6 @@ TABLES = {
         "new codes alone",
         "no k-means",
         "no restarts",
-        'normalize="level"',
         "two rounds",
         "joint",
     ],
@@ -383,6 +388,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--budget", type=int, default=1, help="times the epochs")
+    parser.add_argument("--normalize", choices=("level", "input"), default="level")
     parser.add_argument("--directory", default="runs/quality")
     parser.add_argument("--development", metavar="FOLDER", help="of other data")
     args = parser.parse_args()
@@ -405,6 +411,7 @@ def main():
         data.epochs = {k: args.budget * count for k, count in data.epochs.items()}
         kind = "other_cold_starts" if args.development else "cold_starts"
         data.cold_starts = Path(args.directory, kind)
+        data.normalize = args.normalize
         for way, seeds in missing.items():
             for seed in seeds:
                 path = paths[way, seed]
@@ -421,6 +428,8 @@ def main():
 
 def result_path(args, way, seed):
     backend, name = keras.backend.backend(), re.sub(r"\W+", "_", way)
+    if args.normalize == "input" and way not in WITHOUT_QUANTIZER:
+        name += "_input"
     data = f"other_{args.modality}" if args.development else args.modality
     if args.budget != 1:
         data += f"_{args.budget}_times"
@@ -442,7 +451,7 @@ def run_side_by_side(args, missing):
         seeds = [str(seed) for seed in missing[way]]
         command = [sys.executable, __file__, args.modality, "--ways", way]
         command += ["--directory", args.directory, "--seeds", *seeds]
-        command += ["--budget", str(args.budget)]
+        command += ["--budget", str(args.budget), "--normalize", args.normalize]
         if args.development:
             command += ["--development", args.development]
         with (directory / "log.txt").open("a") as log:

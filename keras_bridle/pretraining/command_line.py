@@ -154,6 +154,12 @@ def pretraining_parser(description, sample_settings, own_data_settings):
     add("--num-levels", type=whole_number(1), help="levels of the residual quantizer")
     add("--codebook-size", type=whole_number(1), help="codes of each level")
     add("--code-dim", type=whole_number(1), help="size of the code vectors")
+    add(
+        "--normalize",
+        choices=("level", "input", "none"),
+        default="level",
+        help="bring to unit length each level's residual, the input alone, or nothing",
+    )
     add("--restart-threshold", type=from_0, help="re-seat codes used less than this")
     add("--mask-ratio", type=from_0_below_1, help="share of the patches that is hidden")
     add(
@@ -555,7 +561,10 @@ def pretrain(setup, backbone, data, probe=None, **kwargs):
         num_levels=args.num_levels,
         codebook_size=args.codebook_size,
         code_dim=args.code_dim,
-        quantizer_options={"restart_threshold": args.restart_threshold},
+        quantizer_options={
+            "normalize": None if args.normalize == "none" else args.normalize,
+            "restart_threshold": args.restart_threshold,
+        },
         cold_start_centered=bool(args.cold_start_centered),
         keep_cold_start_codes=bool(args.keep_cold_start_codes),
         decoder_options=decoder_size(backbone, args.decoder_dim, args.decoder_layers),

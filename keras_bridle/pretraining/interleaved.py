@@ -55,7 +55,10 @@ class InterleavedPretraining:
         num_levels: int, levels of the residual quantizers.
         codebook_size: int, codes of each level.
         code_dim: int, size of the code vectors.
-        quantizer_options: optional dict, more arguments of `ResidualQuantizer`.
+        quantizer_options: optional dict, more arguments of `ResidualQuantizer`. Two of
+            them have other defaults here, which teach the encoder more:
+            `normalize="level"`, as published, and, where codebooks are no weights,
+            `restart_threshold=0.1`.
         mask: optional mask layer. Defaults to `RandomMask()`.
         augmentation: optional Keras layer applied to raw input in training. Codebooks
             start from, and `codes()` are of, what it gives without training.
@@ -68,7 +71,8 @@ class InterleavedPretraining:
             motion without brightness.
         keep_cold_start_codes: bool, whether the phases after the cold start predict its
             codes as well, as levels after the tokenizer's. So the encoder keeps what it
-            learned from them, which new codes alone take from it in short runs.
+            learned from them, which new codes alone, as published, take from it in
+            short runs.
         tokenizer_start: string, what a tokenizer's own encoder starts as: `"encoder"`,
             a copy of the encoder trained so far, or `"random"`.
         decoder_start: string, what the decoder of an encoder phase starts as:
@@ -115,7 +119,7 @@ class InterleavedPretraining:
         estimator_options=None,
         cold_start_positions=False,
         cold_start_centered=False,
-        keep_cold_start_codes=False,
+        keep_cold_start_codes=True,
         tokenizer_start="encoder",
         decoder_start="previous",
         tokenize="all",
@@ -128,7 +132,7 @@ class InterleavedPretraining:
         self.num_levels = num_levels
         self.codebook_size = codebook_size
         self.code_dim = code_dim
-        self.quantizer_options = dict(quantizer_options or {})
+        self.quantizer_options = _with_defaults(quantizer_options or {})
         self.mask = mask
         self.augmentation = augmentation
         self.decoder_options = dict(decoder_options or {})
@@ -588,6 +592,14 @@ class InterleavedPretraining:
         return {"dtype_policy": policy} | {
             name: _without_names(serialize(getattr(self, name))) for name in names
         }
+
+
+def _with_defaults(quantizer_options):
+    """Adds what serves pretraining better than the quantizer's own defaults."""
+    defaults = {"normalize": "level"}
+    if quantizer_options.get("codebook_update") != "gradient":
+        defaults["restart_threshold"] = 0.1
+    return {**defaults, **quantizer_options}
 
 
 def _check_choice(name, value, choices):

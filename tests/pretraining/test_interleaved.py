@@ -43,8 +43,7 @@ def new_pretraining(**kwargs):
         "num_levels": 2,
         "codebook_size": 8,
         "code_dim": 4,
-        # All that is drawn or counted must survive a stop.
-        "quantizer_options": {"restart_threshold": 0.1},
+        "keep_cold_start_codes": False,
         "augmentation": keras.layers.GaussianNoise(0.1),
         "decoder_options": {"num_layers": 1, "num_heads": 2, "mlp_dim": 32},
         "estimator_options": {"num_heads": 2, "mlp_dim": 32},
@@ -310,6 +309,24 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(finished, tmp_path):
     for name in PHASES:
         with (tmp_path / "run" / "phases" / name / "history.csv").open() as file:
             assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
+
+
+def test_settings_that_serve_pretraining_are_the_defaults():
+    pretraining = InterleavedPretraining(backbone())
+    assert pretraining.keep_cold_start_codes
+    for phase in phases(1, 1, 1, None, False, 1e-3, 1e-3)[:2]:
+        quantizer = pretraining.new_tokenizer(phase).quantizer
+        assert (quantizer.normalize, quantizer.restart_threshold) == ("level", 0.1)
+
+
+def test_quantizer_options_take_the_place_of_defaults():
+    options = {"normalize": None, "restart_threshold": None, "decay": 0.5}
+    made = new_pretraining(quantizer_options=options)
+    assert made.quantizer_options == options
+    # Codebooks that are weights have nothing to restart by.
+    options = {"codebook_update": "gradient"}
+    made = new_pretraining(quantizer_options=options)
+    assert made.quantizer_options == {"normalize": "level", **options}
 
 
 @pytest.mark.parametrize("decoder_start", ["previous", "random"])
