@@ -39,7 +39,12 @@ from keras_bridle.evaluation import (
 from keras_bridle.evaluation.embedding_plot import import_umap
 from keras_bridle.evaluation.file_features import is_taken
 from keras_bridle.evaluation.file_inputs import clip_shape, modality_of, patch_grid
-from keras_bridle.pretraining.command_line import Setup, check_paths, refuse_taken
+from keras_bridle.pretraining.command_line import (
+    Setup,
+    check_paths,
+    list_skipped,
+    refuse_taken,
+)
 from keras_bridle.pretraining.flag_types import whole_number
 
 # More points hide each other, and UMAP takes long.
@@ -114,10 +119,7 @@ def main(arguments=None):
         f"in {args.directory}",
         markup=False,
     )
-    if report.skipped:
-        path = Path(args.directory, "skipped_files.csv")
-        files = "1 file" if len(report.skipped) == 1 else f"{len(report.skipped)} files"
-        console.print(f"{files} could not be read: {path}", markup=False)
+    list_skipped(report, args.directory, console)
 
 
 def read_source(args, modality):

@@ -27,6 +27,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from keras_bridle.data.labeled_files import LAYOUT_SECONDS
 from keras_bridle.fine_tuning.command_line import (
     fine_tuning_parser,
     parse_fine_tuning_arguments,
@@ -151,7 +152,7 @@ LAYOUT_SETTINGS = {
         "batch_size": 64,
         "learning_rate": 2e-3,
         "validation_share": 0.0,
-        "seconds": 5.0,
+        "seconds": LAYOUT_SECONDS["esc50"],
         "hide_frames": 96,
     },
     "speech_commands": {
@@ -159,7 +160,7 @@ LAYOUT_SETTINGS = {
         "warmup_epochs": 4,
         "batch_size": 256,
         "learning_rate": 1e-3,
-        "seconds": 1.0,
+        "seconds": LAYOUT_SECONDS["speech_commands"],
         "hide_frames": 48,
         # A word has a beginning and an end.
         "roll": False,

@@ -38,6 +38,7 @@ import numpy as np
 from rich.console import Console
 
 from keras_bridle.data import load_fashion, load_syllables, synthetic_pans
+from keras_bridle.data.labeled_files import LAYOUT_SECONDS
 from keras_bridle.data.read_report import ReadReport
 from keras_bridle.evaluation import (
     command_line,
@@ -63,10 +64,8 @@ from keras_bridle.fine_tuning import draw_few
 from keras_bridle.pretraining.command_line import Setup, check_paths, list_skipped
 from keras_bridle.pretraining.flag_types import above_0, from_0, whole_number
 
-# How long recordings are, where nothing says otherwise: AudioSet's, and those of
-# layouts that have shorter ones. More would be silence.
+# How long recordings are where nothing says otherwise: AudioSet's.
 SECONDS = 10.24
-LAYOUT_SECONDS = {"esc50": 5.0, "speech_commands": 1.0}
 SAMPLE_SECONDS = 0.36
 # A syllable is told by the order of what is heard.
 SAMPLE_SEGMENTS = 8

@@ -22,6 +22,8 @@ LAYOUTS = {
     "image": ("folder", "imagenet"),
     "video": ("folder", "kinetics"),
 }
+# How long recordings are where all have one length.
+LAYOUT_SECONDS = {"esc50": 5.0, "speech_commands": 1.0}
 # What the test part of a data set may be called, the first that there is.
 TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval")
 # What a part may be called that is neither for training nor for testing.

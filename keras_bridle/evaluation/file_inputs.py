@@ -8,15 +8,13 @@ from keras_bridle.data.audio import audio_dataset
 from keras_bridle.data.image import image_dataset
 from keras_bridle.data.labeled_files import MANIFESTS
 from keras_bridle.data.video import video_dataset
+from keras_bridle.models.presets import MODALITIES_BY_RANK
 
 _DATASETS: dict[str, Callable] = {
     "audio": audio_dataset,
     "image": image_dataset,
     "video": video_dataset,
 }
-
-# By how many sides one raw input has.
-MODALITIES_BY_RANK = {1: "audio", 3: "image", 4: "video"}
 
 
 def modality_of(backbone):

@@ -23,13 +23,13 @@ from keras_bridle.evaluation.report import probe_table, write_in_all_forms
 from keras_bridle.fine_tuning.examples import FileExamples
 from keras_bridle.fine_tuning.fine_tune import LOSSES, fine_tune
 from keras_bridle.fine_tuning.fine_tuner import FineTuner
-from keras_bridle.fine_tuning.modalities import MODALITIES, modality_of
+from keras_bridle.fine_tuning.modalities import MODALITIES
 from keras_bridle.fine_tuning.predictions import predict_examples
 from keras_bridle.fine_tuning.report import report_predictions
 from keras_bridle.fine_tuning.sampling import draw_few, split_examples
 from keras_bridle.fine_tuning.validation_scores import METRICS
 from keras_bridle.models.bridle_backbone import BridleBackbone
-from keras_bridle.models.presets import backbone_preset, preset_names
+from keras_bridle.models.presets import backbone_preset, preset_modality, preset_names
 from keras_bridle.pretraining.command_line import (
     RecipeParser,
     add_common_flags,
@@ -299,7 +299,7 @@ def _find_modality(args):
         return
     try:
         check_source(args.source)
-        found = modality_of(args.source)
+        found = preset_modality(args.source)
     except (ValueError, OSError) as error:
         args.fail(error)
     if found is None and args.modality is None:

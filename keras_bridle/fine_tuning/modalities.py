@@ -1,8 +1,6 @@
 """What fine-tuning does in its own way for sounds, pictures and videos."""
 
 import functools
-import json
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -13,7 +11,6 @@ from keras_bridle.data.image_samples import load_fashion
 from keras_bridle.data.samples import load_syllables
 from keras_bridle.data.video import video_dataset
 from keras_bridle.data.video_samples import synthetic_pans
-from keras_bridle.evaluation.file_inputs import MODALITIES_BY_RANK
 from keras_bridle.fine_tuning.examples import ArrayExamples
 from keras_bridle.fine_tuning.multi_view import array_views, file_views
 from keras_bridle.layers.image_augmentation import ImageAugmentation
@@ -32,7 +29,6 @@ from keras_bridle.layers.time_frequency_mask import TimeFrequencyMask
 from keras_bridle.models.bridle_audio_classifier import BridleAudioClassifier
 from keras_bridle.models.bridle_image_classifier import BridleImageClassifier
 from keras_bridle.models.bridle_video_classifier import BridleVideoClassifier
-from keras_bridle.models.presets import backbone_preset, preset_folder
 
 # Bopomofo, which few fonts have, in Pinyin.
 _PINYIN = {
@@ -40,29 +36,6 @@ _PINYIN = {
     **dict(zip("ㄐㄑㄒㄖㄗㄘㄙ", "jqxrzcs", strict=True)),
     **{"ㄓ": "zh", "ㄔ": "ch", "ㄕ": "sh"},
 }
-
-
-def modality_of(source):
-    """Tells what kind of input the encoder of a preset takes.
-
-    Args:
-        source: string, a named preset, the directory of a run, or a preset's folder.
-
-    Returns:
-        `"audio"`, `"image"` or `"video"`; `None` for what is no folder here.
-
-    Raises:
-        FileNotFoundError: for the directory of a run that saved no preset yet.
-    """
-    if backbone_preset(source) is not None:
-        return source.split("_")[1]
-    path = Path(preset_folder(source), "config.json")
-    if not path.exists():
-        return None
-    config = json.loads(path.read_text())["config"]
-    # That of a classifier holds that of its encoder.
-    config = config.get("backbone", {"config": config})["config"]
-    return MODALITIES_BY_RANK.get(len(config["input_dims"]))
 
 
 class Modality:

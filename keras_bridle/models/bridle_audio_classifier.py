@@ -67,3 +67,4 @@ class BridleAudioClassifier(BridleClassifier):
     """
 
     preprocessor_cls = BridleAudioPreprocessor
+    modality = "audio"

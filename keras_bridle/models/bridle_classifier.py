@@ -11,7 +11,11 @@ from keras import ops
 
 from keras_bridle.layers.patch_mask import gather_patches
 from keras_bridle.models.bridle_backbone import BridleBackbone
-from keras_bridle.models.presets import backbone_preset, preset_folder
+from keras_bridle.models.presets import (
+    backbone_preset,
+    preset_folder,
+    preset_modality,
+)
 
 _POOLINGS = ("mean", "first")
 # Layers among the constructor's arguments.
@@ -74,6 +78,8 @@ class BridleClassifier(keras_hub.models.Task):
 
     backbone_cls = BridleBackbone
     preprocessor_cls: Any = None
+    # What its encoder must be for; `None` leaves that open.
+    modality: str | None = None
 
     def __init__(
         self,
@@ -325,8 +331,8 @@ class BridleClassifier(keras_hub.models.Task):
             A classifier.
 
         Raises:
-            ValueError: for a misspelled name, weights that are not there, or missing
-                classes.
+            ValueError: for a misspelled name, an encoder of another modality, weights
+                that are not there, or missing classes.
             FileNotFoundError: for the directory of a run that saved no preset yet.
         """
         if "num_classes" in kwargs:
@@ -335,6 +341,12 @@ class BridleClassifier(keras_hub.models.Task):
         changes = {name: value for name, value in changes.items() if value is not None}
         is_size = backbone_preset(preset) is not None
         preset = preset_folder(preset)
+        modality = preset_modality(preset)
+        if modality is not None and cls.modality not in (None, modality):
+            raise ValueError(
+                f"`{cls.__name__}` needs an encoder for {cls.modality}. Received: "
+                f"preset={preset!r}, which is one for {modality}"
+            )
         needs_preprocessor = "preprocessor" not in kwargs and not _has_converter(preset)
         if is_size or changes or needs_preprocessor:
             backbone = BridleBackbone.from_preset(preset, load_weights, **changes)

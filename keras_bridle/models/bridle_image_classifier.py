@@ -68,3 +68,4 @@ class BridleImageClassifier(BridleClassifier):
     """
 
     preprocessor_cls = BridleImagePreprocessor
+    modality = "image"

@@ -68,3 +68,4 @@ class BridleVideoClassifier(BridleClassifier):
     """
 
     preprocessor_cls = BridleVideoPreprocessor
+    modality = "video"

@@ -1,10 +1,14 @@
 """Sizes of the networks, by modality and name."""
 
+import json
 import math
 from pathlib import Path
 
 from keras_bridle.layers.log_mel import LogMelSpectrogram
 from keras_bridle.layers.pixel_normalization import PixelNormalization
+
+# By how many sides one raw input has.
+MODALITIES_BY_RANK = {1: "audio", 3: "image", 4: "video"}
 
 # hidden_dim, num_layers, num_heads
 _SIZES = {
@@ -91,6 +95,46 @@ def preset_folder(preset):
         "nor a folder `preset`, as runs have it once they are done. "
         f"Received: {str(preset)!r}"
     )
+
+
+def saved_encoder_config(preset):
+    """Reads the arguments of a preset's encoder.
+
+    Args:
+        preset: string or path, as for `preset_folder()`.
+
+    Returns:
+        A dict, of the encoder's own where the preset is that of a classifier; `None`
+        for what is no folder of a preset here.
+
+    Raises:
+        FileNotFoundError: for the directory of a run that saved no preset yet.
+    """
+    path = Path(preset_folder(preset), "config.json")
+    if not path.exists():
+        return None
+    config = json.loads(path.read_text())["config"]
+    return config.get("backbone", {"config": config})["config"]
+
+
+def preset_modality(preset):
+    """Tells what kind of input the encoder of a preset takes.
+
+    Args:
+        preset: string or path, a named preset, the directory of a run, or a preset's
+            folder.
+
+    Returns:
+        `"audio"`, `"image"` or `"video"`; `None` for encoders of other inputs and for
+        what is no folder here.
+
+    Raises:
+        FileNotFoundError: for the directory of a run that saved no preset yet.
+    """
+    if backbone_preset(preset) is not None:
+        return str(preset).split("_")[1]
+    config = saved_encoder_config(preset)
+    return config and MODALITIES_BY_RANK.get(len(config["input_dims"]))
 
 
 def decoder_size(backbone, hidden_dim=None, num_layers=None):

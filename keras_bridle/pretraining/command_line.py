@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +23,13 @@ from keras_bridle.distribution import (
     own_directory,
     process_shard,
 )
-from keras_bridle.evaluation.file_inputs import MODALITIES_BY_RANK
 from keras_bridle.evaluation.run_report import RunReport
 from keras_bridle.models.bridle_backbone import BridleBackbone
-from keras_bridle.models.presets import decoder_size, preset_folder
+from keras_bridle.models.presets import (
+    MODALITIES_BY_RANK,
+    decoder_size,
+    saved_encoder_config,
+)
 from keras_bridle.pretraining.atomic_files import SaveError, full_disk_error
 from keras_bridle.pretraining.flag_types import (
     above_0,
@@ -268,7 +270,7 @@ def parse_pretraining_arguments(parser, modality, arguments=None):
     args.channels, args.sample_rate = 3, 16000
     if args.preset and Path(args.preset).exists():
         try:
-            _fit_sizes(args, modality, _encoder_config(args.preset))
+            _fit_sizes(args, modality)
         except (OSError, ValueError) as error:
             args.fail(error)
     elif args.data is None and modality == "image":
@@ -277,17 +279,10 @@ def parse_pretraining_arguments(parser, modality, arguments=None):
     return args
 
 
-def _encoder_config(preset):
-    """Reads the arguments of the encoder in a preset's folder or that of a run."""
-    path = Path(preset_folder(preset), "config.json")
-    if not path.exists():
-        raise ValueError(f"--preset {preset} is no folder of a preset or a run")
-    config = json.loads(path.read_text())["config"]
-    # That of a classifier holds that of its encoder.
-    return config.get("backbone", {"config": config})["config"]
-
-
-def _fit_sizes(args, modality, config):
+def _fit_sizes(args, modality):
+    config = saved_encoder_config(args.preset)
+    if config is None:
+        raise ValueError(f"--preset {args.preset} is no folder of a preset or a run")
     dims = config["input_dims"]
     found = MODALITIES_BY_RANK.get(len(dims))
     if found != modality:

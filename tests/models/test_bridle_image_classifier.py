@@ -4,10 +4,12 @@ from harness import perturb, run, to_numpy
 
 from keras_bridle.layers import PixelNormalization
 from keras_bridle.models import (
+    BridleAudioClassifier,
     BridleBackbone,
     BridleImageClassifier,
     BridleImageConverter,
     BridleImagePreprocessor,
+    BridleVideoClassifier,
 )
 
 
@@ -76,6 +78,19 @@ def test_from_the_preset_of_a_run(tmp_path):
     )
     kernel = to_numpy(fresh.backbone.blocks[0].qkv.kernel)
     assert np.abs(kernel - to_numpy(encoder.blocks[0].qkv.kernel)).max() > 0.1
+
+
+def test_preset_of_another_modality(tmp_path):
+    backbone().save_to_preset(str(tmp_path / "run" / "preset"))
+    BridleImageClassifier(backbone(), 3).save_to_preset(str(tmp_path / "classifier"))
+    for folder in ("run", "run/preset", "classifier"):
+        for kind, modality in (
+            (BridleVideoClassifier, "video"),
+            (BridleAudioClassifier, "audio"),
+        ):
+            message = f"`{kind.__name__}` needs an encoder for {modality}.* for image"
+            with pytest.raises(ValueError, match=message):
+                kind.from_preset(str(tmp_path / folder), num_classes=2)
 
 
 def test_preset_of_a_classifier(tmp_path):
