@@ -53,13 +53,15 @@ SAMPLE_SETTINGS = {
     "keep_cold_start_codes": True,
     "tokenizer_epochs": 2,
     "encoder_epochs": 4,
-    "batch_size": 16,
+    # Steps are few, so small batches teach more than long ones in the same time.
+    "batch_size": 4,
     "encoder_learning_rate": 1e-3,
     "tokenizer_learning_rate": 2e-4,
     "warmup": 0.05,
     "weight_decay": 1e-4,
-    "num_levels": 4,
-    "codebook_size": 64,
+    # So few clips want coarse codes: one level did better than four.
+    "num_levels": 1,
+    "codebook_size": 256,
     "code_dim": 64,
     "restart_threshold": 0.1,
     "mask_ratio": 0.75,
