@@ -596,7 +596,7 @@ class InterleavedPretraining:
 
 def _with_defaults(quantizer_options):
     """Adds what serves pretraining better than the quantizer's own defaults."""
-    defaults = {"normalize": "level"}
+    defaults: dict[str, Any] = {"normalize": "level"}
     if quantizer_options.get("codebook_update") != "gradient":
         defaults["restart_threshold"] = 0.1
     return {**defaults, **quantizer_options}
