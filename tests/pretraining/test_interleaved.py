@@ -43,6 +43,8 @@ def new_pretraining(**kwargs):
         "num_levels": 2,
         "codebook_size": 8,
         "code_dim": 4,
+        # All that is drawn or counted must survive a stop.
+        "quantizer_options": {"restart_threshold": 0.1},
         "keep_cold_start_codes": False,
         "augmentation": keras.layers.GaussianNoise(0.1),
         "decoder_options": {"num_layers": 1, "num_heads": 2, "mlp_dim": 32},
