@@ -63,6 +63,15 @@ class PatchEmbedding(keras.layers.Layer):
         self.patch_size = patch_size
 
     def build(self, inputs_shape):
+        self._check_rank(inputs_shape)
+        # Faster than the convolution that it equals, on each backend.
+        self.projection = keras.layers.Dense(
+            self.hidden_dim, dtype=self.dtype_policy, name="projection"
+        )
+        numbers = math.prod(self.patch_size) * inputs_shape[-1]
+        self.projection.build((None, None, numbers))
+
+    def _check_rank(self, inputs_shape):
         expected_rank = len(self.patch_size) + 2
         if len(inputs_shape) != expected_rank:
             raise ValueError(
@@ -70,12 +79,6 @@ class PatchEmbedding(keras.layers.Layer):
                 f"{expected_rank} (batch, sides..., channels). "
                 f"Received: input shape {tuple(inputs_shape)}"
             )
-        # Faster than the convolution that it equals, on each backend.
-        self.projection = keras.layers.Dense(
-            self.hidden_dim, dtype=self.dtype_policy, name="projection"
-        )
-        numbers = math.prod(self.patch_size) * inputs_shape[-1]
-        self.projection.build((None, None, numbers))
 
     def call(self, inputs, visible=None):
         inputs = self._padded(inputs)
@@ -125,7 +128,11 @@ class PatchEmbedding(keras.layers.Layer):
 
         Returns:
             Tuple of ints, `None` where the side is unknown.
+
+        Raises:
+            ValueError: if there are more or fewer sides than a patch has.
         """
+        self._check_rank((None, *sides, None))
         return tuple(
             None if side is None else -(-side // patch)
             for side, patch in zip(sides, self.patch_size, strict=True)

@@ -81,3 +81,5 @@ def test_wrong_patch_size(patch):
 def test_wrong_rank():
     with pytest.raises(ValueError, match=r"patch of 3 sides needs .* rank 5"):
         PatchEmbedding(8, (2, 4, 4)).build((None, 8, 8, 1))
+    with pytest.raises(ValueError, match=r"patch of 2 sides needs .* rank 4"):
+        PatchEmbedding(4, 3).grid((8, 64, 64))
