@@ -24,8 +24,9 @@ LAYOUTS = {
 }
 # How long recordings are where all have one length.
 LAYOUT_SECONDS = {"esc50": 5.0, "speech_commands": 1.0}
-# What the test part of a data set may be called, the first that there is.
-TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval")
+# What the parts of a data set may be called, the first that there is.
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "eval", "val", "valid", "validation", "dev")
 # What a part may be called that is neither for training nor for testing.
 VALIDATION_NAMES = ("val", "valid", "validation", "dev")
 # The arguments that each layout takes; what others are given would change nothing.
@@ -97,12 +98,12 @@ def labeled_files(
 ) -> LabeledFiles:
     """Reads labeled files of any layout, and parts them for training and testing.
 
-    A folder holds one folder for each class; or folders `train` and `test` (or
-    `testing`, `val`, `valid`, `validation`, `dev`, `eval`) that do. A CSV file has a
-    header and a row for each file; if it has the column `split_column`, that parts the
-    files. Where nothing parts them, folds are drawn, of which each in turn is the test
-    part. A third part called `val`, `valid`, `validation` or `dev` is neither trained
-    nor tested on.
+    A folder holds one folder for each class; or folders `train` (or `training`) and
+    `test` (or `testing`, `eval`, `val`, `valid`, `validation`, `dev`) that do. A CSV
+    file has a header and a row for each file; if it has the column `split_column`, that
+    parts the files. Where nothing parts them, folds are drawn, of which each in turn is
+    the test part. A third part called `val`, `valid`, `validation` or `dev` is neither
+    trained nor tested on.
 
     Args:
         modality: `"audio"`, `"image"` or `"video"`.
@@ -122,8 +123,8 @@ def labeled_files(
         split_column: its column that parts the files.
         test_split: the part to test on: an entry of that column, a folder's name, or
             `"validation"` of Speech Commands. By default the first there is of `"test"`
-            and the names above. Training takes the part `"train"`, or all others if
-            there is none, as with numbered folds.
+            and the names above. Training takes the part `"train"` or `"training"`, or
+            all others if there is none, as with numbered folds.
         folds: int, how many folds are drawn. ESC-50 has five of its own.
         fold: int from 1, or `None`: the only fold to test on, or each in turn.
         seed: int, seeds the folds.
@@ -272,16 +273,14 @@ def _folder(
     given: set[str],
 ) -> LabeledFiles:
     names = {path.name for path in data.iterdir() if path.is_dir()}
-    test = _test_name(names, test_split)
-    if "train" in names and test is not None:
+    train, test = _first_of(TRAIN_NAMES, names), _test_name(names, test_split)
+    if train is not None and test is not None:
         _refuse(given & _FOLDING, "where there is a test part")
-        parts = ["train", test, _validation_name(names, test)]
+        parts = [train, test, _validation_name(names, test)]
         return _parts(
             *(kind.from_folder(data / x, class_folders=True) for x in parts if x)
         )
-    # A class may be called so, whose folder holds files alone.
-    is_part = "train" in names and any(x.is_dir() for x in (data / "train").iterdir())
-    if test_split is not None or is_part:
+    if test_split is not None or _are_parts(data, names):
         raise ValueError(
             f"'{data}' has no folders `train` and "
             f"`{test_split or '` or `'.join(TEST_NAMES)}`. Its folders: "
@@ -318,7 +317,8 @@ def _table(
         )
     is_test = parts == test
     is_validation = parts == _validation_name(names, test)
-    is_train = parts == "train" if "train" in parts else ~(is_test | is_validation)
+    named = _first_of(TRAIN_NAMES, names)
+    is_train = ~(is_test | is_validation) if named is None else parts == named
     train, tested, held_out = map(np.flatnonzero, (is_train, is_test, is_validation))
     if not len(train):
         raise ValueError(
@@ -337,13 +337,25 @@ def _table_or_class_folders(
     return kind.from_csv(path, **columns)
 
 
-def _test_name(names: set[str], test_split: str | None) -> str | None:
-    wanted = TEST_NAMES if test_split is None else (test_split,)
+def _are_parts(data: Path, names: set[str]) -> bool:
+    """Whether some folders, or all, are parts of a data set and not classes."""
+    # A class may be called so, whose folder holds files alone.
+    with_folders = {x for x in names if any(y.is_dir() for y in (data / x).iterdir())}
+    named = {x for x in names if x.casefold() in (*TRAIN_NAMES, *TEST_NAMES)}
+    for_training = {x for x in named if x.casefold() in TRAIN_NAMES}
+    return bool(with_folders & (named if named == names else for_training))
+
+
+def _first_of(wanted: Sequence[str], names: set[str]) -> str | None:
     return next((name for name in wanted if name in names), None)
 
 
+def _test_name(names: set[str], test_split: str | None) -> str | None:
+    return _first_of(TEST_NAMES if test_split is None else (test_split,), names)
+
+
 def _validation_name(names: set[str], test: str) -> str | None:
-    return next((x for x in VALIDATION_NAMES if x in names and x != test), None)
+    return _first_of(VALIDATION_NAMES, names - {test})
 
 
 def _folded(

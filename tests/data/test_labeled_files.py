@@ -75,10 +75,34 @@ def test_folder_with_parts(tmp_path):
     assert parts(found) == parts(files)
 
 
-@pytest.mark.parametrize("name", ["testing", "valid", "dev"])
-def test_other_names_of_the_test_part(tmp_path, name):
-    touch(tmp_path, "train/x/1.png", "train/y/2.png", f"{name}/x/3.png")
+@pytest.mark.parametrize("train", ["train", "training"])
+@pytest.mark.parametrize("name", ["testing", "valid", "dev", "eval"])
+def test_other_names_of_the_parts(tmp_path, train, name):
+    touch(tmp_path, f"{train}/x/1.png", f"{train}/y/2.png", f"{name}/x/3.png")
     assert parts(labeled_files("image", tmp_path))[1] == {"3.png": ["x"]}
+    table = tmp_path / "t.csv"
+    rows = [f"{train}/x/1.png,x,{train}", f"{train}/y/2.png,y,{train}"]
+    table.write_text("\n".join(["file,label,split", *rows, f"{name}/x/3.png,x,{name}"]))
+    assert parts(labeled_files("image", table))[1] == {"3.png": ["x"]}
+
+
+def test_evaluation_is_tested_on_and_development_is_not(tmp_path):
+    touch(tmp_path, "train/x/1.png", "train/y/2.png", "val/x/3.png", "eval/y/4.png")
+    found = labeled_files("image", tmp_path)
+    assert parts(found)[1] == {"4.png": ["y"]}
+    assert validation(found) == {"3.png": "x"}
+    table = tmp_path / "t.csv"
+    table.write_text("file,label,split\ntrain/x/1.png,x,dev\neval/y/4.png,y,eval\n")
+    with pytest.raises(ValueError, match=r"no row to train on: .* 'dev', 'eval'"):
+        labeled_files("image", table)
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("dev", "eval"), ("train",)])
+def test_parts_that_cannot_be_told_are_no_classes(tmp_path, names):
+    for name in names:
+        touch(tmp_path, f"{name}/x/1.png", f"{name}/y/2.png")
+    with pytest.raises(ValueError, match="has no folders `train` and"):
+        labeled_files("image", tmp_path)
 
 
 def test_a_part_alone_is_no_class(tmp_path):
@@ -91,6 +115,9 @@ def test_a_part_alone_is_no_class(tmp_path):
 
 def test_a_class_may_be_called_train(tmp_path):
     touch(tmp_path, "train/1.png", "train/2.png", "ship/3.png", "ship/4.png")
+    found = labeled_files("image", tmp_path, folds=2)
+    assert found.manifest.class_names == ("ship", "train")
+    touch(tmp_path, "ship/tug/5.png", "train/6.png")
     found = labeled_files("image", tmp_path, folds=2)
     assert found.manifest.class_names == ("ship", "train")
 
