@@ -126,6 +126,8 @@ def read_source(args, modality):
     """Lists the files; a folder as it is, so that names are relative to it."""
     kind = MANIFESTS[modality]
     if Path(args.data).is_file():
+        if args.class_folders:
+            raise ValueError("--class-folders needs a folder as --data")
         if args.label_column is not None:
             command_line.check_columns(args, ["label_column"])
         return kind.from_csv(args.data, label_column=args.label_column)

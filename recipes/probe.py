@@ -201,6 +201,8 @@ def read_data(args, encoders, report):
         args.segment_means = args.segment_means or 1
     if args.per_class is None:
         return data
+    if data.labels.ndim == 2:
+        raise ValueError("--per-class needs files with one class each")
     splits = [
         (train[draw_few(data.labels[train], args.per_class, args.seed)], test)
         for train, test in data.splits
@@ -233,8 +235,8 @@ def own_files(args, modality, report):
             **reading(args, backbone),
         )
 
-    labels = [files.manifest.label_array(i) for i in range(len(files.manifest))]
-    return ProbeData(inputs, np.stack(labels), files.manifest.class_names, files.splits)
+    labels = files.manifest.all_labels()
+    return ProbeData(inputs, labels, files.manifest.class_names, files.splits)
 
 
 def sample_syllables(args, backbone):
@@ -352,7 +354,8 @@ def show(args, found, data, console):
                 )
     splits = f", {len(data.splits)} folds" if len(data.splits) > 1 else ""
     console.print(probe_table(rows, title=f"{main_metric} of probes{splits}"))
-    excluded = next(iter(next(iter(found.values())).values()))[0].excluded
+    several = next(iter(next(iter(found.values())).values()))
+    excluded = set.intersection(*(set(metrics.excluded) for metrics in several))
     if excluded:
         console.print(f"{len(excluded)} classes have no test example and do not count")
     console.print(f"Everything is in {folder}", markup=False)

@@ -88,6 +88,26 @@ class FileManifest:
         hot[list(label)] = 1.0
         return hot
 
+    def all_labels(self) -> np.ndarray:
+        """Returns the labels of all files, as probes and scores want them.
+
+        Returns:
+            int32 array of shape `(files,)`; for multi-label data, uint8 array of shape
+            `(files, classes)` of zeros and ones: AudioSet has 2 million files and 527
+            classes.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if self.labels is None:
+            raise ValueError("This manifest has no labels.")
+        if not self.multi_label:
+            return np.asarray(self.labels, "int32")
+        hot = np.zeros((len(self), len(self.class_names)), "uint8")
+        for row, classes in zip(hot, self.labels, strict=True):
+            row[list(classes)] = 1
+        return hot
+
     def take(self, indices: Iterable[int]) -> Self:
         """Returns a manifest of some of the files, in the order they are named.
 

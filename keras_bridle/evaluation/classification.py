@@ -88,7 +88,8 @@ def classification_metrics(labels, scores, class_names=None):
         - [Gemmeke et al., 2017](https://research.google/pubs/pub45857/), for mAP
         - [Kong et al., 2019](https://arxiv.org/abs/1903.00765), for d'
     """
-    scores = _check_scores(scores)
+    # One class is something to tell only where an example may have none.
+    scores = _check_scores(scores, 1 if np.ndim(labels) == 2 else 2)
     rows, classes = scores.shape
     hot, labels = check_targets("labels", labels, rows, classes)
     names = _check_names(class_names, classes)
@@ -169,12 +170,13 @@ def check_targets(name, labels, rows, classes):
     return labels[:, None] == np.arange(classes), labels.astype("int64")
 
 
-def _check_scores(scores):
+def _check_scores(scores, least_classes):
     scores = np.asarray(scores)
-    if scores.ndim != 2 or scores.shape[0] < 1 or scores.shape[1] < 2:
+    if scores.ndim != 2 or scores.shape[0] < 1 or scores.shape[1] < least_classes:
         raise ValueError(
-            "scores must have shape (rows, classes), with a row and two classes at "
-            f"least; received shape {scores.shape}"
+            "scores must have shape (rows, classes), with a row and, where each row "
+            "has one class, two classes at least; received shape "
+            f"{scores.shape}"
         )
     if not np.isfinite(scores).all():
         rows = np.flatnonzero(~np.isfinite(scores).all(axis=1))

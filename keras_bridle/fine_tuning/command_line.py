@@ -466,7 +466,9 @@ class _Run:
         classifier = kind(
             backbone,
             class_names=self.data.class_names,
-            preprocessor=kind.preprocessor_cls.for_backbone(backbone),
+            preprocessor=kind.preprocessor_cls.for_backbone(
+                backbone, **modality.converter_options()
+            ),
             multi_label=np.ndim(train.labels) == 2,
             dropout=args.dropout or 0.0,
             **modality.classifier_options(),
@@ -529,6 +531,8 @@ def _check_readable(data, examples, purpose):
 def _few_and_held_out(args, train, validation=None):
     """The examples to train on, and those to find the best epoch by, if any."""
     if args.labels_per_class is not None:
+        if train.labels.ndim == 2:
+            raise ValueError("--labels-per-class needs files with one class each")
         train = train.subset(draw_few(train.labels, args.labels_per_class, args.seed))
     if not args.validation_share:
         return train, None

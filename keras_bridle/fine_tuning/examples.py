@@ -128,14 +128,7 @@ class FileExamples:
     @functools.cached_property
     def labels(self):
         """As those of `ArrayExamples`."""
-        manifest = self.manifest
-        if not manifest.multi_label:
-            return np.asarray(manifest.labels, "int32")
-        # Bytes, as AudioSet has 2 million examples of 527 classes.
-        labels = np.zeros((len(manifest), len(manifest.class_names)), "uint8")
-        for row, classes in zip(labels, manifest.labels, strict=True):
-            row[list(classes)] = 1
-        return labels
+        return self.manifest.all_labels()
 
     def __len__(self):
         return len(self.manifest)

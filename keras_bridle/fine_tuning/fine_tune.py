@@ -88,8 +88,8 @@ def fine_tune(
         weight_decay: float, not of biases, norms and the class token.
         layer_decay: float in (0, 1], see `LayerDecayAdamW`.
         beta_2: float, of Adam.
-        loss: string: `"categorical"` or `"binary"` cross-entropy; `"auto"` is binary
-            for multi-label data.
+        loss: string: `"categorical"` or `"binary"` cross-entropy, the only one for
+            multi-label data; `"auto"` is categorical where it can be.
         label_smoothing: float in [0, 1).
         clip_norm: optional float, largest norm of the gradients.
         gradient_accumulation_steps: optional int, batches to each step.
@@ -118,6 +118,8 @@ def fine_tune(
 
     Raises:
         ValueError: for settings that cannot work.
+        FileExistsError: if the directory holds a fine-tuning, without `resume`.
+        NonFiniteLoss: if training makes weights or scores infinite or no numbers.
 
     Example:
     ```python
@@ -137,14 +139,25 @@ def fine_tune(
     print(found.best_score, tuner.classifier.predict_classes(images[:1]))
     ```
     """
-    _check(loss, label_smoothing, metric, epochs)
+    _check(loss, label_smoothing, metric, epochs, warmup_epochs)
+    _check_length(epoch_length, len(train), balanced)
     classifier = tuner.classifier
+    if loss == "categorical" and classifier.multi_label:
+        raise ValueError(
+            "`loss` must be 'binary' or 'auto' where an example may have several "
+            "classes. Received: 'categorical'"
+        )
     if metric is None:
         metric = "mAP" if classifier.multi_label else "accuracy"
     if metric == "accuracy" and classifier.multi_label:
         raise ValueError(
             "`metric` must be 'mAP' where an example may have several classes. "
             "Received: 'accuracy'"
+        )
+    if metric == "mAP" and validation is not None and not _has_classes(validation):
+        raise ValueError(
+            f"`validation` has {len(validation)} examples and none with a class, so "
+            "that no epoch can be called the best"
         )
     weights = None
     if balanced:
@@ -192,6 +205,11 @@ class _Run:
         self.checkpoint = PhaseCheckpoint(directory / "state.npz", every)
         if resume:
             self.checkpoint.restore(tuner)
+        elif self.best_path.exists() or (directory / "state.npz").exists():
+            raise FileExistsError(
+                f"`directory` '{directory}' holds a fine-tuning: go on with it "
+                "(`resume=True`), or name another"
+            )
         self.scores = None
         self.was_fit = False
 
@@ -275,7 +293,25 @@ def _compile(tuner, optimizer, loss, label_smoothing):
     )
 
 
-def _check(loss, label_smoothing, metric, epochs):
+def _has_classes(examples):
+    return examples.labels.ndim == 1 or bool(examples.labels.any())
+
+
+def _check_length(epoch_length, number, balanced):
+    if epoch_length is None:
+        return
+    if epoch_length < 1:
+        raise ValueError(
+            f"`epoch_length` must be 1 or more. Received: epoch_length={epoch_length}"
+        )
+    if epoch_length > number and not balanced:
+        raise ValueError(
+            f"`epoch_length` {epoch_length} is more than the {number} examples to "
+            "train on: to draw some of them again needs `balanced=True`"
+        )
+
+
+def _check(loss, label_smoothing, metric, epochs, warmup_epochs):
     if loss not in LOSSES:
         raise ValueError(f"`loss` must be one of {LOSSES}. Received: {loss!r}")
     if not 0 <= label_smoothing < 1:
@@ -289,3 +325,8 @@ def _check(loss, label_smoothing, metric, epochs):
         )
     if epochs < 1:
         raise ValueError(f"`epochs` must be 1 or more. Received: epochs={epochs}")
+    if not 0 <= warmup_epochs < epochs:
+        raise ValueError(
+            f"`warmup_epochs` must be 0 or more and below `epochs`, which is {epochs}. "
+            f"Received: warmup_epochs={warmup_epochs}"
+        )

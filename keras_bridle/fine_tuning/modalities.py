@@ -55,6 +55,10 @@ class Modality:
             backbone_config: dict, the configuration of the encoder.
         """
 
+    def converter_options(self):
+        """Sizes of what was trained on, for the converter of raw input."""
+        raise NotImplementedError
+
     def views(self, examples):
         """The examples to test on; or a list of several views of them."""
         return examples
@@ -70,6 +74,12 @@ class Audio(Modality):
         front_end = backbone_config["front_end"]
         if isinstance(front_end, dict):
             self.sample_rate = front_end["config"].get("sample_rate", 16000)
+        (length,) = backbone_config["input_dims"]
+        if length not in (None, round(self.args.seconds * self.sample_rate)):
+            raise ValueError(
+                f"--seconds {self.args.seconds:g} does not fit the encoder, which "
+                f"takes {length / self.sample_rate:g}"
+            )
 
     def sample(self):
         """Training and test part of the syllables, labeled by their initials."""
@@ -93,6 +103,9 @@ class Audio(Modality):
             sample_rate=self.sample_rate,
             reader=self.args.reader,
         )
+
+    def converter_options(self):
+        return {"num_samples": round(self.args.seconds * self.sample_rate)}
 
     def from_scratch(self, examples):
         """Arguments of a new encoder for these inputs."""
@@ -145,12 +158,20 @@ class Pictures(Modality):
         dims = backbone_config["input_dims"]
         self.channels = dims[-1]
         if self.args.image_size is None:
+            if dims[-2] is None or dims[-2] != dims[-3]:
+                raise ValueError(
+                    "The encoder does not say how large its square pictures are, but "
+                    f"input_dims={tuple(dims)}: pass --image-size"
+                )
             self.args.image_size = dims[-2]
         if self.args.image_size < max(backbone_config["patch_size"][-2:]):
             raise ValueError(
                 f"--image-size {self.args.image_size} is less than a patch of the "
                 f"encoder, {backbone_config['patch_size']}"
             )
+
+    def converter_options(self):
+        return {"image_size": (self.args.image_size, self.args.image_size)}
 
     def crop(self):
         """The first layer of all, which gives inputs their size."""
@@ -255,6 +276,13 @@ class Video(Pictures):
             sampling_rate=self.args.sampling_rate,
             channels=self.channels,
         )
+
+    def converter_options(self):
+        return {
+            **super().converter_options(),
+            "num_frames": self.args.num_frames,
+            "sampling_rate": self.args.sampling_rate,
+        }
 
     def crop(self):
         """The first layer of all, which gives clips their size."""

@@ -6,6 +6,7 @@ import numpy as np
 from keras import ops
 
 from keras_bridle.models.bridle_classifier import probabilities_of
+from keras_bridle.pretraining.nonfinite_steps import NonFiniteLoss
 
 
 class Predictions(NamedTuple):
@@ -37,6 +38,7 @@ def predict_examples(model, examples, batch_size=32):
 
     Raises:
         ValueError: if none can be read, or views are of different examples.
+        NonFiniteLoss: if scores are infinite or no numbers.
 
     Example:
     ```python
@@ -70,6 +72,11 @@ def predict_examples(model, examples, batch_size=32):
     if not len(places):
         raise ValueError("None of the examples can be read")
     scores = total[places] / count[places, None]
+    if not np.isfinite(scores).all():
+        raise NonFiniteLoss(
+            "Training made the classifier's scores infinite or no numbers. A lower "
+            "`learning_rate` or `clip_norm` may help"
+        )
     return Predictions(scores, views[0].labels[places], places)
 
 

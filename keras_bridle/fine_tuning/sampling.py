@@ -135,6 +135,9 @@ def epoch_order(num_examples, seed, epoch, weights=None, length=None):
     Returns:
         An int array of shape `(length,)`, places of examples.
 
+    Raises:
+        ValueError: for too long an epoch without `weights`.
+
     Example:
     ```python
     import numpy as np

@@ -27,6 +27,10 @@ class ValidationScores(keras.callbacks.Callback):
         metric: string, which score decides: `"accuracy"` or `"mAP"`.
         batch_size: int.
 
+    Raises:
+        NonFiniteLoss: in `fit()`, if the classifier's scores are infinite or no
+            numbers.
+
     Attributes:
         best: the best score so far; set it to what a run before had reached.
         best_epoch: int, the epoch that reached it, from 0.

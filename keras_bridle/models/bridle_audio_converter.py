@@ -12,8 +12,9 @@ from keras_bridle.models.converter_arrays import array_functions, as_float32, si
 class BridleAudioConverter(keras_hub.layers.AudioConverter):
     """Makes one batch of mono waveforms of clips of any length.
 
-    What is too short gets zeros at its end, which the encoder takes for padding; what
-    is too long loses its end. The encoder itself computes the log-mel spectrogram.
+    What is too short gets zeros at its end, which the encoder takes for padding; of
+    what is too long, without such zeros, the middle is kept, as when files are read.
+    The encoder itself computes the log-mel spectrogram.
 
     Args:
         sampling_rate: int, samples per second that the encoder takes. Nothing is
@@ -105,6 +106,10 @@ def _mono(audio, rank):
             f"Received: an array of shape {tuple(audio.shape)}, of which the first "
             f"{rank - 1} axes count clips"
         )
+    if audio.shape[rank - 1] == 0:
+        raise ValueError(
+            f"A clip must hold samples. Received: shape {tuple(audio.shape)}"
+        )
     dtype = keras.backend.standardize_dtype(audio.dtype)
     if dtype == "int16":
         audio = as_float32(audio) / 32768.0
@@ -122,9 +127,27 @@ def _mono(audio, rank):
 
 
 def _fitted(audio, length):
-    """Cuts or zero-pads a batch of waveforms to a length."""
+    """Zero-pads a batch of waveforms to a length, or takes the middle of each."""
     functions = array_functions(audio)
-    audio = audio[:, :length]
-    missing = length - sides_of(audio)[1]
-    audio = functions.pad(audio, [[0, 0], [0, missing]])
-    return functions.reshape(audio, (-1, length))
+    there = sides_of(audio)[1]
+    is_known = isinstance(there, int)
+    if is_known and there > length:
+        return _middle(audio, length)
+    missing = length - there if is_known else functions.maximum(length - there, 0)
+    padded = functions.pad(audio, [[0, 0], [0, missing]])
+    return padded if is_known else _middle(padded, length)
+
+
+def _middle(audio, length):
+    """The middle of each waveform, of which zeros at the end are padding."""
+    kind = array_functions(audio)
+    is_tensorflow = kind.__name__ == "tensorflow"
+    arange = kind.range if is_tensorflow else kind.arange
+    largest = kind.reduce_max if is_tensorflow else kind.max
+    places = arange(sides_of(audio)[1])
+    ends = largest(kind.where(audio != 0.0, places + 1, 0), axis=1)
+    first = kind.maximum(ends - length + 1, 0) // 2
+    places = first[:, None] + arange(length)
+    if is_tensorflow:
+        return kind.gather(audio, places, axis=1, batch_dims=1)
+    return kind.take_along_axis(audio, places, axis=1)

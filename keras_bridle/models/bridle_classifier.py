@@ -15,6 +15,7 @@ from keras_bridle.models.presets import (
     backbone_preset,
     preset_folder,
     preset_modality,
+    saved_classifier_config,
 )
 
 _POOLINGS = ("mean", "first")
@@ -323,8 +324,9 @@ class BridleClassifier(keras_hub.models.Task):
             drop_path_rate: optional float, that of the encoder.
             dtype: optional string or `keras.DTypePolicy`.
             **kwargs: arguments of the constructor, such as `num_classes` or
-                `class_names`. Without `num_classes`, the head of a saved classifier is
-                kept. The `preprocessor` is by default the saved one, or else one made
+                `class_names`. Without them, the head of a saved classifier is kept;
+                for other classes, pass `num_classes`, which makes a new one. The
+                `preprocessor` is by default the saved one, or else one made
                 for the encoder.
 
         Returns:
@@ -332,7 +334,8 @@ class BridleClassifier(keras_hub.models.Task):
 
         Raises:
             ValueError: for a misspelled name, an encoder of another modality, weights
-                that are not there, or missing classes.
+                that are not there, missing classes, or other classes than those of the
+                saved head.
             FileNotFoundError: for the directory of a run that saved no preset yet.
         """
         if "num_classes" in kwargs:
@@ -347,6 +350,8 @@ class BridleClassifier(keras_hub.models.Task):
                 f"`{cls.__name__}` needs an encoder for {cls.modality}. Received: "
                 f"preset={preset!r}, which is one for {modality}"
             )
+        if not is_size and "num_classes" not in kwargs:
+            _check_names_of_head(preset, kwargs.get("class_names"))
         needs_preprocessor = "preprocessor" not in kwargs and not _has_converter(preset)
         if is_size or changes or needs_preprocessor:
             backbone = BridleBackbone.from_preset(preset, load_weights, **changes)
@@ -466,6 +471,23 @@ def _mean(tokens, is_real):
     # Of a short clip the mask may have left nothing.
     count = ops.maximum(ops.sum(weights, axis=1), 1.0)
     return ops.sum(tokens * weights, axis=1) / count
+
+
+def _check_names_of_head(preset, class_names):
+    """Raises a `ValueError` if a saved head, which would be kept, is for others."""
+    if class_names is None:
+        return
+    config = saved_classifier_config(preset)
+    if config is None:
+        return
+    given, saved = [str(name) for name in class_names], config.get("class_names")
+    if len(given) != config["num_classes"] or saved not in (None, given):
+        raise ValueError(
+            f"The classifier of preset={preset!r} is one for {config['num_classes']} "
+            f"classes, {saved or 'without names'}. Received: class_names={given}. For "
+            f"a new head pass num_classes={len(given)} as well; to call its classes "
+            "otherwise set `class_names` afterwards"
+        )
 
 
 def _checked_classes(num_classes, class_names):

@@ -17,13 +17,16 @@ class BridleVideoConverter(keras_hub.layers.VideoConverter):
     """Brings clips to one number of frames, and their frames to one size.
 
     Of too many frames the middle ones are kept; of too few the last one is repeated.
-    Frames are treated as by `BridleImageConverter`. Pixels keep their range from 0 to
-    255: the encoder normalizes them itself.
+    A clip that has the right number is taken as it is. Frames are treated as by
+    `BridleImageConverter`. Pixels keep their range from 0 to 255: the encoder
+    normalizes them itself.
 
     Args:
         image_size: optional tuple of 2 ints, `(height, width)`. `None` does not resize.
         channels: optional int, 1 for gray or 3 for color. `None` keeps what comes.
         num_frames: optional int. `None` keeps all frames.
+        sampling_rate: int. From one frame that is kept to the next, so many of a longer
+            clip, as `keras_bridle.data.video_dataset` reads files.
         interpolation: string, such as `"bicubic"` or `"bilinear"`.
         dtype: dtype policy; float32 by default, whatever the global one is.
         **kwargs: keyword arguments of `keras_hub.layers.VideoConverter`, but for
@@ -60,6 +63,7 @@ class BridleVideoConverter(keras_hub.layers.VideoConverter):
         image_size=None,
         channels=None,
         num_frames=None,
+        sampling_rate=1,
         interpolation="bicubic",
         dtype="float32",
         **kwargs,
@@ -70,12 +74,15 @@ class BridleVideoConverter(keras_hub.layers.VideoConverter):
         self.image_converter = BridleImageConverter(
             image_size, channels, interpolation, dtype
         )
-        if num_frames is not None and num_frames < 1:
-            raise ValueError(
-                f"`num_frames` must be positive. Received: num_frames={num_frames}"
-            )
+        for name, value in (
+            ("num_frames", num_frames),
+            ("sampling_rate", sampling_rate),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be positive. Received: {name}={value}")
         self.channels = channels
         self.num_frames = num_frames
+        self.sampling_rate = sampling_rate
         self.interpolation = interpolation
         self.built = True
 
@@ -103,16 +110,19 @@ class BridleVideoConverter(keras_hub.layers.VideoConverter):
         )
 
     def _with_frames(self, clips):
-        there, wanted = clips.shape[1], self.num_frames
-        if wanted in (None, there):
+        there, wanted, rate = clips.shape[1], self.num_frames, self.sampling_rate
+        if wanted is None:
+            return clips if rate == 1 else clips[:, ::rate]
+        if wanted == there:
             return clips
         if there is None:
             raise ValueError(
                 "The number of frames must be known to be changed. "
                 f"Received: clips of shape {tuple(clips.shape)}"
             )
-        first = max(0, there - wanted) // 2
-        frames = [clips[:, min(first + i, there - 1)] for i in range(wanted)]
+        # Where files are read from: see `VideoReader.read()`.
+        first = (max(0, there - (wanted - 1) * rate - 1) + 1) // 2
+        frames = [clips[:, min(first + rate * i, there - 1)] for i in range(wanted)]
         return array_functions(clips).stack(frames, axis=1)
 
     def get_config(self):
@@ -120,6 +130,7 @@ class BridleVideoConverter(keras_hub.layers.VideoConverter):
             **super().get_config(),
             "channels": self.channels,
             "num_frames": self.num_frames,
+            "sampling_rate": self.sampling_rate,
             "interpolation": self.interpolation,
         }
         # The encoder scales pixels itself.

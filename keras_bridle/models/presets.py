@@ -117,6 +117,19 @@ def saved_encoder_config(preset):
     return config.get("backbone", {"config": config})["config"]
 
 
+def saved_classifier_config(preset):
+    """Reads the arguments of a preset's classifier.
+
+    Args:
+        preset: string or path, a preset's folder.
+
+    Returns:
+        A dict; `None` for presets of an encoder alone, and what is no folder here.
+    """
+    path = Path(preset, "task.json")
+    return json.loads(path.read_text())["config"] if path.exists() else None
+
+
 def preset_modality(preset):
     """Tells what kind of input the encoder of a preset takes.
 

@@ -222,9 +222,15 @@ def add_optimizer_flags(add):
     add("--clip-norm", type=above_0, help="largest norm of the gradients")
     add(
         "--gradient-accumulation-steps",
-        type=whole_number(1),
+        type=_accumulation_steps,
         help="batches to each step",
     )
+
+
+def _accumulation_steps(text):
+    # Keras takes two or more.
+    steps = whole_number(1)(text)
+    return None if steps == 1 else steps
 
 
 def add_common_flags(add):
@@ -402,7 +408,7 @@ class Setup:
         except WorkerLostError as lost:
             raise SystemExit(str(lost)) from error
         if isinstance(error, (SaveError, NonFiniteLoss)):
-            raise SystemExit(str(error)) from error
+            raise SystemExit(_with_flags(error, self.args)) from error
         unreadable = None if error is None else unreadable_file(error)
         if unreadable is not None:
             self.args.fail(f"{unreadable} (--strict stops at such files)")

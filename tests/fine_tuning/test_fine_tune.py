@@ -161,6 +161,43 @@ def test_weights_are_given_back():
         assert (third == first).all() or (third == first + 1).all()
 
 
+def several_labels(count=16, classes=2):
+    labels = np.eye(classes, dtype="uint8")[np.arange(count) % classes]
+    return ArrayExamples(examples(count).inputs, labels)
+
+
+def test_several_labels_need_binary_losses_and_some_to_validate(tmp_path):
+    model = tuner()
+    model.classifier.multi_label = True
+    data, nothing = several_labels(), several_labels(4)
+    nothing.labels[:] = 0
+    for validation, loss, message in (
+        (None, "categorical", "`loss` must be 'binary'"),
+        (nothing, "auto", "`validation` has 4 examples and none with a class"),
+    ):
+        settings = {"epochs": 1, "loss": loss, "directory": tmp_path / "run"}
+        with pytest.raises(ValueError, match=message):
+            fine_tune(model, data, validation, **settings, **SETTINGS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_class_that_an_example_may_have_or_not():
+    keras.utils.set_random_seed(1)
+    model = BridleImageClassifier(
+        tuner().classifier.backbone, class_names=["cough"], multi_label=True
+    )
+    data = examples(48)
+    data = ArrayExamples(data.inputs, data.labels[:, None].astype("uint8"))
+    found = fine_tune(FineTuner(model), data, data, epochs=6, **SETTINGS)
+    assert found.best_score > 0.8
+
+
+def test_a_directory_holds_one_fine_tuning(tmp_path):
+    fine_tune(tuner(), examples(), epochs=1, directory=tmp_path, **SETTINGS)
+    with pytest.raises(FileExistsError, match=r"go on with it \(`resume=True`\)"):
+        fine_tune(tuner(), examples(), epochs=1, directory=tmp_path, **SETTINGS)
+
+
 def test_accuracy_is_no_metric_of_several_labels(tmp_path):
     model = tuner()
     model.classifier.multi_label = True
@@ -195,7 +232,10 @@ def test_balanced_epochs_of_a_given_length():
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"metric": "F1"}, "metric"),
         ({"epochs": 0}, "epochs"),
-        ({"warmup_epochs": 5}, "warmup_steps"),
+        ({"warmup_epochs": 5}, "`warmup_epochs` must be .* below `epochs`, which is 2"),
+        ({"warmup_epochs": -1}, "warmup_epochs"),
+        ({"epoch_length": 0}, "epoch_length"),
+        ({"epoch_length": 99}, "needs `balanced=True`"),
         ({"layer_decay": 0.0}, "layer_decay"),
     ],
 )

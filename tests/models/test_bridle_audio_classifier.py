@@ -196,8 +196,10 @@ def test_data_sets_are_preprocessed_batch_by_batch():
         compile=True,
     )
     x, labels = clips(12, 8, 5), np.int32([0, 1, 2])
+    # 2,160 samples, then two clips of 1,520 and 1,040.
+    cut = np.stack([x[0, 480:1680], x[1, 160:1360], x[2, :1200]])
     data = tf.data.Dataset.from_tensor_slices((x, labels)).batch(2)
-    expected = run(lambda: model(x[:, :1200]), model)
+    expected = run(lambda: model(cut), model)
     np.testing.assert_allclose(model.predict(data, verbose=0), expected, 1e-5, 1e-5)
     np.testing.assert_allclose(model.predict(x, verbose=0), expected, 1e-5, 1e-5)
     named = model.predict_classes(data)
@@ -341,6 +343,13 @@ def test_preset_of_a_classifier(tmp_path):
     assert loaded.preprocessor.audio_converter.num_samples == 1500
     expected = model.predict(x, verbose=0)
     np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, 1e-6, 1e-6)
+    for names in (["x", "y", "z"], ["a", "b", "c", "d"]):
+        with pytest.raises(ValueError, match=f"pass num_classes={len(names)} as well"):
+            BridleAudioClassifier.from_preset(str(tmp_path), class_names=names)
+    same = BridleAudioClassifier.from_preset(
+        str(tmp_path), class_names=["a", "b", "c"], dropout=0.0
+    )
+    np.testing.assert_allclose(same.predict(x, verbose=0), expected, 1e-6, 1e-6)
     other = BridleAudioClassifier.from_preset(
         str(tmp_path), num_classes=4, token_mask=None, drop_path_rate=0.3
     )

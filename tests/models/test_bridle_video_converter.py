@@ -3,7 +3,9 @@ import pytest
 import tensorflow as tf
 from harness import to_numpy
 from keras import ops
+from video_files import write_video
 
+from keras_bridle.data.video_file import VideoReader
 from keras_bridle.models import (
     BridleBackbone,
     BridleImageConverter,
@@ -19,13 +21,36 @@ def clip(frames, height, width, channels=3, seed=0):
 
 @pytest.mark.parametrize(
     ("frames", "kept"),
-    [(4, [0, 1, 2, 3]), (9, [2, 3, 4, 5]), (3, [0, 1, 2, 2]), (1, [0, 0, 0, 0])],
+    [(4, [0, 1, 2, 3]), (9, [3, 4, 5, 6]), (3, [0, 1, 2, 2]), (1, [0, 0, 0, 0])],
 )
 def test_frames_are_cut_or_repeated(frames, kept):
     x = clip(frames, 6, 8)
     found = BridleVideoConverter(num_frames=4)(x[None])
     np.testing.assert_array_equal(found[0], x[kept])
     np.testing.assert_array_equal(BridleVideoConverter(num_frames=4)(x), x[kept])
+
+
+@pytest.mark.parametrize(
+    ("frames", "kept"), [(4, [0, 1, 2, 3]), (12, [1, 4, 7, 10]), (7, [0, 3, 6, 6])]
+)
+def test_every_third_frame_of_a_longer_clip(frames, kept):
+    x = clip(frames, 6, 8)
+    converter = BridleVideoConverter(num_frames=4, sampling_rate=3)
+    np.testing.assert_array_equal(converter(x), x[kept])
+    converter = BridleVideoConverter.from_config(converter.get_config())
+    np.testing.assert_array_equal(converter(x), x[kept])
+    np.testing.assert_array_equal(BridleVideoConverter(sampling_rate=3)(x), x[::3])
+
+
+@pytest.mark.parametrize("count", [6, 10, 11, 12, 13, 23])
+def test_frames_are_those_of_files(tmp_path, count):
+    frames = np.tile(10 * np.arange(count).reshape(count, 1, 1, 1), (1, 16, 16, 3))
+    frames = frames.astype("uint8")
+    write_video(tmp_path / "clip.avi", "mjpeg", frames)
+    reader = VideoReader(4, 3, None, 3)
+    expected = reader.read(str(tmp_path / "clip.avi"), (0.5, 0.5, 0.5)).frames
+    found = BridleVideoConverter(num_frames=4, sampling_rate=3)(frames)
+    np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=5)
 
 
 def test_frames_are_resized_as_pictures():
@@ -61,6 +86,8 @@ def test_clips_that_cannot_be_converted():
         BridleVideoConverter()(np.zeros((2, 3, 4)))
     with pytest.raises(ValueError, match=r"must be positive.*num_frames=0"):
         BridleVideoConverter(num_frames=0)
+    with pytest.raises(ValueError, match=r"must be positive.*sampling_rate=0"):
+        BridleVideoConverter(sampling_rate=0)
     spec = tf.TensorSpec((1, None, 6, 8, 3), tf.uint8)
     data = tf.data.Dataset.from_generator(lambda: iter(()), output_signature=spec)
     with pytest.raises(ValueError, match="number of frames must be known"):

@@ -213,6 +213,7 @@ def test_wrong_flags_are_one_line(recipe, pictures, run, tmp_path, capsys):
         "--label-column=class",
     )
     fails("--label-column needs a CSV", "--label-column=kind")
+    fails("--class-folders needs a folder", "--class-folders", f"--data={table}")
     fails("--batch-size: expected a whole number, 1 or more", "--batch-size=0")
     fails("--part-size: expected a whole number, 1 or more", "--part-size=0")
     fails("--segment-means: expected a whole number, 1 or", "--segment-means=0")

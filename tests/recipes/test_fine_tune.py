@@ -122,6 +122,79 @@ def test_folds_of_own_recordings_with_everything(
     fails_in_one_line(recipe, [*arguments, "--resume"], "other settings", capsys)
 
 
+def write_tones(folder, count, pitches):
+    """Class folders of tones in noise, longer than what is trained on."""
+    random = np.random.default_rng(count)
+    time = np.arange(5001) / 16000
+    for name, pitch in pitches.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            tone = np.sin(2 * np.pi * (pitch * time + random.random()))
+            tone = 0.1 * tone + 0.05 * random.normal(size=time.shape)
+            soundfile.write(folder / name / f"{number}.wav", tone, 16000)
+
+
+def test_tones_are_learned_and_the_saved_classifier_hears_them_as_tested(
+    recipe, audio_run, tmp_path
+):
+    for part, count in (("train", 16), ("test", 6)):
+        write_tones(tmp_path / "data" / part, count, {"high": 2000, "low": 500})
+    directory = tmp_path / "run"
+    recipe.main(
+        [
+            "--quiet",
+            "--epochs=8",
+            "--batch-size=8",
+            f"--from={audio_run}",
+            f"--data={tmp_path / 'data'}",
+            "--seconds=0.2",
+            "--learning-rate=0.01",
+            "--layer-decay=1",
+            "--mix-rate=0",
+            "--token-drop",
+            "0",
+            "0",
+            "--hide-bins=0",
+            "--hide-frames=0",
+            "--warmup-epochs=0",
+            "--drop-path=0",
+            f"--directory={directory}",
+        ]
+    )
+    assert check_results(directory)["accuracy"] > 0.9
+    with np.load(directory / "results" / "predictions.npz") as saved:
+        expected = saved["scores"]
+    files = sorted((tmp_path / "data" / "test").glob("*/*.wav"))
+    sounds = np.stack([soundfile.read(file, dtype="float32")[0] for file in files])
+    preset = str(directory / "preset")
+    classifier = kb.BridleAudioClassifier.from_preset(preset)
+    scores = keras.ops.softmax(classifier.predict(sounds, verbose=0))
+    scores = keras.ops.convert_to_numpy(scores)
+    np.testing.assert_allclose(scores, expected, 1e-3, 1e-4)
+
+
+def test_a_loss_that_is_not_finite_is_one_line(recipe, audio_run, recordings, tmp_path):
+    """And nothing of it is taken for the best epoch."""
+    with pytest.raises(SystemExit, match=r"scores infinite.*--learning-rate"):
+        recipe.main(
+            [
+                "--quiet",
+                "--epochs=4",
+                "--warmup-epochs=0",
+                "--batch-size=4",
+                "--learning-rate=1e30",
+                f"--from={audio_run}",
+                f"--data={recordings}",
+                "--seconds=0.2",
+                "--fold=1",
+                "--folds=2",
+                "--validation-share=0.2",
+                f"--directory={tmp_path / 'run'}",
+            ]
+        )
+    assert not (tmp_path / "run" / "preset").exists()
+
+
 def never(*args, **kwargs):
     raise AssertionError("trained again")
 
@@ -149,7 +222,7 @@ def test_sample_sounds_from_scratch(recipe, audio_run, tmp_path, monkeypatch):
     assert settings["scratch"] and settings["seconds"] == 0.36
 
 
-def test_table_of_pictures_with_several_labels(recipe, tmp_path):
+def test_table_of_pictures_with_several_labels(recipe, tmp_path, capsys):
     lines = ["file,label,split"]
     for number in range(12):
         labels = ["", "a", "b", "a;b"][number % 4]
@@ -182,6 +255,13 @@ def test_table_of_pictures_with_several_labels(recipe, tmp_path):
     )
     row = check_results(directory, ("mAP", "AUC"))
     assert "accuracy" not in row
+    again = [f"--from={tmp_path / 'preset'}", f"--data={tmp_path / 'table.csv'}"]
+    again += ["--label-separator=;", f"--directory={tmp_path / 'other'}"]
+    for flag, message in (
+        ("--loss=categorical", "--loss must be 'binary' or 'auto'"),
+        ("--labels-per-class=2", "--labels-per-class needs files with one class"),
+    ):
+        fails_in_one_line(recipe, [*SHORT, *again, flag], message, capsys)
     classifier = kb.BridleImageClassifier.from_preset(str(directory / "preset"))
     assert classifier.multi_label and classifier.class_names == ["a", "b"]
 
@@ -263,6 +343,9 @@ def test_video_files_in_the_layout_of_kinetics(recipe, tmp_path):
     check_results(directory)
     classifier = kb.BridleVideoClassifier.from_preset(str(directory / "preset"))
     assert len(classifier.class_names) == 2
+    converter = classifier.preprocessor.video_converter
+    assert (converter.num_frames, converter.sampling_rate) == (4, 2)
+    assert converter.image_size == (16, 16)
 
 
 def test_recordings_in_the_layout_of_esc50(recipe, audio_run, tmp_path):
