@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 
@@ -104,8 +104,8 @@ class FileManifest:
         if not self.multi_label:
             return np.asarray(self.labels, "int32")
         hot = np.zeros((len(self), len(self.class_names)), "uint8")
-        for row, classes in zip(hot, self.labels, strict=True):
-            row[list(classes)] = 1
+        for row, label in zip(hot, self.labels, strict=True):
+            row[list(cast(tuple, label))] = 1
         return hot
 
     def take(self, indices: Iterable[int]) -> Self:
