@@ -311,7 +311,8 @@ def supervised(data, backbone, seed):
             data.classifier_class(backbone, num_classes=int(labels.max()) + 1),
             data.augmentation(seed),
         )
-        epochs = max(1, round(steps / -(-len(inputs) // data.batch_size)))
+        # What does not fill a batch is left out of an epoch.
+        epochs = max(1, round(steps / (len(inputs) // data.batch_size)))
         fine_tune(
             tuner,
             ArrayExamples(inputs, labels),
