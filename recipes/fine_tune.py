@@ -171,6 +171,7 @@ LAYOUT_SETTINGS = {
         "batch_size": 1024,
         "learning_rate": 5e-4,
         "validation_share": 0.0,
+        "cutmix": 0.0,
     },
     "kinetics": {
         "epochs": 75,
