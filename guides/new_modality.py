@@ -89,17 +89,19 @@ def make_mask():
 
 
 def machines(count, seed, steps=64):
-    """Makes up readings of 6 sensors on machines, each in one of 4 states."""
+    """Makes up readings of 6 sensors on machines that turn at one of 4 speeds."""
     rng = np.random.default_rng(seed)
     states = rng.integers(0, 4, count)
     time = np.arange(steps)[None, :, None] / steps
-    speed = 2 + 3 * rng.random((count, 1, 1))
-    phase = rng.random((count, 1, 1))
-    # A state is the delay from one sensor to the next: no single sensor shows it.
-    delay = (np.arange(6) * (states[:, None] / 4))[:, None, :]
-    readings = np.sin(2 * np.pi * (speed * time + phase + delay))
-    readings *= 0.5 + rng.random((count, 1, 6))
-    return (readings + 0.3 * rng.normal(size=readings.shape)).astype("float32"), states
+    speed = (3 + states + rng.uniform(-0.3, 0.3, count))[:, None, None]
+    start = rng.random((count, 1, 1))
+    # The sensors sit around the axle, and see each turn one after another.
+    delay = np.array([0.0, 0.35, 0.1, 0.8, 0.55, 0.25])
+    readings = np.sin(2 * np.pi * (speed * time + start + delay))
+    readings *= rng.uniform(0.5, 1.5, (count, 1, 6))
+    # As loud as what it hides: a few readings of one sensor tell little.
+    readings += rng.normal(size=readings.shape)
+    return readings.astype("float32"), states
 
 
 def main(epochs=60, verbose=1):
@@ -132,7 +134,7 @@ def main(epochs=60, verbose=1):
     )
     pretrained = probe()
     print(
-        f"state of the machine, 128 labels: {untrained:.1%} untrained, "
+        f"speed of the machine, 128 labels: {untrained:.1%} untrained, "
         f"{pretrained:.1%} pretrained, 25.0% by chance"
     )
     return untrained, pretrained

@@ -21,7 +21,8 @@ labels that the probes have, for as many steps; BRIDLE with 1, 2, 4 and 8 levels
 without k-means, without restarts, with the cold start's codes given up, from a cold
 start on centered patches and on patches as they are, with a lower learning rate in the
 last phase, in two rounds of half the epochs, jointly; the cold start alone for all
-epochs; regression of masked patches (MAE).
+epochs; regression of masked patches (MAE). `tables.py` prints what was found, the
+modalities side by side.
 """
 
 import argparse
@@ -332,13 +333,13 @@ def supervised(data, backbone, seed):
 WAYS = {
     "untrained": lambda data, backbone, seed: {},
     "supervised": supervised,
-    "RQ 4 x 256": rq(),
-    "VQ 1 x 1024": rq(1, 1024),
     "masked regression": masked_regression,
     "cold start alone": cold_start_alone(),
     "cold start alone, VQ": cold_start_alone(1, 1024),
+    "VQ 1 x 1024": rq(1, 1024),
     "RQ 1 x 256": rq(1),
     "RQ 2 x 256": rq(2),
+    "RQ 4 x 256": rq(),
     "RQ 8 x 256": rq(8),
     "RQ 4 x 64": rq(4, 64),
     "no k-means": rq(adapt_batches=0),

@@ -30,10 +30,12 @@ def test_guide_runs_and_its_model_is_saved(capsys, tmp_path):
     np.testing.assert_allclose(found, expected, 1e-5, 1e-5)
 
 
-def test_states_show_in_no_single_sensor():
+def test_a_state_is_a_speed_and_shows_in_no_single_reading():
     readings, states = load_guide().machines(400, seed=0)
     assert readings.shape == (400, 64, 6)
     assert np.bincount(states).min() > 70
-    # Of one sensor, all states have the same spread.
-    spreads = [readings[states == state][..., 3].std() for state in range(4)]
+    by_state = [readings[states == state] for state in range(4)]
+    spreads = [of_state[..., 3].std() for of_state in by_state]
     np.testing.assert_allclose(spreads, np.mean(spreads), 0.05)
+    power = [np.abs(np.fft.rfft(x, axis=1))[:, 1:].mean(axis=(0, 2)) for x in by_state]
+    assert [1 + spectrum.argmax() for spectrum in power] == [3, 4, 5, 6]
