@@ -447,12 +447,6 @@ class _Run:
 
     def check(self, train, validation, test):
         """Raises if a part cannot be read, before a directory is made for it."""
-        length, number = self.args.epoch_length, len(train)
-        if length is not None and length > number and not self.args.balanced:
-            raise ValueError(
-                f"--epoch-length {length} is more than the {number} examples to train "
-                "on: to draw some of them again needs --balanced"
-            )
         parts = {"train on": train, "find the best epoch": validation, "test": test}
         for purpose, examples in parts.items():
             if isinstance(examples, FileExamples):
