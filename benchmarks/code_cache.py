@@ -17,11 +17,12 @@ import keras
 import numpy as np
 
 import keras_bridle as kb
-from keras_bridle.models import CodeDecoder
+from keras_bridle.models.heads import CodeDecoder
 from keras_bridle.models.presets import decoder_size
-from keras_bridle.pretraining import ArrayBatches, adamw
-from keras_bridle.pretraining.code_cache import cached_codes
-from keras_bridle.pretraining.tokenization import Tokenization
+from keras_bridle.training.batches import ArrayBatches
+from keras_bridle.training.interleaved import Tokenization
+from keras_bridle.training.layer_decay import adamw
+from keras_bridle.training.run import cached_codes
 
 
 class EpochTimes(keras.callbacks.Callback):

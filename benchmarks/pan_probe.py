@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from keras_bridle.data import synthetic_pans
+from keras_bridle.data.samples import synthetic_pans
 
 
 def pixels(split, num_clips, seed):

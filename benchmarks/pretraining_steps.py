@@ -18,20 +18,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 
-from keras_bridle.layers import RandomMask, ResidualQuantizer
-from keras_bridle.models import (
-    BridleBackbone,
-    BridleTokenizer,
-    CodeDecoder,
-    FeatureEstimator,
-    RandomProjectionTokenizer,
-)
+from keras_bridle.layers.masks import RandomMask
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
 from keras_bridle.models.presets import decoder_size, estimator_size
-from keras_bridle.pretraining import (
+from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
+from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
+from keras_bridle.training.layer_decay import adamw
+from keras_bridle.training.trainers import (
     EncoderPretrainer,
     JointPretrainer,
     TokenizerPretrainer,
-    adamw,
 )
 
 SAMPLE_RATE = 16000

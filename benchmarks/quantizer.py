@@ -70,7 +70,7 @@ def our_step(args, xla):
     import keras
     from keras import ops
 
-    from keras_bridle.layers.residual_quantizer import ResidualQuantizer
+    from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
 
     vectors, cotangent = map(ops.convert_to_tensor, random_arrays(args))
     quantizer = ResidualQuantizer(args.levels, args.size, seed=0)

@@ -18,8 +18,9 @@ import keras
 import numpy as np
 
 import keras_bridle as kb
-from keras_bridle.data import audio_dataset, extract_samples
-from keras_bridle.pretraining.device import device_memory, keep_freed_memory
+from keras_bridle.data.pipeline import audio_dataset
+from keras_bridle.data.samples import extract_samples
+from keras_bridle.training.progress import device_memory, keep_freed_memory
 
 
 class Memory(keras.callbacks.Callback):

@@ -99,7 +99,7 @@ def run_worker(worker):
 
 def sizes_of(args):
     """The backbone of the preset and the size of its decoder."""
-    from keras_bridle.models import BridleBackbone
+    from keras_bridle.models.backbone import BridleBackbone
     from keras_bridle.models.presets import decoder_size
 
     name = f"bridle_{args.model}_{args.preset}"
@@ -171,7 +171,7 @@ def time_peer(args):
 
 def tube_mask(grid, rng):
     """A mask of whole tubes, of as many patches as our `TubeMask` hides."""
-    from keras_bridle.layers.patch_mask import num_kept
+    from keras_bridle.layers.masks import num_kept
 
     places = grid[1] * grid[2]
     masked = np.ones(places, bool)
@@ -230,9 +230,13 @@ def fit_time(trainer, inputs, args):
 def time_ours(args):
     import keras
 
-    from keras_bridle.layers import RandomMask, ResidualQuantizer, TubeMask
-    from keras_bridle.models import BridleBackbone, BridleTokenizer, CodeDecoder
-    from keras_bridle.pretraining import EncoderPretrainer, adamw
+    from keras_bridle.layers.masks import RandomMask, TubeMask
+    from keras_bridle.models.backbone import BridleBackbone
+    from keras_bridle.models.heads import CodeDecoder
+    from keras_bridle.models.tokenizers import BridleTokenizer
+    from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
+    from keras_bridle.training.layer_decay import adamw
+    from keras_bridle.training.trainers import EncoderPretrainer
 
     if args.threads is not None:
         set_threads(args.threads)

@@ -77,7 +77,8 @@ def work(devices, args):
     from pretraining_steps import SAMPLE_RATE, StepTimes, make_trainer
 
     from keras_bridle.distribution import array_shard, distribute, is_chief, num_devices
-    from keras_bridle.pretraining import ArrayBatches, adamw
+    from keras_bridle.training.batches import ArrayBatches
+    from keras_bridle.training.layer_decay import adamw
 
     with distribute():
         if num_devices() != devices:

@@ -20,7 +20,8 @@ import numpy as np
 from keras import ops
 
 import keras_bridle as kb
-from keras_bridle.evaluation import extract_features, linear_probe
+from keras_bridle.evaluation.features import extract_features
+from keras_bridle.evaluation.probes import linear_probe
 
 # ## The converter
 #

@@ -22,9 +22,11 @@ import keras
 import numpy as np
 
 import keras_bridle as kb
-from keras_bridle.data import load_syllables
-from keras_bridle.evaluation import extract_features, linear_probe, plot_masked_codes
-from keras_bridle.pretraining import adamw, warmup_cosine
+from keras_bridle.data.samples import load_syllables
+from keras_bridle.evaluation.features import extract_features
+from keras_bridle.evaluation.plots import plot_masked_codes
+from keras_bridle.evaluation.probes import linear_probe
+from keras_bridle.training.layer_decay import adamw, warmup_cosine
 
 EPOCHS = 12
 SYLLABLES = 801

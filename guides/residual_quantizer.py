@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import keras_bridle as kb
-from keras_bridle.data import load_fashion
+from keras_bridle.data.samples import load_fashion
 
 EPOCHS = 4
 EXAMPLES = 4000

@@ -1,55 +1,61 @@
 """Self-supervised pretraining with residual quantization (BRIDLE) in Keras 3."""
 
-from keras_bridle.distribution import bridle_layout_map, distribute
-from keras_bridle.layers import (
-    BlockMask,
-    ClassToken,
-    ImageAugmentation,
-    InverseBlockMask,
-    LearnedPositionEncoding,
-    LogMelSpectrogram,
-    MixedBatch,
-    PatchEmbedding,
-    PatchMask,
-    PixelNormalization,
-    RandAugment,
-    RandomHorizontalFlip,
-    RandomImageMix,
-    RandomMask,
-    RandomMultiScaleCrop,
-    RandomResizedCrop,
+from keras_bridle.augmentation.audio import (
     RandomWaveformGain,
     RandomWaveformMix,
     RandomWaveformRoll,
-    ResidualQuantizer,
-    ResidualQuantizerOutput,
-    SineCosinePositionEncoding,
     SpecAugment,
-    TimeFrequencyMask,
-    TransformerBlock,
-    TubeMask,
-    WindowTransformerBlock,
 )
-from keras_bridle.models import (
+from keras_bridle.augmentation.base import MixedBatch
+from keras_bridle.augmentation.image import (
+    ImageAugmentation,
+    RandAugment,
+    RandomHorizontalFlip,
+    RandomImageMix,
+    RandomMultiScaleCrop,
+    RandomResizedCrop,
+)
+from keras_bridle.distribution import bridle_layout_map, distribute
+from keras_bridle.layers.log_mel import LogMelSpectrogram
+from keras_bridle.layers.masks import (
+    BlockMask,
+    InverseBlockMask,
+    PatchMask,
+    RandomMask,
+    TimeFrequencyMask,
+    TubeMask,
+)
+from keras_bridle.layers.patches import ClassToken, PatchEmbedding
+from keras_bridle.layers.pixels import PixelNormalization
+from keras_bridle.layers.positions import (
+    LearnedPositionEncoding,
+    SineCosinePositionEncoding,
+)
+from keras_bridle.layers.transformer import TransformerBlock, WindowTransformerBlock
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.classifier import (
     BridleAudioClassifier,
+    BridleImageClassifier,
+    BridleVideoClassifier,
+)
+from keras_bridle.models.converters import (
     BridleAudioConverter,
     BridleAudioPreprocessor,
-    BridleBackbone,
-    BridleImageClassifier,
     BridleImageConverter,
     BridleImagePreprocessor,
-    BridleTokenizer,
-    BridleVideoClassifier,
     BridleVideoConverter,
     BridleVideoPreprocessor,
-    CodeDecoder,
-    FeatureEstimator,
-    RandomProjectionTokenizer,
 )
-from keras_bridle.pretraining import (
-    CodeUsageLogger,
+from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
+from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
+from keras_bridle.quantizer.residual_quantizer import (
+    ResidualQuantizer,
+    ResidualQuantizerOutput,
+)
+from keras_bridle.training.interleaved import InterleavedPretraining
+from keras_bridle.training.progress import CodeUsageLogger
+from keras_bridle.training.trainers import (
     EncoderPretrainer,
-    InterleavedPretraining,
     JointPretrainer,
     TokenizerPretrainer,
 )

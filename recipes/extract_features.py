@@ -29,23 +29,24 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from keras_bridle.data.labeled_files import MANIFESTS
-from keras_bridle.evaluation import (
-    command_line,
-    load_file_features,
-    plot_embedding,
-    write_file_features,
-)
-from keras_bridle.evaluation.embedding_plot import import_umap
-from keras_bridle.evaluation.file_features import is_taken
-from keras_bridle.evaluation.file_inputs import clip_shape, modality_of, patch_grid
-from keras_bridle.pretraining.command_line import (
+from keras_bridle import cli as command_line
+from keras_bridle.cli import (
     Setup,
     check_paths,
     list_skipped,
     refuse_taken,
+    whole_number,
 )
-from keras_bridle.pretraining.flag_types import whole_number
+from keras_bridle.data.layouts import MANIFESTS
+from keras_bridle.evaluation.features import (
+    clip_shape,
+    is_taken,
+    load_file_features,
+    modality_of,
+    patch_grid,
+    write_file_features,
+)
+from keras_bridle.evaluation.plots import import_umap, plot_embedding
 
 # More points hide each other, and UMAP takes long.
 MOST_POINTS = 5000

@@ -27,14 +27,15 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from keras_bridle.data.labeled_files import LAYOUT_SECONDS
-from keras_bridle.fine_tuning.command_line import (
+from keras_bridle.cli import (
+    Setup,
+    as_flags,
     fine_tuning_parser,
     parse_fine_tuning_arguments,
     run_fine_tuning,
 )
-from keras_bridle.pretraining.command_line import Setup, as_flags
-from keras_bridle.pretraining.device import keep_freed_memory
+from keras_bridle.data.layouts import LAYOUT_SECONDS
+from keras_bridle.training.progress import keep_freed_memory
 
 SAMPLE_SETTINGS = {
     "audio": {

@@ -31,20 +31,14 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 import keras_bridle as kb
-from keras_bridle.data import (
-    AudioManifest,
-    audio_dataset,
-    load_sonic_pi,
-    load_syllables,
-)
-from keras_bridle.evaluation import (
-    FeatureExtractor,
-    linear_probe,
-    log_mel_features,
-)
-from keras_bridle.pretraining import command_line
-from keras_bridle.pretraining.device import keep_freed_memory
-from keras_bridle.pretraining.flag_types import above_0, whole_number
+from keras_bridle import cli as command_line
+from keras_bridle.cli import above_0, whole_number
+from keras_bridle.data.layouts import AudioManifest
+from keras_bridle.data.pipeline import audio_dataset
+from keras_bridle.data.samples import load_sonic_pi, load_syllables
+from keras_bridle.evaluation.features import FeatureExtractor, log_mel_features
+from keras_bridle.evaluation.probes import linear_probe
+from keras_bridle.training.progress import keep_freed_memory
 
 SAMPLE_SETTINGS = {
     "preset": "tiny",

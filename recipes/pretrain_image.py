@@ -32,12 +32,15 @@ import keras
 from threadpoolctl import threadpool_limits
 
 import keras_bridle as kb
-from keras_bridle.data import ImageManifest, image_dataset, load_fashion
-from keras_bridle.evaluation import FeatureExtractor, knn_probe, linear_probe
-from keras_bridle.fine_tuning import draw_few
-from keras_bridle.pretraining import command_line
-from keras_bridle.pretraining.device import keep_freed_memory
-from keras_bridle.pretraining.flag_types import above_0_to_1, whole_number
+from keras_bridle import cli as command_line
+from keras_bridle.cli import above_0_to_1, whole_number
+from keras_bridle.data.layouts import ImageManifest
+from keras_bridle.data.pipeline import image_dataset
+from keras_bridle.data.samples import load_fashion
+from keras_bridle.evaluation.features import FeatureExtractor
+from keras_bridle.evaluation.probes import knn_probe, linear_probe
+from keras_bridle.training.batches import draw_few
+from keras_bridle.training.progress import keep_freed_memory
 
 SAMPLE_SETTINGS = {
     "preset": "tiny",

@@ -34,16 +34,14 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 import keras_bridle as kb
-from keras_bridle.data import (
-    VideoManifest,
-    load_clips,
-    synthetic_pans,
-    video_dataset,
-)
-from keras_bridle.evaluation import FeatureExtractor, linear_probe
-from keras_bridle.pretraining import command_line
-from keras_bridle.pretraining.device import keep_freed_memory
-from keras_bridle.pretraining.flag_types import whole_number
+from keras_bridle import cli as command_line
+from keras_bridle.cli import whole_number
+from keras_bridle.data.layouts import VideoManifest
+from keras_bridle.data.pipeline import video_dataset
+from keras_bridle.data.samples import load_clips, synthetic_pans
+from keras_bridle.evaluation.features import FeatureExtractor
+from keras_bridle.evaluation.probes import linear_probe
+from keras_bridle.training.progress import keep_freed_memory
 
 SAMPLE_SETTINGS = {
     "preset": "tiny",

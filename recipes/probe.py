@@ -37,32 +37,38 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from keras_bridle.data import load_fashion, load_syllables, synthetic_pans
-from keras_bridle.data.labeled_files import LAYOUT_SECONDS
-from keras_bridle.data.read_report import ReadReport
-from keras_bridle.evaluation import (
-    command_line,
-    plot_confusion_matrix,
-    probe_table,
-    write_results,
+from keras_bridle import cli as command_line
+from keras_bridle.cli import (
+    Setup,
+    above_0,
+    check_paths,
+    from_0,
+    list_skipped,
+    whole_number,
 )
-from keras_bridle.evaluation.encoder_probes import (
-    ProbeData,
-    mean_per_class,
-    probe_encoder,
-    probe_inputs,
-)
-from keras_bridle.evaluation.file_inputs import (
+from keras_bridle.data.files import ReadReport
+from keras_bridle.data.layouts import LAYOUT_SECONDS
+from keras_bridle.data.samples import load_fashion, load_syllables, synthetic_pans
+from keras_bridle.evaluation.features import (
     clip_shape,
     file_dataset,
     modality_of,
     patch_grid,
 )
-from keras_bridle.evaluation.probe import PROBES
-from keras_bridle.evaluation.report import write_in_all_forms
-from keras_bridle.fine_tuning import draw_few
-from keras_bridle.pretraining.command_line import Setup, check_paths, list_skipped
-from keras_bridle.pretraining.flag_types import above_0, from_0, whole_number
+from keras_bridle.evaluation.plots import plot_confusion_matrix
+from keras_bridle.evaluation.probes import (
+    PROBES,
+    ProbeData,
+    mean_per_class,
+    probe_encoder,
+    probe_inputs,
+)
+from keras_bridle.evaluation.report import (
+    probe_table,
+    write_in_all_forms,
+    write_results,
+)
+from keras_bridle.training.batches import draw_few
 
 # How long recordings are where nothing says otherwise: AudioSet's.
 SECONDS = 10.24

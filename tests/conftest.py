@@ -43,3 +43,12 @@ def memory_given_back():
         import jax
 
         jax.clear_caches()
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out on other backends what involves none."""
+    if keras.backend.backend() == "torch":
+        return
+    left_out = [item for item in items if item.get_closest_marker("one_backend")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]

@@ -6,13 +6,14 @@ import numpy as np
 from harness import gradients, relative_error, to_numpy
 from keras import ops
 
-from keras_bridle.conversion import (
+from keras_bridle.conversion.published_weights import (
     load_published_backbone,
     load_published_decoder,
     published_weights,
 )
-from keras_bridle.layers import RandomMask, TimeFrequencyMask
-from keras_bridle.models import BridleBackbone, CodeDecoder
+from keras_bridle.layers.masks import RandomMask, TimeFrequencyMask
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.heads import CodeDecoder
 
 # The settings of the published shifted windows, which no config names.
 WINDOWS = {"attention": "window", "window_size": (4, 4), "window_shift": (2, 0)}

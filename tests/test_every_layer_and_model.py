@@ -11,43 +11,45 @@ import pytest
 from harness import Case
 
 from keras_bridle import layers, models
-from keras_bridle.layers import (
-    BlockMask,
-    ClassToken,
-    ImageAugmentation,
-    InverseBlockMask,
-    LearnedPositionEncoding,
-    LogMelSpectrogram,
-    PatchEmbedding,
-    PatchMask,
-    PixelNormalization,
-    RandAugment,
-    RandomHorizontalFlip,
-    RandomImageMix,
-    RandomMask,
-    RandomMultiScaleCrop,
-    RandomResizedCrop,
+from keras_bridle.augmentation.audio import (
     RandomWaveformGain,
     RandomWaveformMix,
     RandomWaveformRoll,
-    ResidualQuantizer,
-    SineCosinePositionEncoding,
     SpecAugment,
+)
+from keras_bridle.augmentation.image import (
+    ImageAugmentation,
+    RandAugment,
+    RandomHorizontalFlip,
+    RandomImageMix,
+    RandomMultiScaleCrop,
+    RandomResizedCrop,
+)
+from keras_bridle.layers.log_mel import LogMelSpectrogram
+from keras_bridle.layers.masks import (
+    BlockMask,
+    InverseBlockMask,
+    PatchMask,
+    RandomMask,
     TimeFrequencyMask,
-    TransformerBlock,
     TubeMask,
-    WindowTransformerBlock,
 )
-from keras_bridle.models import (
+from keras_bridle.layers.patches import ClassToken, PatchEmbedding
+from keras_bridle.layers.pixels import PixelNormalization
+from keras_bridle.layers.positions import (
+    LearnedPositionEncoding,
+    SineCosinePositionEncoding,
+)
+from keras_bridle.layers.transformer import TransformerBlock, WindowTransformerBlock
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.classifier import (
     BridleAudioClassifier,
-    BridleBackbone,
     BridleImageClassifier,
-    BridleTokenizer,
     BridleVideoClassifier,
-    CodeDecoder,
-    FeatureEstimator,
-    RandomProjectionTokenizer,
 )
+from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
+from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
+from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
 
 
 def normal(*shape):

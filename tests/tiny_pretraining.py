@@ -4,15 +4,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_bridle.layers import RandomMask, ResidualQuantizer
-from keras_bridle.models import (
-    BridleBackbone,
-    BridleTokenizer,
-    CodeDecoder,
-    FeatureEstimator,
-    RandomProjectionTokenizer,
-)
-from keras_bridle.pretraining import (
+from keras_bridle.layers.masks import RandomMask
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
+from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
+from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
+from keras_bridle.training.trainers import (
     EncoderPretrainer,
     JointPretrainer,
     TokenizerPretrainer,

@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 
 import keras_bridle as kb
-from keras_bridle.pretraining.phase_files import NoFiles
+from keras_bridle.training.run import NoFiles
 
 
 class InterleavedFromKeptColdStart(kb.InterleavedPretraining):

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_bridle.data import load_fashion, load_syllables, synthetic_pans
-from keras_bridle.data.soundfile_audio import read_clip
+from keras_bridle.data.readers import read_clip
+from keras_bridle.data.samples import load_fashion, load_syllables, synthetic_pans
 
 
 def other_speaker(directory, num_samples):

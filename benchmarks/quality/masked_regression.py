@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 import keras_bridle as kb
-from keras_bridle.layers.patch_mask import gather_patches
+from keras_bridle.layers.masks import gather_patches
 
 
 class MaskedRegression(keras.Model):

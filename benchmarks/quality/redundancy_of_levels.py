@@ -15,8 +15,7 @@ import keras
 import numpy as np
 from compare import DATA, interleaved
 
-from keras_bridle.pretraining.phases import Phase
-from keras_bridle.pretraining.tokenization import Tokenization
+from keras_bridle.training.interleaved import Phase, Tokenization
 
 CODES = 64
 

@@ -4,14 +4,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_bridle.layers.engine import nearness
-from keras_bridle.layers.replicas import num_replicas
-from keras_bridle.layers.residual_quantizer import (
+from keras_bridle.engine import nearness
+from keras_bridle.quantizer.residual_quantizer import (
     COUNT_OF_EMPTY,
     ResidualQuantizer,
     ResidualQuantizerOutput,
     unit_vectors,
 )
+from keras_bridle.replicas import num_replicas
 
 KMEANS_ITERATIONS = 10
 # What the published video code adds to its counts.
@@ -368,7 +368,7 @@ def load_published_quantizer(layer, state, prefix=""):
     ```python
     import numpy as np
     from keras_bridle.conversion.published_quantizer import load_published_quantizer
-    from keras_bridle.layers.residual_quantizer import ResidualQuantizer
+    from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
 
     quantizer = ResidualQuantizer(num_levels=1, codebook_size=16)
     quantizer.build((None, 8))

@@ -33,7 +33,7 @@ def read_published_state(path, key=None):
     from importlib.util import find_spec
     from pathlib import Path
     import numpy as np
-    from keras_bridle.conversion import read_published_state
+    from keras_bridle.conversion.published_state import read_published_state
 
     if find_spec("safetensors"):
         from safetensors.numpy import save_file

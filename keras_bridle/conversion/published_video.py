@@ -40,7 +40,7 @@ def from_published_video(state):
     Example:
     ```python
     import numpy as np
-    from keras_bridle.conversion import from_published_video
+    from keras_bridle.conversion.published_video import from_published_video
 
     state = {
         "encoder_decoder.encoder.blocks.0.attn.q_bias": np.ones(4),

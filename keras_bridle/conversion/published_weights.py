@@ -7,13 +7,11 @@ import keras
 import numpy as np
 
 from keras_bridle.conversion.published_quantizer import load_published_quantizer
-from keras_bridle.layers.window_transformer_block import WindowTransformerBlock
-from keras_bridle.models.bridle_backbone import BridleBackbone
-from keras_bridle.models.bridle_classifier import BridleClassifier
-from keras_bridle.models.bridle_tokenizer import BridleTokenizer
-from keras_bridle.models.code_decoder import CodeDecoder
-from keras_bridle.models.feature_estimator import FeatureEstimator
-from keras_bridle.models.random_projection_tokenizer import RandomProjectionTokenizer
+from keras_bridle.layers.transformer import WindowTransformerBlock
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.classifier import BridleClassifier
+from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
+from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
 
 # Positions differ by less only by rounding.
 _SAME_POSITION = 1e-4
@@ -87,7 +85,7 @@ def published_weights(part):
     Example:
     ```python
     from keras_bridle.conversion.published_weights import published_weights
-    from keras_bridle.models import BridleBackbone
+    from keras_bridle.models.backbone import BridleBackbone
 
     backbone = BridleBackbone(
         patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
@@ -136,7 +134,7 @@ def load_published_backbone(backbone, state, prefix=""):
     from keras_bridle.conversion.published_weights import (
         load_published_backbone, published_weights,
     )
-    from keras_bridle.models import BridleBackbone
+    from keras_bridle.models.backbone import BridleBackbone
 
     backbone = BridleBackbone(
         patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
@@ -172,7 +170,7 @@ def load_published_decoder(decoder, state, prefix=""):
     from keras_bridle.conversion.published_weights import (
         load_published_decoder, published_weights,
     )
-    from keras_bridle.models import CodeDecoder
+    from keras_bridle.models.heads import CodeDecoder
 
     decoder = CodeDecoder(4, 16, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64)
     decoder.build((None, None, 48))
@@ -203,9 +201,12 @@ def load_published_tokenizer(tokenizer, state, prefix=""):
     Example:
     ```python
     import numpy as np
-    from keras_bridle.conversion import load_published_tokenizer, published_weights
-    from keras_bridle.layers import ResidualQuantizer
-    from keras_bridle.models import BridleBackbone, BridleTokenizer
+    from keras_bridle.conversion.published_weights import (
+        load_published_tokenizer, published_weights,
+    )
+    from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
+    from keras_bridle.models.backbone import BridleBackbone
+    from keras_bridle.models.tokenizers import BridleTokenizer
 
     backbone = BridleBackbone(
         patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
@@ -244,11 +245,11 @@ def load_published_random_projection(tokenizer, state, prefix=""):
     Example:
     ```python
     import numpy as np
-    from keras_bridle.conversion import (
+    from keras_bridle.conversion.published_weights import (
         load_published_random_projection, published_weights,
     )
-    from keras_bridle.layers import ResidualQuantizer
-    from keras_bridle.models import RandomProjectionTokenizer
+    from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
+    from keras_bridle.models.tokenizers import RandomProjectionTokenizer
 
     tokenizer = RandomProjectionTokenizer(
         8, 32, ResidualQuantizer(1, 16, dim=8), position_layout="transposed_grid"
@@ -284,8 +285,10 @@ def load_published_estimator(estimator, state, prefix=""):
     Example:
     ```python
     import numpy as np
-    from keras_bridle.conversion import load_published_estimator, published_weights
-    from keras_bridle.models import FeatureEstimator
+    from keras_bridle.conversion.published_weights import (
+        load_published_estimator, published_weights,
+    )
+    from keras_bridle.models.heads import FeatureEstimator
 
     estimator = FeatureEstimator(48, 32, num_layers=1, num_heads=2, mlp_dim=64)
     estimator.build((None, None, 8))
@@ -323,8 +326,11 @@ def load_published_classifier(classifier, state, prefix=""):
     Example:
     ```python
     import numpy as np
-    from keras_bridle.conversion import load_published_classifier, published_weights
-    from keras_bridle.models import BridleBackbone, BridleImageClassifier
+    from keras_bridle.conversion.published_weights import (
+        load_published_classifier, published_weights,
+    )
+    from keras_bridle.models.backbone import BridleBackbone
+    from keras_bridle.models.classifier import BridleImageClassifier
 
     backbone = BridleBackbone(
         patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
@@ -535,8 +541,8 @@ def published_block_weights(block):
 
     Example:
     ```python
-    from keras_bridle.conversion import published_block_weights
-    from keras_bridle.layers import TransformerBlock
+    from keras_bridle.conversion.published_weights import published_block_weights
+    from keras_bridle.layers.transformer import TransformerBlock
 
     block = TransformerBlock(num_heads=2, mlp_dim=64)
     block.build((None, None, 32))

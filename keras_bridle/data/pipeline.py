@@ -1,17 +1,123 @@
-"""From a list of files and a function that reads one of them to batches."""
+"""From a list of files to batches."""
 
 import itertools
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keras_bridle.data.file_manifest import FileManifest
-from keras_bridle.data.read_report import ReadReport
-from keras_bridle.data.tensorflow_input import import_tensorflow
+from keras_bridle.data.files import FileManifest, ReadReport
+from keras_bridle.data.layouts import AudioManifest, ImageManifest, VideoManifest
+from keras_bridle.data.readers import (
+    as_size,
+    check_channels,
+    fit_array,
+    import_tensorflow,
+    read_image,
+)
+from keras_bridle.data.readers import read_clip as read_with_soundfile
+from keras_bridle.data.video_reader import VideoReader
+
+
+class InputClock:
+    """Measures the time that whoever reads a `tf.data.Dataset` waits for batches.
+
+    It works on every backend, also where TensorFlow reads the data set inside a
+    compiled training step. Reading that goes on in the background while the model
+    computes is no waiting.
+
+    Attributes:
+        seconds: float, the waiting so far.
+        batches: int, batches that were read.
+        examples: int, examples in them.
+
+    Example:
+    ```python
+    import tensorflow as tf
+    from keras_bridle.data.pipeline import InputClock
+
+    clock = InputClock()
+    for batch in clock.wrap(tf.data.Dataset.range(10).batch(4)):
+        pass
+    print(clock.batches, clock.examples)  # 3 10
+    ```
+    """
+
+    def __init__(self):
+        self.seconds = 0.0
+        self.batches = 0
+        self.examples = 0
+
+    def wrap(self, dataset):
+        """Puts the clock at the end of an input pipeline.
+
+        Args:
+            dataset: `tf.data.Dataset` of batches.
+
+        Returns:
+            A `tf.data.Dataset` of the same batches.
+        """
+        tf = import_tensorflow()
+
+        # A zipped data set asks its parts for their next elements one after another.
+        now = tf.data.Dataset.counter().map(lambda _: tf.timestamp())
+
+        def note(start, batch, end):
+            first = tf.nest.flatten(batch)[0]
+            noted = tf.numpy_function(
+                self._add, [end - start, tf.shape(first)[0]], [], stateful=True
+            )
+            with tf.control_dependencies([noted]):
+                return tf.nest.map_structure(tf.identity, batch)
+
+        options = tf.data.Options()
+        # What is read ahead of the clock would hide all waiting.
+        options.experimental_optimization.inject_prefetch = False
+        timed = tf.data.Dataset.zip((now, dataset, now)).map(note)
+        return timed.with_options(options)
+
+    def _add(self, seconds, examples):
+        self.seconds += float(seconds)
+        self.batches += 1
+        self.examples += int(examples)
+
+
+def reading_speed(dataset, seconds=2.0, max_batches=64):
+    """Measures how fast a data set is read when nothing else is done.
+
+    Args:
+        dataset: `tf.data.Dataset` of batches.
+        seconds: float, stop after so long.
+        max_batches: int, or after so many batches.
+
+    Returns:
+        float, examples each second after the first batch; `None` if there is but one.
+
+    Example:
+    ```python
+    import tensorflow as tf
+    from keras_bridle.data.pipeline import reading_speed
+
+    print(reading_speed(tf.data.Dataset.range(100).batch(4)))
+    ```
+    """
+    clock = InputClock()
+    batches = iter(clock.wrap(dataset))
+    # The first one comes after files were listed and buffers filled.
+    next(batches, None)
+    first, start = clock.examples, time.perf_counter()
+    for _ in itertools.islice(batches, max_batches):
+        if time.perf_counter() - start > seconds:
+            break
+    if clock.batches < 2:
+        return None
+    return (clock.examples - first) / max(time.perf_counter() - start, 1e-9)
+
 
 # So many files in a row that cannot be read are a lost disk, not broken files.
 _MAX_FAILURES = 1000
@@ -348,3 +454,480 @@ def _pipeline(
     elif drop_remainder:
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
     return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+_CROPS: dict[str, Position | None] = {
+    "start": (0.0, 0.0, 0.0),
+    "center": (0.5, 0.5, 0.5),
+    "random": None,
+}
+
+
+def audio_dataset(
+    source: AudioManifest | str | Path | Sequence[str],
+    *,
+    batch_size: int,
+    seconds: float | None = None,
+    num_samples: int | None = None,
+    sample_rate: int = 16000,
+    shuffle: bool = False,
+    crop: str | None = None,
+    repeat: bool = False,
+    drop_remainder: bool | None = None,
+    labels: bool = True,
+    seed: int = 0,
+    initial_epoch: int = 0,
+    first_batch: int = 0,
+    strict: bool = False,
+    report: ReadReport | None = None,
+    num_parallel: int | None = None,
+    reader: str = "soundfile",
+    shard: tuple[int, int] = (0, 1),
+) -> Any:
+    """Builds a `tf.data.Dataset` of fixed-length mono waveforms from audio files.
+
+    Files are decoded and resampled in parallel; of a long file only the part that is
+    used is decoded. Channels are averaged. Recordings that are too short get exact
+    zeros after their end; silent ones are let through.
+
+    **Unreadable files** are listed in `report` and skipped, and not tried again. With
+    `drop_remainder` (so whenever `shuffle` is on, unless set otherwise), another file
+    takes the place of a skipped one, so that every epoch has the same number of full
+    batches, which the dataset knows (`dataset.cardinality()`) and `fit()` needs.
+    Without it, as in evaluation, they are left out: every readable file comes exactly
+    once, and the number of batches is unknown until the first pass ends (Keras may warn
+    once that "your input ran out of data").
+
+    **Order and crops** follow from `(seed, epoch)` alone, however many threads read.
+    Without `repeat`, each iteration over the dataset is the next epoch, counted from
+    `initial_epoch`; the first `fit()` of a model that is not built yet looks at one
+    batch before it starts and so uses up one epoch number. With `repeat`, the dataset
+    is one endless run of epochs: give `fit()`
+    `steps_per_epoch=len(manifest) // batch_size`, and a resumed run that passes its
+    epoch as `initial_epoch` sees exactly the batches it would have seen.
+
+    Args:
+        source: an `AudioManifest`; or a folder, read with
+            `AudioManifest.from_folder`; or a list of files.
+        batch_size: int. Waveforms per batch.
+        seconds: float. Length of a waveform in seconds. Give this or `num_samples`.
+        num_samples: int. Length of a waveform in samples.
+        sample_rate: int. Sample rate of the waveforms in Hz.
+        shuffle: bool. Whether each epoch has an order of its own, as for training.
+        crop: which part of a longer recording to take: `"random"` (another one every
+            epoch), `"center"` or `"start"`. Defaults to `"random"` with `shuffle`,
+            else `"center"`.
+        repeat: bool. Whether to go on without end.
+        drop_remainder: bool. Whether to leave out what does not fill a batch, so that
+            all shapes are static. Defaults to `shuffle or repeat`.
+        labels: bool. Whether to give labels if the manifest has them.
+        seed: int. Decides order and crops.
+        initial_epoch: int. Number of the first epoch.
+        first_batch: int. With `repeat`, the batch of that epoch to start with, for a
+            run that goes on within an epoch. Those before are not read.
+        strict: bool. Whether an unreadable file is an error instead.
+        report: a `ReadReport` to fill, or `None` to keep none. It also gets what the
+            manifest lists as missing, which is no error with `strict` either.
+        num_parallel: int. Files read at the same time. Defaults to the number of CPUs.
+        reader: `"soundfile"` (decodes with soundfile, resamples with soxr) or
+            `"tensorflow-io"` (its own decoders and resampler; needs TensorFlow up to
+            2.17.1, see `keras_bridle.data.readers`).
+        shard: tuple of ints `(part, parts)`, for one of several processes: of every
+            batch it reads and gives only that part, `batch_size / parts` of them.
+            Together the processes read what one would.
+
+    Returns:
+        A dataset of float32 waveforms of shape `(batch_size, num_samples)` in [-1, 1];
+        with labels, of tuples `(waveforms, labels)`, where labels are int32 of shape
+        `(batch_size,)`, or float32 of shape `(batch_size, classes)` for multi-label
+        data. The last batch may be smaller without `drop_remainder`.
+
+    Raises:
+        ValueError: for an argument out of range; if no file can be read; if there are
+            fewer files than fill one batch; or, with `strict`, if the first file
+            cannot be read. While iterating, the same are a `tf.errors.OpError` whose
+            text names the file.
+        FileNotFoundError: if `source` is a folder that does not exist.
+
+    Example:
+    ```python
+    import tempfile
+    from keras_bridle.data.files import ReadReport
+    from keras_bridle.data.pipeline import audio_dataset
+    from keras_bridle.data.samples import extract_samples
+
+    with tempfile.TemporaryDirectory() as folder:
+        extract_samples(folder)
+        report = ReadReport()
+        dataset = audio_dataset(
+            folder, batch_size=32, seconds=0.5, shuffle=True, report=report
+        )
+        print(next(iter(dataset)).shape, len(dataset), report)
+    ```
+    """
+    manifest = AudioManifest.from_source(source)
+    length = _clip_length(seconds, num_samples, sample_rate)
+    position = choose_crop(crop, shuffle, _CROPS)
+    check_at_least(1, sample_rate=sample_rate)
+    read_clip = _reader(reader)
+    report = ReadReport() if report is None else report
+    report.add_missing(manifest)
+    segments = manifest.segments
+
+    def read(index: int, position: Position) -> np.ndarray:
+        return read_clip(
+            manifest.files[index],
+            num_samples=length,
+            sample_rate=sample_rate,
+            position=position[0],
+            segment=(0.0, None) if segments is None else segments[index],
+        )
+
+    return build_dataset(
+        manifest,
+        read,
+        shape=(length,),
+        dtype="float32",
+        position=position,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        repeat=repeat,
+        drop_remainder=drop_remainder,
+        labels=labels,
+        seed=seed,
+        initial_epoch=initial_epoch,
+        first_batch=first_batch,
+        strict=strict,
+        report=report,
+        num_parallel=num_parallel,
+        shard=shard,
+    )
+
+
+def _clip_length(
+    seconds: float | None, num_samples: int | None, sample_rate: int
+) -> int:
+    if (seconds is None) == (num_samples is None):
+        raise ValueError(
+            "Give either `seconds` or `num_samples`. Received: "
+            f"seconds={seconds}, num_samples={num_samples}"
+        )
+    length = num_samples if seconds is None else round(seconds * sample_rate)
+    if length is None or length < 1:
+        raise ValueError(
+            "`seconds` or `num_samples` must give at least one sample. Received: "
+            f"seconds={seconds}, num_samples={num_samples}"
+        )
+    return length
+
+
+def _reader(name: str) -> Callable[..., np.ndarray]:
+    if name == "soundfile":
+        return read_with_soundfile
+    if name == "tensorflow-io":
+        from keras_bridle.data.readers import import_tensorflow_io
+        from keras_bridle.data.readers import read_clip_tfio_audio as read_clip
+
+        import_tensorflow_io()
+        return read_clip
+    raise ValueError(
+        f"`reader` must be 'soundfile' or 'tensorflow-io'. Received: {name!r}"
+    )
+
+
+_CROPS_IMAGE: dict[str, Position | None] = {"center": (0.5, 0.5, 0.5), "random": None}
+
+
+def image_dataset(
+    source: ImageManifest
+    | str
+    | Path
+    | Sequence[str]
+    | np.ndarray
+    | tuple[np.ndarray, np.ndarray],
+    *,
+    batch_size: int,
+    image_size: int | Sequence[int],
+    channels: int = 3,
+    shuffle: bool = False,
+    crop: str | None = None,
+    repeat: bool = False,
+    drop_remainder: bool | None = None,
+    labels: bool = True,
+    seed: int = 0,
+    initial_epoch: int = 0,
+    first_batch: int = 0,
+    strict: bool = False,
+    report: ReadReport | None = None,
+    num_parallel: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> Any:
+    """Builds a `tf.data.Dataset` of pictures of one size, pixels from 0 to 255.
+
+    Files are decoded in parallel, as `read_image` does: scaled until they cover the
+    wanted size, and cut off where they stand over. To augment, let the model do it:
+    make pictures somewhat larger than needed (256 for 224) and give them to
+    `RandomResizedCrop` and `RandomHorizontalFlip`.
+
+    Unreadable files, order and epochs are treated as in `audio_dataset`: in training
+    another file takes the place of one that cannot be read, in evaluation it is left
+    out; order and crops follow from `(seed, epoch)` alone, however many threads read.
+
+    Args:
+        source: an `ImageManifest`; or a folder, read with `ImageManifest.from_folder`;
+            or a list of files; or a uint8 array of shape `(n, height, width)` or
+            `(n, height, width, 1 or 3)`; or a tuple of such an array and int labels of
+            shape `(n,)`.
+        batch_size: int. Pictures per batch.
+        image_size: int or `(height, width)` of the pictures.
+        channels: 3 for color or 1 for gray; files of the other kind are converted.
+        shuffle: bool. Whether each epoch has an order of its own, as for training.
+        crop: which part of a picture's longer side to take, where the proportions are
+            not those of `image_size`: `"random"` (another one every epoch) or
+            `"center"`. Defaults to `"random"` with `shuffle`, else `"center"`.
+        repeat: bool. Whether to go on without end.
+        drop_remainder: bool. Whether to leave out what does not fill a batch, so that
+            all shapes are static. Defaults to `shuffle or repeat`.
+        labels: bool. Whether to give labels if there are any.
+        seed: int. Decides order and crops.
+        initial_epoch: int. Number of the first epoch.
+        first_batch: int. With `repeat`, the batch of that epoch to start with, for a
+            run that goes on within an epoch. Those before are not read.
+        strict: bool. Whether an unreadable file is an error instead.
+        report: a `ReadReport` to fill, or `None` to keep none.
+        num_parallel: int. Files read at the same time. Defaults to the number of CPUs.
+        shard: tuple of ints `(part, parts)`, for one of several processes: of every
+            batch it reads and gives only that part, `batch_size / parts` of them.
+            Together the processes read what one would.
+
+    Returns:
+        A dataset of uint8 arrays of shape `(batch_size, height, width, channels)`; with
+        labels, of tuples `(images, labels)`, where labels are int32 of shape
+        `(batch_size,)`, or float32 of shape `(batch_size, classes)` for multi-label
+        data. The last batch may be smaller without `drop_remainder`.
+
+    Raises:
+        ValueError: for an argument out of range; if no file can be read; if there are
+            fewer files than fill one batch; or, with `strict`, if the first file
+            cannot be read. While iterating, the same are a `tf.errors.OpError` whose
+            text names the file.
+        FileNotFoundError: if `source` is a folder that does not exist.
+
+    Example:
+    ```python
+    import tempfile
+    from keras_bridle.data.layouts import ImageManifest
+    from keras_bridle.data.samples import extract_samples
+    from keras_bridle.data.pipeline import image_dataset
+
+    with tempfile.TemporaryDirectory() as folder:
+        extract_samples(folder)
+        manifest = ImageManifest.from_folder(
+            folder + "/fashion_mnist", class_folders=True
+        )
+        dataset = image_dataset(manifest, batch_size=32, image_size=64, shuffle=True)
+        images, labels = next(iter(dataset))
+    print(images.shape, images.dtype, labels.shape)
+    ```
+    """
+    size = as_size("image_size", image_size)
+    check_channels(channels)
+    position = choose_crop(crop, shuffle, _CROPS_IMAGE)
+    arrays = _arrays_of(source)
+    if arrays is None:
+        manifest = ImageManifest.from_source(source)  # type: ignore[arg-type]
+    else:
+        manifest = _list_arrays(*arrays)
+
+    def read(index: int, position: Position) -> np.ndarray:
+        if arrays is not None:
+            return fit_array(arrays[0][index], size, channels, position[1:])
+        return read_image(manifest.files[index], size, channels, position[1:])
+
+    return build_dataset(
+        manifest,
+        read,
+        shape=(*size, channels),
+        dtype="uint8",
+        position=position,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        repeat=repeat,
+        drop_remainder=drop_remainder,
+        labels=labels,
+        seed=seed,
+        initial_epoch=initial_epoch,
+        first_batch=first_batch,
+        strict=strict,
+        report=ReadReport() if report is None else report,
+        num_parallel=num_parallel,
+        shard=shard,
+    )
+
+
+def _arrays_of(source: Any) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """Returns `(images, labels)` if that is what the source is."""
+    if isinstance(source, np.ndarray):
+        return source, None
+    if isinstance(source, tuple) and source and isinstance(source[0], np.ndarray):
+        images, labels = source
+        return images, np.asarray(labels)
+    return None
+
+
+def _list_arrays(images: np.ndarray, labels: np.ndarray | None) -> ImageManifest:
+    """Gives names to pictures that are no files."""
+    colors = images.ndim == 4 and images.shape[-1] in (1, 3)
+    if images.dtype != np.uint8 or not (colors or images.ndim == 3):
+        raise ValueError(
+            "Pictures must be a uint8 array of shape `(n, height, width)` or "
+            f"`(n, height, width, 1 or 3)`. Received: {images.dtype} of shape "
+            f"{images.shape}"
+        )
+    names = [f"picture {number}" for number in range(len(images))]
+    if labels is None:
+        return ImageManifest(names)
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"Labels must be ints of shape ({len(images)},). Received: {labels.dtype} "
+            f"of shape {labels.shape}"
+        )
+    class_names = [str(number) for number in range(int(labels.max(initial=-1)) + 1)]
+    return ImageManifest(names, labels.tolist(), class_names)
+
+
+_CROPS_VIDEO: dict[str, Position | None] = {
+    "start": (0.0, 0.5, 0.5),
+    "center": (0.5, 0.5, 0.5),
+    "random": None,
+}
+
+
+def video_dataset(
+    source: VideoManifest | str | Path | Sequence[str],
+    *,
+    batch_size: int,
+    image_size: int | Sequence[int],
+    num_frames: int = 16,
+    sampling_rate: int = 4,
+    channels: int = 3,
+    shuffle: bool = False,
+    crop: str | None = None,
+    repeat: bool = False,
+    drop_remainder: bool | None = None,
+    labels: bool = True,
+    seed: int = 0,
+    initial_epoch: int = 0,
+    first_batch: int = 0,
+    strict: bool = False,
+    report: ReadReport | None = None,
+    num_parallel: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> Any:
+    """Builds a `tf.data.Dataset` of clips of one shape, pixels from 0 to 255.
+
+    One clip is taken of each file and epoch. Files are decoded in parallel, and of a
+    long one only what lies between the clip and the keyframe before it. A clip is
+    `num_frames` frames, every `sampling_rate`-th of the file, counted in the order in
+    which they are shown (see `keras_bridle.data.video_reader`). Frames are scaled until
+    they cover `image_size`, and cut off where they stand over, all frames of a clip
+    alike. To augment, let the model do it: make clips somewhat larger than needed (256
+    for 224) and give them to `RandomMultiScaleCrop` and `RandomHorizontalFlip`.
+
+    A video **shorter than a clip** ends in its last frame, repeated; a **broken** one
+    serves as far as it can be decoded, if that is enough for a clip.
+    `report.incomplete` lists both.
+
+    Unreadable files, order and epochs are treated as in `audio_dataset`: in training
+    another file takes the place of one that cannot be read, in evaluation it is left
+    out; order and clips follow from `(seed, epoch)` alone, however many threads read.
+
+    Args:
+        source: a `VideoManifest`; or a folder, read with `VideoManifest.from_folder`;
+            or a list of files.
+        batch_size: int. Clips per batch.
+        image_size: int or `(height, width)` of the frames.
+        num_frames: int. Frames per clip.
+        sampling_rate: int. From one frame of a clip to the next, so many of the file.
+        channels: 3 for color or 1 for gray.
+        shuffle: bool. Whether each epoch has an order of its own, as for training.
+        crop: which part of a video to take: `"random"` (another one every epoch; also
+            another part of the frames' longer side), `"center"` (of time and frames) or
+            `"start"` (the first frames' center). Defaults to `"random"` with `shuffle`,
+            else `"center"`.
+        repeat: bool. Whether to go on without end.
+        drop_remainder: bool. Whether to leave out what does not fill a batch, so that
+            all shapes are static. Defaults to `shuffle or repeat`.
+        labels: bool. Whether to give labels if the manifest has them.
+        seed: int. Decides order and clips.
+        initial_epoch: int. Number of the first epoch.
+        first_batch: int. With `repeat`, the batch of that epoch to start with, for a
+            run that goes on within an epoch. Those before are not read.
+        strict: bool. Whether an unreadable file is an error instead.
+        report: a `ReadReport` to fill, or `None` to keep none. It also gets what the
+            manifest lists as missing, which is no error with `strict` either.
+        num_parallel: int. Files read at the same time. Defaults to the number of CPUs.
+        shard: tuple of ints `(part, parts)`, for one of several processes: of every
+            batch it reads and gives only that part, `batch_size / parts` of them.
+            Together the processes read what one would.
+
+    Returns:
+        A dataset of uint8 arrays of shape `(batch_size, num_frames, height, width,
+        channels)`; with labels, of tuples `(clips, labels)`, where labels are int32 of
+        shape `(batch_size,)`, or float32 of shape `(batch_size, classes)` for
+        multi-label data. The last batch may be smaller without `drop_remainder`.
+
+    Raises:
+        ValueError: for an argument out of range; if no file can be read; if there are
+            fewer files than fill one batch; or, with `strict`, if the first file
+            cannot be read. While iterating, the same are a `tf.errors.OpError` whose
+            text names the file.
+        FileNotFoundError: if `source` is a folder that does not exist.
+
+    Example:
+    ```python
+    import tempfile
+    from keras_bridle.data.samples import extract_samples
+    from keras_bridle.data.pipeline import video_dataset
+
+    with tempfile.TemporaryDirectory() as folder:
+        extract_samples(folder)
+        dataset = video_dataset(
+            folder, batch_size=2, image_size=64, num_frames=8, shuffle=True
+        )
+        print(next(iter(dataset)).shape)
+    ```
+    """
+    size = as_size("image_size", image_size)
+    reader = VideoReader(num_frames, sampling_rate, size, channels)
+    position = choose_crop(crop, shuffle, _CROPS_VIDEO)
+    manifest = VideoManifest.from_source(source)
+    report = ReadReport() if report is None else report
+    report.add_missing(manifest)
+
+    def read(index: int, position: Position) -> np.ndarray:
+        path = manifest.files[index]
+        clip = reader.read(path, position)
+        if clip.missing:
+            report.add_incomplete(path, clip.missing)
+        return clip.frames
+
+    return build_dataset(
+        manifest,
+        read,
+        shape=(num_frames, *size, channels),
+        dtype="uint8",
+        position=position,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        repeat=repeat,
+        drop_remainder=drop_remainder,
+        labels=labels,
+        seed=seed,
+        initial_epoch=initial_epoch,
+        first_batch=first_batch,
+        strict=strict,
+        report=report,
+        num_parallel=num_parallel,
+        shard=shard,
+    )

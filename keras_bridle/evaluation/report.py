@@ -1,14 +1,27 @@
-"""Results as a table on the terminal, and the same as a file."""
+"""Tables and reports of runs."""
 
 import csv
 import json
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from keras_bridle.evaluation.code_usage import published_usage_of_counts
+from keras_bridle.evaluation.metrics import (
+    CodeUsage,
+    classification_metrics,
+    code_usage,
+    published_usage_of_counts,
+)
+from keras_bridle.evaluation.plots import (
+    draw_codes,
+    plot_code_usage,
+    plot_confusion_matrix,
+    plot_history,
+)
+from keras_bridle.training.checkpoint import atomic_file
 
 
 def probe_table(rows, title="Probe accuracy", digits=1):
@@ -31,7 +44,7 @@ def probe_table(rows, title="Probe accuracy", digits=1):
     Example:
     ```python
     import rich
-    from keras_bridle.evaluation import probe_table
+    from keras_bridle.evaluation.report import probe_table
 
     rows = [
         {"name": "log-mel", "initial": 0.64},
@@ -71,7 +84,8 @@ def usage_table(usages, title="Code usage"):
     ```python
     import numpy as np
     import rich
-    from keras_bridle.evaluation import code_usage, usage_table
+    from keras_bridle.evaluation.metrics import code_usage
+    from keras_bridle.evaluation.report import usage_table
 
     codes = np.random.default_rng(0).integers(0, 16, (100, 4))
     rich.print(usage_table({"cold start": code_usage(codes, 16)}))
@@ -110,7 +124,8 @@ def usage_rows(usages):
     Example:
     ```python
     import numpy as np
-    from keras_bridle.evaluation import code_usage, usage_rows
+    from keras_bridle.evaluation.metrics import code_usage
+    from keras_bridle.evaluation.report import usage_rows
 
     codes = np.random.default_rng(0).integers(0, 16, (100, 2))
     print(usage_rows({"cold start": code_usage(codes, 16)})[0])
@@ -174,7 +189,7 @@ def write_results(path, rows, percent=True):
     ```python
     import pathlib
     import tempfile
-    from keras_bridle.evaluation import write_results
+    from keras_bridle.evaluation.report import write_results
 
     with tempfile.TemporaryDirectory() as folder:
         path = write_results(f"{folder}/probe.md", [{"name": "log-mel", "final": 0.5}])
@@ -271,3 +286,186 @@ def _write_markdown(path, rows, percent):
         )
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
     path.write_text(text, encoding="utf-8")
+
+
+def report_predictions(predictions, class_names, folder, name="test", console=None):
+    """Scores predictions, writes tables and the picture of confusions.
+
+    Args:
+        predictions: `Predictions`.
+        class_names: list of strings.
+        folder: string or path; it gets `metrics` and `per_class` as `.json`, `.csv` and
+            `.md`, the scores as `predictions.npz`, and `confusion.png` where examples
+            have one class each.
+        name: string, the line in the table of metrics.
+        console: optional `rich.console.Console`, to show the tables on.
+
+    Returns:
+        `keras_bridle.evaluation.ClassificationMetrics`.
+
+    Example:
+    ```python
+    import tempfile
+    import numpy as np
+    from keras_bridle.training.fine_tune import Predictions
+    from keras_bridle.evaluation.report import report_predictions
+
+    scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+    predictions = Predictions(scores, np.array([0, 1, 1]), np.arange(3))
+    with tempfile.TemporaryDirectory() as folder:
+        print(report_predictions(predictions, ["cat", "dog"], folder).accuracy)
+    ```
+    """
+    folder = Path(folder)
+    metrics = classification_metrics(
+        predictions.labels, predictions.scores, class_names
+    )
+    rows = [{"name": name, **metrics.summary()}]
+    write_in_all_forms(folder / "metrics", rows)
+    write_in_all_forms(folder / "per_class", metrics.per_class)
+    np.savez(folder / "predictions.npz", **predictions._asdict())
+    if metrics.confusion is not None:
+        path = folder / "confusion.png"
+        plot_confusion_matrix(metrics.confusion, path, class_names)
+    if console is not None:
+        if len(class_names) <= 60:
+            console.print(probe_table(metrics.per_class, title="By class"))
+        console.print(probe_table(rows, title="Held-out examples"))
+    return metrics
+
+
+class RunReport:
+    """Collects the results of a run phase by phase, and shows and writes them.
+
+    Args:
+        directory: string or path of the run; results go to its folder `results`.
+        inputs: array of raw inputs, whose codes are counted after each phase.
+        probe: optional function of a backbone that returns a dict from a probe's name
+            to its accuracy. It is called before the first phase and after each.
+        baselines: optional dict from a name to a function that returns such a dict, for
+            what the backbone is compared with.
+        title: string, above the table of probes.
+        resume: bool, whether to go on with what a run before has collected.
+        console: optional `rich.console.Console`.
+
+    Example:
+    ```python
+    import tempfile
+    import numpy as np
+    from keras_bridle import BridleBackbone, InterleavedPretraining
+    from keras_bridle.evaluation.report import RunReport
+
+    backbone = BridleBackbone(
+        patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
+        input_dims=(32, 32, 1),
+    )
+    pretraining = InterleavedPretraining(backbone, codebook_size=8, code_dim=8)
+    images = np.random.rand(16, 32, 32, 1).astype("float32")
+    with tempfile.TemporaryDirectory() as directory:
+        report = RunReport(directory, images)
+        pretraining.fit(
+            images, rounds=0, cold_start_epochs=1, batch_size=8, verbose=0,
+            on_start=report.on_start, on_phase_end=report.on_phase_end,
+        )
+        report.finish(pretraining)
+    ```
+    """
+
+    def __init__(
+        self,
+        directory,
+        inputs,
+        probe=None,
+        baselines=None,
+        title="Probe accuracy",
+        resume=False,
+        console=None,
+    ):
+        self.folder = Path(directory) / "results"
+        self.inputs = inputs
+        self.probe = probe
+        self.baselines = dict(baselines or {})
+        self.title = title
+        self.console = console or Console()
+        self.rows = []
+        self.usages = {}
+        if resume and self._state_path.exists():
+            state = json.loads(self._state_path.read_text())
+            self.rows = state["rows"]
+            self.usages = {
+                name: CodeUsage(*map(np.asarray, usage))
+                for name, usage in state["usages"].items()
+            }
+
+    @property
+    def _state_path(self):
+        return self.folder / "report.json"
+
+    def add_row(self, name, accuracies):
+        """Adds a line to the table of probes, or replaces the one of that name.
+
+        Args:
+            name: string.
+            accuracies: dict from a probe's name to its accuracy.
+        """
+        rows = {row["name"]: row for row in self.rows}
+        rows[name] = {"name": name, **accuracies}
+        self.rows = list(rows.values())
+        self._save()
+
+    def add_backbone(self, name, backbone):
+        """Probes a backbone and adds a line for it, if there is a probe."""
+        if self.probe is not None:
+            self.add_row(name, self.probe(backbone))
+
+    def on_start(self, pretraining):
+        """Adds what there is before any training; give it to `fit()`.
+
+        A resumed run has these lines already and does not repeat them.
+        """
+        there = {row["name"] for row in self.rows}
+        for name, baseline in self.baselines.items():
+            if name not in there:
+                self.add_row(name, baseline())
+        if "untrained" not in there:
+            self.add_backbone("untrained", pretraining.backbone)
+
+    def on_phase_end(self, phase, pretraining):
+        """Probes the encoder and counts the codes; give it to `fit()`."""
+        codes = pretraining.codes(self.inputs)
+        # Whatever follows the axes of clip and patch: levels, and soft codes of each.
+        is_real = codes.reshape(*codes.shape[:2], -1)[..., 0] >= 0
+        usage = code_usage(codes[is_real], pretraining.codebook_size)
+        self.usages[phase.name] = usage
+        self._save()
+        if phase.kind != "tokenizer":
+            self.add_backbone(phase.name, pretraining.backbone)
+
+    def _save(self):
+        usages = {
+            name: [array.tolist() for array in usage]
+            for name, usage in self.usages.items()
+        }
+        state = {"rows": self.rows, "usages": usages}
+        with atomic_file(self._state_path) as unfinished:
+            unfinished.write_text(json.dumps(state, indent=2) + "\n")
+
+    def finish(self, pretraining):
+        """Writes all results and pictures, and prints the tables.
+
+        Args:
+            pretraining: `InterleavedPretraining`, after `fit()`.
+        """
+        draw_codes(pretraining, self.inputs, self.folder)
+        plot_history(pretraining.history, self.folder / "history.png")
+        if self.usages:
+            last = list(self.usages.values())[-1]
+            plot_code_usage(last.counts, self.folder / "code_usage.png")
+            for ending in ("csv", "md"):
+                path = self.folder / f"code_usage.{ending}"
+                write_results(path, usage_rows(self.usages), percent=False)
+            self.console.print(usage_table(self.usages))
+        if self.rows:
+            for ending in ("csv", "md"):
+                write_results(self.folder / f"probes.{ending}", self.rows)
+            self.console.print(probe_table(self.rows, title=self.title))

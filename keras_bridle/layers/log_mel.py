@@ -1,4 +1,4 @@
-"""Turns waveforms into log-mel spectrograms with Kaldi's arithmetic."""
+"""Log-mel spectrograms as Kaldi computes them."""
 
 import keras
 import numpy as np
@@ -65,7 +65,7 @@ class LogMelSpectrogram(keras.layers.Layer):
     Example:
     ```python
     import numpy as np
-    from keras_bridle.layers import LogMelSpectrogram
+    from keras_bridle.layers.log_mel import LogMelSpectrogram
 
     waveforms = np.random.default_rng(0).uniform(-1, 1, (2, 16000)).astype("float32")
     waveforms[1, 8000:] = 0.0  # a clip of half a second

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from keras_bridle.layers.log_mel import LogMelSpectrogram
-from keras_bridle.layers.pixel_normalization import PixelNormalization
+from keras_bridle.layers.pixels import PixelNormalization
 
 # By how many sides one raw input has.
 MODALITIES_BY_RANK = {1: "audio", 3: "image", 4: "video"}

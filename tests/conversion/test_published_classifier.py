@@ -2,8 +2,12 @@ import numpy as np
 import pytest
 from harness import perturb, run, to_numpy
 
-from keras_bridle.conversion import load_published_classifier, published_weights
-from keras_bridle.models import BridleAudioClassifier, BridleBackbone
+from keras_bridle.conversion.published_weights import (
+    load_published_classifier,
+    published_weights,
+)
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.classifier import BridleAudioClassifier
 
 
 def made(seed=0, rows=8, pooling="mean", **settings):

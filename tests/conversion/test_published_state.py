@@ -8,9 +8,12 @@ import keras
 import numpy as np
 import pytest
 
-from keras_bridle.conversion import load_published_backbone, read_published_state
-from keras_bridle.conversion.published_weights import published_weights
-from keras_bridle.models import BridleBackbone
+from keras_bridle.conversion.published_state import read_published_state
+from keras_bridle.conversion.published_weights import (
+    load_published_backbone,
+    published_weights,
+)
+from keras_bridle.models.backbone import BridleBackbone
 
 torch = pytest.importorskip("torch")
 

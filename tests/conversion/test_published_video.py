@@ -2,13 +2,14 @@ import numpy as np
 import pytest
 from harness import perturb, run, to_numpy
 
-from keras_bridle.conversion import (
-    from_published_video,
+from keras_bridle.conversion.published_video import from_published_video
+from keras_bridle.conversion.published_weights import (
     load_published_backbone,
     load_published_decoder,
     published_weights,
 )
-from keras_bridle.models import BridleBackbone, CodeDecoder
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.heads import CodeDecoder
 
 SIZES = {"hidden_dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 32}
 CLIP = {"use_class_token": False, "position_layout": "sequence"}

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from harness import to_numpy
 
-from keras_bridle.conversion import (
+from keras_bridle.conversion.published_weights import (
     load_published_backbone,
     load_published_decoder,
     load_published_estimator,
@@ -12,18 +12,11 @@ from keras_bridle.conversion import (
     published_block_weights,
     published_weights,
 )
-from keras_bridle.layers import (
-    ResidualQuantizer,
-    TransformerBlock,
-    WindowTransformerBlock,
-)
-from keras_bridle.models import (
-    BridleBackbone,
-    BridleTokenizer,
-    CodeDecoder,
-    FeatureEstimator,
-    RandomProjectionTokenizer,
-)
+from keras_bridle.layers.transformer import TransformerBlock, WindowTransformerBlock
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
+from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
+from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
 
 SIZES = {"hidden_dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 32}
 

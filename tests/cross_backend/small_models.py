@@ -11,33 +11,31 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_bridle.layers import (
-    LogMelSpectrogram,
-    PixelNormalization,
-    RandomMask,
-    ResidualQuantizer,
-)
-from keras_bridle.models import (
+from keras_bridle.layers.log_mel import LogMelSpectrogram
+from keras_bridle.layers.masks import RandomMask
+from keras_bridle.layers.pixels import PixelNormalization
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.classifier import (
     BridleAudioClassifier,
+    BridleImageClassifier,
+    BridleVideoClassifier,
+)
+from keras_bridle.models.converters import (
     BridleAudioConverter,
     BridleAudioPreprocessor,
-    BridleBackbone,
-    BridleImageClassifier,
     BridleImageConverter,
     BridleImagePreprocessor,
-    BridleTokenizer,
-    BridleVideoClassifier,
     BridleVideoConverter,
     BridleVideoPreprocessor,
-    CodeDecoder,
-    FeatureEstimator,
-    RandomProjectionTokenizer,
 )
-from keras_bridle.pretraining import (
+from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
+from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
+from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
+from keras_bridle.training.layer_decay import adamw
+from keras_bridle.training.trainers import (
     EncoderPretrainer,
     JointPretrainer,
     TokenizerPretrainer,
-    adamw,
 )
 
 LEVELS, CODES, DIM, CODE_DIM, STEPS = 2, 16, 16, 8, 3

@@ -10,8 +10,8 @@ import keras
 import numpy as np
 from tiny_pretraining import FixedMask
 
-from keras_bridle.models import BridleBackbone
-from keras_bridle.pretraining import InterleavedPretraining
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.training.interleaved import InterleavedPretraining
 
 
 class StopAfter(keras.callbacks.Callback):

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_bridle.models import BridleBackbone
+from keras_bridle.models.backbone import BridleBackbone
 
 SCRIPT = Path(__file__).with_name("small_models.py")
 BACKENDS = {"jax": "jax", "tensorflow": "tensorflow", "torch": "torch"}

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from sound_files import noise, which, write, write_constants
 
-from keras_bridle.data import pipeline, soundfile_audio
-from keras_bridle.data.audio import audio_dataset
-from keras_bridle.data.manifest import AudioManifest
-from keras_bridle.data.read_report import ReadReport
+from keras_bridle.data import pipeline
+from keras_bridle.data import readers as soundfile_audio
+from keras_bridle.data.files import ReadReport
+from keras_bridle.data.layouts import AudioManifest
+from keras_bridle.data.pipeline import audio_dataset
 
 
 def batches(dataset, count=None):

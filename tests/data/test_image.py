@@ -6,10 +6,10 @@ import pytest
 from image_files import gradient, which, write_gray
 from PIL import Image
 
-from keras_bridle.data.image import image_dataset
-from keras_bridle.data.image_file import read_image
-from keras_bridle.data.image_manifest import ImageManifest
-from keras_bridle.data.read_report import ReadReport
+from keras_bridle.data.files import ReadReport
+from keras_bridle.data.layouts import ImageManifest
+from keras_bridle.data.pipeline import image_dataset
+from keras_bridle.data.readers import read_image
 
 
 def batches(dataset, count=None):

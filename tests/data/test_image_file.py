@@ -7,7 +7,7 @@ import pytest
 from image_files import gradient
 from PIL import Image
 
-from keras_bridle.data.image_file import as_size, fit_array, read_image
+from keras_bridle.data.readers import as_size, fit_array, read_image
 
 LOSSY = {"jpg": {"quality": 95}, "webp": {"quality": 95}}
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from keras_bridle.data.image_manifest import ImageManifest
-from keras_bridle.data.manifest import AudioManifest
+from keras_bridle.data.layouts import AudioManifest, ImageManifest
 
 
 def touch(root, *names):

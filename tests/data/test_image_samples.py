@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_bridle.data.image_samples import load_fashion
+from keras_bridle.data.samples import load_fashion
 
 
 def test_splits_have_the_documented_sizes_and_add_up():

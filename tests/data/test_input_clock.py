@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_bridle.data.input_clock import InputClock, reading_speed
-from keras_bridle.data.tensorflow_input import import_tensorflow
+from keras_bridle.data.pipeline import InputClock, reading_speed
+from keras_bridle.data.readers import import_tensorflow
 
 tf = import_tensorflow()
 DELAY = 0.05

@@ -3,8 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_bridle.data import labeled_files
-from keras_bridle.data.labeled_files import deal_folds
+from keras_bridle.data.layouts import deal_folds, labeled_files
 
 
 def touch(root, *names):

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_bridle.data.manifest import AudioManifest
+from keras_bridle.data.layouts import AudioManifest
 
 
 def touch(root, *names):

@@ -15,7 +15,8 @@ import soundfile
 from PIL import Image
 from video_files import write_video
 
-from keras_bridle.data import ReadReport, audio_dataset, image_dataset, video_dataset
+from keras_bridle.data.files import ReadReport
+from keras_bridle.data.pipeline import audio_dataset, image_dataset, video_dataset
 
 DISTINCT, COUNT, BATCH = 20, 2000, 20
 # Of any ending.

@@ -1,7 +1,7 @@
 import csv
 import threading
 
-from keras_bridle.data.read_report import ReadReport
+from keras_bridle.data.files import ReadReport
 
 
 def test_counts_from_many_threads():

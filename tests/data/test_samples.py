@@ -6,13 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_bridle.data import (
-    AudioManifest,
-    ImageManifest,
-    VideoManifest,
-    extract_samples,
-)
-from keras_bridle.data.samples import load_sonic_pi, load_syllables
+from keras_bridle.data.layouts import AudioManifest, ImageManifest, VideoManifest
+from keras_bridle.data.samples import extract_samples, load_sonic_pi, load_syllables
 
 
 def test_splits_have_the_documented_sizes_and_add_up():

@@ -6,7 +6,7 @@ import soundfile
 import soxr
 from sound_files import decibels, noise, write
 
-from keras_bridle.data.soundfile_audio import fit_length, plan_cut, read_clip
+from keras_bridle.data.readers import fit_length, plan_cut, read_clip
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import pytest
 import soundfile
 from sound_files import which, write, write_constants
 
-from keras_bridle.data.audio import audio_dataset
-from keras_bridle.data.read_report import ReadReport
-from keras_bridle.pretraining.device import device_memory
+from keras_bridle.data.files import ReadReport
+from keras_bridle.data.pipeline import audio_dataset
+from keras_bridle.training.progress import device_memory
 
 COUNT = 120
 NO_SOUNDS = {

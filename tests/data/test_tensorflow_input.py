@@ -2,7 +2,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from keras_bridle.data.tensorflow_input import import_tensorflow
+from keras_bridle.data.readers import import_tensorflow
 
 
 @pytest.fixture

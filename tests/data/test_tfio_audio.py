@@ -6,10 +6,11 @@ import soundfile
 import soxr
 from sound_files import decibels, noise, write
 
-from keras_bridle.data import soundfile_audio, tfio_audio
-from keras_bridle.data.audio import audio_dataset
-from keras_bridle.data.manifest import AudioManifest
-from keras_bridle.data.read_report import ReadReport
+from keras_bridle.data import readers as soundfile_audio
+from keras_bridle.data import readers as tfio_audio
+from keras_bridle.data.files import ReadReport
+from keras_bridle.data.layouts import AudioManifest
+from keras_bridle.data.pipeline import audio_dataset
 
 try:
     tfio_audio.import_tensorflow_io()

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from video_files import decode_all, scene, write_video
 
-from keras_bridle.data.read_report import ReadReport
-from keras_bridle.data.video import video_dataset
-from keras_bridle.data.video_file import read_video_clip
-from keras_bridle.data.video_manifest import VideoManifest
+from keras_bridle.data.files import ReadReport
+from keras_bridle.data.layouts import VideoManifest
+from keras_bridle.data.pipeline import video_dataset
+from keras_bridle.data.video_reader import read_video_clip
 
 
 def batches(dataset, count=None):

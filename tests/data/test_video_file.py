@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from video_files import decode_all, scene, write_sound, write_video
 
-from keras_bridle.data import video_file
-from keras_bridle.data.video_file import VideoReader, list_packets, read_video_clip
+from keras_bridle.data import video_reader as video_file
+from keras_bridle.data.video_reader import VideoReader, list_packets, read_video_clip
 
 SAMPLES = resources.files("keras_bridle.data") / "sample_files" / "video"
 VPX = {"auto-alt-ref": "1", "lag-in-frames": "12"}

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from keras_bridle.data.video_manifest import VideoManifest
+from keras_bridle.data.layouts import VideoManifest
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from video_files import decode_all, scene, write_video
 
-from keras_bridle.data.samples import extract_samples
-from keras_bridle.data.video_file import read_video_clip
-from keras_bridle.data.video_samples import (
+from keras_bridle.data.samples import (
     SAMPLE_VIDEOS,
+    extract_samples,
     load_clips,
     synthetic_pans,
 )
+from keras_bridle.data.video_reader import read_video_clip
 
 SAMPLES = resources.files("keras_bridle.data") / "sample_files" / "video"
 
@@ -91,7 +91,7 @@ def test_pans_of_the_two_parts_share_no_frame():
 
 def test_the_place_does_not_tell_the_direction(monkeypatch):
     """With frames that show where they were cut out, paths have the same middles."""
-    from keras_bridle.data import video_samples
+    from keras_bridle.data import samples as video_samples
 
     rows, columns = np.meshgrid(np.arange(72), np.arange(100), indexing="ij")
     video = np.stack([rows, columns, 0 * rows], axis=-1).astype("uint8")

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 
+from keras_bridle import distribution as processes
+from keras_bridle import distribution as scope
 from keras_bridle.distribution import (
     WorkerLostError,
     all_examples,
@@ -18,8 +20,6 @@ from keras_bridle.distribution import (
     num_devices,
     own_directory,
     process_shard,
-    processes,
-    scope,
     total,
 )
 

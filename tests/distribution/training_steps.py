@@ -39,14 +39,14 @@ def waveforms():
 
 
 def small_parts():
-    from keras_bridle.layers import LogMelSpectrogram, ResidualQuantizer
-    from keras_bridle.models import (
-        BridleBackbone,
+    from keras_bridle.layers.log_mel import LogMelSpectrogram
+    from keras_bridle.models.backbone import BridleBackbone
+    from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
+    from keras_bridle.models.tokenizers import (
         BridleTokenizer,
-        CodeDecoder,
-        FeatureEstimator,
         RandomProjectionTokenizer,
     )
+    from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
 
     def backbone(name):
         return BridleBackbone(
@@ -124,7 +124,8 @@ def trainers():
 def trained(make, is_divided=False):
     """Losses, metrics and weights of a few steps of `fit()`."""
     from keras_bridle.distribution import array_shard, broadcast_variables
-    from keras_bridle.pretraining import ArrayBatches, adamw
+    from keras_bridle.training.batches import ArrayBatches
+    from keras_bridle.training.layer_decay import adamw
 
     keras.utils.set_random_seed(1)
     model = make()

@@ -8,7 +8,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from keras_bridle.evaluation import classification_metrics
+from keras_bridle.evaluation.metrics import classification_metrics
 
 
 def _scores(rows=300, classes=8, seed=0, decimals=None):

@@ -17,8 +17,9 @@ from keras_bridle import (
     PixelNormalization,
     TubeMask,
 )
-from keras_bridle.evaluation import RunReport, draw_codes
-from keras_bridle.pretraining import SaveError
+from keras_bridle.evaluation.plots import draw_codes
+from keras_bridle.evaluation.report import RunReport
+from keras_bridle.training.checkpoint import SaveError
 
 SIZE = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32}
 FIT = {

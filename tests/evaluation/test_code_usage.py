@@ -4,7 +4,7 @@ from math import exp, log, log2
 import numpy as np
 import pytest
 
-from keras_bridle.evaluation import code_usage, published_code_usage
+from keras_bridle.evaluation.metrics import code_usage, published_code_usage
 
 
 def _codes(size, rows=700, levels=3, seed=0):

@@ -6,14 +6,15 @@ from tiny_pretraining import PaddedMap
 from tiny_pretraining import backbone as tiny_backbone
 
 import keras_bridle as kb
-from keras_bridle.evaluation import classification_metrics, extract_features, probe
-from keras_bridle.evaluation.encoder_probes import (
+from keras_bridle.evaluation.features import InputFeatures, extract_features
+from keras_bridle.evaluation.metrics import classification_metrics
+from keras_bridle.evaluation.probes import (
     ProbeData,
     mean_per_class,
+    probe,
     probe_encoder,
     probe_inputs,
 )
-from keras_bridle.evaluation.input_features import InputFeatures
 
 
 @pytest.fixture(scope="module")

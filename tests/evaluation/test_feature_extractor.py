@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_bridle.evaluation import FeatureExtractor, extract_features
+from keras_bridle.evaluation.features import FeatureExtractor, extract_features
 
 
 class Scale(keras.layers.Layer):

@@ -4,10 +4,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_bridle.evaluation import (
-    extract_features,
-    log_mel_features,
-)
+from keras_bridle.evaluation.features import extract_features, log_mel_features
 
 
 class Tokens(keras.layers.Layer):

@@ -7,16 +7,17 @@ import pytest
 from tiny_pretraining import backbone as tiny_backbone
 
 import keras_bridle as kb
-from keras_bridle.data import ImageManifest, ReadReport
-from keras_bridle.evaluation import (
+from keras_bridle.data.files import ReadReport
+from keras_bridle.data.layouts import ImageManifest
+from keras_bridle.evaluation import features as file_features
+from keras_bridle.evaluation.features import (
     extract_features,
     extract_file_features,
     extract_patches,
-    file_features,
     load_file_features,
     write_file_features,
 )
-from keras_bridle.layers import ResidualQuantizer
+from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from keras_bridle.evaluation import knn_probe
+from keras_bridle.evaluation.probes import knn_probe
 
 
 def _blobs(rows, seed):

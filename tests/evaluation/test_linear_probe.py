@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from keras_bridle.evaluation import linear_probe
+from keras_bridle.evaluation.probes import linear_probe
 
 
 def _blobs(rows, classes=4, dim=12, distance=1.5, seed=0):

@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from keras_bridle.evaluation import (
-    plot_confusion_matrix,
-    plot_embedding,
-)
+from keras_bridle.evaluation.plots import plot_confusion_matrix, plot_embedding
 
 
 @pytest.fixture

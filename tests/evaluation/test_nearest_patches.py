@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_bridle.evaluation import nearest_patches
+from keras_bridle.evaluation.features import nearest_patches
 
 
 def test_against_a_plain_search():

@@ -2,8 +2,13 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from keras_bridle.evaluation import plot_code_patches, plot_picture_codes
-from keras_bridle.evaluation.picture_plots import as_colors, cut_patches, fill_up
+from keras_bridle.evaluation.plots import (
+    as_colors,
+    cut_patches,
+    fill_up,
+    plot_code_patches,
+    plot_picture_codes,
+)
 
 
 def pixels(path):

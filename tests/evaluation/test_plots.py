@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from keras_bridle.evaluation import plot_code_usage, plot_history, plot_masked_codes
+from keras_bridle.evaluation.plots import (
+    plot_code_usage,
+    plot_history,
+    plot_masked_codes,
+)
 
 
 def _pixels(path):

@@ -4,11 +4,13 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 import keras_bridle as kb
-from keras_bridle.evaluation import (
-    AttentivePooling,
+from keras_bridle.evaluation.features import (
     PatchFeatures,
     extract_features,
     extract_patches,
+)
+from keras_bridle.evaluation.probes import (
+    AttentivePooling,
     knn_probe,
     linear_probe,
     probe,

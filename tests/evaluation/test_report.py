@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from keras_bridle.evaluation import (
-    code_usage,
+from keras_bridle.evaluation.metrics import code_usage, published_code_usage
+from keras_bridle.evaluation.report import (
     probe_table,
-    published_code_usage,
     usage_rows,
     usage_table,
     write_results,

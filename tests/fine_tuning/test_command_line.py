@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from keras_bridle import BridleBackbone, LogMelSpectrogram
-from keras_bridle.fine_tuning import command_line
-from keras_bridle.fine_tuning.modalities import Audio
+from keras_bridle import cli as command_line
+from keras_bridle.modalities import Audio
 
 
 def parsed(*arguments):

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 from image_files import which, write_gray
 
-from keras_bridle.data import AudioManifest, ImageManifest, ReadReport, image_dataset
-from keras_bridle.fine_tuning import (
+from keras_bridle.data.files import ReadReport
+from keras_bridle.data.layouts import AudioManifest, ImageManifest
+from keras_bridle.data.pipeline import image_dataset
+from keras_bridle.training.batches import (
     ArrayExamples,
     FileExamples,
     LabeledBatches,
     array_views,
     balanced_weights,
-    predict_examples,
 )
+from keras_bridle.training.fine_tune import predict_examples
 
 READ = functools.partial(image_dataset, image_size=4, channels=1)
 

@@ -3,8 +3,9 @@
 import numpy as np
 from video_files import decode_all, scene, write_video
 
-from keras_bridle.data import ReadReport, VideoManifest
-from keras_bridle.fine_tuning import file_views
+from keras_bridle.data.files import ReadReport
+from keras_bridle.data.layouts import VideoManifest
+from keras_bridle.training.batches import file_views
 
 
 def test_views_of_files(tmp_path):

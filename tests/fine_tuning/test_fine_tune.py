@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 
 from keras_bridle import BridleBackbone, BridleImageClassifier, RandomImageMix
-from keras_bridle.fine_tuning import (
-    ArrayExamples,
+from keras_bridle.training.batches import ArrayExamples
+from keras_bridle.training.checkpoint import SaveError
+from keras_bridle.training.fine_tune import (
     FineTuner,
     ValidationScores,
+    averaged_weights,
     fine_tune,
     predict_examples,
 )
-from keras_bridle.fine_tuning.validation_scores import averaged_weights
-from keras_bridle.pretraining import SaveError
 
 
 def tuner(**settings):

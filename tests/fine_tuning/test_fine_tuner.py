@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 from keras_bridle import BridleBackbone, BridleImageClassifier, MixedBatch
-from keras_bridle.fine_tuning import FineTuner
+from keras_bridle.training.fine_tune import FineTuner
 
 DIMS = (16, 16, 1)
 

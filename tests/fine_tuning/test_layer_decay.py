@@ -4,8 +4,9 @@ import pytest
 from harness import to_numpy
 from keras import ops
 
-from keras_bridle.fine_tuning import LayerDecayAdamW, layer_decay_optimizer
-from keras_bridle.models import BridleBackbone, BridleImageClassifier
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.classifier import BridleImageClassifier
+from keras_bridle.training.layer_decay import LayerDecayAdamW, layer_decay_optimizer
 
 RATE, DECAY, WEIGHT_DECAY, BETAS, EPSILON = 1e-2, 0.6, 0.3, (0.8, 0.9), 1e-8
 

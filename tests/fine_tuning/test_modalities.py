@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import keras_bridle as kb
-from keras_bridle.fine_tuning import command_line
-from keras_bridle.fine_tuning.modalities import MODALITIES
+from keras_bridle import cli as command_line
+from keras_bridle.modalities import MODALITIES
 
 NOTHING = {
     "seconds": 0.5,

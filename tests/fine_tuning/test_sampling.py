@@ -2,15 +2,14 @@ import numpy as np
 import pytest
 
 from keras_bridle import BridleBackbone, BridleImageClassifier
-from keras_bridle.fine_tuning import (
+from keras_bridle.training.batches import (
     ArrayExamples,
-    FineTuner,
     balanced_weights,
     draw_few,
     epoch_order,
-    fine_tune,
     split_examples,
 )
+from keras_bridle.training.fine_tune import FineTuner, fine_tune
 
 LABELS = np.repeat([0, 1, 2], [50, 10, 2])
 

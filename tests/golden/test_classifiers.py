@@ -12,22 +12,15 @@ from published_models import (
     weights_of,
 )
 
-from keras_bridle.conversion import (
-    from_published_video,
+from keras_bridle.conversion.published_video import from_published_video
+from keras_bridle.conversion.published_weights import (
     load_published_classifier,
     published_weights,
 )
-from keras_bridle.layers import (
-    RandomMask,
-    SineCosinePositionEncoding,
-    TimeFrequencyMask,
-)
-from keras_bridle.layers.patch_mask import gather_patches
-from keras_bridle.models import (
-    BridleAudioClassifier,
-    BridleBackbone,
-    BridleVideoClassifier,
-)
+from keras_bridle.layers.masks import RandomMask, TimeFrequencyMask, gather_patches
+from keras_bridle.layers.positions import SineCosinePositionEncoding
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.classifier import BridleAudioClassifier, BridleVideoClassifier
 
 MAPS = golden_files("finetune_vit*.npz")
 CLIPS = golden_files("video_finetune_vit*.npz")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from golden_files import golden_files, load
 
-from keras_bridle.evaluation import code_usage, published_code_usage
+from keras_bridle.evaluation.metrics import code_usage, published_code_usage
 
 
 @pytest.mark.parametrize("path", golden_files("code_usage*.npz"), ids=lambda p: p.stem)

@@ -15,9 +15,9 @@ from published_models import (
     weights_of,
 )
 
-from keras_bridle.conversion import published_weights
-from keras_bridle.layers.patch_mask import gather_patches, restore_order
-from keras_bridle.pretraining.losses import code_prediction_loss
+from keras_bridle.conversion.published_weights import published_weights
+from keras_bridle.layers.masks import gather_patches, restore_order
+from keras_bridle.training.losses import code_prediction_loss
 
 FILES = [*golden_files("audio_encdec*.npz"), *golden_files("image_encdec*.npz")]
 VALUE = 2e-5

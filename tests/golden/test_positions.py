@@ -7,7 +7,7 @@ import pytest
 from golden_files import golden_files, load
 from harness import to_numpy
 
-from keras_bridle.layers import SineCosinePositionEncoding
+from keras_bridle.layers.positions import SineCosinePositionEncoding
 
 TOLERANCE = 1e-6
 

@@ -10,8 +10,8 @@ from keras_bridle.conversion.published_quantizer import (
     PublishedResidualQuantizer,
     load_published_quantizer,
 )
-from keras_bridle.layers.kmeans import kmeans
-from keras_bridle.layers.residual_quantizer import ResidualQuantizer
+from keras_bridle.quantizer.kmeans import kmeans
+from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
 
 TOLERANCE = 1e-5
 

@@ -19,25 +19,21 @@ from published_models import (
     weights_of,
 )
 
-from keras_bridle.conversion import (
-    PublishedResidualQuantizer,
-    from_published_video,
+from keras_bridle.conversion.published_quantizer import PublishedResidualQuantizer
+from keras_bridle.conversion.published_video import from_published_video
+from keras_bridle.conversion.published_weights import (
     load_published_backbone,
     load_published_decoder,
     load_published_estimator,
     load_published_random_projection,
     load_published_tokenizer,
 )
-from keras_bridle.layers import PatchMask
-from keras_bridle.models import (
-    BridleBackbone,
-    BridleTokenizer,
-    CodeDecoder,
-    FeatureEstimator,
-    RandomProjectionTokenizer,
-)
-from keras_bridle.pretraining import TokenizerPretrainer
-from keras_bridle.pretraining.losses import code_prediction_loss
+from keras_bridle.layers.masks import PatchMask
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
+from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
+from keras_bridle.training.losses import code_prediction_loss
+from keras_bridle.training.trainers import TokenizerPretrainer
 
 FILES = golden_files("video_*.npz", lambda config: "codebook_type" in config)
 EMBEDDING, LOSS = 2e-5, 5e-6

@@ -26,20 +26,17 @@ from published_models import (
     weights_of,
 )
 
-from keras_bridle.conversion import (
-    PublishedResidualQuantizer,
+from keras_bridle.conversion.published_quantizer import PublishedResidualQuantizer
+from keras_bridle.conversion.published_weights import (
     load_published_estimator,
     load_published_random_projection,
     load_published_tokenizer,
     published_weights,
 )
-from keras_bridle.layers import RandomMask
-from keras_bridle.models import (
-    BridleTokenizer,
-    FeatureEstimator,
-    RandomProjectionTokenizer,
-)
-from keras_bridle.pretraining import (
+from keras_bridle.layers.masks import RandomMask
+from keras_bridle.models.heads import FeatureEstimator
+from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
+from keras_bridle.training.trainers import (
     EncoderPretrainer,
     JointPretrainer,
     TokenizerPretrainer,

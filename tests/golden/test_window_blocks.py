@@ -8,9 +8,12 @@ from harness import gradients, relative_error, run
 from keras import ops
 from published_models import check_gradients
 
-from keras_bridle.conversion import published_block_weights
-from keras_bridle.layers import WindowTransformerBlock
-from keras_bridle.layers.window_transformer_block import _log_offsets, _region_mask
+from keras_bridle.conversion.published_weights import published_block_weights
+from keras_bridle.layers.transformer import (
+    WindowTransformerBlock,
+    _log_offsets,
+    _region_mask,
+)
 
 FILES = golden_files("swin_block*.npz")
 VALUE, GRADIENT = 2e-5, 2e-5

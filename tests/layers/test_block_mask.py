@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from harness import run, to_numpy
 
-from keras_bridle.layers import BlockMask, RandomMask
+from keras_bridle.layers.masks import BlockMask, RandomMask
 
 GRID = (14, 14)
 

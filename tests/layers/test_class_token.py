@@ -1,7 +1,7 @@
 import numpy as np
 from harness import to_numpy
 
-from keras_bridle.layers import ClassToken
+from keras_bridle.layers.patches import ClassToken
 
 
 def test_same_token_in_front_of_every_sequence():

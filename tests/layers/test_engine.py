@@ -3,13 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_bridle.layers.engine import (
-    after,
-    argmax_of_rows,
-    attention,
-    nearness,
-    segment_sum,
-)
+from keras_bridle.engine import after, argmax_of_rows, attention, nearness, segment_sum
 
 
 @pytest.mark.parametrize("shape", [(1000,), (1000, 5)])

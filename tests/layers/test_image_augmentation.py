@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_bridle.layers import ImageAugmentation, RandAugment
+from keras_bridle.augmentation.image import ImageAugmentation, RandAugment
 
 
 def augmented(layer, images, training=True):

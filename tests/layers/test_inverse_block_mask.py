@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from harness import run, to_numpy
 
-from keras_bridle.layers import InverseBlockMask
+from keras_bridle.layers.masks import InverseBlockMask
 
 GRID = (14, 14)
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
-from keras_bridle.layers import kmeans as kmeans_module
-from keras_bridle.layers.kmeans import kmeans
+from keras_bridle.quantizer import kmeans as kmeans_module
+from keras_bridle.quantizer.kmeans import kmeans
 
 
 def samples(count=500, dim=6, seed=0):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from harness import perturb, to_numpy
 
-from keras_bridle.layers import LearnedPositionEncoding
+from keras_bridle.layers.positions import LearnedPositionEncoding
 
 
 def made(grid, dim=8):

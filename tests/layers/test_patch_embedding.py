@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from harness import to_numpy
 
-from keras_bridle.layers import PatchEmbedding
+from keras_bridle.layers.patches import PatchEmbedding
 
 
 def reference(x, sides, kernel, bias):

@@ -3,8 +3,8 @@ import pytest
 from harness import to_numpy
 from keras import ops
 
-from keras_bridle.layers import PatchMask
-from keras_bridle.layers.patch_mask import (
+from keras_bridle.layers.masks import (
+    PatchMask,
     check_mask_ratio,
     gather_patches,
     num_kept,

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from harness import to_numpy
 
-from keras_bridle.layers import PixelNormalization
+from keras_bridle.layers.pixels import PixelNormalization
 
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])

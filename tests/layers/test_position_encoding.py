@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from harness import to_numpy
 
-from keras_bridle.layers import SineCosinePositionEncoding
+from keras_bridle.layers.positions import SineCosinePositionEncoding
 
 
 def channels(place, dim):

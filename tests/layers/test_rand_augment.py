@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_bridle.layers import ImageAugmentation, RandAugment
-from keras_bridle.layers.image_augmentation import transform_copy
+from keras_bridle.augmentation.image import (
+    ImageAugmentation,
+    RandAugment,
+    transform_copy,
+)
 
 WAYS = [
     *("shear", "translation", "rotation", "brightness", "color", "contrast"),

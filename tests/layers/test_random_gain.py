@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_bridle.layers.random_gain import RandomWaveformGain
+from keras_bridle.augmentation.audio import RandomWaveformGain
 
 
 def _gains(layer, batch_size):

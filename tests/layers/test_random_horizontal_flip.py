@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_bridle.layers.random_horizontal_flip import RandomHorizontalFlip
+from keras_bridle.augmentation.image import RandomHorizontalFlip
 
 
 def flip(layer, images, training=True):

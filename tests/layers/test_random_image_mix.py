@@ -3,7 +3,7 @@ import pytest
 from keras import ops
 from scipy import stats
 
-from keras_bridle.layers import RandomImageMix
+from keras_bridle.augmentation.image import RandomImageMix
 
 
 def mixed(layer, images, training=True):

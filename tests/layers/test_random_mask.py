@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from harness import to_numpy
 
-from keras_bridle.layers import RandomMask
+from keras_bridle.layers.masks import RandomMask
 
 
 def drawn(mask, batch=4, length=20):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_bridle.layers.random_multi_scale_crop import RandomMultiScaleCrop
+from keras_bridle.augmentation.image import RandomMultiScaleCrop
 
 
 def ramps(batch_size, height, width):

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_bridle.layers.random_resized_crop import RandomResizedCrop
+from keras_bridle.augmentation.image import RandomResizedCrop
 
 
 def coordinates(batch_size, height, width):

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_bridle.augmentation.audio import RandomWaveformRoll
 from keras_bridle.layers.log_mel import LogMelSpectrogram
-from keras_bridle.layers.random_roll import RandomWaveformRoll
 
 
 def _counting(batch_size, num_samples):

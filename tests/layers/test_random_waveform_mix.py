@@ -3,8 +3,8 @@ import pytest
 from keras import ops
 from scipy import stats
 
-from keras_bridle.layers import RandomWaveformMix
-from keras_bridle.layers.mixed_batch import mix_labels
+from keras_bridle.augmentation.audio import RandomWaveformMix
+from keras_bridle.augmentation.base import mix_labels
 
 
 def mixed(layer, waveforms, training=True):

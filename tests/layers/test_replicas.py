@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_bridle.layers import ResidualQuantizer
-from keras_bridle.layers import replicas as module
-from keras_bridle.pretraining.losses import weighted_mean
+from keras_bridle import replicas as module
+from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
+from keras_bridle.training.losses import weighted_mean
 
 torch_only = pytest.mark.skipif(
     keras.backend.backend() != "torch",
@@ -108,7 +108,7 @@ def test_rows_are_drawn_taken_and_joined_as_those_of_one_batch(replicas):
 @torch_only
 def test_shares_of_a_mean_add_up_to_it(replicas, monkeypatch):
     monkeypatch.setattr(
-        "keras_bridle.pretraining.losses.num_replicas", lambda: replicas.count
+        "keras_bridle.training.losses.num_replicas", lambda: replicas.count
     )
     values = np.random.default_rng(0).normal(size=(12, 5)).astype("float32")
     weights = (np.arange(60).reshape(12, 5) % 7 < 3).astype("float32")
@@ -153,7 +153,7 @@ def test_quantizers_of_replicas_move_like_one(options, padded, monkeypatch):
     expected = [whole(vectors, mask, training=True) for _ in range(3)]
     quantizers = [made() for _ in range(3)]
     replicas = Replicas(3, monkeypatch)
-    name = "keras_bridle.layers.residual_quantizer.num_replicas"
+    name = "keras_bridle.quantizer.residual_quantizer.num_replicas"
     monkeypatch.setattr(name, lambda: 3)
 
     def of(index):
@@ -176,7 +176,7 @@ def test_quantizers_of_replicas_move_like_one(options, padded, monkeypatch):
 
 @torch_only
 def test_one_bad_replica_keeps_all_codebooks_as_they_are(replicas, monkeypatch):
-    name = "keras_bridle.layers.residual_quantizer.num_replicas"
+    name = "keras_bridle.quantizer.residual_quantizer.num_replicas"
     monkeypatch.setattr(name, lambda: 3)
     quantizers = [ResidualQuantizer(2, 8, dim=4, seed=5) for _ in range(3)]
     for quantizer in quantizers:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_bridle.layers.residual_quantizer import (
+from keras_bridle.quantizer.residual_quantizer import (
     ResidualQuantizer,
     ResidualQuantizerOutput,
 )
@@ -832,7 +832,7 @@ def test_adapt_leaves_out_padding():
 
 def test_adapt_samples_evenly_in_bounded_memory():
     # Batch b holds vectors of angle b; the sample should hold each angle alike.
-    from keras_bridle.layers.vector_samples import sample_vectors
+    from keras_bridle.quantizer.kmeans import sample_vectors
 
     batches = (np.full((100, 1), b, "float32") for b in range(50))
     drawn = sample_vectors(batches, None, 1000, None, None, seed=0)

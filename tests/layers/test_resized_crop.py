@@ -4,8 +4,11 @@ import pytest
 from keras import ops
 from PIL import Image
 
-from keras_bridle.layers import RandomMultiScaleCrop
-from keras_bridle.layers.resized_crop import centered_boxes, crop_and_resize
+from keras_bridle.augmentation.image import (
+    RandomMultiScaleCrop,
+    centered_boxes,
+    crop_and_resize,
+)
 
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,

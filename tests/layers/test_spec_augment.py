@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_bridle.layers import SpecAugment
+from keras_bridle.augmentation.audio import SpecAugment
 
 
 def hidden(layer, count=200, frames=40, bins=20):

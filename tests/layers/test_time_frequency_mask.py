@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from harness import to_numpy
 
-from keras_bridle.layers import TimeFrequencyMask
+from keras_bridle.layers.masks import TimeFrequencyMask
 
 GRID = (10, 4)
 

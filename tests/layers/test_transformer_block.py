@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from harness import perturb, run, to_numpy
 
-from keras_bridle.layers import TransformerBlock
+from keras_bridle.layers.transformer import TransformerBlock
 
 gelu = np.vectorize(lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2))))
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from harness import perturb, run, to_numpy
 
-from keras_bridle.layers import WindowTransformerBlock
+from keras_bridle.layers.transformer import WindowTransformerBlock
 
 
 def made(window=(2, 3), shift=(1, 1), heads=2, dim=8):

@@ -7,14 +7,11 @@ import tensorflow as tf
 from harness import perturb, run, to_numpy
 from keras import ops
 
-from keras_bridle.layers import LogMelSpectrogram, RandomMask, TimeFrequencyMask
-from keras_bridle.models import (
-    BridleAudioClassifier,
-    BridleAudioConverter,
-    BridleAudioPreprocessor,
-    BridleBackbone,
-    ClassScore,
-)
+from keras_bridle.layers.log_mel import LogMelSpectrogram
+from keras_bridle.layers.masks import RandomMask, TimeFrequencyMask
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.classifier import BridleAudioClassifier, ClassScore
+from keras_bridle.models.converters import BridleAudioConverter, BridleAudioPreprocessor
 
 RATE = 16000
 

@@ -4,12 +4,9 @@ import tensorflow as tf
 from harness import to_numpy
 from keras import ops
 
-from keras_bridle.layers import LogMelSpectrogram
-from keras_bridle.models import (
-    BridleAudioConverter,
-    BridleAudioPreprocessor,
-    BridleBackbone,
-)
+from keras_bridle.layers.log_mel import LogMelSpectrogram
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.converters import BridleAudioConverter, BridleAudioPreprocessor
 
 
 def noise(*shape):

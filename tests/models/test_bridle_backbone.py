@@ -4,8 +4,8 @@ import pytest
 from harness import perturb, run, to_numpy
 from keras import ops
 
-from keras_bridle.layers import LogMelSpectrogram
-from keras_bridle.models import BridleBackbone
+from keras_bridle.layers.log_mel import LogMelSpectrogram
+from keras_bridle.models.backbone import BridleBackbone
 
 SIZES = {"hidden_dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 32}
 

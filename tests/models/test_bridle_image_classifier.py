@@ -2,15 +2,14 @@ import numpy as np
 import pytest
 from harness import perturb, run, to_numpy
 
-from keras_bridle.layers import PixelNormalization
-from keras_bridle.models import (
+from keras_bridle.layers.pixels import PixelNormalization
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.classifier import (
     BridleAudioClassifier,
-    BridleBackbone,
     BridleImageClassifier,
-    BridleImageConverter,
-    BridleImagePreprocessor,
     BridleVideoClassifier,
 )
+from keras_bridle.models.converters import BridleImageConverter, BridleImagePreprocessor
 
 
 def backbone(**settings):

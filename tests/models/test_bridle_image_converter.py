@@ -5,8 +5,8 @@ import tensorflow as tf
 from harness import to_numpy
 from keras import ops
 
-from keras_bridle.models import (
-    BridleBackbone,
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.converters import (
     BridleImageConverter,
     BridleImagePreprocessor,
     BridleVideoConverter,

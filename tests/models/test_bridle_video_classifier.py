@@ -1,12 +1,11 @@
 import numpy as np
 from harness import perturb, to_numpy
 
-from keras_bridle.layers import PixelNormalization, TubeMask
-from keras_bridle.models import (
-    BridleBackbone,
-    BridleVideoClassifier,
-    BridleVideoPreprocessor,
-)
+from keras_bridle.layers.masks import TubeMask
+from keras_bridle.layers.pixels import PixelNormalization
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.classifier import BridleVideoClassifier
+from keras_bridle.models.converters import BridleVideoPreprocessor
 
 
 def backbone():

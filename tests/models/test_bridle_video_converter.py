@@ -5,9 +5,9 @@ from harness import to_numpy
 from keras import ops
 from video_files import write_video
 
-from keras_bridle.data.video_file import VideoReader
-from keras_bridle.models import (
-    BridleBackbone,
+from keras_bridle.data.video_reader import VideoReader
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.converters import (
     BridleImageConverter,
     BridleVideoConverter,
     BridleVideoPreprocessor,

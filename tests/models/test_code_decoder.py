@@ -3,8 +3,8 @@ import pytest
 from harness import perturb, run, to_numpy
 from keras import ops
 
-from keras_bridle.layers import PatchMask
-from keras_bridle.models import CodeDecoder
+from keras_bridle.layers.masks import PatchMask
+from keras_bridle.models.heads import CodeDecoder
 
 LEVELS, CODES = 2, 5
 GRID = (4, 2)

@@ -3,7 +3,7 @@ import pytest
 from harness import perturb, run, to_numpy
 from keras import ops
 
-from keras_bridle.models import FeatureEstimator
+from keras_bridle.models.heads import FeatureEstimator
 
 
 def made(**settings):

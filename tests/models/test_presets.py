@@ -3,13 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_bridle.layers import RandomMask, ResidualQuantizer, TubeMask
-from keras_bridle.models import (
-    BridleBackbone,
-    CodeDecoder,
-    FeatureEstimator,
-    RandomProjectionTokenizer,
-)
+from keras_bridle.layers.masks import RandomMask, TubeMask
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
 from keras_bridle.models.presets import (
     backbone_preset,
     decoder_size,
@@ -17,6 +13,8 @@ from keras_bridle.models.presets import (
     preset_folder,
     preset_names,
 )
+from keras_bridle.models.tokenizers import RandomProjectionTokenizer
+from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
 
 
 @pytest.mark.parametrize("name", preset_names())

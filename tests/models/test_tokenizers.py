@@ -4,12 +4,9 @@ import numpy as np
 import pytest
 from harness import perturb, run, to_numpy
 
-from keras_bridle.layers import ResidualQuantizer
-from keras_bridle.models import (
-    BridleBackbone,
-    BridleTokenizer,
-    RandomProjectionTokenizer,
-)
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
+from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
 
 
 def quantizer(dim=6):

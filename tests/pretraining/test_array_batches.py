@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_bridle.pretraining import ArrayBatches
+from keras_bridle.training.batches import ArrayBatches
 
 
 def epoch_of(batches):

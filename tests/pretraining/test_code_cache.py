@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from tiny_pretraining import assert_same_bits, backbone, maps, weights_of
 
-from keras_bridle.layers import RandomMask
-from keras_bridle.models import RandomProjectionTokenizer
-from keras_bridle.pretraining import InterleavedPretraining
-from keras_bridle.pretraining.array_batches import ArrayBatches
-from keras_bridle.pretraining.code_cache import cached_codes, check_cacheable
+from keras_bridle.layers.masks import RandomMask
+from keras_bridle.models.tokenizers import RandomProjectionTokenizer
+from keras_bridle.training.batches import ArrayBatches
+from keras_bridle.training.interleaved import InterleavedPretraining
+from keras_bridle.training.run import cached_codes, check_cacheable
 
 INPUTS = maps(10)
 SETTINGS = {

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_bridle.layers.residual_quantizer import ResidualQuantizer
-from keras_bridle.pretraining.code_usage import CodeUsage, usage_of_counts
-from keras_bridle.pretraining.code_usage_logger import CodeUsageLogger
+from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
+from keras_bridle.quantizer.usage import CodeUsage, usage_of_counts
+from keras_bridle.training.progress import CodeUsageLogger
 
 
 def reference(codes, size):

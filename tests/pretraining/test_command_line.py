@@ -9,9 +9,10 @@ import pytest
 from image_files import write_gray
 from recipe_runs import write_preset_config
 
-from keras_bridle.data import ImageManifest, image_dataset
-from keras_bridle.layers import LogMelSpectrogram
-from keras_bridle.pretraining import command_line
+from keras_bridle import cli as command_line
+from keras_bridle.data.layouts import ImageManifest
+from keras_bridle.data.pipeline import image_dataset
+from keras_bridle.layers.log_mel import LogMelSpectrogram
 
 
 def reading(**kwargs):

@@ -3,8 +3,8 @@
 import keras
 import pytest
 
+from keras_bridle import cli as command_line
 from keras_bridle.distribution import num_devices
-from keras_bridle.pretraining import command_line
 
 
 def arguments(tmp_path, *flags):
@@ -58,7 +58,7 @@ def test_batches_must_divide(tmp_path, capsys, monkeypatch):
 
 
 def test_a_lost_process_is_a_line_and_not_a_traceback(tmp_path, monkeypatch):
-    from keras_bridle.distribution import scope
+    from keras_bridle import distribution as scope
 
     if keras.backend.backend() == "torch":
         pytest.skip("needs torchrun")

@@ -28,13 +28,11 @@ from tiny_pretraining import (
     weights_of,
 )
 
-from keras_bridle.layers import RandomMask, ResidualQuantizer
-from keras_bridle.models import (
-    BridleTokenizer,
-    CodeDecoder,
-    RandomProjectionTokenizer,
-)
-from keras_bridle.pretraining import EncoderPretrainer
+from keras_bridle.layers.masks import RandomMask
+from keras_bridle.models.heads import CodeDecoder
+from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
+from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
+from keras_bridle.training.trainers import EncoderPretrainer
 
 
 def outputs_of(trainer, inputs):

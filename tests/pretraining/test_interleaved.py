@@ -18,9 +18,8 @@ from tiny_pretraining import (
     weights_of,
 )
 
-from keras_bridle.data.tensorflow_input import import_tensorflow
-from keras_bridle.pretraining import InterleavedPretraining
-from keras_bridle.pretraining.phases import phases
+from keras_bridle.data.readers import import_tensorflow
+from keras_bridle.training.interleaved import InterleavedPretraining, phases
 
 PHASES = ["0_cold_start", "1_tokenizer", "2_encoder"]
 SETTINGS = {

@@ -25,8 +25,9 @@ from tiny_pretraining import (
     weights_of,
 )
 
-from keras_bridle.models import BridleTokenizer, FeatureEstimator
-from keras_bridle.pretraining import JointPretrainer
+from keras_bridle.models.heads import FeatureEstimator
+from keras_bridle.models.tokenizers import BridleTokenizer
+from keras_bridle.training.trainers import JointPretrainer
 
 
 def state_of(trainer):

@@ -4,10 +4,13 @@ import keras
 import numpy as np
 import pytest
 
-from keras_bridle.data.tensorflow_input import import_tensorflow
-from keras_bridle.pretraining import ArrayBatches
-from keras_bridle.pretraining.input_batches import batches_by_epoch, first_batches
-from keras_bridle.pretraining.later_batches import from_batch_on
+from keras_bridle.data.readers import import_tensorflow
+from keras_bridle.training.batches import (
+    ArrayBatches,
+    batches_by_epoch,
+    first_batches,
+    from_batch_on,
+)
 
 
 class Numbers(keras.utils.PyDataset):

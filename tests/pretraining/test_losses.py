@@ -7,7 +7,7 @@ from harness import gradients, to_numpy
 from keras import ops
 from tiny_pretraining import reference_code_loss, reference_cosine
 
-from keras_bridle.pretraining.losses import (
+from keras_bridle.training.losses import (
     code_prediction_loss,
     cosine_similarity,
     weighted_mean,

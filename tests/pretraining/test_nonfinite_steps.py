@@ -13,14 +13,14 @@ from tiny_pretraining import (
     weights_of,
 )
 
-from keras_bridle.pretraining import adamw
-from keras_bridle.pretraining.finite_mean import FiniteLoss, FiniteMean
-from keras_bridle.pretraining.nonfinite_steps import (
+from keras_bridle.training.checkpoint import (
     NonFiniteLoss,
     NonFiniteSteps,
     skip_nonfinite_steps,
     skipping,
 )
+from keras_bridle.training.layer_decay import adamw
+from keras_bridle.training.losses import FiniteLoss, FiniteMean
 
 BATCHES = [maps(4, seed) for seed in range(4)]
 BAD = np.full_like(BATCHES[0], np.nan)

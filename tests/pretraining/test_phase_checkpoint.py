@@ -14,9 +14,9 @@ from tiny_pretraining import (
     weights_of,
 )
 
-from keras_bridle.layers import RandomMask
-from keras_bridle.pretraining import NonFiniteLoss, PhaseCheckpoint, adamw
-from keras_bridle.pretraining.atomic_files import SaveError
+from keras_bridle.layers.masks import RandomMask
+from keras_bridle.training.checkpoint import NonFiniteLoss, PhaseCheckpoint, SaveError
+from keras_bridle.training.layer_decay import adamw
 
 
 def dense_model(units=1):
@@ -318,7 +318,7 @@ def test_seeds_of_masks_are_state():
     """What is drawn in training must be part of what is saved."""
     from tiny_pretraining import encoder_pretrainer
 
-    from keras_bridle.pretraining.state_variables import state_variables
+    from keras_bridle.training.checkpoint import state_variables
 
     trainer = encoder_pretrainer(mask=RandomMask(0.5))
     trainer.compile("sgd")

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_bridle.pretraining.atomic_files import SaveError
-from keras_bridle.pretraining.phase_files import NoFiles, open_run
+from keras_bridle.training.checkpoint import SaveError
+from keras_bridle.training.run import NoFiles, open_run
 
 PHASE = SimpleNamespace(name="0_cold_start")
 OPTIONS = SimpleNamespace(

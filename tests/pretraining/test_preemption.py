@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from keras_bridle.pretraining import preemption as module
-from keras_bridle.pretraining.preemption import Preempted, Preemption
+from keras_bridle.training import checkpoint as module
+from keras_bridle.training.checkpoint import Preempted, Preemption
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from tiny_pretraining import assert_same_bits, backbone, maps, weights_of
 
-from keras_bridle.pretraining import InterleavedPretraining
-from keras_bridle.pretraining.atomic_files import SaveError
-from keras_bridle.pretraining.later_batches import from_batch_on
-from keras_bridle.pretraining.run_directory import RunDirectory
-from keras_bridle.pretraining.run_lock import RunLock
+from keras_bridle.training.batches import from_batch_on
+from keras_bridle.training.checkpoint import SaveError
+from keras_bridle.training.interleaved import InterleavedPretraining
+from keras_bridle.training.run import RunDirectory, RunLock
 
 INPUTS = maps(14)
 PHASE = "0_cold_start"

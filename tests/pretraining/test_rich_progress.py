@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from keras_bridle.pretraining import RichProgress
+from keras_bridle.training.progress import RichProgress
 
 LOGS = {"loss": 1.5, "accuracy_1": 0.25, "accuracy_2": 0.5, "usage_1": 1.0}
 LINE = "loss 1.500  accuracy 25/50 %  used 100 %"

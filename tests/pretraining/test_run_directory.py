@@ -6,7 +6,7 @@ import keras
 import pytest
 
 import keras_bridle
-from keras_bridle.pretraining import RunDirectory
+from keras_bridle.training.run import RunDirectory
 
 SETTINGS = {"rounds": 2, "plan": [("0_cold_start", 3)], "mask": {"ratio": 0.8}}
 

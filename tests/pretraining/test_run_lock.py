@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from keras_bridle.pretraining import run_lock
-from keras_bridle.pretraining.run_lock import RunLock
+from keras_bridle.training import run as run_lock
+from keras_bridle.training.run import RunLock
 
 # The file alone: the whole package takes seconds to import.
 HOLD = """

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tiny_pretraining import backbone, maps
 
-from keras_bridle.pretraining import InterleavedPretraining, load_run
+from keras_bridle.training.interleaved import InterleavedPretraining, load_run
 
 
 def _features(pretraining):

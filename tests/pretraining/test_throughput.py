@@ -6,11 +6,13 @@ import keras
 import numpy as np
 import pytest
 
-from keras_bridle.data.tensorflow_input import import_tensorflow
-from keras_bridle.pretraining.device import device_memory
-from keras_bridle.pretraining.profile_steps import ProfileSteps
-from keras_bridle.pretraining.speed_board import SpeedBoard
-from keras_bridle.pretraining.throughput import Throughput
+from keras_bridle.data.readers import import_tensorflow
+from keras_bridle.training.progress import (
+    ProfileSteps,
+    SpeedBoard,
+    Throughput,
+    device_memory,
+)
 
 
 def fit(callbacks, epochs=2):

@@ -27,8 +27,9 @@ from tiny_pretraining import (
     weights_of,
 )
 
-from keras_bridle.models import BridleTokenizer, FeatureEstimator
-from keras_bridle.pretraining import TokenizerPretrainer
+from keras_bridle.models.heads import FeatureEstimator
+from keras_bridle.models.tokenizers import BridleTokenizer
+from keras_bridle.training.trainers import TokenizerPretrainer
 
 
 def outputs_of(trainer, inputs):

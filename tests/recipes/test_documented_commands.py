@@ -15,10 +15,9 @@ import pytest
 from recipe_runs import RECIPES, load_recipe, write_preset_config
 
 import keras_bridle as kb
-from keras_bridle.data.labeled_files import LAYOUTS
-from keras_bridle.evaluation.command_line import check_reading_flags, reading_of
+from keras_bridle.cli import Setup, check_reading_flags, reading_of
+from keras_bridle.data.layouts import LAYOUTS
 from keras_bridle.models.presets import backbone_preset, decoder_size
-from keras_bridle.pretraining.command_line import Setup
 
 README, RECIPES_README = RECIPES.parent / "README.md", RECIPES / "README.md"
 SCRIPTS = sorted(RECIPES.glob("*.py"))

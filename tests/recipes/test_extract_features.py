@@ -14,9 +14,9 @@ from recipe_runs import fails_in_one_line, load_recipe
 from tiny_pretraining import backbone as tiny_backbone
 
 import keras_bridle as kb
-from keras_bridle.data import extract_samples
-from keras_bridle.evaluation import load_file_features
-from keras_bridle.pretraining.run_lock import RunLock
+from keras_bridle.data.samples import extract_samples
+from keras_bridle.evaluation.features import load_file_features
+from keras_bridle.training.run import RunLock
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,10 @@ from recipe_runs import fails_in_one_line, load_recipe
 from video_files import scene, write_video
 
 import keras_bridle as kb
-from keras_bridle.data import load_syllables
-from keras_bridle.fine_tuning import ArrayExamples, modalities
-from keras_bridle.pretraining.run_lock import RunLock
+from keras_bridle import modalities
+from keras_bridle.data.samples import load_syllables
+from keras_bridle.training.batches import ArrayExamples
+from keras_bridle.training.run import RunLock
 
 SHORT = ["--quiet", "--epochs=1", "--warmup-epochs=0", "--batch-size=4"]
 SMALL = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32}

@@ -25,8 +25,8 @@ from recipe_runs import (
 )
 
 import keras_bridle as kb
-from keras_bridle.data import load_sonic_pi, load_syllables
-from keras_bridle.pretraining import command_line
+from keras_bridle import cli as command_line
+from keras_bridle.data.samples import load_sonic_pi, load_syllables
 
 SHORT = [*SHORT, "--seconds=0.3"]
 

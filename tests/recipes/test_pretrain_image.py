@@ -16,9 +16,9 @@ from recipe_runs import (
 )
 
 import keras_bridle as kb
-from keras_bridle.data import load_fashion
-from keras_bridle.pretraining import interleaved
-from keras_bridle.pretraining.code_cache import cached_codes
+from keras_bridle.data.samples import load_fashion
+from keras_bridle.training import interleaved
+from keras_bridle.training.run import cached_codes
 
 
 @pytest.fixture(scope="module")

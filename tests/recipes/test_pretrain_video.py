@@ -15,7 +15,7 @@ from recipe_runs import (
 )
 
 import keras_bridle as kb
-from keras_bridle.data import extract_samples, synthetic_pans
+from keras_bridle.data.samples import extract_samples, synthetic_pans
 
 SHORT = [*SHORT, "--image-size=16", "--num-frames=4"]
 

@@ -12,7 +12,7 @@ from sound_files import write as write_sound
 from video_files import scene, write_video
 
 import keras_bridle as kb
-from keras_bridle.data import load_fashion, load_syllables, synthetic_pans
+from keras_bridle.data.samples import load_fashion, load_syllables, synthetic_pans
 
 SMALL = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32}
 

@@ -17,7 +17,8 @@ import keras
 import numpy as np
 
 import keras_bridle as kb
-from keras_bridle.data import AudioManifest, audio_dataset
+from keras_bridle.data.layouts import AudioManifest
+from keras_bridle.data.pipeline import audio_dataset
 
 BATCH_SIZE = 8
 

@@ -1,0 +1,124 @@
+"""Normalization of pixels."""
+
+import keras
+import numpy as np
+from keras import ops
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@keras.saving.register_keras_serializable(package="keras_bridle")
+class PixelNormalization(keras.layers.Layer):
+    """Turns raw pixels of images or clips into normalized ones.
+
+    `(pixels / scale - mean) / std`. As the front end of a model it makes the model take
+    raw pixels: 0 to 255, whatever their dtype, as files and Keras' image layers have
+    them. It is computed in float32 whatever the dtype policy, and only the result is
+    cast to the compute dtype.
+
+    Args:
+        mean: float or tuple of floats, one for each channel, of the pixels divided by
+            `scale`. The default is ImageNet's.
+        std: float or tuple of floats, the standard deviation likewise.
+        scale: float, the value of a full pixel; 1.0 for pixels in [0, 1].
+        **kwargs: keyword arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        pixels: integer or float tensor of shape `(..., channels)`. Grey pixels, which
+            have one channel, are normalized by the average over the channels.
+
+    Returns:
+        Tensor of the same shape.
+
+    Raises:
+        ValueError: for a `std` or `scale` that is not positive, `mean` and `std` of
+            different lengths, or pixels of another number of channels.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_bridle.layers.pixels import PixelNormalization
+
+    images = np.full((2, 32, 32, 3), 255, "uint8")
+    print(PixelNormalization(mean=0.5, std=0.25)(images)[0, 0, 0])  # 2, 2, 2
+    ```
+
+    Reference:
+        - [He et al., 2015](https://arxiv.org/abs/1512.03385), the usual statistics
+    """
+
+    def __init__(self, mean=IMAGENET_MEAN, std=IMAGENET_STD, scale=255.0, **kwargs):
+        # Half precision would round the pixels before they are normalized.
+        kwargs.setdefault("autocast", False)
+        super().__init__(**kwargs)
+        self.mean = _as_config(mean)
+        self.std = _as_config(std)
+        self.scale = scale
+        self._mean = np.atleast_1d(np.asarray(mean, "float64"))
+        self._std = np.atleast_1d(np.asarray(std, "float64"))
+        lengths = {len(self._mean), len(self._std)} - {1}
+        if len(lengths) > 1:
+            raise ValueError(
+                "`mean` and `std` must have as many values as each other. "
+                f"Received: mean={mean}, std={std}"
+            )
+        if scale <= 0 or (self._std <= 0).any():
+            raise ValueError(
+                "`std` and `scale` must be positive. "
+                f"Received: std={std}, scale={scale}"
+            )
+        self._num_channels = lengths.pop() if lengths else None
+
+    @classmethod
+    def for_data(cls, pixels, scale=255.0, **kwargs):
+        """Makes the layer that brings each channel to mean 0 and deviation 1.
+
+        Args:
+            pixels: array of shape `(..., channels)`.
+            scale: float, as of the layer.
+            **kwargs: other arguments of the layer but `mean` and `std`.
+
+        Returns:
+            A `PixelNormalization`.
+
+        Raises:
+            ValueError: if all pixels of a channel are alike.
+        """
+        axes = tuple(range(np.ndim(pixels) - 1))
+        pixels = np.asarray(pixels) / scale
+        mean, std = pixels.mean(axes), pixels.std(axes)
+        return cls(tuple(mean.tolist()), tuple(std.tolist()), scale, **kwargs)
+
+    def call(self, pixels):
+        pixels = ops.convert_to_tensor(pixels)
+        channels = pixels.shape[-1]
+        if self._num_channels not in (None, channels) and channels != 1:
+            raise ValueError(
+                f"`mean` and `std` are for {self._num_channels} channels. "
+                f"Received: pixels of shape {tuple(pixels.shape)}"
+            )
+        mean, std = self._mean, self._std
+        if channels == 1:
+            mean, std = mean.mean(keepdims=True), std.mean(keepdims=True)
+        # One multiplication and one addition for each pixel.
+        factor = ops.convert_to_tensor(1.0 / (self.scale * std), dtype="float32")
+        offset = ops.convert_to_tensor(-mean / std, dtype="float32")
+        pixels = ops.cast(pixels, "float32") * factor + offset
+        return ops.cast(pixels, self.compute_dtype)
+
+    def compute_output_shape(self, pixels_shape):
+        return tuple(pixels_shape)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "mean": self.mean,
+            "std": self.std,
+            "scale": self.scale,
+        }
+
+
+def _as_config(value):
+    """A number as it is, several of them as a tuple of floats."""
+    return float(value) if np.ndim(value) == 0 else tuple(map(float, value))

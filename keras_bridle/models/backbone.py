@@ -1,0 +1,402 @@
+"""The encoder."""
+
+import keras
+import keras_hub
+from keras import ops
+
+from keras_bridle.layers.masks import gather_patches
+from keras_bridle.layers.patches import ClassToken, PatchEmbedding
+from keras_bridle.layers.positions import (
+    LearnedPositionEncoding,
+    SineCosinePositionEncoding,
+    check_layout,
+)
+from keras_bridle.layers.transformer import TransformerBlock, check_drop_path_rate
+from keras_bridle.models.presets import backbone_preset, preset_folder
+
+
+@keras.saving.register_keras_serializable(package="keras_bridle")
+class BridleBackbone(keras_hub.models.Backbone):
+    """The encoder that BRIDLE pretrains: a pre-norm ViT over patches.
+
+    Called on raw input it gives one vector for each patch. In pretraining, `encode()`
+    runs on the visible patches alone.
+
+    Args:
+        patch_size: int or tuple of ints, the sides of a patch: `(frames, mel bins)` of
+            a spectrogram, `(rows, columns)` of an image, `(frames, rows, columns)` of
+            a clip.
+        hidden_dim: int, size of the tokens.
+        num_layers: int, number of transformer blocks.
+        num_heads: int, attention heads of each block.
+        mlp_dim: int, width of the blocks' hidden layer.
+        input_dims: tuple of ints, the shape of one input without the batch that the
+            encoder is made for: `(None,)` for waveforms of any length, `(rows, columns,
+            channels)` for maps. Inputs with other sides are taken as well.
+        front_end: optional Keras layer that turns raw input into the map that is cut
+            into patches, such as `LogMelSpectrogram`. A method `padding_mask(inputs)`
+            of it, if there is one, tells the real rows of the map from padded ones.
+        use_class_token: bool, whether a learned token is put in front of the patches.
+        position_layout: string, the `layout` of `SineCosinePositionEncoding`; or
+            `"learned"` for a table of weights.
+        trained_grid: optional tuple of ints, onto which the positions of other grids
+            are stretched, `None` at sides that are not. `"input"` is the grid of
+            `input_dims`, with `None` for a clip's time. Without it, or along a side of
+            `None`, a shorter input has the first positions of a longer one. For
+            `"learned"` positions, the grid that there are any for: by default that of
+            `input_dims`.
+        layer_norm_epsilon: float, added to the variance in the norms.
+        drop_path_rate: float in [0, 1), how likely an example skips a half of the last
+            block in training; it rises evenly from 0 at the first block.
+        dtype: optional string or `keras.DTypePolicy`.
+        **kwargs: keyword arguments of `keras_hub.models.Backbone`.
+
+    Call arguments:
+        inputs: tensor of shape `(batch, *input_dims)`.
+
+    Returns:
+        Tensor of shape `(batch, num_tokens, hidden_dim)`: the class token, if there is
+        one, then the patches row by row.
+
+    Raises:
+        ValueError: for `trained_grid="input"` where `input_dims` has an unknown side,
+            or a rate out of range.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_bridle.models.backbone import BridleBackbone
+
+    backbone = BridleBackbone(
+        patch_size=16, hidden_dim=32, num_layers=2, num_heads=2, mlp_dim=64,
+        input_dims=(64, 128, 1),
+    )
+    print(backbone(np.zeros((2, 64, 128, 1), "float32")).shape)  # (2, 33, 32)
+
+    backbone = BridleBackbone.from_preset("bridle_audio_tiny", load_weights=False)
+    print(backbone.pooled_features(np.ones((2, 16000), "float32")).shape)
+    ```
+
+    Reference:
+        - [BRIDLE, 2025](https://arxiv.org/abs/2502.02118)
+        - [Dosovitskiy et al., 2020](https://arxiv.org/abs/2010.11929)
+    """
+
+    def __init__(
+        self,
+        patch_size,
+        hidden_dim,
+        num_layers,
+        num_heads,
+        mlp_dim,
+        input_dims,
+        front_end=None,
+        use_class_token=True,
+        position_layout="grid",
+        trained_grid=None,
+        layer_norm_epsilon=1e-6,
+        drop_path_rate=0.0,
+        dtype=None,
+        **kwargs,
+    ):
+        check_drop_path_rate(drop_path_rate)
+        check_layout(position_layout, patch_size)
+        if isinstance(front_end, dict):
+            front_end = keras.saving.deserialize_keras_object(front_end)
+        input_dims = tuple(input_dims)
+
+        # === Layers ===
+        self.front_end = front_end
+        self.front_end_padding_mask = None
+        if hasattr(front_end, "padding_mask"):
+            self.front_end_padding_mask = _FrontEndPaddingMask(front_end)
+        self.patch_embedding = PatchEmbedding(
+            hidden_dim, patch_size, dtype=dtype, name="patch_embedding"
+        )
+        if trained_grid == "input" and position_layout != "learned":
+            trained_grid = self._grid_of_images(input_dims)
+        self.position_encoding = self._new_positions(
+            position_layout, trained_grid, input_dims, dtype
+        )
+        self.flatten_grid = keras.layers.Reshape(
+            (-1, hidden_dim), dtype=dtype, name="flatten_grid"
+        )
+        self.class_token = None
+        if use_class_token:
+            self.class_token = ClassToken(dtype=dtype, name="class_token")
+        self.blocks = [
+            TransformerBlock(
+                num_heads,
+                mlp_dim,
+                layer_norm_epsilon,
+                drop_path_rate * index / max(1, num_layers - 1),
+                dtype=dtype,
+                name=f"transformer_block_{index}",
+            )
+            for index in range(num_layers)
+        ]
+        self.norm = keras.layers.LayerNormalization(
+            epsilon=layer_norm_epsilon, dtype=dtype, name="norm"
+        )
+
+        # === Config ===
+        self.patch_size = self.patch_embedding.patch_size
+        self.hidden_dim = hidden_dim
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.mlp_dim = mlp_dim
+        self.input_dims = input_dims
+        self.use_class_token = use_class_token
+        self.position_layout = position_layout
+        self.trained_grid = self.position_encoding.trained_grid
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.drop_path_rate = drop_path_rate
+
+        # === Functional model ===
+        # Sides differ from input to input; the channels of a map do not.
+        sides = max(1, len(input_dims) - 1)
+        inputs = keras.Input((*[None] * sides, *input_dims[sides:]), name="inputs")
+        features, padding_mask = self.features(inputs)
+        # Told when the model is called.
+        outputs = self.encode(features, padding_mask, training=None)
+        self.features_shape = tuple(features.shape)
+        super().__init__(inputs=inputs, outputs=outputs, dtype=dtype, **kwargs)
+
+    def features(self, inputs):
+        """Turns raw input into the map that is cut into patches.
+
+        Args:
+            inputs: tensor of shape `(batch, *input_dims)`.
+
+        Returns:
+            Tuple `(features, padding_mask)`: the map, of shape
+            `(batch, *sides, channels)`, and which of its rows are real, a bool tensor
+            of shape `(batch, rows)`, or `None` where no row can be padding.
+        """
+        if self.front_end is None:
+            return inputs, None
+        if self.front_end_padding_mask is None:
+            return self.front_end(inputs), None
+        return self.front_end(inputs), self.front_end_padding_mask(inputs)
+
+    def encode(
+        self,
+        features,
+        padding_mask=None,
+        visible=None,
+        normalize=True,
+        training=False,
+    ):
+        """Encodes the patches of a map, or only some of them.
+
+        Args:
+            features: tensor of shape `(batch, *sides, channels)`.
+            padding_mask: optional bool tensor of shape `(batch, rows)`, `True` at real
+                rows.
+            visible: optional int32 tensor of shape `(batch, num_visible)`, the patches
+                to encode; the others are left out. `None` encodes all.
+            normalize: bool, whether the last norm follows the blocks.
+            training: bool, whether examples skip blocks at random. Within a layer's
+                `call()` it has to be handed on.
+
+        Returns:
+            Tensor of shape `(batch, num_tokens, hidden_dim)`, the class token first.
+        """
+        tokens = self.patch_tokens(features, visible)
+        mask = self.patch_padding_mask(features, padding_mask)
+        if visible is not None:
+            mask = None if mask is None else gather_patches(mask, visible)
+        if self.class_token is not None:
+            tokens = self.class_token(tokens)
+            mask = with_class_token(mask)
+        for block in self.blocks:
+            tokens = block(tokens, padding_mask=mask, training=training)
+        return self.norm(tokens) if normalize else tokens
+
+    def patch_tokens(self, features, visible=None):
+        """Embeds the patches of a map, with their positions.
+
+        Args:
+            features: tensor of shape `(batch, *sides, channels)`.
+            visible: optional int32 tensor of shape `(batch, num_visible)`, the patches
+                to embed.
+
+        Returns:
+            Tensor of shape `(batch, num_patches, hidden_dim)`, or with as many patches
+            as are visible.
+        """
+        if visible is not None:
+            patches = self.patch_embedding(features, visible=visible)
+            grid = self.patch_embedding.grid(ops.shape(features)[1:-1])
+            return self.position_encoding(patches, grid=grid, visible=visible)
+        patches = self.position_encoding(self.patch_embedding(features))
+        return self.flatten_grid(patches)
+
+    def patch_padding_mask(self, features, padding_mask):
+        """Tells real patches from padded ones.
+
+        Args:
+            features: tensor of shape `(batch, *sides, channels)`.
+            padding_mask: bool tensor of shape `(batch, rows)`, or `None`.
+
+        Returns:
+            Bool tensor of shape `(batch, num_patches)`, or `None`.
+        """
+        return self.patch_embedding.patch_padding_mask(features, padding_mask)
+
+    def grid(self, features):
+        """Tells how many patches a map has along each side, a tuple of ints."""
+        return self.patch_embedding.grid(tuple(features.shape[1:-1]))
+
+    def grid_of_inputs(self):
+        """Tells the grid of an input of `input_dims`, `None` for unknown sides."""
+        return self._grid_of(self.input_dims)
+
+    def pooled_features(self, inputs, segments=1):
+        """Gives one vector for each input: the mean of its real patches.
+
+        Where the order of things in time matters, as in a spoken word, take the means
+        of several `segments`.
+
+        Args:
+            inputs: tensor of shape `(batch, *input_dims)`.
+            segments: int, equal parts of the real length of the first side (the time of
+                a clip, the height of an image). The means of all parts are joined to
+                one vector.
+
+        Returns:
+            Tensor of shape `(batch, segments * hidden_dim)`.
+
+        Raises:
+            ValueError: if `segments` is not positive.
+        """
+        if segments < 1:
+            raise ValueError(f"`segments` must be 1 or more. Received: {segments}")
+        features, padding_mask = self.features(inputs)
+        patches = self.drop_class_token(self.encode(features, padding_mask))
+        mask = self.patch_padding_mask(features, padding_mask)
+        rows = self.grid(features)[0]
+        columns = patches.shape[1] // rows
+        patches = ops.reshape(patches, (-1, rows, columns, self.hidden_dim))
+        # Padding fills whole rows.
+        lengths = ops.full_like(patches[:, 0, 0, 0], rows, dtype="float32")
+        if mask is not None:
+            real_rows = ops.reshape(mask, (-1, rows, columns))[:, :, 0]
+            lengths = ops.sum(ops.cast(real_rows, "float32"), axis=1)
+        shares = ops.cast(_segment_shares(lengths, rows, segments), patches.dtype)
+        means = ops.matmul(shares, ops.mean(patches, axis=2))
+        return ops.reshape(means, (-1, segments * self.hidden_dim))
+
+    def drop_class_token(self, tokens):
+        """Leaves out the class token, if there is one, and keeps the patches."""
+        return tokens if self.class_token is None else tokens[:, 1:]
+
+    def _new_positions(self, layout, trained_grid, input_dims, dtype):
+        common = {"dtype": dtype, "name": "position_encoding"}
+        if layout != "learned":
+            return SineCosinePositionEncoding(layout, trained_grid, **common)
+        if trained_grid in (None, "input"):
+            trained_grid = self._grid_of(input_dims)
+        if None in trained_grid:
+            raise ValueError(
+                '`position_layout="learned"` needs known sides. '
+                f"Received: input_dims={input_dims}, trained_grid={trained_grid}"
+            )
+        return LearnedPositionEncoding(trained_grid, **common)
+
+    def _grid_of(self, input_dims):
+        shape = (None, *input_dims)
+        if self.front_end is not None:
+            shape = self.front_end.compute_output_shape(shape)
+        return self.patch_embedding.grid(shape[1:-1])
+
+    def _grid_of_images(self, input_dims):
+        """The grid of `input_dims`, with `None` for a clip's time."""
+        grid = self._grid_of(input_dims)
+        images = grid[-2:]
+        if None in images:
+            raise ValueError(
+                '`trained_grid="input"` needs known sides. '
+                f"Received: input_dims={input_dims}"
+            )
+        return (*[None] * len(grid[:-2]), *images)
+
+    @classmethod
+    def from_preset(cls, preset, load_weights=True, **kwargs):
+        """Builds a backbone from a preset.
+
+        Args:
+            preset: string, the name of a size that comes with the library, such as
+                `"bridle_audio_base"`, or a folder or address of a saved preset, or the
+                directory of a run that saved one.
+            load_weights: bool. Sizes that come with the library have no weights, so for
+                them this must be `False`.
+            **kwargs: arguments of the constructor that replace those of the preset.
+
+        Returns:
+            A `BridleBackbone`.
+
+        Raises:
+            ValueError: for a misspelled name, or if weights are asked for where there
+                are none.
+            FileNotFoundError: for the directory of a run that saved no preset yet.
+        """
+        config = backbone_preset(preset)
+        if config is None:
+            preset = preset_folder(preset)
+            return super().from_preset(preset, load_weights=load_weights, **kwargs)
+        if load_weights:
+            raise ValueError(
+                f"The preset {preset!r} is a size without weights: pass "
+                "`load_weights=False`, then pretrain it. "
+                f"Received: load_weights={load_weights}"
+            )
+        return cls(**{**config, "name": preset, **kwargs})
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "patch_size": self.patch_size,
+            "hidden_dim": self.hidden_dim,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "mlp_dim": self.mlp_dim,
+            "input_dims": self.input_dims,
+            "front_end": keras.saving.serialize_keras_object(self.front_end),
+            "use_class_token": self.use_class_token,
+            "position_layout": self.position_layout,
+            "trained_grid": self.trained_grid,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "drop_path_rate": self.drop_path_rate,
+        }
+
+
+def with_class_token(mask):
+    """Extends a padding mask of patches by the class token, which is always real."""
+    if mask is None:
+        return None
+    return ops.concatenate([ops.ones_like(mask[:, :1]), mask], axis=1)
+
+
+def _segment_shares(lengths, rows, segments):
+    """Weighs rows by how much of a segment they fill, `(batch, segments, rows)`."""
+    edges = lengths[:, None] * ops.arange(segments + 1, dtype="float32") / segments
+    starts, ends = edges[:, :-1, None], edges[:, 1:, None]
+    row = ops.arange(rows, dtype="float32")
+    overlap = ops.minimum(ends, row + 1.0) - ops.maximum(starts, row)
+    return ops.maximum(overlap, 0.0) / (ends - starts)
+
+
+class _FrontEndPaddingMask(keras.layers.Layer):
+    """A front end's `padding_mask()` as a layer, to be a part of a functional model."""
+
+    def __init__(self, front_end):
+        super().__init__(dtype="float32", name="front_end_padding_mask")
+        self.front_end = front_end
+
+    def call(self, inputs):
+        return self.front_end.padding_mask(inputs)
+
+    def compute_output_spec(self, inputs):
+        batch, rows = self.front_end.compute_output_shape(inputs.shape)[:2]
+        return keras.KerasTensor((batch, rows), dtype="bool")

@@ -1,0 +1,116 @@
+"""Losses, and means that one bad step does not spoil."""
+
+import keras
+from keras import ops
+
+from keras_bridle.replicas import metric_share, num_replicas, sum_over_replicas
+
+
+def code_prediction_loss(codes, logits, weights=None):
+    """Cross-entropy of predicted codes, averaged over patches and levels.
+
+    Args:
+        codes: int32 tensor of shape `(batch, num_patches, num_levels)`, or with a last
+            axis more where several codes of a level are right.
+        logits: float tensor of shape
+            `(batch, num_patches, num_levels, codebook_size)`.
+        weights: optional float tensor of shape `(batch, num_patches)`; patches of
+            weight 0 do not count.
+
+    Returns:
+        float32 scalar.
+    """
+    logits = ops.cast(logits, "float32")
+    if len(codes.shape) == len(logits.shape):
+        logits = ops.expand_dims(logits, 3)
+        logits = ops.repeat(logits, codes.shape[-1], axis=3)
+    # Padding has the code -1. Its weight is 0, but even so it must be a code.
+    codes = ops.maximum(codes, 0)
+    losses = keras.losses.sparse_categorical_crossentropy(
+        codes, logits, from_logits=True
+    )
+    axes = tuple(range(2, len(losses.shape)))
+    return weighted_mean(ops.mean(losses, axis=axes), weights)
+
+
+def cosine_similarity(first, second, weights=None):
+    """Cosine between two sets of vectors, averaged over patches.
+
+    Args:
+        first: float tensor of shape `(batch, num_patches, dim)`.
+        second: tensor like `first`.
+        weights: optional float tensor of shape `(batch, num_patches)`.
+
+    Returns:
+        float32 scalar.
+    """
+    first = ops.normalize(ops.cast(first, "float32"), axis=-1, epsilon=1e-8)
+    second = ops.normalize(ops.cast(second, "float32"), axis=-1, epsilon=1e-8)
+    return weighted_mean(ops.sum(first * second, axis=-1), weights)
+
+
+def weighted_mean(values, weights):
+    """Mean of `values`, or 0 where all weights are."""
+    if weights is None:
+        return ops.mean(values) / num_replicas()
+    weights = ops.cast(weights, "float32")
+    total = sum_over_replicas(ops.sum(weights))
+    return ops.sum(values * weights) / ops.where(total > 0.0, total, 1.0)
+
+
+class FiniteMean(keras.metrics.Mean):
+    """The mean of the finite numbers among those it is given.
+
+    Args:
+        name: string.
+        dtype: dtype of the sums.
+
+    Example:
+    ```python
+    from keras_bridle.training.losses import FiniteMean
+
+    mean = FiniteMean(name="cosine")
+    for value in (1.0, float("nan"), 2.0):
+        mean.update_state(value)
+    print(float(mean.result()))  # 1.5
+    ```
+    """
+
+    def update_state(self, values, sample_weight=None):
+        values = ops.convert_to_tensor(values)
+        is_finite = ops.isfinite(values)
+        weight = 1.0 if sample_weight is None else ops.cast(sample_weight, self.dtype)
+        super().update_state(
+            ops.where(is_finite, values, ops.zeros_like(values)),
+            ops.cast(is_finite, self.dtype) * weight,
+        )
+
+
+class FiniteLoss(FiniteMean):
+    """The mean of the finite losses of an epoch, and how many others there were.
+
+    Args:
+        name: string, also of the mean in the result.
+        dtype: dtype of the sums.
+
+    Returns:
+        A dict: `loss`, under the metric's name, and `skipped_steps`.
+    """
+
+    def __init__(self, name="loss", dtype=None):
+        super().__init__(name=name, dtype=dtype)
+        self.skipped = self.add_variable((), "zeros", name="skipped_steps")
+
+    def update_state(self, values, sample_weight=None):
+        super().update_state(values, sample_weight)
+        is_finite = ops.all(ops.isfinite(ops.convert_to_tensor(values)))
+        skipped = metric_share(1.0 - ops.cast(is_finite, "float32"))
+        self.skipped.assign(self.skipped + skipped)
+
+    def reset_state(self):
+        super().reset_state()
+        self.skipped.assign(0.0)
+
+    def result(self):
+        skipped = ops.convert_to_tensor(self.skipped)
+        return {self.name: super().result(), "skipped_steps": skipped}

@@ -1,0 +1,769 @@
+"""The trainers of the phases."""
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_bridle.engine import after
+from keras_bridle.layers.masks import RandomMask, gather_patches
+from keras_bridle.quantizer.usage import CodeUsage
+from keras_bridle.replicas import (
+    cond,
+    logs_of_replica,
+    metric_increment,
+    num_replicas,
+    sum_gradients,
+    sum_over_replicas,
+    with_value_of_batch,
+)
+from keras_bridle.training.losses import (
+    FiniteMean,
+    code_prediction_loss,
+    cosine_similarity,
+)
+
+
+class ModelOfParts(keras.Model):
+    """Base of trainers: `parts` names the arguments that are layers or models.
+
+    Raw input must reach their front ends as it came, not in half precision, so that
+    these models cast nothing themselves.
+    """
+
+    parts: tuple[str, ...] = ()
+
+    def __init__(self, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+
+    def get_config(self):
+        parts: dict[str, Any] = {
+            name: keras.saving.serialize_keras_object(getattr(self, name))
+            for name in self.parts
+        }
+        return {**super().get_config(), **parts}
+
+    @classmethod
+    def from_config(cls, config):
+        parts = {
+            name: keras.saving.deserialize_keras_object(config[name])
+            for name in cls.parts
+        }
+        return cls(**{**config, **parts})
+
+
+class Pretrainer(ModelOfParts):
+    """Base of the phase trainers: a model made of parts, some of which it trains.
+
+    Subclasses name their constructor's arguments in `parts`, and which of them the
+    phase trains in `trained_parts`.
+    """
+
+    trained_parts: tuple[str, ...] = ()
+
+    def build_parts(self, input_shape, *parts):
+        """Builds parts now: TensorFlow never trains what was frozen when built."""
+        for part in parts:
+            if not part.built:
+                part.build(input_shape)
+        self.built = True
+
+    def set_trained_parts(self):
+        """Makes the phase's own parts trainable and freezes all others.
+
+        `compile()` does it too. Call it to see the right `trainable_variables` before,
+        as an optimizer does that treats some of them in another way.
+        """
+        for name in self.parts:
+            part = getattr(self, name)
+            if part is not None:
+                is_trained = name in self.trained_parts
+                # On TensorFlow, setting what is set already does nothing, not even to
+                # the parts' own layers, which after loading may differ.
+                part.trainable = not is_trained
+                part.trainable = is_trained
+
+    def compile(self, *args, **kwargs):
+        self.set_trained_parts()
+        super().compile(*args, **kwargs)
+        if self.optimizer is not None:
+            sum_gradients(self.optimizer)
+
+    def compile_from_config(self, config):
+        """Compiles a loaded trainer as the saved one was.
+
+        Args:
+            config: dict that `get_compile_config()` made.
+        """
+        # Keras leaves it out for models with a `compile()` of their own.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def zero_grad(self, set_to_none=True):
+        """Forgets the last step's gradients; Keras calls it on torch alone.
+
+        Keras finds a model's torch parameters by their paths, which are the same in
+        parts of one kind, such as the encoder and the tokenizer's own. It would miss
+        all but one of them, and their gradients would add up from step to step.
+        """
+        for variable in self.trainable_variables:
+            gradient = getattr(variable.value, "grad", None)
+            if gradient is not None and not set_to_none:
+                gradient.zero_()
+            elif gradient is not None:
+                variable.value.grad = None
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Builds the optimizer; Keras calls it on TensorFlow's strategies alone.
+
+        Keras would also look at a batch, which fails with several workers. The model
+        is built.
+        """
+        if self._distribute_strategy is not None and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+
+    def get_metrics_result(self):
+        return logs_of_replica(super().get_metrics_result())
+
+    def prepare(self, backbone, inputs, training):
+        """Augments raw input and turns it into the maps that are cut into patches."""
+        if self.augmentation is not None:
+            inputs = self.augmentation(inputs, training=training)
+        return backbone.features(inputs)
+
+    def count_codes(self, codes, weights):
+        """Updates `self.code_usage` with the codes of real patches."""
+        real = ops.cast(weights, "bool")
+        if len(codes.shape) == 4:
+            # Several codes of a level, which all count.
+            codes = ops.swapaxes(codes, 2, 3)
+            real = ops.broadcast_to(ops.expand_dims(real, 2), ops.shape(codes)[:3])
+        self.code_usage.update_state(codes, real)
+
+
+@keras.saving.register_keras_serializable(package="keras_bridle")
+class CodeAccuracy(keras.metrics.Metric):
+    """Share of right codes at each level.
+
+    Args:
+        num_levels: int.
+        name: string, the prefix of the results' names.
+        **kwargs: keyword arguments of `keras.metrics.Metric`.
+
+    Returns:
+        A dict, `{"accuracy_1": ..., "accuracy_2": ...}`, levels counted from 1.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_bridle.training.trainers import CodeAccuracy
+
+    metric = CodeAccuracy(num_levels=2)
+    logits = np.eye(4)[[[[0, 1], [2, 3]]]]
+    metric.update_state(np.array([[[0, 1], [2, 2]]]), logits)
+    print({name: float(value) for name, value in metric.result().items()})
+    ```
+    """
+
+    def __init__(self, num_levels, name="accuracy", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.num_levels = num_levels
+        self.right = self.add_variable((num_levels,), "zeros", name="right")
+        self.seen = self.add_variable((), "zeros", name="seen")
+
+    def update_state(self, codes, logits, weights=None):
+        """Counts a batch.
+
+        Args:
+            codes: int32 tensor of shape `(batch, num_patches, num_levels)`, or with a
+                last axis more where several codes are right.
+            logits: tensor of shape `(batch, num_patches, num_levels, codebook_size)`.
+            weights: optional tensor of shape `(batch, num_patches)`.
+        """
+        predicted = ops.cast(ops.argmax(logits, axis=-1), "int32")
+        codes = ops.cast(codes, "int32")
+        if len(codes.shape) == 4:
+            right = ops.any(codes == ops.expand_dims(predicted, 3), axis=3)
+        else:
+            right = codes == predicted
+        right = ops.cast(right, "float32")
+        if weights is None:
+            weights = ops.ones_like(right[..., 0])
+        weights = ops.cast(weights, "float32")
+        right = ops.sum(right * ops.expand_dims(weights, 2), axis=(0, 1))
+        right, seen = metric_increment((right, ops.sum(weights)))
+        self.right.assign(self.right + right)
+        self.seen.assign(self.seen + seen)
+
+    def result(self):
+        seen = ops.convert_to_tensor(self.seen)
+        share = self.right / ops.where(seen > 0.0, seen, 1.0)
+        return {
+            f"{self.name}_{level + 1}": share[level] for level in range(self.num_levels)
+        }
+
+    def get_config(self):
+        return {**super().get_config(), "num_levels": self.num_levels}
+
+
+@keras.saving.register_keras_serializable(package="keras_bridle")
+class EncoderPretrainer(Pretrainer):
+    """Trains encoder and decoder to predict a frozen tokenizer's codes.
+
+    Use it like any Keras model: `compile()` with an optimizer alone, `fit()` on raw
+    input without targets. `compile()` freezes the tokenizer.
+
+    Args:
+        backbone: `BridleBackbone`, the encoder.
+        decoder: `CodeDecoder` with the levels and codes of the tokenizer's quantizer,
+            or the levels of both tokenizers.
+        tokenizer: `BridleTokenizer` or `RandomProjectionTokenizer`.
+        earlier_tokenizer: optional tokenizer of a phase before, such as the cold
+            start's, whose codes are predicted as well, so that what the encoder learned
+            from them stays. Its levels come after those of `tokenizer`.
+        mask: mask layer, such as `RandomMask` (the default, with its default ratio) or
+            `TimeFrequencyMask`.
+        augmentation: optional Keras layer applied to raw input in training.
+        tokenize: string, what the tokenizer sees: `"all"` patches, or the `"masked"`
+            ones alone, whose codes are wanted, as published for video. It costs less
+            and gives other codes where patches attend to each other.
+        **kwargs: keyword arguments of `keras.Model`.
+
+    Call arguments:
+        inputs: raw input, of shape `(batch, *input_dims)`; or a dict of it, as
+            `inputs`, and of the tokenizer's `codes` of all patches, of shape
+            `(batch, num_patches, num_levels)`, which are then not computed.
+        training: bool, whether to augment, and whether examples skip blocks at random.
+
+    Returns:
+        A dict: `logits` of shape `(batch, num_masked, num_levels, codebook_size)`,
+        `codes` of shape `(batch, num_masked, num_levels)`, and `weights` of shape
+        `(batch, num_masked)`, 0 at padded patches.
+
+    Raises:
+        ValueError: if decoder and quantizer do not fit each other.
+
+    Example:
+    ```python
+    import keras
+    import numpy as np
+    from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
+    from keras_bridle.models.backbone import BridleBackbone
+    from keras_bridle.models.heads import CodeDecoder
+    from keras_bridle.models.tokenizers import RandomProjectionTokenizer
+    from keras_bridle.training.trainers import EncoderPretrainer
+
+    backbone = BridleBackbone(
+        patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
+        input_dims=(32, 32, 1),
+    )
+    tokenizer = RandomProjectionTokenizer(8, 32, ResidualQuantizer(2, 16, dim=8))
+    decoder = CodeDecoder(2, 16, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64)
+    trainer = EncoderPretrainer(backbone, decoder, tokenizer)
+    trainer.compile(keras.optimizers.AdamW(1e-3))
+    history = trainer.fit(np.random.rand(8, 32, 32, 1), batch_size=4, verbose=0)
+    print(sorted(history.history))
+    ```
+
+    Reference:
+        - [BRIDLE, 2025](https://arxiv.org/abs/2502.02118)
+    """
+
+    parts: tuple[str, ...] = (
+        "backbone",
+        "decoder",
+        "tokenizer",
+        "earlier_tokenizer",
+        "mask",
+        "augmentation",
+    )
+    trained_parts: tuple[str, ...] = ("backbone", "decoder")
+
+    def __init__(
+        self,
+        backbone,
+        decoder,
+        tokenizer,
+        mask=None,
+        augmentation=None,
+        tokenize="all",
+        earlier_tokenizer=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.tokenizer = tokenizer
+        self.earlier_tokenizer = earlier_tokenizer
+        check_decoder(decoder, [t.quantizer for t in self.tokenizers], backbone)
+        check_tokenize(tokenize)
+        check_own_backbone(tokenizer, backbone)
+        self.backbone = backbone
+        self.decoder = decoder
+        self.mask = RandomMask() if mask is None else mask
+        self.augmentation = augmentation
+        self.tokenize = tokenize
+        self.build_parts(backbone.features_shape, *self.tokenizers)
+        self.build_parts((None, None, backbone.hidden_dim), decoder)
+        self.code_accuracy = CodeAccuracy(decoder.num_levels)
+        self.code_usage = CodeUsage(decoder.num_levels, decoder.codebook_size)
+
+    @property
+    def tokenizers(self):
+        """The tokenizers whose codes are predicted, in the order of the levels."""
+        both = (self.tokenizer, self.earlier_tokenizer)
+        return [tokenizer for tokenizer in both if tokenizer is not None]
+
+    def call(self, inputs, training=False):
+        known = inputs["codes"] if isinstance(inputs, dict) else None
+        inputs = inputs if known is None else inputs["inputs"]
+        features, padding_mask = self.prepare(self.backbone, inputs, training)
+        patch_mask = self.draw_mask(features)
+        if known is not None:
+            codes = gather_patches(ops.cast(known, "int32"), patch_mask.masked)
+        else:
+            codes = self._masked_codes(features, padding_mask, patch_mask)
+        return self.predict_codes(features, padding_mask, patch_mask, codes, training)
+
+    def _masked_codes(self, features, padding_mask, patch_mask):
+        visible = patch_mask.masked if self.tokenize == "masked" else None
+        codes = [
+            tokenizer(features, padding_mask, visible=visible, training=False).codes
+            for tokenizer in self.tokenizers
+        ]
+        codes = codes[0] if len(codes) == 1 else ops.concatenate(codes, axis=2)
+        if self.tokenize == "masked":
+            return codes
+        return gather_patches(codes, patch_mask.masked)
+
+    def draw_mask(self, features):
+        """Draws the `PatchMask` of a batch of maps."""
+        grid = self.backbone.grid(features)
+        # A mask asks for the patches' shape alone.
+        patches = ops.zeros((ops.shape(features)[0], math.prod(grid)))
+        return self.mask(patches, grid=grid)
+
+    def predict_codes(self, features, padding_mask, patch_mask, codes, training):
+        """Predicts the codes of masked patches from the others.
+
+        Args:
+            features: tensor of shape `(batch, *sides, channels)`.
+            padding_mask: bool tensor of shape `(batch, rows)`, or `None`.
+            patch_mask: `PatchMask`.
+            codes: int32 tensor of shape `(batch, num_masked, num_levels)`.
+            training: bool, whether examples skip blocks of the encoder at random.
+
+        Returns:
+            The dict that `call()` returns.
+        """
+        grid = self.backbone.grid(features)
+        tokens = self.backbone.encode(
+            features, padding_mask, patch_mask.visible, training=training
+        )
+        is_real = self.backbone.patch_padding_mask(features, padding_mask)
+        logits = self.decoder(tokens, patch_mask, grid=grid, padding_mask=is_real)
+        if is_real is None:
+            weights = ops.ones_like(patch_mask.masked, dtype="float32")
+        else:
+            weights = gather_patches(ops.cast(is_real, "float32"), patch_mask.masked)
+        return {"logits": logits, "codes": ops.stop_gradient(codes), "weights": weights}
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        return with_value_of_batch(encoder_loss(y_pred))
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        codes, weights = y_pred["codes"], y_pred["weights"]
+        self.code_accuracy.update_state(codes, y_pred["logits"], weights)
+        self.count_codes(codes, weights)
+        return self.get_metrics_result()
+
+    def get_config(self):
+        return {**super().get_config(), "tokenize": self.tokenize}
+
+
+def encoder_loss(outputs):
+    """The encoder phase's loss, a float32 scalar."""
+    return code_prediction_loss(outputs["codes"], outputs["logits"], outputs["weights"])
+
+
+def check_decoder(decoder, quantizers, backbone):
+    """Raises a `ValueError` if a decoder does not fit quantizers and an encoder."""
+    if decoder.use_class_token != backbone.use_class_token:
+        raise ValueError(
+            "`decoder` and `backbone` must have the same `use_class_token`. "
+            f"Received: {decoder.use_class_token} and {backbone.use_class_token}"
+        )
+    num_levels = sum(quantizer.num_levels for quantizer in quantizers)
+    if decoder.num_levels != num_levels:
+        raise ValueError(
+            "`decoder` and the tokenizer's quantizer must have the same `num_levels`. "
+            f"Received: {decoder.num_levels} and {num_levels}"
+        )
+    sizes = {quantizer.codebook_size for quantizer in quantizers}
+    if sizes != {decoder.codebook_size}:
+        raise ValueError(
+            "`decoder` and the tokenizer's quantizer must have the same "
+            f"`codebook_size`. Received: {decoder.codebook_size} and {sorted(sizes)}"
+        )
+
+
+def check_own_backbone(tokenizer, backbone):
+    """Raises a `ValueError` if a tokenizer has no encoder of its own."""
+    if getattr(tokenizer, "backbone", None) is backbone:
+        raise ValueError(
+            "The tokenizer must have an encoder of its own, as one is frozen where the "
+            "other is trained. Received: the same backbone for both. A copy is "
+            "`keras.models.clone_model(backbone)`, with `set_weights()`"
+        )
+
+
+def check_tokenize(tokenize):
+    """Raises a `ValueError` if there is no such way to tokenize."""
+    if tokenize not in ("all", "masked"):
+        raise ValueError(
+            f"`tokenize` must be 'all' or 'masked'. Received: tokenize={tokenize!r}"
+        )
+
+
+@keras.saving.register_keras_serializable(package="keras_bridle")
+class TokenizerPretrainer(Pretrainer):
+    """Trains tokenizer, codebooks and estimator towards a frozen teacher's features.
+
+    Use it like any Keras model: `compile()` with an optimizer alone, `fit()` on raw
+    input without targets. `compile()` freezes the teacher.
+
+    Args:
+        tokenizer: `BridleTokenizer`.
+        estimator: `FeatureEstimator` whose `output_dim` is the teacher's size.
+        teacher: `BridleBackbone`, the encoder of the phase before.
+        augmentation: optional Keras layer applied to raw input in training.
+        **kwargs: keyword arguments of `keras.Model`.
+
+    Call arguments:
+        inputs: raw input, of shape `(batch, *input_dims)`.
+        training: bool, whether to augment and to move the codebooks.
+
+    Returns:
+        A dict: `estimate` and `teacher` of shape `(batch, num_patches, dim)`, `codes`
+        of shape `(batch, num_patches, num_levels)`, `weights` of shape
+        `(batch, num_patches)`, 0 at padded patches, and the scalar `quantizer_loss`.
+
+    Raises:
+        ValueError: if the estimator does not fit the teacher.
+
+    Example:
+    ```python
+    import keras
+    import numpy as np
+    from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
+    from keras_bridle.models.backbone import BridleBackbone
+    from keras_bridle.models.tokenizers import BridleTokenizer
+    from keras_bridle.models.heads import FeatureEstimator
+    from keras_bridle.training.trainers import TokenizerPretrainer
+
+    def encoder():
+        return BridleBackbone(
+            patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
+            input_dims=(32, 32, 1),
+        )
+
+    tokenizer = BridleTokenizer(encoder(), ResidualQuantizer(2, 16, dim=8))
+    estimator = FeatureEstimator(32, 32, num_layers=1, num_heads=2, mlp_dim=64)
+    trainer = TokenizerPretrainer(tokenizer, estimator, teacher=encoder())
+    trainer.compile(keras.optimizers.AdamW(1e-3))
+    history = trainer.fit(np.random.rand(8, 32, 32, 1), batch_size=4, verbose=0)
+    print(sorted(history.history))
+    ```
+
+    Reference:
+        - [BRIDLE, 2025](https://arxiv.org/abs/2502.02118)
+    """
+
+    parts = ("tokenizer", "estimator", "teacher", "augmentation")
+    trained_parts = ("tokenizer", "estimator")
+
+    def __init__(self, tokenizer, estimator, teacher, augmentation=None, **kwargs):
+        super().__init__(**kwargs)
+        check_estimator(estimator, teacher)
+        check_own_backbone(tokenizer, teacher)
+        self.tokenizer = tokenizer
+        self.estimator = estimator
+        self.teacher = teacher
+        self.augmentation = augmentation
+        quantizer = tokenizer.quantizer
+        self.build_parts((None, None, quantizer.dim), estimator)
+        self.cosine_tracker = FiniteMean(name="cosine")
+        self.quantizer_loss_tracker = FiniteMean(name="quantizer_loss")
+        self.code_usage = CodeUsage(quantizer.num_levels, quantizer.codebook_size)
+
+    def call(self, inputs, training=False):
+        features, padding_mask = self.prepare(self.teacher, inputs, training)
+        quantized = self.tokenizer(features, padding_mask, training=training)
+        return estimate_teacher(
+            self.estimator, self.teacher, features, padding_mask, quantized
+        )
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        return with_value_of_batch(tokenizer_loss(y_pred))
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        cosine, quantizer_loss = sum_over_replicas(
+            (teacher_cosine(y_pred), y_pred["quantizer_loss"])
+        )
+        self.cosine_tracker.update_state(cosine)
+        self.quantizer_loss_tracker.update_state(quantizer_loss)
+        self.count_codes(y_pred["codes"], y_pred["weights"])
+        return self.get_metrics_result()
+
+
+def estimate_teacher(estimator, teacher, features, padding_mask, quantized):
+    """Estimates a teacher's features from quantized vectors.
+
+    Args:
+        estimator: `FeatureEstimator`.
+        teacher: `BridleBackbone`; it gets no gradient.
+        features: tensor of shape `(batch, *sides, channels)`.
+        padding_mask: bool tensor of shape `(batch, rows)`, or `None`.
+        quantized: `ResidualQuantizerOutput`.
+
+    Returns:
+        The dict that `TokenizerPretrainer.call()` returns.
+    """
+    is_real = teacher.patch_padding_mask(features, padding_mask)
+    estimate = estimator(
+        quantized.quantized, grid=teacher.grid(features), padding_mask=is_real
+    )
+    target = teacher.drop_class_token(
+        teacher.encode(features, padding_mask, training=False)
+    )
+    if is_real is None:
+        is_real = ops.ones_like(estimate[..., 0])
+    return {
+        "estimate": estimate,
+        "teacher": ops.stop_gradient(target),
+        "codes": quantized.codes,
+        "weights": ops.cast(is_real, "float32"),
+        "quantizer_loss": quantized.loss,
+    }
+
+
+def teacher_cosine(outputs):
+    """Cosine between estimated and true features of the teacher, a scalar."""
+    return cosine_similarity(
+        outputs["estimate"], outputs["teacher"], outputs["weights"]
+    )
+
+
+def tokenizer_loss(outputs):
+    """The tokenizer phase's loss, a float32 scalar."""
+    one = 1.0 / num_replicas()
+    return one - teacher_cosine(outputs) + outputs["quantizer_loss"]
+
+
+def check_estimator(estimator, teacher):
+    """Raises a `ValueError` if an estimator does not fit a teacher."""
+    if estimator.output_dim != teacher.hidden_dim:
+        raise ValueError(
+            "`estimator` must give vectors of the teacher's size. "
+            f"Received: estimator.output_dim={estimator.output_dim}, "
+            f"teacher.hidden_dim={teacher.hidden_dim}"
+        )
+
+
+@keras.saving.register_keras_serializable(package="keras_bridle")
+class JointPretrainer(EncoderPretrainer):
+    """Trains the encoder at every step, and the tokenizer at every few.
+
+    At those steps the loss is the encoder's plus a share of the tokenizer's, whose
+    teacher is the encoder as it is. Codebooks move at those steps alone; the others
+    cost no more than those of an encoder phase.
+
+    At the steps between, the tokenizer's gradients are zeros, not missing: an optimizer
+    with momentum or weight decay goes on moving its networks a little, so that the
+    codes drift between two of its trainings. Where they must not, train with
+    `tokenizer_every=1`, or in phases.
+
+    Args:
+        backbone: `BridleBackbone`, the encoder.
+        decoder: `CodeDecoder` with the levels and codes of the tokenizer's quantizer.
+        tokenizer: `BridleTokenizer`.
+        estimator: `FeatureEstimator` whose `output_dim` is the encoder's size.
+        tokenizer_every: int, steps from one training of the tokenizer to the next.
+        tokenizer_loss_ratio: float, the weight of the tokenizer's loss.
+        mask: mask layer. Defaults to `RandomMask()`.
+        augmentation: optional Keras layer applied to raw input in training.
+        earlier_tokenizer: optional, as of `EncoderPretrainer`; it is not trained.
+        **kwargs: keyword arguments of `keras.Model`.
+
+    Call arguments:
+        inputs: raw input, of shape `(batch, *input_dims)`.
+        training: bool, whether to augment and to move the codebooks.
+
+    Returns:
+        The dict of `EncoderPretrainer`, with the scalars `tokenizer_loss`, `cosine`,
+        `quantizer_loss` and `is_due`, 1 where the step trains the tokenizer.
+
+    Raises:
+        ValueError: if the parts do not fit each other.
+
+    Example:
+    ```python
+    import keras
+    import numpy as np
+    from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
+    from keras_bridle.models.backbone import BridleBackbone
+    from keras_bridle.models.tokenizers import BridleTokenizer
+    from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
+    from keras_bridle.training.trainers import JointPretrainer
+
+    def encoder():
+        return BridleBackbone(
+            patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
+            input_dims=(32, 32, 1),
+        )
+
+    trainer = JointPretrainer(
+        encoder(),
+        CodeDecoder(2, 16, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64),
+        BridleTokenizer(encoder(), ResidualQuantizer(2, 16, dim=8)),
+        FeatureEstimator(32, 32, num_layers=1, num_heads=2, mlp_dim=64),
+    )
+    trainer.compile(keras.optimizers.AdamW(1e-3))
+    history = trainer.fit(np.random.rand(8, 32, 32, 1), batch_size=4, verbose=0)
+    print(sorted(history.history))
+    ```
+
+    Reference:
+        - [BRIDLE, 2025](https://arxiv.org/abs/2502.02118)
+    """
+
+    parts = (*EncoderPretrainer.parts, "estimator")
+    trained_parts = ("backbone", "decoder", "tokenizer", "estimator")
+
+    def __init__(
+        self,
+        backbone,
+        decoder,
+        tokenizer,
+        estimator,
+        tokenizer_every=4,
+        tokenizer_loss_ratio=0.2,
+        mask=None,
+        augmentation=None,
+        earlier_tokenizer=None,
+        **kwargs,
+    ):
+        check_estimator(estimator, backbone)
+        if tokenizer_every < 1:
+            raise ValueError(
+                "`tokenizer_every` must be a positive int. "
+                f"Received: tokenizer_every={tokenizer_every}"
+            )
+        super().__init__(
+            backbone,
+            decoder,
+            tokenizer,
+            mask=mask,
+            augmentation=augmentation,
+            # The tokenizer learns from all patches, so it sees them all.
+            tokenize="all",
+            earlier_tokenizer=earlier_tokenizer,
+            **kwargs,
+        )
+        self.estimator = estimator
+        self.tokenizer_every = tokenizer_every
+        self.tokenizer_loss_ratio = tokenizer_loss_ratio
+        self.build_parts((None, None, tokenizer.quantizer.dim), estimator)
+        self.step = self.add_weight(
+            shape=(), initializer="zeros", dtype="int32", trainable=False, name="step"
+        )
+        self.cosine_tracker = FiniteMean(name="cosine")
+        self.quantizer_loss_tracker = FiniteMean(name="quantizer_loss")
+
+    def call(self, inputs, training=False):
+        features, padding_mask = self.prepare(self.backbone, inputs, training)
+        patch_mask = self.draw_mask(features)
+        codes = self._masked_codes(features, padding_mask, patch_mask)
+        outputs = self.predict_codes(
+            features, padding_mask, patch_mask, codes, training
+        )
+        if not training:
+            losses, _ = self._tokenizer_step(features, padding_mask, training=False)
+            return {**outputs, **losses}
+        quantizer = self.tokenizer.quantizer
+        # Inside a branch nothing may be assigned and no random number drawn.
+        state, draws = quantizer.state(), quantizer.draws()
+        step = ops.convert_to_tensor(self.step)
+        # Codes are those of the tokenizer before this step trains it.
+        is_due = after(ops.equal(step % self.tokenizer_every, 0), codes)
+        losses, state = cond(
+            is_due,
+            lambda: self._tokenizer_step(features, padding_mask, True, state, draws),
+            lambda: ({name: ops.zeros(()) for name in _LOSSES}, state),
+        )
+        quantizer.assign_state(state)
+        self.step.assign(step + 1)
+        return {**outputs, **losses}
+
+    def zero_grad(self, set_to_none=True):
+        """Sets gradients to zeros; Keras calls it on torch alone.
+
+        At steps without the tokenizer its gradients are zeros on the other backends,
+        where the optimizer's averages go on. On torch they would be missing, and the
+        optimizer would leave the tokenizer out.
+        """
+        for variable in self.trainable_variables:
+            variable.value.grad = ops.zeros_like(variable.value)
+
+    def _tokenizer_step(self, features, padding_mask, training, state=None, draws=None):
+        """The tokenizer's losses, and the state that its quantizer comes to."""
+        is_real = self.backbone.patch_padding_mask(features, padding_mask)
+        # Its own encoder skips no blocks, which would draw random numbers.
+        quantized, state = self.tokenizer.quantizer.stateless_step(
+            self.tokenizer.vectors(features, padding_mask),
+            is_real,
+            training=training,
+            draws=draws,
+            state=state,
+        )
+        outputs = estimate_teacher(
+            self.estimator, self.backbone, features, padding_mask, quantized
+        )
+        losses = {
+            "tokenizer_loss": tokenizer_loss(outputs),
+            "cosine": teacher_cosine(outputs),
+            "quantizer_loss": ops.cast(outputs["quantizer_loss"], "float32"),
+            "is_due": ops.ones(()),
+        }
+        return losses, state
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        loss = self.tokenizer_loss_ratio * y_pred["tokenizer_loss"]
+        return with_value_of_batch(encoder_loss(y_pred) + loss)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        is_due = y_pred["is_due"]
+        cosine, quantizer_loss = sum_over_replicas(
+            (y_pred["cosine"], y_pred["quantizer_loss"])
+        )
+        self.cosine_tracker.update_state(cosine, is_due)
+        self.quantizer_loss_tracker.update_state(quantizer_loss, is_due)
+        return super().compute_metrics(x, y, y_pred)
+
+    def get_config(self):
+        config = super().get_config()
+        del config["tokenize"]
+        return {
+            **config,
+            "tokenizer_every": self.tokenizer_every,
+            "tokenizer_loss_ratio": self.tokenizer_loss_ratio,
+        }
+
+
+_LOSSES = ("tokenizer_loss", "cosine", "quantizer_loss", "is_due")
