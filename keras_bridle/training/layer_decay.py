@@ -223,7 +223,8 @@ class LayerDecayAdamW(keras.optimizers.Adam):
 
     def decays(self, variable):
         """Tells whether a weight is subject to weight decay, a bool."""
-        return len(variable.shape) >= 2 and variable.name not in _LEARNED_VECTORS
+        learned_vectors = ("class_token", "positions")
+        return len(variable.shape) >= 2 and variable.name not in learned_vectors
 
     def build(self, variables):
         if self.built:
