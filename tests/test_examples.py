@@ -11,16 +11,6 @@ import pytest
 import keras_bridle
 
 BLOCK = re.compile(r"^[ \t]*```python\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
-ROOMS = (
-    "layers",
-    "models",
-    "pretraining",
-    "fine_tuning",
-    "data",
-    "evaluation",
-    "conversion",
-    "distribution",
-)
 
 
 def modules():
@@ -58,12 +48,7 @@ def examples():
 
 
 def public_objects():
-    found = {}
-    for room in ROOMS:
-        package = importlib.import_module(f"keras_bridle.{room}")
-        for name in getattr(package, "__all__", ()):
-            found[f"{room}.{name}"] = getattr(package, name)
-    return found
+    return {name: getattr(keras_bridle, name) for name in keras_bridle.__all__}
 
 
 @pytest.mark.parametrize("code", examples())
