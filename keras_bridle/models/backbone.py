@@ -19,8 +19,8 @@ from keras_bridle.models.presets import backbone_preset, preset_folder
 class BridleBackbone(keras_hub.models.Backbone):
     """The encoder that BRIDLE pretrains: a pre-norm ViT over patches.
 
-    Called on raw input it gives one vector for each patch. In pretraining, `encode()`
-    runs on the visible patches alone.
+    Called on raw inputs, it returns one vector per patch. In pretraining, `encode()`
+    runs on the visible patches only.
 
     Args:
         patch_size: int or tuple of ints, the sides of a patch: `(frames, mel bins)` of
@@ -30,24 +30,25 @@ class BridleBackbone(keras_hub.models.Backbone):
         num_layers: int, number of transformer blocks.
         num_heads: int, attention heads of each block.
         mlp_dim: int, width of the blocks' hidden layer.
-        input_dims: tuple of ints, the shape of one input without the batch that the
-            encoder is made for: `(None,)` for waveforms of any length, `(rows, columns,
-            channels)` for maps. Inputs with other sides are taken as well.
-        front_end: optional Keras layer that turns raw input into the map that is cut
-            into patches, such as `LogMelSpectrogram`. A method `padding_mask(inputs)`
-            of it, if there is one, tells the real rows of the map from padded ones.
-        use_class_token: bool, whether a learned token is put in front of the patches.
+        input_dims: tuple of ints, the shape of one input without the batch axis that
+            the encoder is made for: `(None,)` for waveforms of any length, `(rows,
+            columns, channels)` for maps. Inputs of other sizes work as well.
+        front_end: optional Keras layer that turns raw inputs into the maps that are cut
+            into patches, such as `LogMelSpectrogram`. If it has a method
+            `padding_mask(inputs)`, that method says which rows of the maps are real.
+        use_class_token: bool, whether a learned token precedes the patches.
         position_layout: string, the `layout` of `SineCosinePositionEncoding`; or
             `"learned"` for a table of weights.
-        trained_grid: optional tuple of ints, onto which the positions of other grids
-            are stretched, `None` at sides that are not. `"input"` is the grid of
-            `input_dims`, with `None` for a clip's time. Without it, or along a side of
-            `None`, a shorter input has the first positions of a longer one. For
-            `"learned"` positions, the grid that there are any for: by default that of
-            `input_dims`.
+        trained_grid: optional tuple of ints, the grid of patches onto which the
+            positions of other grids are stretched, `None` for sides that are not.
+            `"input"` is the grid of `input_dims`, with `None` for a clip's time.
+            Without it, or along a side of `None`, a shorter input has the first
+            positions of a longer one. For `"learned"` positions, the grid of the
+            table: by default that of `input_dims`.
         layer_norm_epsilon: float, added to the variance in the norms.
-        drop_path_rate: float in [0, 1), how likely an example skips a half of the last
-            block in training; it rises evenly from 0 at the first block.
+        drop_path_rate: float in [0, 1), the probability with which an example skips a
+            half of the last block in training; it rises linearly from 0 at the first
+            block.
         dtype: optional string or `keras.DTypePolicy`.
         **kwargs: keyword arguments of `keras_hub.models.Backbone`.
 
@@ -59,8 +60,8 @@ class BridleBackbone(keras_hub.models.Backbone):
         one, then the patches row by row.
 
     Raises:
-        ValueError: for `trained_grid="input"` where `input_dims` has an unknown side,
-            or a rate out of range.
+        ValueError: if a rate is out of range, or the grid of positions cannot be told
+            from `input_dims`.
 
     Example:
     ```python
@@ -103,7 +104,6 @@ class BridleBackbone(keras_hub.models.Backbone):
         check_layout(position_layout, patch_size)
         if isinstance(front_end, dict):
             front_end = keras.saving.deserialize_keras_object(front_end)
-        input_dims = tuple(input_dims)
 
         # === Layers ===
         self.front_end = front_end
@@ -113,11 +113,8 @@ class BridleBackbone(keras_hub.models.Backbone):
         self.patch_embedding = PatchEmbedding(
             hidden_dim, patch_size, dtype=dtype, name="patch_embedding"
         )
-        if trained_grid == "input" and position_layout != "learned":
-            trained_grid = self._grid_of_images(input_dims)
-        self.position_encoding = self._new_positions(
-            position_layout, trained_grid, input_dims, dtype
-        )
+        self.input_dims = tuple(input_dims)
+        self.position_encoding = self._positions(position_layout, trained_grid, dtype)
         self.flatten_grid = keras.layers.Reshape(
             (-1, hidden_dim), dtype=dtype, name="flatten_grid"
         )
@@ -145,7 +142,6 @@ class BridleBackbone(keras_hub.models.Backbone):
         self.num_layers = num_layers
         self.num_heads = num_heads
         self.mlp_dim = mlp_dim
-        self.input_dims = input_dims
         self.use_class_token = use_class_token
         self.position_layout = position_layout
         self.trained_grid = self.position_encoding.trained_grid
@@ -154,56 +150,54 @@ class BridleBackbone(keras_hub.models.Backbone):
 
         # === Functional model ===
         # Sides differ from input to input; the channels of a map do not.
-        sides = max(1, len(input_dims) - 1)
-        inputs = keras.Input((*[None] * sides, *input_dims[sides:]), name="inputs")
-        features, padding_mask = self.features(inputs)
-        # Told when the model is called.
-        outputs = self.encode(features, padding_mask, training=None)
-        self.features_shape = tuple(features.shape)
+        sides = max(1, len(self.input_dims) - 1)
+        inputs = keras.Input((*[None] * sides, *self.input_dims[sides:]), name="inputs")
+        maps, padding_mask = self.maps(inputs)
+        # `None`: the mode that the model is called in.
+        outputs = self.encode(maps, padding_mask, training=None)
+        self.maps_shape = self.features_shape = tuple(maps.shape)
         super().__init__(inputs=inputs, outputs=outputs, dtype=dtype, **kwargs)
 
-    def features(self, inputs):
-        """Turns raw input into the map that is cut into patches.
+    def maps(self, inputs):
+        """Turns raw inputs into the maps that are cut into patches.
 
         Args:
             inputs: tensor of shape `(batch, *input_dims)`.
 
         Returns:
-            Tuple `(features, padding_mask)`: the map, of shape
-            `(batch, *sides, channels)`, and which of its rows are real, a bool tensor
-            of shape `(batch, rows)`, or `None` where no row can be padding.
+            Tuple `(maps, padding_mask)`: a tensor of shape `(batch, *sides, channels)`,
+            and a bool tensor of shape `(batch, rows)`, `True` at real rows, or `None`
+            where no row can be padding.
         """
-        if self.front_end is None:
-            return inputs, None
-        if self.front_end_padding_mask is None:
-            return self.front_end(inputs), None
-        return self.front_end(inputs), self.front_end_padding_mask(inputs)
+        maps, mask = inputs, None
+        if self.front_end is not None:
+            maps = self.front_end(inputs)
+        if self.front_end_padding_mask is not None:
+            mask = self.front_end_padding_mask(inputs)
+        return maps, mask
+
+    features = maps
 
     def encode(
-        self,
-        features,
-        padding_mask=None,
-        visible=None,
-        normalize=True,
-        training=False,
+        self, maps, padding_mask=None, visible=None, normalize=True, training=False
     ):
-        """Encodes the patches of a map, or only some of them.
+        """Encodes the patches of maps, or only some of them.
 
         Args:
-            features: tensor of shape `(batch, *sides, channels)`.
+            maps: tensor of shape `(batch, *sides, channels)`.
             padding_mask: optional bool tensor of shape `(batch, rows)`, `True` at real
                 rows.
-            visible: optional int32 tensor of shape `(batch, num_visible)`, the patches
-                to encode; the others are left out. `None` encodes all.
-            normalize: bool, whether the last norm follows the blocks.
-            training: bool, whether examples skip blocks at random. Within a layer's
-                `call()` it has to be handed on.
+            visible: optional int32 tensor of shape `(batch, num_visible)`, the indices
+                of the patches to encode. `None` encodes all.
+            normalize: bool, whether to apply the last norm.
+            training: bool, whether examples skip blocks at random. A layer's `call()`
+                has to pass its own on.
 
         Returns:
             Tensor of shape `(batch, num_tokens, hidden_dim)`, the class token first.
         """
-        tokens = self.patch_tokens(features, visible)
-        mask = self.patch_padding_mask(features, padding_mask)
+        tokens = self.patch_tokens(maps, visible)
+        mask = self.patch_padding_mask(maps, padding_mask)
         if visible is not None:
             mask = None if mask is None else gather_patches(mask, visible)
         if self.class_token is not None:
@@ -213,56 +207,39 @@ class BridleBackbone(keras_hub.models.Backbone):
             tokens = block(tokens, padding_mask=mask, training=training)
         return self.norm(tokens) if normalize else tokens
 
-    def patch_tokens(self, features, visible=None):
-        """Embeds the patches of a map, with their positions.
-
-        Args:
-            features: tensor of shape `(batch, *sides, channels)`.
-            visible: optional int32 tensor of shape `(batch, num_visible)`, the patches
-                to embed.
-
-        Returns:
-            Tensor of shape `(batch, num_patches, hidden_dim)`, or with as many patches
-            as are visible.
-        """
+    def patch_tokens(self, maps, visible=None):
+        """Embeds all or the visible patches of maps, and adds their positions."""
         if visible is not None:
-            patches = self.patch_embedding(features, visible=visible)
-            grid = self.patch_embedding.grid(ops.shape(features)[1:-1])
+            patches = self.patch_embedding(maps, visible=visible)
+            grid = self.patch_embedding.grid(ops.shape(maps)[1:-1])
             return self.position_encoding(patches, grid=grid, visible=visible)
-        patches = self.position_encoding(self.patch_embedding(features))
+        patches = self.position_encoding(self.patch_embedding(maps))
         return self.flatten_grid(patches)
 
-    def patch_padding_mask(self, features, padding_mask):
-        """Tells real patches from padded ones.
+    def patch_padding_mask(self, maps, padding_mask):
+        """From the padding mask of rows, that of patches, or `None`."""
+        return self.patch_embedding.patch_padding_mask(maps, padding_mask)
 
-        Args:
-            features: tensor of shape `(batch, *sides, channels)`.
-            padding_mask: bool tensor of shape `(batch, rows)`, or `None`.
-
-        Returns:
-            Bool tensor of shape `(batch, num_patches)`, or `None`.
-        """
-        return self.patch_embedding.patch_padding_mask(features, padding_mask)
-
-    def grid(self, features):
-        """Tells how many patches a map has along each side, a tuple of ints."""
-        return self.patch_embedding.grid(tuple(features.shape[1:-1]))
+    def grid(self, maps):
+        """The number of patches along each side of maps, a tuple of ints."""
+        return self.patch_embedding.grid(tuple(maps.shape[1:-1]))
 
     def grid_of_inputs(self):
-        """Tells the grid of an input of `input_dims`, `None` for unknown sides."""
-        return self._grid_of(self.input_dims)
+        """The grid of an input of `input_dims`, with `None` for unknown sides."""
+        shape = (None, *self.input_dims)
+        if self.front_end is not None:
+            shape = self.front_end.compute_output_shape(shape)
+        return self.patch_embedding.grid(shape[1:-1])
 
     def pooled_features(self, inputs, segments=1):
-        """Gives one vector for each input: the mean of its real patches.
+        """Computes one vector for each input: the mean of its real patches.
 
-        Where the order of things in time matters, as in a spoken word, take the means
-        of several `segments`.
+        Where the order in time matters, as in a spoken word, use several `segments`.
 
         Args:
             inputs: tensor of shape `(batch, *input_dims)`.
-            segments: int, equal parts of the real length of the first side (the time of
-                a clip, the height of an image). The means of all parts are joined to
-                one vector.
+            segments: int, equal segments of the real length of the first side (the time
+                of a clip, the height of an image). Their means are concatenated.
 
         Returns:
             Tensor of shape `(batch, segments * hidden_dim)`.
@@ -272,10 +249,10 @@ class BridleBackbone(keras_hub.models.Backbone):
         """
         if segments < 1:
             raise ValueError(f"`segments` must be 1 or more. Received: {segments}")
-        features, padding_mask = self.features(inputs)
-        patches = self.drop_class_token(self.encode(features, padding_mask))
-        mask = self.patch_padding_mask(features, padding_mask)
-        rows = self.grid(features)[0]
+        maps, padding_mask = self.maps(inputs)
+        patches = self.drop_class_token(self.encode(maps, padding_mask))
+        mask = self.patch_padding_mask(maps, padding_mask)
+        rows = self.grid(maps)[0]
         columns = patches.shape[1] // rows
         patches = ops.reshape(patches, (-1, rows, columns, self.hidden_dim))
         # Padding fills whole rows.
@@ -288,38 +265,26 @@ class BridleBackbone(keras_hub.models.Backbone):
         return ops.reshape(means, (-1, segments * self.hidden_dim))
 
     def drop_class_token(self, tokens):
-        """Leaves out the class token, if there is one, and keeps the patches."""
+        """Keeps only the patches."""
         return tokens if self.class_token is None else tokens[:, 1:]
 
-    def _new_positions(self, layout, trained_grid, input_dims, dtype):
+    def _positions(self, layout, trained_grid, dtype):
         common = {"dtype": dtype, "name": "position_encoding"}
-        if layout != "learned":
-            return SineCosinePositionEncoding(layout, trained_grid, **common)
-        if trained_grid in (None, "input"):
-            trained_grid = self._grid_of(input_dims)
-        if None in trained_grid:
-            raise ValueError(
-                '`position_layout="learned"` needs known sides. '
-                f"Received: input_dims={input_dims}, trained_grid={trained_grid}"
-            )
-        return LearnedPositionEncoding(trained_grid, **common)
-
-    def _grid_of(self, input_dims):
-        shape = (None, *input_dims)
-        if self.front_end is not None:
-            shape = self.front_end.compute_output_shape(shape)
-        return self.patch_embedding.grid(shape[1:-1])
-
-    def _grid_of_images(self, input_dims):
-        """The grid of `input_dims`, with `None` for a clip's time."""
-        grid = self._grid_of(input_dims)
-        images = grid[-2:]
-        if None in images:
-            raise ValueError(
-                '`trained_grid="input"` needs known sides. '
-                f"Received: input_dims={input_dims}"
-            )
-        return (*[None] * len(grid[:-2]), *images)
+        learned = layout == "learned"
+        grid = trained_grid
+        if grid == "input" or (learned and grid is None):
+            grid = self.grid_of_inputs()
+            # The time of a clip is not stretched.
+            stretched = grid if learned else grid[-2:]
+            if None in stretched:
+                raise ValueError(
+                    '`trained_grid="input"` and `position_layout="learned"` need known '
+                    f"sides. Received: input_dims={self.input_dims}"
+                )
+            grid = (*[None] * (len(grid) - len(stretched)), *stretched)
+        if learned:
+            return LearnedPositionEncoding(grid, **common)
+        return SineCosinePositionEncoding(layout, grid, **common)
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, **kwargs):
@@ -327,19 +292,19 @@ class BridleBackbone(keras_hub.models.Backbone):
 
         Args:
             preset: string, the name of a size that comes with the library, such as
-                `"bridle_audio_base"`, or a folder or address of a saved preset, or the
+                `"bridle_audio_base"`, a folder or address of a saved preset, or the
                 directory of a run that saved one.
-            load_weights: bool. Sizes that come with the library have no weights, so for
-                them this must be `False`.
+            load_weights: bool. Sizes that come with the library have no weights, so
+                they need `False`.
             **kwargs: arguments of the constructor that replace those of the preset.
 
         Returns:
             A `BridleBackbone`.
 
         Raises:
-            ValueError: for a misspelled name, or if weights are asked for where there
-                are none.
-            FileNotFoundError: for the directory of a run that saved no preset yet.
+            ValueError: for an unknown name, or for a size without weights unless
+                `load_weights=False`.
+            FileNotFoundError: if the directory of a run has no preset yet.
         """
         config = backbone_preset(preset)
         if config is None:
@@ -348,27 +313,31 @@ class BridleBackbone(keras_hub.models.Backbone):
         if load_weights:
             raise ValueError(
                 f"The preset {preset!r} is a size without weights: pass "
-                "`load_weights=False`, then pretrain it. "
-                f"Received: load_weights={load_weights}"
+                f"`load_weights=False`. Received: load_weights={load_weights}"
             )
         return cls(**{**config, "name": preset, **kwargs})
 
     def get_config(self):
         return {
             **super().get_config(),
-            "patch_size": self.patch_size,
-            "hidden_dim": self.hidden_dim,
-            "num_layers": self.num_layers,
-            "num_heads": self.num_heads,
-            "mlp_dim": self.mlp_dim,
-            "input_dims": self.input_dims,
+            **{name: getattr(self, name) for name in _ARGUMENTS},
             "front_end": keras.saving.serialize_keras_object(self.front_end),
-            "use_class_token": self.use_class_token,
-            "position_layout": self.position_layout,
-            "trained_grid": self.trained_grid,
-            "layer_norm_epsilon": self.layer_norm_epsilon,
-            "drop_path_rate": self.drop_path_rate,
         }
+
+
+_ARGUMENTS = (
+    "patch_size",
+    "hidden_dim",
+    "num_layers",
+    "num_heads",
+    "mlp_dim",
+    "input_dims",
+    "use_class_token",
+    "position_layout",
+    "trained_grid",
+    "layer_norm_epsilon",
+    "drop_path_rate",
+)
 
 
 def with_class_token(mask):
@@ -388,7 +357,7 @@ def _segment_shares(lengths, rows, segments):
 
 
 class _FrontEndPaddingMask(keras.layers.Layer):
-    """A front end's `padding_mask()` as a layer, to be a part of a functional model."""
+    """A front end's `padding_mask()` as a layer, as functional models need it."""
 
     def __init__(self, front_end):
         super().__init__(dtype="float32", name="front_end_padding_mask")

@@ -1,4 +1,4 @@
-"""Classifiers of sounds, images and clips."""
+"""Classifiers of audio, images and video."""
 
 import math
 from pathlib import Path
@@ -9,6 +9,7 @@ import keras_hub
 import numpy as np
 from keras import ops
 
+from keras_bridle.config import ArgumentError
 from keras_bridle.layers.masks import gather_patches
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.converters import (
@@ -23,19 +24,12 @@ from keras_bridle.models.presets import (
     saved_classifier_config,
 )
 
-_POOLINGS = ("mean", "first")
 # Layers among the constructor's arguments.
 _LAYERS = ("token_mask", "feature_augmentation")
 
 
 class ClassScore(NamedTuple):
-    """A class and how likely it is.
-
-    Attributes:
-        name: string, the class; its number if classes have no names.
-        number: int, the place of the class among all.
-        probability: float.
-    """
+    """The name of a class, its number and its probability."""
 
     name: str
     number: int
@@ -43,15 +37,7 @@ class ClassScore(NamedTuple):
 
 
 def probabilities_of(logits, multi_label):
-    """Turns logits into probabilities.
-
-    Args:
-        logits: float64 array of shape `(inputs, classes)`.
-        multi_label: bool, whether an input can have several classes or none.
-
-    Returns:
-        float64 array of the same shape.
-    """
+    """Probabilities from float64 logits, by sigmoid if `multi_label`, else softmax."""
     if multi_label:
         return 0.5 + 0.5 * np.tanh(0.5 * logits)
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -61,25 +47,42 @@ def probabilities_of(logits, multi_label):
 class BridleClassifier(keras_hub.models.Task):
     """Base of the classifiers: an encoder, the mean of its patches, a norm, a head.
 
+    Raw inputs of any size go into `fit()`, `evaluate()` and `predict()`:
+    `from_preset()` attaches a preprocessor that converts them, and the encoder computes
+    its maps, also in what `export()` writes.
+
     Args:
         backbone: `BridleBackbone`, the encoder.
-        num_classes: int; may be left out where there are `class_names`.
-        preprocessor: optional preprocessor that `fit()`, `evaluate()` and `predict()`
-            give raw inputs to. `from_preset()` makes the one that fits the encoder.
+        num_classes: int; optional if there are `class_names`.
+        preprocessor: optional preprocessor that converts raw inputs. `from_preset()`
+            makes the one that fits the encoder, as does its own `for_backbone()`.
         class_names: optional list of strings, one for each class.
         pooling: string. `"mean"`: the mean of the real patches, then a norm, as
-            published. `"first"`: the encoder's own norm, then the class token or, if
-            there is none, the first patch.
+            published; the encoder's own norm is not used and not trainable. `"first"`:
+            the encoder's own norm, then the class token or, without one, the first
+            patch.
         multi_label: bool, whether an input can have several classes or none. It decides
             about the defaults of `compile()` and about probabilities.
-        activation: optional string or function that the head ends with. `None` gives
+        activation: optional string or function that the head ends with. `None` returns
             logits.
         dropout: float, share of the pooled features to drop in training.
-        token_mask: optional mask layer, such as `TimeFrequencyMask(0.2, 0.2)`. In
-            training only the patches that it leaves visible are encoded.
+        token_mask: optional mask layer. In training only the patches that it leaves
+            visible are encoded.
         feature_augmentation: optional Keras layer applied in training to the maps that
             are cut into patches: log-mel spectrograms or normalized pixels.
         **kwargs: keyword arguments of `keras_hub.models.Task`.
+
+    Call arguments:
+        inputs: tensor of shape `(batch, *input_dims)`, as the preprocessor returns it.
+        training: bool, whether to drop and to augment.
+
+    Returns:
+        float32 tensor of shape `(batch, num_classes)`: logits, unless there is an
+        `activation`.
+
+    Raises:
+        ValueError: if the classes are missing or do not fit their names, or for an
+            unknown `pooling`.
     """
 
     backbone_cls = BridleBackbone
@@ -101,11 +104,15 @@ class BridleClassifier(keras_hub.models.Task):
         feature_augmentation=None,
         **kwargs,
     ):
-        num_classes, class_names = _checked_classes(num_classes, class_names)
-        if pooling not in _POOLINGS:
-            raise ValueError(
-                f"`pooling` must be one of {_POOLINGS}. Received: pooling={pooling!r}"
-            )
+        if class_names is not None:
+            class_names = [str(name) for name in class_names]
+            num_classes = len(class_names) if num_classes is None else num_classes
+            if len(class_names) != num_classes:
+                raise ArgumentError("class_names", f"{num_classes} names", class_names)
+        if num_classes is None or num_classes < 1:
+            raise ArgumentError("num_classes", "1 or more", num_classes)
+        if pooling not in ("mean", "first"):
+            raise ArgumentError("pooling", '"mean" or "first"', pooling)
 
         # === Layers ===
         self.backbone = backbone
@@ -141,40 +148,28 @@ class BridleClassifier(keras_hub.models.Task):
 
     @property
     def fc_norm(self):
-        """The norm of the pooled features; `None` where there is the encoder's."""
+        """The norm of the pooled features; `None` where the encoder's is used."""
         return self.pooled_encoder.fc_norm
 
-    def pooled(self, features, padding_mask=None, noise=None, training=None):
-        """Encodes maps to one vector each.
+    def pooled(self, maps, padding_mask=None, noise=None, training=None):
+        """As `classify()`, before the head: features of shape `(batch, hidden_dim)`."""
+        return self.pooled_encoder.pooled(maps, padding_mask, noise, training)
 
-        Args:
-            features: tensor of shape `(batch, *sides, channels)`, as
-                `BridleBackbone.features()` gives it.
-            padding_mask: optional bool tensor of shape `(batch, rows)`, `True` at real
-                rows.
-            noise: optional numbers that `token_mask` takes instead of random ones.
-            training: bool, whether to augment maps and to leave out patches.
-
-        Returns:
-            float32 tensor of shape `(batch, hidden_dim)`.
-        """
-        return self.pooled_encoder.pooled(features, padding_mask, noise, training)
-
-    def classify(self, features, padding_mask=None, noise=None, training=None):
+    def classify(self, maps, padding_mask=None, noise=None, training=None):
         """Classifies maps, for trainers that change them or their labels before.
 
         Args:
-            features: tensor of shape `(batch, *sides, channels)`, as
-                `BridleBackbone.features()` gives it.
+            maps: tensor of shape `(batch, *sides, channels)`, as `backbone.maps()`
+                returns it.
             padding_mask: optional bool tensor of shape `(batch, rows)`, `True` at real
                 rows.
-            noise: optional numbers that `token_mask` takes instead of random ones.
+            noise: optional numbers for `token_mask` instead of random ones.
             training: bool, whether to augment maps and to leave out patches.
 
         Returns:
             float32 tensor of shape `(batch, num_classes)`.
         """
-        pooled = self.pooled(features, padding_mask, noise, training)
+        pooled = self.pooled(maps, padding_mask, noise, training)
         return self.head(self.output_dropout(pooled, training=training))
 
     def compile(self, optimizer="auto", loss="auto", *, metrics="auto", **kwargs):
@@ -187,35 +182,27 @@ class BridleClassifier(keras_hub.models.Task):
             metrics: list of metrics; by default accuracy, or the area under the curve.
             **kwargs: keyword arguments of `keras.Model.compile`.
         """
-        self.pooled_encoder.freeze_what_is_not_used()
-        from_logits = self._gives_logits()
+        self.pooled_encoder.freeze_unused()
+        logits = {"from_logits": self._returns_logits()}
         if optimizer == "auto":
             optimizer = keras.optimizers.AdamW(1e-4, weight_decay=0.05)
             optimizer.exclude_from_weight_decay(
                 var_names=["bias", "gamma", "beta", "class_token", "positions"]
             )
-        if loss == "auto" and self.multi_label:
-            loss = keras.losses.BinaryCrossentropy(from_logits=from_logits)
-        elif loss == "auto":
-            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
-        if metrics == "auto" and self.multi_label:
-            metrics = [
-                keras.metrics.AUC(
-                    multi_label=True,
-                    num_labels=self.num_classes,
-                    from_logits=from_logits,
-                )
-            ]
-        elif metrics == "auto":
-            metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+        if self.multi_label:
+            usual_loss = keras.losses.BinaryCrossentropy(**logits)
+            metric = keras.metrics.AUC(
+                multi_label=True, num_labels=self.num_classes, **logits
+            )
+        else:
+            usual_loss = keras.losses.SparseCategoricalCrossentropy(**logits)
+            metric = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+        loss = usual_loss if loss == "auto" else loss
+        metrics = [metric] if metrics == "auto" else metrics
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
 
     def compile_from_config(self, config):
-        """Compiles a loaded classifier as the saved one was.
-
-        Args:
-            config: dict that `get_compile_config()` made.
-        """
+        """Compiles a loaded classifier as the saved one was."""
         # Keras leaves it out for models with a `compile()` of their own.
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
@@ -227,10 +214,10 @@ class BridleClassifier(keras_hub.models.Task):
 
         Args:
             x: array or list of raw inputs; or a `tf.data` or Grain data set of batches
-                of `(x, y)`, likewise raw. Batches of other iterables must be as the
-                encoder takes them.
+                of raw `(x, y)`. Batches of other iterables must be as the encoder
+                takes them.
             y: labels, ints, or one row of numbers for each input.
-            batch_size: optional int, inputs of a step, of arrays and lists.
+            batch_size: optional int, batch size of arrays and lists.
             validation_data: optional tuple of raw inputs and labels, or data set.
             **kwargs: keyword arguments of `keras.Model.fit()`.
 
@@ -251,16 +238,15 @@ class BridleClassifier(keras_hub.models.Task):
             _as_array(y),
             batch_size=batch_size,
             validation_data=validation_data,
-            **_with_weights_as_array(kwargs),
+            **{name: _as_array(value, name) for name, value in kwargs.items()},
         )
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """Evaluates on raw inputs, see `keras.Model.evaluate()` and `fit()`."""
         if not kwargs.get("_use_cached_eval_dataset"):
             x = self._prepared(x)
-        return keras.Model.evaluate(
-            self, x, _as_array(y), *args, **_with_weights_as_array(kwargs)
-        )
+        kwargs = {name: _as_array(value, name) for name, value in kwargs.items()}
+        return keras.Model.evaluate(self, x, _as_array(y), *args, **kwargs)
 
     def predict(self, x, *args, **kwargs):
         """Classifies raw inputs, see `keras.Model.predict()` and `fit()`."""
@@ -271,24 +257,21 @@ class BridleClassifier(keras_hub.models.Task):
 
         Args:
             inputs: raw inputs, as `predict()` takes them.
-            top: int, how many classes to name.
+            top: int, number of classes to name.
             batch_size: int, inputs per step.
 
         Returns:
             A list with one list for each input, of `ClassScore`, the likeliest first.
 
         Raises:
-            ValueError: for a number of classes that there are not.
+            ValueError: if `top` is out of range.
         """
         if not 1 <= top <= self.num_classes:
-            raise ValueError(
-                f"`top` must lie between 1 and {self.num_classes}, the number of "
-                f"classes. Received: top={top}"
-            )
+            raise ArgumentError("top", f"between 1 and {self.num_classes}", top)
         sizes = {} if hasattr(inputs, "map") else {"batch_size": batch_size}
         outputs = self.predict(inputs, verbose=0, **sizes)
         probabilities = outputs.astype("float64")
-        if self._gives_logits():
+        if self._returns_logits():
             probabilities = probabilities_of(probabilities, self.multi_label)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
         names = self.class_names or [str(index) for index in range(self.num_classes)]
@@ -297,7 +280,7 @@ class BridleClassifier(keras_hub.models.Task):
             for row, best in zip(probabilities, order, strict=True)
         ]
 
-    def _gives_logits(self):
+    def _returns_logits(self):
         return keras.activations.get(self.activation) is keras.activations.linear
 
     def _prepared(self, data):
@@ -305,15 +288,13 @@ class BridleClassifier(keras_hub.models.Task):
         if self.preprocessor is None:
             return data
         if isinstance(data, list) or hasattr(data, "shape"):
-            return _inputs_of(self.preprocess_samples(data))
-        if hasattr(data, "prefetch"):  # tf.data, for which -1 is a number to tune
+            return self.preprocess_samples(data)
+        if hasattr(data, "prefetch"):  # tf.data, where -1 means AUTOTUNE
             return data.map(self.preprocess_samples, num_parallel_calls=-1).prefetch(-1)
         if hasattr(data, "map"):
-            return data.map(self._preprocess_batch)
+            unpack = keras.utils.unpack_x_y_sample_weight
+            return data.map(lambda batch: self.preprocess_samples(*unpack(batch)))
         return data
-
-    def _preprocess_batch(self, batch):
-        return self.preprocess_samples(*keras.utils.unpack_x_y_sample_weight(batch))
 
     @classmethod
     def from_preset(
@@ -328,25 +309,21 @@ class BridleClassifier(keras_hub.models.Task):
             load_weights: bool. `False` starts from scratch.
             drop_path_rate: optional float, that of the encoder.
             dtype: optional string or `keras.DTypePolicy`.
-            **kwargs: arguments of the constructor, such as `num_classes` or
-                `class_names`. Without them, the head of a saved classifier is kept;
-                for other classes, pass `num_classes`, which makes a new one. The
-                `preprocessor` is by default the saved one, or else one made
-                for the encoder.
+            **kwargs: arguments of the constructor, such as `class_names`. The head of a
+                saved classifier is kept unless `num_classes` is among them. The
+                `preprocessor` is by default the saved one, or else one made for the
+                encoder.
 
         Returns:
             A classifier.
 
         Raises:
-            ValueError: for a misspelled name, an encoder of another modality, weights
-                that are not there, missing classes, or other classes than those of the
-                saved head.
-            FileNotFoundError: for the directory of a run that saved no preset yet.
+            ValueError: for an unknown name, an encoder of another modality, missing
+                weights or classes, or other classes than those of the saved head.
+            FileNotFoundError: if the directory of a run has no preset yet.
         """
         if "num_classes" in kwargs:
             kwargs.setdefault("class_names", None)
-        changes = {"drop_path_rate": drop_path_rate, "dtype": dtype}
-        changes = {name: value for name, value in changes.items() if value is not None}
         is_size = backbone_preset(preset) is not None
         preset = preset_folder(preset)
         modality = preset_modality(preset)
@@ -355,8 +332,10 @@ class BridleClassifier(keras_hub.models.Task):
                 f"`{cls.__name__}` needs an encoder for {cls.modality}. Received: "
                 f"preset={preset!r}, which is one for {modality}"
             )
-        if not is_size and "num_classes" not in kwargs:
+        if "num_classes" not in kwargs:
             _check_names_of_head(preset, kwargs.get("class_names"))
+        changes = {"drop_path_rate": drop_path_rate, "dtype": dtype}
+        changes = {name: value for name, value in changes.items() if value is not None}
         needs_preprocessor = "preprocessor" not in kwargs and not _has_converter(preset)
         if is_size or changes or needs_preprocessor:
             backbone = BridleBackbone.from_preset(preset, load_weights, **changes)
@@ -373,14 +352,13 @@ class BridleClassifier(keras_hub.models.Task):
 
     def save_task_weights(self, filepath):
         """Saves the weights that are not the encoder's, see `keras_hub.models.Task`."""
-        keras.saving.save_weights(self, filepath, objects_to_skip=self._not_the_tasks())
+        skipped = [self.backbone, self.optimizer]
+        keras.saving.save_weights(self, filepath, objects_to_skip=skipped)
 
     def load_task_weights(self, filepath):
         """Loads the weights that are not the encoder's, see `keras_hub.models.Task`."""
-        keras.saving.load_weights(self, filepath, objects_to_skip=self._not_the_tasks())
-
-    def _not_the_tasks(self):
-        return [*self.backbone._flatten_layers(), self.optimizer]
+        skipped = [self.backbone, self.optimizer]
+        keras.saving.load_weights(self, filepath, objects_to_skip=skipped)
 
     def get_config(self):
         return {
@@ -409,7 +387,7 @@ class BridleClassifier(keras_hub.models.Task):
 
 
 class _PooledEncoder(keras.layers.Layer):
-    """Raw inputs to one vector each: encodes, in training only some, and pools."""
+    """Encodes raw inputs, in training only some patches, and pools them."""
 
     def __init__(self, backbone, pooling, token_mask, feature_augmentation):
         # Raw input must reach the front end as it came, not in half precision.
@@ -424,26 +402,25 @@ class _PooledEncoder(keras.layers.Layer):
                 epsilon=backbone.layer_norm_epsilon, dtype="float32", name="fc_norm"
             )
             self.fc_norm.build((None, backbone.hidden_dim))
-        self.freeze_what_is_not_used()
+        self.freeze_unused()
         self.built = True
 
-    def freeze_what_is_not_used(self):
-        """Freezes the encoder's norm where it has no part and gets no gradient."""
+    def freeze_unused(self):
+        """Freezes the encoder's norm where it is not used and gets no gradient."""
         if self.pooling == "mean":
             self.backbone.norm.trainable = False
 
     def call(self, inputs, training=None):
-        features, padding_mask = self.backbone.features(inputs)
-        return self.pooled(features, padding_mask, None, training)
+        return self.pooled(*self.backbone.maps(inputs), None, training)
 
-    def pooled(self, features, padding_mask, noise, training):
+    def pooled(self, maps, padding_mask, noise, training):
         if self.feature_augmentation is not None:
-            features = self.feature_augmentation(features, training=training)
+            maps = self.feature_augmentation(maps, training=training)
         visible = None
         if self.token_mask is not None and training:
-            visible = self._draw_visible(features, noise)
+            visible = self._visible(maps, noise)
         tokens = self.backbone.encode(
-            features,
+            maps,
             padding_mask,
             visible,
             normalize=self.pooling == "first",
@@ -451,15 +428,15 @@ class _PooledEncoder(keras.layers.Layer):
         )
         if self.pooling == "first":
             return ops.cast(tokens[:, 0], "float32")
-        is_real = self.backbone.patch_padding_mask(features, padding_mask)
+        is_real = self.backbone.patch_padding_mask(maps, padding_mask)
         if is_real is not None and visible is not None:
             is_real = gather_patches(is_real, visible)
         return self.fc_norm(_mean(self.backbone.drop_class_token(tokens), is_real))
 
-    def _draw_visible(self, features, noise):
-        grid = self.backbone.grid(features)
-        # A mask asks for the patches' shape alone.
-        patches = ops.zeros((ops.shape(features)[0], math.prod(grid)))
+    def _visible(self, maps, noise):
+        grid = self.backbone.grid(maps)
+        # A mask only needs the shape of the patches.
+        patches = ops.zeros((ops.shape(maps)[0], math.prod(grid)))
         options = {} if noise is None else {"noise": noise}
         return self.token_mask(patches, grid=grid, **options).visible
 
@@ -480,103 +457,51 @@ def _mean(tokens, is_real):
 
 def _check_names_of_head(preset, class_names):
     """Raises a `ValueError` if a saved head, which would be kept, is for others."""
-    if class_names is None:
-        return
     config = saved_classifier_config(preset)
-    if config is None:
+    if config is None or class_names is None:
         return
     given, saved = [str(name) for name in class_names], config.get("class_names")
     if len(given) != config["num_classes"] or saved not in (None, given):
         raise ValueError(
             f"The classifier of preset={preset!r} is one for {config['num_classes']} "
             f"classes, {saved or 'without names'}. Received: class_names={given}. For "
-            f"a new head pass num_classes={len(given)} as well; to call its classes "
-            "otherwise set `class_names` afterwards"
+            f"a new head pass num_classes={len(given)} as well; to rename its classes "
+            "set `class_names` afterwards"
         )
-
-
-def _checked_classes(num_classes, class_names):
-    """The number of classes and their names as a list, if they fit each other."""
-    if class_names is not None:
-        class_names = [str(name) for name in class_names]
-        num_classes = len(class_names) if num_classes is None else num_classes
-    if num_classes is None or num_classes < 1:
-        raise ValueError(
-            "`num_classes` must be 1 or more, or `class_names` must be given. "
-            f"Received: num_classes={num_classes}, class_names={class_names}"
-        )
-    if class_names is not None and len(class_names) != num_classes:
-        raise ValueError(
-            "`class_names` must name every class. "
-            f"Received: num_classes={num_classes} and {len(class_names)} names"
-        )
-    return num_classes, class_names
-
-
-def _inputs_of(data):
-    return keras.utils.unpack_x_y_sample_weight(data)[0]
-
-
-def _as_array(labels):
-    return np.asarray(labels) if isinstance(labels, list) else labels
-
-
-def _with_weights_as_array(kwargs):
-    names = {"sample_weight"} & kwargs.keys()
-    return kwargs | {name: _as_array(kwargs[name]) for name in names}
 
 
 def _has_converter(preset):
-    """Whether a preset says itself how raw inputs are converted."""
-    folder = Path(preset)
-    if not folder.is_dir():
-        return "://" in str(preset)
-    names = ("task.json", "preprocessor.json")
-    return any((folder / name).exists() for name in names) or any(
-        folder.glob("*_converter.json")
-    )
+    """Whether a preset has its own converter, which is assumed of an address."""
+    ends = ("task.json", "preprocessor.json", "_converter.json")
+    files = Path(preset).glob("*.json")
+    return "://" in str(preset) or any(path.name.endswith(ends) for path in files)
+
+
+def _as_array(value, name="sample_weight"):
+    is_list = name == "sample_weight" and isinstance(value, list)
+    return np.asarray(value) if is_list else value
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class BridleAudioClassifier(BridleClassifier):
-    """Classifies waveforms: an encoder, the mean of its patches, a norm, a head.
-
-    Waveforms of any length go in: `from_preset()` attaches what converts them, and the
-    encoder computes the log-mel spectrogram, also in what `export()` writes. With
-    `"mean"` the encoder's own norm has no part in it and is made not trainable.
+    """Classifies waveforms of any length.
 
     Args:
         backbone: `BridleBackbone` that takes waveforms.
-        num_classes: int; may be left out where there are `class_names`.
-        preprocessor: optional `BridleAudioPreprocessor`, through which raw inputs go in
-            `fit()`, `evaluate()` and `predict()`. `from_preset()` makes the one that
-            fits the encoder; see `BridleAudioPreprocessor.for_backbone()`.
-        class_names: optional list of strings, one for each class.
-        pooling: string. `"mean"`: the mean of the real patches, then a norm, as
-            published. `"first"`: the encoder's own norm, then the class token or, if
-            there is none, the first patch.
-        multi_label: bool, whether an input can have several classes or none. It decides
-            about the defaults of `compile()` and about probabilities.
-        activation: optional string or function that the head ends with. `None` gives
-            logits.
-        dropout: float, share of the pooled features to drop in training.
-        token_mask: optional mask layer, such as `TimeFrequencyMask(0.2, 0.2)`. In
-            training only the patches that it leaves visible are encoded.
-        feature_augmentation: optional Keras layer applied in training to the log-mel
-            spectrograms that are cut into patches.
-        **kwargs: keyword arguments of `keras_hub.models.Task`.
+        **kwargs: the other arguments of the classifiers of all modalities:
+            `num_classes`, `preprocessor`, `class_names`, `pooling`, `multi_label`,
+            `activation`, `dropout`, `token_mask` such as `TimeFrequencyMask(0.2, 0.2)`
+            and `feature_augmentation` such as `SpecAugment(8, 40)`. See
+            `keras_bridle.models.classifier.BridleClassifier`.
 
     Call arguments:
-        inputs: float tensor of shape `(batch, samples)`, as the preprocessor gives it.
+        inputs: float tensor of shape `(batch, samples)`, as the preprocessor returns
+            it.
         training: bool, whether to drop and to augment.
 
     Returns:
         float32 tensor of shape `(batch, num_classes)`: logits, unless there is an
         `activation`.
-
-    Raises:
-        ValueError: for classes that are missing or do not fit their names, or an
-            unknown `pooling`.
 
     Example:
     ```python
@@ -603,45 +528,10 @@ class BridleAudioClassifier(BridleClassifier):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class BridleImageClassifier(BridleClassifier):
-    """Classifies pictures: an encoder, the mean of its patches, a norm, a head.
+    """Classifies images of any size, as `BridleAudioClassifier` waveforms.
 
-    Pictures of any size go in, with pixels from 0 to 255: `from_preset()` attaches what
-    resizes them, and the encoder normalizes them. With `"mean"` the encoder's own norm
-    has no part in it and is made not trainable.
-
-    Args:
-        backbone: `BridleBackbone` that takes pictures.
-        num_classes: int; may be left out where there are `class_names`.
-        preprocessor: optional `BridleImagePreprocessor`, through which raw inputs go in
-            `fit()`, `evaluate()` and `predict()`. `from_preset()` makes the one that
-            fits the encoder; see `BridleImagePreprocessor.for_backbone()`.
-        class_names: optional list of strings, one for each class.
-        pooling: string. `"mean"`: the mean of the real patches, then a norm, as
-            published. `"first"`: the encoder's own norm, then the class token or, if
-            there is none, the first patch.
-        multi_label: bool, whether an input can have several classes or none. It decides
-            about the defaults of `compile()` and about probabilities.
-        activation: optional string or function that the head ends with. `None` gives
-            logits.
-        dropout: float, share of the pooled features to drop in training.
-        token_mask: optional mask layer, such as `RandomMask(0.2)`. In training only
-            the patches that it leaves visible are encoded.
-        feature_augmentation: optional Keras layer applied in training to the normalized
-            pixels that are cut into patches.
-        **kwargs: keyword arguments of `keras_hub.models.Task`.
-
-    Call arguments:
-        inputs: tensor of shape `(batch, rows, columns, channels)`, as the preprocessor
-            gives it.
-        training: bool, whether to drop and to augment.
-
-    Returns:
-        float32 tensor of shape `(batch, num_classes)`: logits, unless there is an
-        `activation`.
-
-    Raises:
-        ValueError: for classes that are missing or do not fit their names, or an
-            unknown `pooling`.
+    It takes tensors of shape `(batch, rows, columns, channels)` with pixels from 0 to
+    255. A `token_mask` may be `RandomMask(0.2)`.
 
     Example:
     ```python
@@ -651,9 +541,9 @@ class BridleImageClassifier(BridleClassifier):
     classifier = BridleImageClassifier.from_preset(
         "bridle_image_tiny", load_weights=False, class_names=["shirt", "shoe"]
     )
-    pictures = np.random.randint(0, 256, (2, 28, 28, 1)).astype("uint8")
-    classifier.fit(pictures, [0, 1], epochs=1, verbose=0)
-    for best, *_ in classifier.predict_classes(pictures):
+    images = np.random.randint(0, 256, (2, 28, 28, 1)).astype("uint8")
+    classifier.fit(images, [0, 1], epochs=1, verbose=0)
+    for best, *_ in classifier.predict_classes(images):
         print(best.name, best.probability)
     ```
 
@@ -668,45 +558,10 @@ class BridleImageClassifier(BridleClassifier):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class BridleVideoClassifier(BridleClassifier):
-    """Classifies clips: an encoder, the mean of its patches, a norm, a head.
+    """Classifies clips of any length and size, as `BridleAudioClassifier` waveforms.
 
-    Clips of any length and size go in, with pixels from 0 to 255: `from_preset()`
-    attaches what fits them, and the encoder normalizes them. With `"mean"` the
-    encoder's own norm has no part in it and is made not trainable.
-
-    Args:
-        backbone: `BridleBackbone` that takes clips.
-        num_classes: int; may be left out where there are `class_names`.
-        preprocessor: optional `BridleVideoPreprocessor`, through which raw inputs go in
-            `fit()`, `evaluate()` and `predict()`. `from_preset()` makes the one that
-            fits the encoder; see `BridleVideoPreprocessor.for_backbone()`.
-        class_names: optional list of strings, one for each class.
-        pooling: string. `"mean"`: the mean of the real patches, then a norm, as
-            published. `"first"`: the encoder's own norm, then the class token or, if
-            there is none, the first patch.
-        multi_label: bool, whether an input can have several classes or none. It decides
-            about the defaults of `compile()` and about probabilities.
-        activation: optional string or function that the head ends with. `None` gives
-            logits.
-        dropout: float, share of the pooled features to drop in training.
-        token_mask: optional mask layer, such as `TubeMask(0.5)`. In training only
-            the patches that it leaves visible are encoded.
-        feature_augmentation: optional Keras layer applied in training to the normalized
-            pixels that are cut into patches.
-        **kwargs: keyword arguments of `keras_hub.models.Task`.
-
-    Call arguments:
-        inputs: tensor of shape `(batch, frames, rows, columns, channels)`, as the
-            preprocessor gives it.
-        training: bool, whether to drop and to augment.
-
-    Returns:
-        float32 tensor of shape `(batch, num_classes)`: logits, unless there is an
-        `activation`.
-
-    Raises:
-        ValueError: for classes that are missing or do not fit their names, or an
-            unknown `pooling`.
+    It takes tensors of shape `(batch, frames, rows, columns, channels)` with pixels
+    from 0 to 255. A `token_mask` may be `TubeMask(0.5)`.
 
     Example:
     ```python

@@ -1,4 +1,4 @@
-"""Raw input of any form to what the networks take."""
+"""Raw inputs of any form to what the encoders take."""
 
 import importlib
 
@@ -7,112 +7,95 @@ import keras_hub
 import numpy as np
 from keras import ops
 
+from keras_bridle.config import ArgumentError
 from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.presets import MODALITIES_BY_RANK
+
+# The weights of red, green and blue in gray, as in Pillow and TensorFlow.
+_BRIGHTNESS = np.float32([[0.299], [0.587], [0.114]])
 
 
-def array_functions(array):
-    """Finds the functions that an array's kind is computed with.
-
-    In a `tf.data` pipeline arrays are TensorFlow's on every backend, and `keras.ops`
-    are not for them.
-
-    Args:
-        array: NumPy array, tensor of the backend, or tensor of a `tf.data` pipeline.
-
-    Returns:
-        A module, `numpy`, `keras.ops` or `tensorflow`, whose `pad`, `reshape`, `shape`,
-        `stack`, `minimum` and `maximum` take such arrays.
-
-    Example:
-    ```python
-    import numpy as np
-    from keras_bridle.models.converters import array_functions
-
-    print(array_functions(np.ones(3)).__name__)  # numpy
-    ```
-    """
-    if isinstance(array, np.ndarray):
-        return np
-    if type(array).__module__.startswith("tensorflow"):
-        return importlib.import_module("tensorflow")
-    return ops
+def as_array(inputs):
+    """An array or tensor of any kind as a NumPy array; ragged ones get zeros."""
+    if hasattr(inputs, "to_tensor"):
+        inputs = inputs.to_tensor()
+    is_array = isinstance(inputs, np.ndarray)
+    return inputs if is_array else ops.convert_to_numpy(inputs)
 
 
-def as_float32(array):
-    """Casts an array of any kind, see `array_functions()`, to float32.
+class _Converter:
+    """What all converters share: inputs of any form become NumPy batches."""
 
-    Args:
-        array: NumPy array, tensor of the backend, or tensor of a `tf.data` pipeline.
+    backbone_cls = BridleBackbone
 
-    Returns:
-        Array of the same kind.
+    def __init__(self, *args, dtype="float32", **kwargs):
+        # Pixels keep their range, the encoder normalizes them (`PixelNormalization`).
+        for name in ("scale", "offset"):
+            if kwargs.pop(name, None) is not None:
+                raise ArgumentError(name, "left to the encoder", "a number")
+        super().__init__(*args, dtype=dtype, **kwargs)
+        self.built = True
 
-    Example:
-    ```python
-    import numpy as np
-    from keras_bridle.models.converters import as_float32
+    def check_positive(self, *names):
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ArgumentError(name, "positive", value)
 
-    print(as_float32(np.arange(3)).dtype)  # float32
-    ```
-    """
-    if isinstance(array, np.ndarray):
-        return array.astype("float32", copy=False)
-    return array_functions(array).cast(array, "float32")
+    def call(self, inputs):
+        if isinstance(inputs, list | tuple) and np.ndim(inputs[0]) > 0:
+            return self.convert_list([as_array(x) for x in inputs])
+        if _is_symbolic(inputs):
+            return self._in_pipeline(inputs)
+        return self.convert(as_array(inputs))
+
+    def convert_list(self, inputs):
+        """Converts a list of inputs of any sizes."""
+        return np.stack([self.convert(x) for x in inputs])
+
+    def _in_pipeline(self, inputs):
+        """Converts a tensor of a `tf.data` pipeline."""
+        tf = importlib.import_module("tensorflow")
+        outputs = tf.numpy_function(
+            lambda x: self.convert(x).astype("float32"), [inputs], tf.float32
+        )
+        return tf.ensure_shape(outputs, self.compute_output_shape(inputs.shape))
 
 
-def sides_of(array):
-    """Tells an array's shape, with tensors only where a side is not known yet.
-
-    Args:
-        array: NumPy array, tensor of the backend, or tensor of a `tf.data` pipeline.
-
-    Returns:
-        Tuple of ints, or int tensors in TensorFlow graphs.
-
-    Example:
-    ```python
-    import numpy as np
-    from keras_bridle.models.converters import sides_of
-
-    print(sides_of(np.ones((2, 3))))  # (2, 3)
-    ```
-    """
-    known = tuple(array.shape)
-    if None not in known:
-        return known
-    now = array_functions(array).shape(array)
-    return tuple(now[axis] if side is None else side for axis, side in enumerate(known))
+def _is_symbolic(inputs):
+    is_tensorflow = type(inputs).__module__.startswith("tensorflow")
+    return is_tensorflow and not hasattr(inputs, "numpy")
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class BridleAudioConverter(keras_hub.layers.AudioConverter):
-    """Makes one batch of mono waveforms of clips of any length.
+class BridleAudioConverter(_Converter, keras_hub.layers.AudioConverter):
+    """Makes one batch of mono waveforms from clips of any length.
 
-    What is too short gets zeros at its end, which the encoder takes for padding; of
-    what is too long, without such zeros, the middle is kept, as when files are read.
-    The encoder itself computes the log-mel spectrogram.
+    Short clips get zeros at the end, which the encoder takes for padding; of long ones,
+    without such zeros, the middle is kept, as when files are read. The encoder computes
+    the log-mel spectrogram.
 
     Args:
         sampling_rate: int, samples per second that the encoder takes. Nothing is
             resampled here: `keras_bridle.data` does it as it reads files.
-        num_samples: optional int, the length of all waveforms. `None` leaves a batch as
+        num_samples: optional int, the length of all waveforms. `None` makes a batch as
             long as its longest clip.
         dtype: dtype policy; float32 by default, whatever the global one is.
         **kwargs: keyword arguments of `keras_hub.layers.AudioConverter`.
 
     Call arguments:
-        audio: list of arrays of shape `(samples,)` or `(samples, channels)`; or an
+        inputs: list of arrays of shape `(samples,)` or `(samples, channels)`; or an
             array or tensor of shape `(samples,)`, `(batch, samples)` or
             `(batch, samples, channels)`; or a ragged tensor. Floats in [-1, 1], or
             16-bit integers.
 
     Returns:
-        float32 array or tensor of shape `(batch, samples)`, or `(samples,)` for a
-        single clip.
+        float32 array of shape `(batch, samples)`, or `(samples,)` for a single clip; a
+        tensor in a `tf.data` pipeline.
 
     Raises:
-        ValueError: for a length that is not positive, no clips or clips of another
-            rank, or other integers.
+        ValueError: if a length is not positive, or for empty clips, clips of another
+            rank or of other integers.
 
     Example:
     ```python
@@ -125,46 +108,31 @@ class BridleAudioConverter(keras_hub.layers.AudioConverter):
     ```
     """
 
-    backbone_cls = BridleBackbone
-
-    def __init__(
-        self, sampling_rate=16000, num_samples=None, dtype="float32", **kwargs
-    ):
-        super().__init__(dtype=dtype, **kwargs)
-        for name, value in (
-            ("sampling_rate", sampling_rate),
-            ("num_samples", num_samples),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be positive. Received: {value}")
+    def __init__(self, sampling_rate=16000, num_samples=None, **kwargs):
+        super().__init__(**kwargs)
         self.sampling_rate = sampling_rate
         self.num_samples = num_samples
-        self.built = True
+        self.check_positive("sampling_rate", "num_samples")
 
     def audio_shape(self):
         return (self.num_samples,)
 
-    def call(self, audio):
-        if isinstance(audio, list | tuple) and not audio:
-            raise ValueError("`audio` must hold clips. Received: none")
-        if isinstance(audio, list | tuple) and np.ndim(audio[0]) > 0:
-            clips = [_mono(np.asarray(clip), 1) for clip in audio]
-            longest = max(len(clip) for clip in clips)
-            length = self.num_samples or longest
-            return np.stack([_fitted(clip[None], length)[0] for clip in clips])
-        if isinstance(audio, list | tuple):
-            audio = np.asarray(audio)
-        if hasattr(audio, "to_tensor"):
-            audio = audio.to_tensor()  # ragged
-        if len(audio.shape) == 1:
-            return self._converted(audio[None])[0]
-        return self._converted(audio)
+    def compute_output_shape(self, shape):
+        *batch, samples = shape[:2]
+        return (*batch, self.num_samples or samples)
 
-    def _converted(self, audio):
-        audio = _mono(audio, 2)
-        if self.num_samples in (None, audio.shape[1]):
-            return audio
-        return _fitted(audio, self.num_samples)
+    def convert(self, clips):
+        if clips.ndim == 1:
+            return self.convert_list([clips])[0]
+        is_right = clips.ndim == 2 and self.num_samples in (None, clips.shape[1])
+        if is_right and clips.size and clips.dtype == "float32":
+            return clips
+        return self.convert_list(clips)
+
+    def convert_list(self, clips):
+        clips = [_mono(clip) for clip in clips]
+        length = self.num_samples or max(map(len, clips))
+        return np.stack([_fitted(clip, length) for clip in clips])
 
     def get_config(self):
         return {
@@ -174,93 +142,57 @@ class BridleAudioConverter(keras_hub.layers.AudioConverter):
         }
 
 
-def _mono(audio, rank):
-    """Clips as float32 in [-1, 1], without the last axis if there is one too many."""
-    if len(audio.shape) not in (rank, rank + 1):
+def _mono(clip):
+    """One clip as float32 in [-1, 1], of shape `(samples,)`."""
+    is_int16 = clip.dtype == "int16"
+    is_float = "float" in keras.backend.standardize_dtype(clip.dtype)
+    if clip.ndim not in (1, 2) or not len(clip) or not (is_int16 or is_float):
         raise ValueError(
-            "A clip must have the shape (samples,) or (samples, channels). "
-            f"Received: an array of shape {tuple(audio.shape)}, of which the first "
-            f"{rank - 1} axes count clips"
+            "A clip must have the shape (samples,) or (samples, channels), and floats "
+            "in [-1, 1] or 16-bit integers. "
+            f"Received: shape {clip.shape}, dtype {clip.dtype}"
         )
-    if audio.shape[rank - 1] == 0:
-        raise ValueError(
-            f"A clip must hold samples. Received: shape {tuple(audio.shape)}"
-        )
-    dtype = keras.backend.standardize_dtype(audio.dtype)
-    if dtype == "int16":
-        audio = as_float32(audio) / 32768.0
-    elif "float" not in dtype:
-        raise ValueError(
-            "Waveforms must be floats in [-1, 1] or 16-bit integers. "
-            f"Received: dtype {dtype}"
-        )
-    audio = as_float32(audio)
-    if len(audio.shape) == rank:
-        return audio
-    # By hand, as these operators are the same for arrays of all kinds.
-    channels = [audio[..., index] for index in range(audio.shape[-1])]
-    return sum(channels[1:], channels[0]) / len(channels)
+    clip = clip.astype("float32") / (32768.0 if is_int16 else 1.0)
+    return clip if clip.ndim == 1 else clip.mean(axis=1)
 
 
-def _fitted(audio, length):
-    """Zero-pads a batch of waveforms to a length, or takes the middle of each."""
-    functions = array_functions(audio)
-    there = sides_of(audio)[1]
-    is_known = isinstance(there, int)
-    if is_known and there > length:
-        return _middle(audio, length)
-    missing = length - there if is_known else functions.maximum(length - there, 0)
-    padded = functions.pad(audio, [[0, 0], [0, missing]])
-    return padded if is_known else _middle(padded, length)
-
-
-def _middle(audio, length):
-    """The middle of each waveform, of which zeros at the end are padding."""
-    kind = array_functions(audio)
-    is_tensorflow = kind.__name__ == "tensorflow"
-    arange = kind.range if is_tensorflow else kind.arange
-    largest = kind.reduce_max if is_tensorflow else kind.max
-    places = arange(sides_of(audio)[1])
-    ends = largest(kind.where(audio != 0.0, places + 1, 0), axis=1)
-    first = kind.maximum(ends - length + 1, 0) // 2
-    places = first[:, None] + arange(length)
-    if is_tensorflow:
-        return kind.gather(audio, places, axis=1, batch_dims=1)
-    return kind.take_along_axis(audio, places, axis=1)
-
-
-# How bright red, green and blue are, as in Pillow's and TensorFlow's gray.
-_BRIGHTNESS = (0.299, 0.587, 0.114)
+def _fitted(clip, length):
+    """Zero-pads a clip, or keeps the middle of it without the padding it has."""
+    if len(clip) > length:
+        end = 1 + np.max(np.flatnonzero(clip), initial=-1)
+        first = max(end - length + 1, 0) // 2
+        clip = clip[first : first + length]
+    return np.pad(clip, (0, length - len(clip)))
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class BridleImageConverter(keras_hub.layers.ImageConverter):
-    """Resizes pictures until they cover a size, and cuts off what stands over.
+class BridleImageConverter(_Converter, keras_hub.layers.ImageConverter):
+    """Resizes images until they cover a size, and crops them to it.
 
-    Gray becomes color or color gray where the encoder wants it. Pixels keep their range
-    from 0 to 255: the encoder normalizes them itself. Pictures that are right already
-    stay as they are.
+    Gray becomes color, or color gray, as the encoder needs it. Pixels keep their range
+    from 0 to 255: the encoder normalizes them. Images that fit already stay as they
+    are.
 
     Args:
         image_size: optional tuple of 2 ints, `(height, width)`. `None` does not resize.
-        channels: optional int, 1 for gray or 3 for color. `None` keeps what comes.
+        channels: optional int, 1 for gray or 3 for color. `None` changes nothing.
         interpolation: string, such as `"bicubic"` or `"bilinear"`.
         dtype: dtype policy; float32 by default, whatever the global one is.
-        **kwargs: keyword arguments of `keras_hub.layers.ImageConverter`, but for
-            `scale` and `offset`: the encoder normalizes pixels itself.
+        **kwargs: keyword arguments of `keras_hub.layers.ImageConverter`, except `scale`
+            and `offset`.
 
     Call arguments:
-        images: array or tensor of shape `(height, width, channels)`,
+        inputs: array or tensor of shape `(height, width, channels)`,
             `(batch, height, width, channels)` or, gray, `(batch, height, width)`; or a
             list of arrays of shape `(height, width, channels)` or `(height, width)`, of
             any sizes if there is an `image_size`. Pixels from 0 to 255.
 
     Returns:
-        Array or tensor of shape `(batch, height, width, channels)`, or without the
-        batch for a single picture; float32 if anything had to be done.
+        Array of shape `(batch, height, width, channels)`, or without the batch axis for
+        a single image, float32 if it changed; a float32 tensor in a `tf.data` pipeline.
 
     Raises:
-        ValueError: for numbers of channels that cannot be made of each other.
+        ValueError: for numbers of channels that cannot be converted.
 
     Example:
     ```python
@@ -273,129 +205,91 @@ class BridleImageConverter(keras_hub.layers.ImageConverter):
     ```
     """
 
-    backbone_cls = BridleBackbone
-
     def __init__(
-        self,
-        image_size=None,
-        channels=None,
-        interpolation="bicubic",
-        dtype="float32",
-        **kwargs,
+        self, image_size=None, channels=None, interpolation="bicubic", **kwargs
     ):
-        check_no_scaling(kwargs)
         super().__init__(
             image_size=None if image_size is None else tuple(image_size),
             interpolation=interpolation,
-            dtype=dtype,
             **{"antialias": True, **kwargs},
         )
         if channels not in (None, 1, 3):
-            raise ValueError(
-                f"`channels` must be 1, 3 or None. Received: channels={channels}"
-            )
+            raise ArgumentError("channels", "1, 3 or None", channels)
         self.channels = channels
 
-    def call(self, images):
-        if isinstance(images, list | tuple):
-            images = [np.asarray(image) for image in images]
-            images = [x[..., None] if x.ndim == 2 else x for x in images]
-            converted = [self._converted(image[None])[0] for image in images]
-            return array_functions(converted[0]).stack(converted, axis=0)
-        rank = len(images.shape)
-        if rank == 3 and images.shape[-1] not in (1, 3, 4):
-            images, rank = images[..., None], 4  # a gray batch
-        if rank == 3:
-            return self._converted(images[None])[0]
-        return self._converted(images)
+    def compute_output_shape(self, shape):
+        if _is_gray(shape):
+            shape = (*shape, 1)
+        *batch, height, width, channels = shape
+        size = self.image_size or (height, width)
+        return (*batch, *size, self.channels or channels)
 
-    def _converted(self, images):
-        images = with_channels(images, self.channels)
-        if self.image_size in (None, tuple(images.shape[-3:-1])):
+    def convert(self, images):
+        if images.ndim == 2 or _is_gray(images.shape):
+            images = images[..., None]
+        images = _with_channels(images, self.channels)
+        if self.image_size in (None, images.shape[-3:-1]):
             return images
-        images = self.resizing(as_float32(images))
+        images = ops.convert_to_numpy(self.resizing(images.astype("float32")))
         # Bicubic filters overshoot at edges.
-        functions = array_functions(images)
-        return functions.minimum(functions.maximum(images, 0.0), 255.0)
+        return np.clip(images, 0.0, 255.0)
 
     def get_config(self):
         return {**super().get_config(), "channels": self.channels}
 
 
-def check_no_scaling(kwargs):
-    """Raises a `ValueError` for what makes KerasHub's converters scale pixels."""
-    given = [name for name in ("scale", "offset") if kwargs.get(name) is not None]
-    if given:
-        raise ValueError(
-            f"Converters leave pixels at 0 to 255, the encoder normalizes them "
-            f"itself (`PixelNormalization`). Received: {given[0]}={kwargs[given[0]]}"
-        )
+def _is_gray(shape):
+    """Whether a shape is that of a batch of gray images without channels."""
+    return len(shape) == 3 and shape[-1] not in (1, 3, 4)
 
 
-def with_channels(images, channels):
-    """Makes gray of color or color of gray, or leaves out transparency.
-
-    Args:
-        images: array or tensor of shape `(..., channels)`.
-        channels: optional int, 1 or 3.
-
-    Returns:
-        Array of shape `(..., channels)`: float32, or `images` as they are.
-
-    Raises:
-        ValueError: for numbers of channels that cannot be made of each other.
-    """
-    there = images.shape[-1]
-    if channels in (None, there):
+def _with_channels(images, channels):
+    """Turns gray into color or color into gray, and drops transparency."""
+    if channels in (None, images.shape[-1]):
         return images
-    if there not in (1, 3, 4):
+    if images.shape[-1] not in (1, 3, 4):
         raise ValueError(
             f"Images must have 1, 3 or 4 channels to get {channels}. "
-            f"Received: images of shape {tuple(images.shape)}"
+            f"Received: images of shape {images.shape}"
         )
-    if there == 4:
-        return with_channels(images[..., :3], channels)
-    images = as_float32(images)
+    if images.shape[-1] == 4:
+        return _with_channels(images[..., :3], channels)
     if channels == 3:
-        return images * np.ones(3, "float32")
-    return sum(
-        images[..., index : index + 1] * weight
-        for index, weight in enumerate(_BRIGHTNESS)
-    )
+        return np.repeat(images, 3, axis=-1)
+    return images.astype("float32") @ _BRIGHTNESS
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class BridleVideoConverter(keras_hub.layers.VideoConverter):
+class BridleVideoConverter(_Converter, keras_hub.layers.VideoConverter):
     """Brings clips to one number of frames, and their frames to one size.
 
     Of too many frames the middle ones are kept; of too few the last one is repeated.
-    A clip that has the right number is taken as it is. Frames are treated as by
-    `BridleImageConverter`. Pixels keep their range from 0 to 255: the encoder
-    normalizes them itself.
+    Frames are converted as by `BridleImageConverter`.
 
     Args:
         image_size: optional tuple of 2 ints, `(height, width)`. `None` does not resize.
-        channels: optional int, 1 for gray or 3 for color. `None` keeps what comes.
+        channels: optional int, 1 for gray or 3 for color. `None` changes nothing.
         num_frames: optional int. `None` keeps all frames.
-        sampling_rate: int. From one frame that is kept to the next, so many of a longer
-            clip, as `keras_bridle.data.video_dataset` reads files.
+        sampling_rate: int, the step from one frame to the next that is kept of a longer
+            clip, as in `keras_bridle.data.VideoReader`.
         interpolation: string, such as `"bicubic"` or `"bilinear"`.
         dtype: dtype policy; float32 by default, whatever the global one is.
-        **kwargs: keyword arguments of `keras_hub.layers.VideoConverter`, but for
-            `scale` and `offset`: the encoder normalizes pixels itself.
+        **kwargs: keyword arguments of `keras_hub.layers.VideoConverter`, except `scale`
+            and `offset`.
 
     Call arguments:
-        clips: array or tensor of shape `(frames, height, width, channels)` or
+        inputs: array or tensor of shape `(frames, height, width, channels)` or
             `(batch, frames, height, width, channels)`; or a list of arrays of the
             former shape. Pixels from 0 to 255.
 
     Returns:
-        Array or tensor of shape `(batch, frames, height, width, channels)`, or without
-        the batch for a single clip; float32 if anything had to be done to the frames.
+        Array of shape `(batch, frames, height, width, channels)`, or without the batch
+        axis for a single clip, float32 if frames changed; a float32 tensor in a
+        `tf.data` pipeline.
 
     Raises:
-        ValueError: for clips of another rank, numbers of channels that cannot be made
-            of each other, or an unknown number of frames where it must be changed.
+        ValueError: for clips of another rank, or numbers of channels that cannot be
+            converted.
 
     Example:
     ```python
@@ -408,8 +302,6 @@ class BridleVideoConverter(keras_hub.layers.VideoConverter):
     ```
     """
 
-    backbone_cls = BridleBackbone
-
     def __init__(
         self,
         image_size=None,
@@ -417,65 +309,46 @@ class BridleVideoConverter(keras_hub.layers.VideoConverter):
         num_frames=None,
         sampling_rate=1,
         interpolation="bicubic",
-        dtype="float32",
         **kwargs,
     ):
-        check_no_scaling(kwargs)
         image_size = None if image_size is None else tuple(image_size)
-        super().__init__(image_size=image_size, dtype=dtype, **kwargs)
+        super().__init__(image_size=image_size, **kwargs)
         self.image_converter = BridleImageConverter(
-            image_size, channels, interpolation, dtype
+            image_size, channels, interpolation, dtype=self.dtype_policy
         )
-        for name, value in (
-            ("num_frames", num_frames),
-            ("sampling_rate", sampling_rate),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be positive. Received: {name}={value}")
         self.channels = channels
         self.num_frames = num_frames
         self.sampling_rate = sampling_rate
         self.interpolation = interpolation
-        self.built = True
+        self.check_positive("num_frames", "sampling_rate")
 
-    def call(self, clips):
-        if isinstance(clips, list | tuple):
-            clips = [self._converted(np.asarray(clip)[None])[0] for clip in clips]
-            return array_functions(clips[0]).stack(clips, axis=0)
-        if len(clips.shape) == 4:
-            return self._converted(clips[None])[0]
-        return self._converted(clips)
+    def compute_output_shape(self, shape):
+        *batch, frames, height, width, channels = shape
+        image = self.image_converter.compute_output_shape((height, width, channels))
+        if self.num_frames is None and frames is not None:
+            frames = -(-frames // self.sampling_rate)
+        return (*batch, self.num_frames or frames, *image)
 
-    def _converted(self, clips):
-        if len(clips.shape) != 5:
+    def convert(self, clips):
+        if clips.ndim not in (4, 5):
             raise ValueError(
                 "A clip must have the shape (frames, height, width, channels). "
-                f"Received: clips of shape {tuple(clips.shape[1:])}"
+                f"Received: shape {clips.shape}"
             )
-        clips = self._with_frames(clips)
-        _, frames, *picture = sides_of(clips)
-        flat = array_functions(clips).reshape(clips, (-1, *picture))
-        pictures = self.image_converter(flat)
-        *_, height, width, channels = sides_of(pictures)
-        return array_functions(pictures).reshape(
-            pictures, (-1, frames, height, width, channels)
+        *batch, frames, height, width, channels = clips.shape
+        clips = clips[..., self._frames(frames), :, :, :]
+        images = self.image_converter.convert(
+            clips.reshape(-1, height, width, channels)
         )
+        return images.reshape(*batch, -1, *images.shape[1:])
 
-    def _with_frames(self, clips):
-        there, wanted, rate = clips.shape[1], self.num_frames, self.sampling_rate
-        if wanted is None:
-            return clips if rate == 1 else clips[:, ::rate]
-        if wanted == there:
-            return clips
-        if there is None:
-            raise ValueError(
-                "The number of frames must be known to be changed. "
-                f"Received: clips of shape {tuple(clips.shape)}"
-            )
-        # Where files are read from: see `VideoReader.read()`.
-        first = (max(0, there - (wanted - 1) * rate - 1) + 1) // 2
-        frames = [clips[:, min(first + rate * i, there - 1)] for i in range(wanted)]
-        return array_functions(clips).stack(frames, axis=1)
+    def _frames(self, count):
+        """The indices of the frames to keep, those that `VideoReader` reads."""
+        kept, rate = self.num_frames, self.sampling_rate
+        if kept in (None, count):
+            return slice(None, None, rate if kept is None else 1)
+        first = (max(0, count - (kept - 1) * rate - 1) + 1) // 2
+        return np.minimum(first + rate * np.arange(kept), count - 1)
 
     def get_config(self):
         config = {
@@ -485,45 +358,71 @@ class BridleVideoConverter(keras_hub.layers.VideoConverter):
             "sampling_rate": self.sampling_rate,
             "interpolation": self.interpolation,
         }
-        # The encoder scales pixels itself.
-        return {
-            name: value
-            for name, value in config.items()
-            if name not in ("scale", "offset")
-        }
+        del config["scale"], config["offset"]
+        return config
 
 
-def check_input_dims(backbone, rank, expected):
-    """Raises a `ValueError` for an encoder of another kind of input.
+class _Preprocessor:
+    """What the preprocessors share: a converter, and labels that pass through."""
 
-    Args:
-        backbone: `BridleBackbone`.
-        rank: int, how many sides one input has, channels included.
-        expected: string, what inputs of that rank are.
-    """
-    if len(backbone.input_dims) != rank:
-        raise ValueError(
-            f"This is for encoders that take {expected}. Received: one with "
-            f"input_dims={backbone.input_dims}. Pass `preprocessor=None` to feed it "
-            "as it is"
-        )
+    backbone_cls = BridleBackbone
+    modality: str
+    converter_cls: type
+
+    def call(self, x, y=None, sample_weight=None):
+        converter = getattr(self, f"{self.modality}_converter")
+        return keras.utils.pack_x_y_sample_weight(converter(x), y, sample_weight)
+
+    @classmethod
+    def for_backbone(cls, backbone, **kwargs):
+        """Makes the preprocessor for an encoder.
+
+        Args:
+            backbone: `BridleBackbone` of the same modality.
+            **kwargs: arguments of the converter that replace the encoder's, such as
+                `num_samples` or `image_size`.
+
+        Returns:
+            A preprocessor.
+
+        Raises:
+            ValueError: for an encoder of another modality.
+        """
+        dims = backbone.input_dims
+        if MODALITIES_BY_RANK.get(len(dims)) != cls.modality:
+            raise ValueError(
+                f"`{cls.__name__}` is for encoders of {cls.modality}. Received: one "
+                f"with input_dims={dims}. Pass `preprocessor=None` to a classifier to "
+                "give it inputs as they are"
+            )
+        if cls.modality == "audio":
+            rate = getattr(backbone.front_end, "sample_rate", 16000)
+            settings = {"sampling_rate": rate, "num_samples": dims[0]}
+        else:
+            *frames, height, width, channels = dims
+            settings = {
+                "image_size": None if None in (height, width) else (height, width),
+                "channels": channels if channels in (1, 3) else None,
+                **dict(zip(["num_frames"], frames, strict=False)),
+            }
+        return cls(cls.converter_cls(**{**settings, **kwargs}))
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class BridleAudioPreprocessor(keras_hub.models.Preprocessor):
-    """Converts waveforms with a `BridleAudioConverter`, and hands on their labels.
+class BridleAudioPreprocessor(_Preprocessor, keras_hub.models.Preprocessor):
+    """Converts waveforms with a `BridleAudioConverter`; labels pass through.
 
     Args:
         audio_converter: `BridleAudioConverter`.
         **kwargs: keyword arguments of `keras_hub.models.Preprocessor`.
 
     Call arguments:
-        x: waveforms, see `BridleAudioConverter`.
-        y: labels, which stay as they are.
-        sample_weight: weights, likewise.
+        x: raw inputs, as the converter takes them.
+        y: optional labels.
+        sample_weight: optional weights.
 
     Returns:
-        `x`, or a tuple `(x, y)` or `(x, y, sample_weight)` of what there is.
+        `x`, or a tuple `(x, y)` or `(x, y, sample_weight)`, as given.
 
     Example:
     ```python
@@ -538,54 +437,24 @@ class BridleAudioPreprocessor(keras_hub.models.Preprocessor):
     ```
     """
 
-    backbone_cls = BridleBackbone
-    audio_converter_cls = BridleAudioConverter
+    modality = "audio"
+    converter_cls = audio_converter_cls = BridleAudioConverter
 
     def __init__(self, audio_converter, **kwargs):
         super().__init__(**kwargs)
         self.audio_converter = audio_converter
         self.built = True
 
-    @classmethod
-    def for_backbone(cls, backbone, **kwargs):
-        """Makes the preprocessor that fits an encoder.
-
-        Args:
-            backbone: `BridleBackbone` that takes waveforms.
-            **kwargs: arguments of `BridleAudioConverter` that replace the encoder's,
-                such as `num_samples`.
-
-        Returns:
-            A `BridleAudioPreprocessor`.
-
-        Raises:
-            ValueError: if the encoder takes no waveforms.
-        """
-        check_input_dims(backbone, 1, "waveforms")
-        rate = getattr(backbone.front_end, "sample_rate", 16000)
-        settings = {"sampling_rate": rate, "num_samples": backbone.input_dims[0]}
-        return cls(BridleAudioConverter(**{**settings, **kwargs}))
-
-    def call(self, x, y=None, sample_weight=None):
-        x = self.audio_converter(x)
-        return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
-
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class BridleImagePreprocessor(keras_hub.models.ImageClassifierPreprocessor):
-    """Converts pictures with a `BridleImageConverter`, and hands on their labels.
+class BridleImagePreprocessor(
+    _Preprocessor, keras_hub.models.ImageClassifierPreprocessor
+):
+    """Converts images with a `BridleImageConverter`, as `BridleAudioPreprocessor`.
 
     Args:
         image_converter: `BridleImageConverter`.
         **kwargs: keyword arguments of `keras_hub.models.Preprocessor`.
-
-    Call arguments:
-        x: pictures, see `BridleImageConverter`.
-        y: labels, which stay as they are.
-        sample_weight: weights, likewise.
-
-    Returns:
-        `x`, or a tuple `(x, y)` or `(x, y, sample_weight)` of what there is.
 
     Example:
     ```python
@@ -600,66 +469,21 @@ class BridleImagePreprocessor(keras_hub.models.ImageClassifierPreprocessor):
     ```
     """
 
-    backbone_cls = BridleBackbone
-    image_converter_cls = BridleImageConverter
+    modality = "image"
+    converter_cls = image_converter_cls = BridleImageConverter
 
     def __init__(self, image_converter, **kwargs):
         super().__init__(image_converter=image_converter, **kwargs)
         self.built = True
 
-    @classmethod
-    def for_backbone(cls, backbone, **kwargs):
-        """Makes the preprocessor that fits an encoder.
-
-        Args:
-            backbone: `BridleBackbone` that takes pictures.
-            **kwargs: arguments of `BridleImageConverter` that replace the encoder's,
-                such as `image_size`.
-
-        Returns:
-            A `BridleImagePreprocessor`.
-
-        Raises:
-            ValueError: if the encoder takes no pictures.
-        """
-        check_input_dims(backbone, 3, "pictures (rows, columns, channels)")
-        *size, channels = backbone.input_dims
-        settings = {
-            "image_size": known_size(size),
-            "channels": known_channels(channels),
-        }
-        return cls(BridleImageConverter(**{**settings, **kwargs}))
-
-    def call(self, x, y=None, sample_weight=None):
-        x = self.image_converter(x)
-        return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
-
-
-def known_size(size):
-    """The size of pictures that an encoder is made for, `None` if it is for any."""
-    return None if None in size else tuple(size)
-
-
-def known_channels(channels):
-    """The channels to make of others, `None` where they are neither gray nor color."""
-    return channels if channels in (1, 3) else None
-
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class BridleVideoPreprocessor(keras_hub.models.Preprocessor):
-    """Converts clips with a `BridleVideoConverter`, and hands on their labels.
+class BridleVideoPreprocessor(_Preprocessor, keras_hub.models.Preprocessor):
+    """Converts clips with a `BridleVideoConverter`, as `BridleAudioPreprocessor`.
 
     Args:
         video_converter: `BridleVideoConverter`.
         **kwargs: keyword arguments of `keras_hub.models.Preprocessor`.
-
-    Call arguments:
-        x: clips, see `BridleVideoConverter`.
-        y: labels, which stay as they are.
-        sample_weight: weights, likewise.
-
-    Returns:
-        `x`, or a tuple `(x, y)` or `(x, y, sample_weight)` of what there is.
 
     Example:
     ```python
@@ -674,38 +498,10 @@ class BridleVideoPreprocessor(keras_hub.models.Preprocessor):
     ```
     """
 
-    backbone_cls = BridleBackbone
-    video_converter_cls = BridleVideoConverter
+    modality = "video"
+    converter_cls = video_converter_cls = BridleVideoConverter
 
     def __init__(self, video_converter, **kwargs):
         super().__init__(**kwargs)
         self.video_converter = video_converter
         self.built = True
-
-    @classmethod
-    def for_backbone(cls, backbone, **kwargs):
-        """Makes the preprocessor that fits an encoder.
-
-        Args:
-            backbone: `BridleBackbone` that takes clips.
-            **kwargs: arguments of `BridleVideoConverter` that replace the encoder's,
-                such as `num_frames`.
-
-        Returns:
-            A `BridleVideoPreprocessor`.
-
-        Raises:
-            ValueError: if the encoder takes no clips.
-        """
-        check_input_dims(backbone, 4, "clips (frames, rows, columns, channels)")
-        frames, *size, channels = backbone.input_dims
-        settings = {
-            "image_size": known_size(size),
-            "channels": known_channels(channels),
-            "num_frames": frames,
-        }
-        return cls(BridleVideoConverter(**{**settings, **kwargs}))
-
-    def call(self, x, y=None, sample_weight=None):
-        x = self.video_converter(x)
-        return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)

@@ -5,13 +5,47 @@ import math
 import keras
 from keras import ops
 
+from keras_bridle.config import ArgumentError
 from keras_bridle.layers.masks import gather_patches
 from keras_bridle.layers.patches import PatchEmbedding
 from keras_bridle.layers.positions import SineCosinePositionEncoding
 
 
+class _Tokenizer(keras.Model):
+    """What both tokenizers share: vectors of patches, then a quantizer."""
+
+    def __init__(self, quantizer, **kwargs):
+        super().__init__(**kwargs)
+        if quantizer.dim is None:
+            raise ArgumentError("quantizer", "one with a known `dim`", quantizer)
+
+    def build_quantizer(self):
+        if not self.quantizer.built:  # one that was loaded or adapted before is
+            self.quantizer.build((None, None, self.quantizer.dim))
+        self.built = True
+
+    def dense(self, units, name, **kwargs):
+        return keras.layers.Dense(units, dtype=self.dtype_policy, name=name, **kwargs)
+
+    def call(self, maps, padding_mask=None, visible=None, training=False):
+        mask = self.patch_padding_mask(maps, padding_mask)
+        if mask is not None and visible is not None:
+            mask = gather_patches(mask, visible)
+        vectors = self.vectors(maps, padding_mask, visible, training)
+        return self.quantizer(vectors, padding_mask=mask, training=training)
+
+    @classmethod
+    def from_config(cls, config):
+        parts = {
+            name: keras.saving.deserialize_keras_object(config[name])
+            for name in ("backbone", "quantizer")
+            if name in config
+        }
+        return cls(**{**config, **parts})
+
+
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class BridleTokenizer(keras.Model):
+class BridleTokenizer(_Tokenizer):
     """Turns maps into codes: a ViT, two dense layers, a residual quantizer.
 
     Args:
@@ -20,12 +54,12 @@ class BridleTokenizer(keras.Model):
         **kwargs: keyword arguments of `keras.Model`.
 
     Call arguments:
-        features: tensor of shape `(batch, *sides, channels)`, a map such as
-            `BridleBackbone.features()` gives.
+        maps: tensor of shape `(batch, *sides, channels)`, as `BridleBackbone.maps()`
+            returns it.
         padding_mask: optional bool tensor of shape `(batch, rows)`, `True` at real
             rows.
-        visible: optional int32 tensor of shape `(batch, num_visible)`, the patches to
-            tokenize; the others are left out. `None` tokenizes all.
+        visible: optional int32 tensor of shape `(batch, num_visible)`, the indices of
+            the patches to tokenize. `None` tokenizes all.
         training: bool, whether codebooks move and examples skip blocks at random.
 
     Returns:
@@ -45,8 +79,8 @@ class BridleTokenizer(keras.Model):
 
     backbone = BridleBackbone.from_preset("bridle_audio_tiny", load_weights=False)
     tokenizer = BridleTokenizer(backbone, ResidualQuantizer(4, 16, dim=8))
-    features, padding_mask = backbone.features(np.ones((1, 16000), "float32"))
-    print(tokenizer(features, padding_mask).codes.shape)  # (1, 100, 4)
+    maps, padding_mask = backbone.maps(np.ones((1, 16000), "float32"))
+    print(tokenizer(maps, padding_mask).codes.shape)  # (1, 100, 4)
     ```
 
     Reference:
@@ -54,48 +88,22 @@ class BridleTokenizer(keras.Model):
     """
 
     def __init__(self, backbone, quantizer, **kwargs):
-        super().__init__(**kwargs)
-        check_quantizer(quantizer)
+        super().__init__(quantizer, **kwargs)
         self.backbone = backbone
         self.quantizer = quantizer
-        self.hidden = keras.layers.Dense(
-            backbone.hidden_dim,
-            activation="tanh",
-            dtype=self.dtype_policy,
-            name="hidden",
-        )
-        self.projection = keras.layers.Dense(
-            quantizer.dim, dtype=self.dtype_policy, name="projection"
-        )
+        self.hidden = self.dense(backbone.hidden_dim, "hidden", activation="tanh")
+        self.projection = self.dense(quantizer.dim, "projection")
         self.hidden.build((None, None, backbone.hidden_dim))
         self.projection.build((None, None, backbone.hidden_dim))
-        if not quantizer.built:  # one from a file is, with its codebooks
-            quantizer.build((None, None, quantizer.dim))
-        self.built = True
+        self.build_quantizer()
 
-    def vectors(self, features, padding_mask=None, visible=None, training=False):
-        """Computes the vectors that are quantized.
+    def patch_padding_mask(self, maps, padding_mask):
+        return self.backbone.patch_padding_mask(maps, padding_mask)
 
-        Args:
-            features: tensor of shape `(batch, *sides, channels)`.
-            padding_mask: optional bool tensor of shape `(batch, rows)`.
-            visible: optional int32 tensor of shape `(batch, num_visible)`.
-            training: bool, whether examples skip blocks at random.
-
-        Returns:
-            Tensor of shape `(batch, num_patches, code_dim)`.
-        """
-        tokens = self.backbone.encode(
-            features, padding_mask, visible, training=training
-        )
+    def vectors(self, maps, padding_mask=None, visible=None, training=False):
+        """Computes the vectors to quantize, `(batch, num_patches, code_dim)`."""
+        tokens = self.backbone.encode(maps, padding_mask, visible, training=training)
         return self.projection(self.hidden(self.backbone.drop_class_token(tokens)))
-
-    def call(self, features, padding_mask=None, visible=None, training=False):
-        mask = self.backbone.patch_padding_mask(features, padding_mask)
-        if mask is not None and visible is not None:
-            mask = gather_patches(mask, visible)
-        vectors = self.vectors(features, padding_mask, visible, training)
-        return self.quantizer(vectors, padding_mask=mask, training=training)
 
     def get_config(self):
         return {
@@ -104,53 +112,25 @@ class BridleTokenizer(keras.Model):
             "quantizer": keras.saving.serialize_keras_object(self.quantizer),
         }
 
-    @classmethod
-    def from_config(cls, config):
-        parts = {
-            name: keras.saving.deserialize_keras_object(config[name])
-            for name in ("backbone", "quantizer")
-        }
-        return cls(**{**config, **parts})
-
-
-def check_quantizer(quantizer):
-    """Raises a `ValueError` if a quantizer does not know the size of its vectors."""
-    if quantizer.dim is None:
-        raise ValueError(
-            "`quantizer` must know the size of its vectors. Expected: "
-            "ResidualQuantizer(..., dim=256). Received: dim=None"
-        )
-
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class RandomProjectionTokenizer(keras.Model):
+class RandomProjectionTokenizer(_Tokenizer):
     """Turns maps into codes by one fixed random projection of each patch.
 
     The first encoder phase learns from it. Its codebooks are set once by
-    `quantizer.adapt()` on projected patches.
+    `quantizer.adapt()` on projected patches. It is called as `BridleTokenizer`, and
+    returns the same.
 
     Args:
         patch_size: int or tuple of ints, as of `BridleBackbone`.
         hidden_dim: int, size of the random patch vectors.
         quantizer: `ResidualQuantizer` with a known `dim`.
-        position_layout: optional string. When given, positions of this layout are added
-            to the patch vectors, as published; codes then tell the place of a patch as
-            well as its content. `None` leaves them out.
-        center_patches: bool, whether codes are of patches less the mean of each of
-            their channels, and so tell shape and motion alone, not brightness.
+        position_layout: optional string, the layout of the positions that are added to
+            the patch vectors, as published; codes then depend on the position of a
+            patch as well as on its content. `None` adds none.
+        center_patches: bool, whether to subtract the mean of each channel from a patch,
+            so that codes describe shape and motion, not brightness.
         **kwargs: keyword arguments of `keras.Model`.
-
-    Call arguments:
-        features: tensor of shape `(batch, *sides, channels)`, a map such as
-            `BridleBackbone.features()` gives.
-        padding_mask: optional bool tensor of shape `(batch, rows)`, `True` at real
-            rows.
-        visible: optional int32 tensor of shape `(batch, num_visible)`, the patches to
-            tokenize; the others are left out. `None` tokenizes all.
-        training: bool, whether codebooks move.
-
-    Returns:
-        `ResidualQuantizerOutput`.
 
     Raises:
         ValueError: if the quantizer's `dim` is not known.
@@ -179,8 +159,7 @@ class RandomProjectionTokenizer(keras.Model):
         center_patches=False,
         **kwargs,
     ):
-        super().__init__(**kwargs)
-        check_quantizer(quantizer)
+        super().__init__(quantizer, **kwargs)
         self.patch_size = patch_size
         self.hidden_dim = hidden_dim
         self.quantizer = quantizer
@@ -197,25 +176,21 @@ class RandomProjectionTokenizer(keras.Model):
         self.flatten_grid = keras.layers.Reshape(
             (-1, hidden_dim), dtype=self.dtype_policy, name="flatten_grid"
         )
-        self.projection = keras.layers.Dense(
-            quantizer.dim, use_bias=False, dtype=self.dtype_policy, name="projection"
-        )
+        self.projection = self.dense(quantizer.dim, "projection", use_bias=False)
 
-    def build(self, features_shape):
-        self.patch_embedding.build(features_shape)
+    def build(self, maps_shape):
+        self.patch_embedding.build(maps_shape)
         if self.center_patches:
             self._center_projection()
         if self.position_encoding is not None:
             self.position_encoding.build(
-                self.patch_embedding.compute_output_shape(features_shape)
+                self.patch_embedding.compute_output_shape(maps_shape)
             )
         self.projection.build((None, None, self.hidden_dim))
-        if not self.quantizer.built:  # one that was adapted before is
-            self.quantizer.build((None, None, self.quantizer.dim))
-        self.built = True
+        self.build_quantizer()
 
     def _center_projection(self):
-        """Makes the projection of a patch and of the same, but brighter, equal."""
+        """Gives a patch and the same, but brighter, the same vector."""
         kernel = self.patch_embedding.projection.kernel
         # Of each channel by itself.
         pixels = math.prod(self.patch_embedding.patch_size)
@@ -223,34 +198,20 @@ class RandomProjectionTokenizer(keras.Model):
         centered = by_pixel - ops.mean(by_pixel, axis=0, keepdims=True)
         kernel.assign(ops.reshape(centered, kernel.shape))
 
-    def vectors(self, features, padding_mask=None, visible=None):
-        """Computes the vectors that are quantized.
+    def patch_padding_mask(self, maps, padding_mask):
+        return self.patch_embedding.patch_padding_mask(maps, padding_mask)
 
-        Args:
-            features: tensor of shape `(batch, *sides, channels)`.
-            padding_mask: not used, as no patch looks at another one here; taken for the
-                sake of a common interface with `BridleTokenizer`.
-            visible: optional int32 tensor of shape `(batch, num_visible)`.
-
-        Returns:
-            Tensor of shape `(batch, num_patches, code_dim)`.
-        """
+    def vectors(self, maps, padding_mask=None, visible=None, training=False):
+        """Computes the vectors to quantize; only `visible` matters besides the maps."""
         if not self.built:  # as when its first vectors are to set the codebooks
-            self.build(features.shape)
-        patches = self.patch_embedding(features, visible=visible)
+            self.build(maps.shape)
+        patches = self.patch_embedding(maps, visible=visible)
         if self.position_encoding is not None:
-            grid = self.patch_embedding.grid(ops.shape(features)[1:-1])
+            grid = self.patch_embedding.grid(ops.shape(maps)[1:-1])
             patches = self.position_encoding(patches, grid=grid, visible=visible)
         if visible is None:
             patches = self.flatten_grid(patches)
         return self.projection(patches)
-
-    def call(self, features, padding_mask=None, visible=None, training=False):
-        mask = self.patch_embedding.patch_padding_mask(features, padding_mask)
-        if mask is not None and visible is not None:
-            mask = gather_patches(mask, visible)
-        vectors = self.vectors(features, padding_mask, visible)
-        return self.quantizer(vectors, padding_mask=mask, training=training)
 
     def get_config(self):
         return {
@@ -261,8 +222,3 @@ class RandomProjectionTokenizer(keras.Model):
             "position_layout": self.position_layout,
             "center_patches": self.center_patches,
         }
-
-    @classmethod
-    def from_config(cls, config):
-        quantizer = keras.saving.deserialize_keras_object(config["quantizer"])
-        return cls(**{**config, "quantizer": quantizer})
