@@ -21,7 +21,7 @@ from keras_bridle.models.heads import CodeDecoder
 from keras_bridle.models.presets import decoder_size
 from keras_bridle.training.batches import ArrayBatches
 from keras_bridle.training.interleaved import Tokenization
-from keras_bridle.training.layer_decay import adamw
+from keras_bridle.training.optimizers import adamw
 from keras_bridle.training.run import cached_codes
 
 

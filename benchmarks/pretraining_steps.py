@@ -24,7 +24,7 @@ from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
 from keras_bridle.models.presets import decoder_size, estimator_size
 from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
 from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
-from keras_bridle.training.layer_decay import adamw
+from keras_bridle.training.optimizers import adamw
 from keras_bridle.training.trainers import (
     EncoderPretrainer,
     JointPretrainer,

@@ -235,7 +235,7 @@ def time_ours(args):
     from keras_bridle.models.heads import CodeDecoder
     from keras_bridle.models.tokenizers import BridleTokenizer
     from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
-    from keras_bridle.training.layer_decay import adamw
+    from keras_bridle.training.optimizers import adamw
     from keras_bridle.training.trainers import EncoderPretrainer
 
     if args.threads is not None:

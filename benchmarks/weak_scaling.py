@@ -78,7 +78,7 @@ def work(devices, args):
 
     from keras_bridle.distribution import array_shard, distribute, is_chief, num_devices
     from keras_bridle.training.batches import ArrayBatches
-    from keras_bridle.training.layer_decay import adamw
+    from keras_bridle.training.optimizers import adamw
 
     with distribute():
         if num_devices() != devices:

@@ -26,7 +26,7 @@ from keras_bridle.data.samples import load_syllables
 from keras_bridle.evaluation.features import extract_features
 from keras_bridle.evaluation.plots import plot_masked_codes
 from keras_bridle.evaluation.probes import linear_probe
-from keras_bridle.training.layer_decay import adamw, warmup_cosine
+from keras_bridle.training.optimizers import adamw, warmup_cosine
 
 EPOCHS = 12
 SYLLABLES = 801

@@ -44,8 +44,8 @@ from keras_bridle.models.presets import (
     preset_names,
     saved_encoder_config,
 )
-from keras_bridle.training.batches import FileExamples, draw_few, split_examples
 from keras_bridle.training.checkpoint import NonFiniteLoss, SaveError, full_disk_error
+from keras_bridle.training.examples import FileExamples, draw_few, split_examples
 from keras_bridle.training.fine_tune import (
     LOSSES,
     METRICS,
@@ -54,7 +54,7 @@ from keras_bridle.training.fine_tune import (
     predict_examples,
 )
 from keras_bridle.training.interleaved import InterleavedPretraining, load_run
-from keras_bridle.training.run import RunDirectory, RunLock
+from keras_bridle.training.run import RunDirectory, run_lock
 
 
 def whole_number(least):
@@ -1407,7 +1407,7 @@ class _Run:
         """Makes the directory, or finds that it is another run's."""
         args = self.args
         if self.run_directory is None:
-            self.stack.enter_context(RunLock(args.directory))
+            self.stack.enter_context(run_lock(args.directory))
             self.run_directory = RunDirectory(
                 args.directory, _settings(args), resume=args.resume
             )

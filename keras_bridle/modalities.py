@@ -29,7 +29,7 @@ from keras_bridle.models.classifier import (
     BridleImageClassifier,
     BridleVideoClassifier,
 )
-from keras_bridle.training.batches import ArrayExamples, array_views, file_views
+from keras_bridle.training.examples import ArrayExamples, array_views, file_views
 
 # Bopomofo, which few fonts have, in Pinyin.
 _PINYIN = {

@@ -39,7 +39,7 @@ from keras_bridle.data.pipeline import image_dataset
 from keras_bridle.data.samples import load_fashion
 from keras_bridle.evaluation.features import FeatureExtractor
 from keras_bridle.evaluation.probes import knn_probe, linear_probe
-from keras_bridle.training.batches import draw_few
+from keras_bridle.training.examples import draw_few
 from keras_bridle.training.progress import keep_freed_memory
 
 SAMPLE_SETTINGS = {

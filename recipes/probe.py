@@ -68,7 +68,7 @@ from keras_bridle.evaluation.report import (
     write_in_all_forms,
     write_results,
 )
-from keras_bridle.training.batches import draw_few
+from keras_bridle.training.examples import draw_few
 
 # How long recordings are where nothing says otherwise: AudioSet's.
 SECONDS = 10.24

@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 
 import keras_bridle as kb
-from keras_bridle.training.run import NoFiles
+from keras_bridle.training.run import PhaseFiles
 
 
 class InterleavedFromKeptColdStart(kb.InterleavedPretraining):
@@ -34,7 +34,7 @@ class InterleavedFromKeptColdStart(kb.InterleavedPretraining):
         super()._run_phase(index, phase, make_batches, options, files, on_phase_end)
 
 
-class KeptColdStart(NoFiles):
+class KeptColdStart(PhaseFiles):
     """The networks after a cold start, in a folder that appears when it is complete."""
 
     def __init__(self, phase, place):

@@ -49,9 +49,9 @@ from keras_bridle.data.samples import load_fashion, load_syllables, synthetic_pa
 from keras_bridle.evaluation.features import extract_features
 from keras_bridle.evaluation.probes import linear_probe
 from keras_bridle.models.presets import decoder_size
-from keras_bridle.training.batches import ArrayExamples, draw_few
+from keras_bridle.training.examples import ArrayExamples, draw_few
 from keras_bridle.training.fine_tune import FineTuner, fine_tune
-from keras_bridle.training.layer_decay import adamw, warmup_cosine
+from keras_bridle.training.optimizers import adamw, warmup_cosine
 from keras_bridle.training.progress import keep_freed_memory
 
 DECODER = {"hidden_dim": 96, "num_layers": 1, "num_heads": 3, "mlp_dim": 384}

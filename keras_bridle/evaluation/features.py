@@ -19,7 +19,7 @@ from keras_bridle.data.layouts import MANIFESTS
 from keras_bridle.data.pipeline import audio_dataset, image_dataset, video_dataset
 from keras_bridle.models.presets import MODALITIES_BY_RANK
 from keras_bridle.training.checkpoint import atomic_file
-from keras_bridle.training.run import RunDirectory, RunLock
+from keras_bridle.training.run import RunDirectory, run_lock
 
 
 class InputFeatures(keras.Model):
@@ -913,7 +913,7 @@ def write_file_features(
     count = len(work.manifest)
     report = ReadReport()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(RunLock(directory))
+        stack.enter_context(run_lock(directory))
         if not is_taken(directory):
             Path(directory, "settings.json").unlink(missing_ok=True)
         folder = RunDirectory(directory, settings, resume).path / "parts"

@@ -1,6 +1,7 @@
 """The state of a training run on disk."""
 
 import contextlib
+import csv
 import errno
 import io
 import json
@@ -15,109 +16,66 @@ from pathlib import Path
 
 import keras
 import numpy as np
+
+# What layers draw from that were given no seed; Keras has no public name for it.
 from keras.src.random.seed_generator import global_seed_generator
 
 from keras_bridle.distribution import is_alone, is_chief, total
 from keras_bridle.training.losses import FiniteLoss
 
+# A quota is as good as a full disk.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# As a shell reports a program that SIGTERM ended: Kubernetes, HTCondor and the like
+# take it for a stop that was asked for, not for a fault of the program.
+EXIT_CODE = 128 + signal.SIGTERM
+# How often several processes ask each other, in seconds.
+_INTERVAL = 1.0
+
 
 class SaveError(OSError):
-    """A file of a run could not be written: the disk is full, or gone.
+    """A file could not be written; what was saved before is unharmed.
 
-    What was saved before is unharmed, and the run can go on from there.
-
-    Example:
-    ```python
-    import tempfile
-    from pathlib import Path
-    from keras_bridle.training.checkpoint import SaveError
-    from keras_bridle.training.checkpoint import atomic_file
-
-    try:
-        with atomic_file(Path(tempfile.mkdtemp(), "state.json")):
-            raise OSError("No space left on device")
-    except SaveError as error:
-        print(error)
-    ```
+    Attributes:
+        path: `pathlib.Path` of the file.
+        reason: the exception that says why.
     """
+
+    def __init__(self, path, reason):
+        self.path, self.reason = path, reason
+        free = ""
+        with contextlib.suppress(OSError):
+            free = f" {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free."
+        super().__init__(
+            f"Cannot save {path.name} in {str(path.parent)!r}: {reason}.{free} What "
+            "was saved before is unharmed: make room, and resume with `resume=True` "
+            "(`--resume` of a recipe)"
+        )
 
 
 @contextlib.contextmanager
 def atomic_file(path):
-    """Gives a path to write to, and puts the file there in the place of another.
+    """Yields a path to write to, which then replaces `path` at once or not at all.
 
-    A program killed at any moment leaves the old file or the new one. An error leaves
+    A program killed at any moment leaves the old file or the new one; an error leaves
     the old one, and no half file that would fill a disk.
-
-    Args:
-        path: string or path of the file. Its folder is made if it is missing.
-
-    Yields:
-        `pathlib.Path` of a file beside it, of the same ending.
-
-    Raises:
-        SaveError: if the file cannot be written.
-
-    Example:
-    ```python
-    import os
-    import tempfile
-    from keras_bridle.training.checkpoint import atomic_file
-
-    path = os.path.join(tempfile.mkdtemp(), "state.json")
-    with atomic_file(path) as unfinished:
-        unfinished.write_text("{}")
-    print(os.listdir(os.path.dirname(path)))  # ['state.json']
-    ```
     """
     path = Path(path)
     unfinished = path.with_name(f"unfinished.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
-        _write_out(unfinished)
+        _flush(unfinished)
         unfinished.replace(path)
-        _write_out(path.parent)
+        _flush(path.parent)
     # HDF5 may notice only on closing a file, with an error of its own.
     except (OSError, RuntimeError) as error:
-        raise SaveError(_reason(path, error)) from error
+        raise SaveError(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
 
 
-def full_disk_error(error):
-    """Finds what tells of a full disk: an error, or one that it came from.
-
-    Args:
-        error: optional exception.
-
-    Returns:
-        The exception, or `None`.
-
-    Example:
-    ```python
-    import errno
-    from keras_bridle.training.checkpoint import full_disk_error
-
-    print(full_disk_error(OSError(errno.ENOSPC, "No space left on device")))
-    print(full_disk_error(ValueError("another one")))  # None
-    ```
-    """
-    while error is not None:
-        # HDF5 and TensorFlow tell in words only.
-        in_words = os.strerror(errno.ENOSPC) in str(error)
-        if in_words or getattr(error, "errno", None) in _FULL:
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
-# A quota is as good as a disk.
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-def _write_out(path):
+def _flush(path):
     """Brings a file or folder from memory to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -126,85 +84,67 @@ def _write_out(path):
         os.close(handle)
 
 
-def _reason(path, error):
-    free = ""
-    with contextlib.suppress(OSError):
-        free = f" {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free there."
-    return (
-        f"Cannot save {path.name} in {str(path.parent)!r}: {error}.{free} What was "
-        "saved before is unharmed: make room, and go on with `resume=True` "
-        "(`--resume` of a recipe)"
-    )
+def write_json(path, content):
+    """Writes a JSON file, whole or not at all."""
+    with atomic_file(path) as unfinished:
+        unfinished.write_text(json.dumps(content, default=float, indent=2) + "\n")
 
 
-# What layers draw from that were given no seed; Keras has no public name for it.
+def save_weights(model, path):
+    """Writes a model's weights, whole or not at all."""
+    with atomic_file(path) as unfinished:
+        model.save_weights(unfinished)
+
+
+def write_history(path, logs):
+    """Writes a line an epoch, anew each time: no line is lost or there twice."""
+    names = list(dict.fromkeys(name for epoch_logs in logs for name in epoch_logs))
+    with atomic_file(path) as unfinished, unfinished.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["epoch", *names])
+        writer.writeheader()
+        writer.writerows({"epoch": i, **values} for i, values in enumerate(logs))
+
+
+def full_disk_error(error):
+    """Finds the exception that says that a disk is full: an error, or its cause."""
+    while error is not None:
+        # HDF5 and TensorFlow raise errors without a number.
+        in_words = os.strerror(errno.ENOSPC) in str(error)
+        if in_words or getattr(error, "errno", None) in _FULL:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _unique(variables):
+    return list({id(variable): variable for variable in variables}.values())
 
 
 def state_variables(model):
     """Lists all variables that training changes, each once, without metrics.
 
-    They come in the same order on every backend, however many layers of a kind were
-    made before.
-
-    Args:
-        model: a compiled and built `keras.Model`.
-
-    Returns:
-        A list of `keras.Variable`: weights, states of layers and of seeds, optimizer.
+    They come in the same order on every backend, however many layers were made before.
     """
     metrics = {id(variable) for variable in model.metrics_variables}
-    found: dict[int, keras.Variable] = {}
     variables = [*model.variables, *model.optimizer.variables]
-    for variable in [*variables, global_seed_generator().state]:
-        if id(variable) not in metrics:
-            found.setdefault(id(variable), variable)
-    return list(found.values())
+    variables.append(global_seed_generator().state)
+    return [v for v in _unique(variables) if id(v) not in metrics]
 
 
-def metric_variables(model):
-    """Lists the variables of a model's metrics, each once."""
-    found = {id(variable): variable for variable in model.metrics_variables}
-    return list(found.values())
-
-
-def as_plain_array(variable):
-    """Gives a variable's value as an array that NumPy's files can hold."""
+def _as_array(variable):
     array = keras.ops.convert_to_numpy(variable)
-    # They know no bfloat16; float32 holds it exactly.
+    # NumPy's files know no bfloat16; float32 holds it exactly.
     return array if array.dtype.kind in "biuf" else array.astype("float32")
 
 
-def first_difference(paths, shapes, variables):
-    """Names the first variable that is not as it was saved, if there is one."""
-    for path, shape, variable in zip(paths, shapes, variables, strict=False):
-        if shape != tuple(variable.shape):
-            return (
-                f"; the first that differs is {path} of shape {shape}, expected "
-                f"{variable.path} of shape {tuple(variable.shape)}"
-            )
-    return ""
+def assign(variables, arrays):
+    """Gives variables the values of arrays."""
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)
 
 
 class NonFiniteLoss(ArithmeticError):
-    """Training came to a loss that is infinite or no number.
-
-    Example:
-    ```python
-    import keras
-    import numpy as np
-    from keras_bridle.training.checkpoint import NonFiniteLoss
-    from keras_bridle.training.checkpoint import NonFiniteSteps
-
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-    model.compile("sgd", loss="mse")
-    bad = np.full((8, 4), np.nan)
-    stop = NonFiniteSteps(folder=None, batch_at=lambda epoch, step: bad)
-    try:
-        model.fit(bad, np.ones((8, 1)), callbacks=[stop], verbose=0)
-    except NonFiniteLoss as error:
-        print(error)
-    ```
-    """
+    """Training came to a loss or to weights that are infinite or NaN."""
 
 
 class NonFiniteSteps(keras.callbacks.Callback):
@@ -219,9 +159,6 @@ class NonFiniteSteps(keras.callbacks.Callback):
         batch_at: function of an epoch and a step that returns the batch there.
         max_steps: int, so many steps of an epoch may be skipped. More than 0 needs a
             model that was prepared with `skip_nonfinite_steps()`.
-
-    Raises:
-        NonFiniteLoss: in `fit()`, after too many such steps.
     """
 
     def __init__(self, folder, batch_at, max_steps=0):
@@ -235,7 +172,7 @@ class NonFiniteSteps(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
-        # The count of a resumed epoch goes on.
+        # A resumed epoch continues its count.
         self._seen = None if self.first_step else 0
 
     def on_train_batch_end(self, batch, logs=None):
@@ -246,16 +183,15 @@ class NonFiniteSteps(keras.callbacks.Callback):
         self.check()
 
     def check(self):
-        """Looks at the last step's loss.
-
-        Raises:
-            NonFiniteLoss: after too many steps without a finite one.
-        """
+        """Looks at the last step's loss; raises `NonFiniteLoss` after too many."""
         if self._pending is None:
             return
         epoch, step, logs = self._pending
         self._pending = None
-        count = self._count(logs)
+        if self.max_steps:
+            count = int(_number(logs.get("skipped_steps", 0)))
+        else:
+            count = int(not np.isfinite(_number(logs.get("loss", 0.0))))
         seen, self._seen = self._seen, count
         if count == seen or (seen is None and count <= self.max_steps):
             return
@@ -264,14 +200,9 @@ class NonFiniteSteps(keras.callbacks.Callback):
             raise NonFiniteLoss(
                 f"The loss is not finite at epoch {epoch + 1}, step {step + 1}{saved}. "
                 f"{count} such steps in an epoch are more than max_nonfinite_steps="
-                f"{self.max_steps}. What was saved before is unharmed: `resume=True` "
-                "goes on from there, skipping as many as you allow"
+                f"{self.max_steps}. What was saved before is unharmed: resume with "
+                "`resume=True`, skipping as many as you allow"
             )
-
-    def _count(self, logs):
-        if self.max_steps:
-            return int(_number(logs.get("skipped_steps", 0)))
-        return int(not np.isfinite(_number(logs.get("loss", 0.0))))
 
     def _save(self, epoch, step):
         if self.folder is None:
@@ -284,17 +215,15 @@ class NonFiniteSteps(keras.callbacks.Callback):
         return f"; its batch is in {path}"
 
 
+def _number(value):
+    return float(keras.ops.convert_to_numpy(value))
+
+
 def skipping(optimizer):
-    """Makes an optimizer leave out steps whose gradients are not finite.
+    """Makes an optimizer skip steps whose gradients are not finite.
 
-    Keras' scaling of losses does just that; at a scale of 1 it changes nothing else.
-    After each step left out it halves the scale, which is exact.
-
-    Args:
-        optimizer: `keras.optimizers.Optimizer`.
-
-    Returns:
-        An optimizer. In half precision it is the same one: Keras scales losses there.
+    Keras' scaling of losses does just that, and each step skipped halves the scale,
+    which is exact. In half precision Keras scales losses anyway.
     """
     if keras.config.dtype_policy().compute_dtype == "float16":
         return optimizer
@@ -304,79 +233,38 @@ def skipping(optimizer):
 
 
 def skip_nonfinite_steps(trainer):
-    """Keeps steps that an optimizer of `skipping()` leaves out of the mean loss, too.
+    """Keeps steps that an optimizer of `skipping()` skips out of the mean loss, too.
 
-    Args:
-        trainer: a compiled model. Its logs get `skipped_steps`, counted in each epoch.
+    The logs of the compiled model get `skipped_steps`, counted in each epoch.
     """
     # Past Keras' book-keeping, which would list it as a metric a second time.
     object.__setattr__(trainer, "_loss_tracker", FiniteLoss())
 
 
-def _number(value):
-    return float(keras.ops.convert_to_numpy(value))
-
-
-# As a shell reports a program that SIGTERM ended: Kubernetes, HTCondor and the like
-# take it for a stop that was asked for, not for a fault of the program.
-EXIT_CODE = 128 + signal.SIGTERM
-# How often several processes ask each other, in seconds.
-_INTERVAL = 1.0
-
-
 class Preempted(SystemExit):
-    """Ends a program that was asked to end, after its state was saved.
-
-    The exit code is 143, that is 128 + SIGTERM.
-
-    Example:
-    ```python
-    from keras_bridle.training.checkpoint import Preempted
-
-    try:
-        raise Preempted
-    except SystemExit as stop:
-        print(stop.code)  # 143
-    ```
-    """
+    """Ends a program after SIGTERM, with exit code 143, when its state is saved."""
 
     def __init__(self):
         super().__init__(EXIT_CODE)
 
 
 class Preemption:
-    """Notes that the process got SIGTERM, for training to stop at the next step.
+    """Notes that the process got SIGTERM, for training to stop after the step.
 
-    In a `with` block the first signal is noted and the second one is acted upon at
-    once. Only the main thread of a program can do so; elsewhere nothing is noted.
-
-    Several processes stop together, whichever of them got the signal: they ask each
-    other about once a second, after the same step. As what starts them may pass signals
-    on that they have got already, more than one is not acted upon there.
+    In a `with` block of the main thread the first signal is noted, and the second one
+    acts at once. Several processes stop together, whichever of them got the signal:
+    they ask each other about once a second, after the same step. As what starts them
+    may pass on signals that they have got already, a second one does not act there.
 
     Attributes:
         is_requested: bool, whether the signal came, to this process.
-
-    Example:
-    ```python
-    import os
-    import signal
-    from keras_bridle.training.checkpoint import Preempted, Preemption
-
-    try:
-        with Preemption() as preemption:
-            os.kill(os.getpid(), signal.SIGTERM)
-            preemption.stop_if_requested()
-    except Preempted as stop:
-        print(stop.code)  # 143
-    ```
     """
 
     def __init__(self):
         self.is_requested = False
         self._before = None
         self._is_alone = is_alone()
-        # Of several processes: what they have found, and steps to the next asking.
+        # Of several processes: what they agreed on, and the steps to the next asking.
         self._is_agreed, self._steps, self._steps_left = False, 1, 1
         self._asked_at = time.monotonic()
 
@@ -386,7 +274,7 @@ class Preemption:
         return self
 
     def __exit__(self, kind, error, traceback):
-        if kind is not None and issubclass(kind, Preempted) and not self._is_alone:
+        if isinstance(error, Preempted) and not self._is_alone:
             # The first one to end makes torchrun send the others the signal.
             return
         self._restore()
@@ -395,11 +283,7 @@ class Preemption:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def is_due(self):
-        """Tells whether to save and to stop; to be called after each step.
-
-        Returns:
-            bool, the same in all processes.
-        """
+        """Whether to save and stop, the same in all processes; call it each step."""
         if self._is_alone:
             return self.is_requested
         self._steps_left -= 1
@@ -408,10 +292,7 @@ class Preemption:
         return self._is_agreed
 
     def stop_if_requested(self):
-        """Raises `Preempted` if the signal came. Call it when all is saved.
-
-        Of several processes, none goes on or ends before all have come here.
-        """
+        """Raises `Preempted` if the signal came, in all processes at this point."""
         if not self._is_alone:
             self._ask()
             # What follows may have longer steps.
@@ -441,13 +322,13 @@ class Preemption:
             self._before = None
 
 
-class PhaseCheckpoint(keras.callbacks.Callback):
-    """Saves all that a phase needs to go on: weights, optimizer, seeds, metrics.
+class Checkpoint(keras.callbacks.Callback):
+    """Saves all that training needs to resume: weights, optimizer, seeds, metrics.
 
-    A file is written beside the old ones and then put in its place, so that a run
-    stopped while saving loses nothing. The one before is kept under the name
-    `*.previous.npz`; `restore()` goes back to it if the newest is damaged, which the
-    checksum of each array tells. No pickles: NumPy archives of plain arrays.
+    A file is written beside the old ones and then replaces the newest, which is kept as
+    `*.previous.npz`; `restore()` falls back to it if the newest is damaged, which the
+    checksum of each array tells. No pickles: NumPy archives of plain arrays. The logs
+    of all epochs go to `history.csv` beside it.
 
     Args:
         path: string or path, the file, ending in `.npz`.
@@ -460,29 +341,12 @@ class PhaseCheckpoint(keras.callbacks.Callback):
             keep it from happening.
 
     Attributes:
-        logs: list with a dict of floats for each epoch of the phase, those of before a
-            `restore()` included. Put the callback behind those that add to the logs.
+        logs: list with a dict of floats for each epoch, those before a `restore()`
+            included. Put the callback behind those that add to the logs.
         epoch: int, the epochs that were done when the restored state was saved.
         step: int, the steps done in the epoch after them. Train that epoch on the
             batches from there on, in a `fit()` of its own.
         is_restored: bool, whether there was a state to restore.
-
-    Example:
-    ```python
-    import os
-    import tempfile
-
-    import keras
-    import numpy as np
-    from keras_bridle.training.checkpoint import PhaseCheckpoint
-
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-    model.compile("adam", loss="mse")
-    checkpoint = PhaseCheckpoint(os.path.join(tempfile.mkdtemp(), "state.npz"))
-    x, y = np.ones((8, 4)), np.ones((8, 1))
-    model.fit(x, y, epochs=2, callbacks=[checkpoint], verbose=0)
-    print(checkpoint.restore(model))  # 2
-    ```
     """
 
     def __init__(
@@ -496,6 +360,8 @@ class PhaseCheckpoint(keras.callbacks.Callback):
     ):
         super().__init__()
         self.path = Path(path)
+        self.previous_path = self.path.with_name(f"{self.path.stem}.previous.npz")
+        self._damaged_path = self.path.with_name(f"{self.path.stem}.damaged.npz")
         self.every = every
         self.every_steps = every_steps
         self.minutes = minutes
@@ -505,15 +371,6 @@ class PhaseCheckpoint(keras.callbacks.Callback):
         self.epoch, self.step, self.is_restored = 0, 0, False
         self._metrics = []
         self._first_step, self._is_due = 0, False
-
-    @property
-    def previous_path(self):
-        """Where the state before the newest one is."""
-        return self.path.with_name(f"{self.path.stem}.previous.npz")
-
-    @property
-    def _damaged_path(self):
-        return self.path.with_name(f"{self.path.stem}.damaged.npz")
 
     @property
     def position(self):
@@ -526,9 +383,9 @@ class PhaseCheckpoint(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch, self._first_step = epoch, 0
         if self._metrics and epoch == self.epoch:
-            # Keras has just set them back.
+            # Keras has just reset them.
             self._first_step = self.step
-            _assign(metric_variables(self.model), self._metrics)
+            assign(_unique(self.model.metrics_variables), self._metrics)
             self._metrics = []
 
     def on_train_batch_end(self, batch, logs=None):
@@ -539,9 +396,8 @@ class PhaseCheckpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         # An epoch that is run again takes the place of the first try.
-        self.logs[epoch:] = [
-            {name: float(value) for name, value in (logs or {}).items()}
-        ]
+        self.logs[epoch:] = [{name: float(x) for name, x in (logs or {}).items()}]
+        write_history(self.path.with_name("history.csv"), self.logs)
         is_last = epoch + 1 == self.params.get("epochs")
         if self._is_due or is_last or (epoch + 1) % self.every == 0:
             self._save_and_stop(epoch + 1)
@@ -551,9 +407,8 @@ class PhaseCheckpoint(keras.callbacks.Callback):
             return True
         if self.every_steps is not None and step % self.every_steps == 0:
             return True
-        if self.minutes is None:
-            return False
-        return time.monotonic() - self._saved_at >= 60 * self.minutes
+        seconds = time.monotonic() - self._saved_at
+        return self.minutes is not None and seconds >= 60 * self.minutes
 
     def _save_and_stop(self, epoch, step=0):
         self._is_due = False
@@ -565,24 +420,19 @@ class PhaseCheckpoint(keras.callbacks.Callback):
             self.preemption.stop_if_requested()
 
     def save(self, model, epoch, step=0):
-        """Writes the state of a model.
-
-        Args:
-            model: a compiled and built model.
-            epoch: int, the epochs that are done.
-            step: int, the steps that are done in the next one.
-
-        Raises:
-            SaveError: if the file cannot be written. Those before stay.
-            NonFiniteLoss: if weights are not finite, which would replace good ones.
-        """
+        """Writes the state of a model after so many epochs, and steps of the next."""
         variables = state_variables(model)
-        metrics = metric_variables(model) if step else []
+        metrics = _unique(model.metrics_variables) if step else []
         arrays = {
-            f"{index:05d}": as_plain_array(variable)
+            f"{index:05d}": _as_array(variable)
             for index, variable in enumerate([*variables, *metrics])
         }
-        _check_weights(variables, arrays.values())
+        for variable, array in zip(variables, arrays.values(), strict=False):
+            if variable.trainable and not np.isfinite(array).all():
+                raise NonFiniteLoss(
+                    f"Training made {variable.path} infinite or NaN. Nothing of it is "
+                    "saved: `resume=True` resumes from the state before"
+                )
         header = {
             "epoch": epoch,
             "step": step,
@@ -603,19 +453,16 @@ class PhaseCheckpoint(keras.callbacks.Callback):
             path.unlink(missing_ok=True)
 
     def restore(self, model):
-        """Puts the saved state into a model, if there is one.
+        """Restores the saved state of a compiled and built model, if there is one.
 
-        Metrics of an epoch that was begun follow when `fit()` goes on with it.
-
-        Args:
-            model: a compiled and built model, made like the one that was saved.
+        Metrics of an epoch that was begun follow when `fit()` continues it.
 
         Returns:
             int, the epochs that were done; 0 if nothing has been saved.
 
         Raises:
-            ValueError: if the file belongs to a model made in another way, or is
-                damaged and there is none before it.
+            ValueError: if the file belongs to another model, or is damaged and there is
+                none before it.
         """
         self.epoch, self.step, self.is_restored = 0, 0, False
         found = self._read_newest()
@@ -627,7 +474,7 @@ class PhaseCheckpoint(keras.callbacks.Callback):
         variables = state_variables(model)
         count = len(header["paths"])
         self._check(header["paths"], arrays[:count], variables)
-        _assign(variables, arrays[:count])
+        assign(variables, arrays[:count])
         self._metrics = arrays[count:]
         self.logs = header["logs"]
         self.epoch, self.step, self.is_restored = header["epoch"], header["step"], True
@@ -636,65 +483,52 @@ class PhaseCheckpoint(keras.callbacks.Callback):
     def _read_newest(self):
         """Reads the newest state that is whole, or returns `None` if there is none."""
         paths = [path for path in (self.path, self.previous_path) if path.exists()]
-        for path, other in zip(paths, [*paths[1:], None], strict=False):
+        for path in paths:
             try:
                 return _read(path)
-            except _Damage as damage:
-                if other is None:
+            # Damage shows in as many kinds of errors as an archive has kinds of bytes.
+            except Exception as error:
+                damage = f"{type(error).__name__}: {error}"
+                if path is paths[-1]:
                     raise ValueError(
                         f"The checkpoint {path} is damaged and cannot be read "
                         f"({damage}). Delete it to start the phase anew"
-                    ) from damage
+                    ) from error
                 # Out of the way: the next one saved must not push out the good one.
                 kept = path.replace(self._damaged_path)
                 warnings.warn(
                     f"The checkpoint {path} is damaged ({damage}) and kept as "
-                    f"{kept.name}. Going on from the one before, {other.name}",
-                    stacklevel=2,
+                    f"{kept.name}. Resuming from the one before",
+                    stacklevel=3,
                 )
         return None
 
     def _check(self, paths, arrays, variables):
-        shapes = [array.shape for array in arrays]
-        expected = [tuple(variable.shape) for variable in variables]
-        if shapes != expected:
+        """Raises a `ValueError` if variables have other shapes than were saved."""
+        pairs = list(zip(paths, arrays, variables, strict=False))
+        other = [(p, a.shape, v) for p, a, v in pairs if a.shape != tuple(v.shape)]
+        if other or len(arrays) != len(variables):
+            first = ""
+            if other:
+                path, shape, variable = other[0]
+                first = (
+                    f"; the first that differs is {path} of shape {shape}, expected "
+                    f"{variable.path} of shape {tuple(variable.shape)}"
+                )
             raise ValueError(
-                f"The checkpoint {self.path} was saved by a model made in another way: "
-                f"it holds {len(shapes)} arrays, the model has {len(expected)}"
-                + first_difference(paths, shapes, variables)
+                f"The checkpoint {self.path} was saved by another model: it holds "
+                f"{len(arrays)} arrays, the model has {len(variables)}{first}"
             )
-
-
-class _Damage(Exception):
-    """A file that holds no state."""
 
 
 def _read(path):
-    try:
-        with zipfile.ZipFile(path) as archive:
-            # Read to its end, each member is held against its checksum.
-            header = json.loads(str(_array(archive, "header")))
-            count = len(header["paths"]) + len(header["metrics"])
-            return header, [_array(archive, f"{index:05d}") for index in range(count)]
-    # Damage shows in as many kinds of errors as an archive has kinds of bytes.
-    except Exception as error:
-        raise _Damage(f"{type(error).__name__}: {error}") from error
+    """Reads a state to its end, so that each array is held against its checksum."""
+    with zipfile.ZipFile(path) as archive:
 
+        def array(name):
+            content = io.BytesIO(archive.read(f"{name}.npy"))
+            return np.lib.format.read_array(content, allow_pickle=False)
 
-def _array(archive, name):
-    content = io.BytesIO(archive.read(f"{name}.npy"))
-    return np.lib.format.read_array(content, allow_pickle=False)
-
-
-def _check_weights(variables, arrays):
-    for variable, array in zip(variables, arrays, strict=False):
-        if variable.trainable and not np.isfinite(array).all():
-            raise NonFiniteLoss(
-                f"Training made {variable.path} infinite or no number. Nothing of it "
-                "is saved: `resume=True` goes on from the state before"
-            )
-
-
-def _assign(variables, arrays):
-    for variable, array in zip(variables, arrays, strict=True):
-        variable.assign(array)
+        header = json.loads(str(array("header")))
+        count = len(header["paths"]) + len(header["metrics"])
+        return header, [array(f"{index:05d}") for index in range(count)]

@@ -37,15 +37,15 @@ from keras_bridle.training.checkpoint import (
     NonFiniteSteps,
     skip_nonfinite_steps,
     skipping,
+    write_history,
 )
-from keras_bridle.training.layer_decay import adamw, warmup_cosine
+from keras_bridle.training.optimizers import adamw, warmup_cosine
 from keras_bridle.training.progress import ProfileSteps, RichProgress, SpeedBoard
 from keras_bridle.training.run import (
     as_history,
     cached_codes,
     check_cacheable,
     open_run,
-    write_history,
 )
 from keras_bridle.training.trainers import (
     EncoderPretrainer,
@@ -278,7 +278,7 @@ def fit_phase(trainer, phase, make_batches, options, checkpoint=None):
         make_batches: function of an epoch and `first_batch` that returns raw input from
             there on, whatever `fit()` takes.
         options: `FitOptions`.
-        checkpoint: optional `PhaseCheckpoint`, which tells where to go on; logs are
+        checkpoint: optional `Checkpoint`, which tells where to go on; logs are
             written beside its file.
 
     Returns:

@@ -16,49 +16,69 @@ from keras_bridle.quantizer.usage import named_usage
 
 
 def device_memory():
-    """Tells how much memory is in use.
+    """How many bytes are in use, and whether by the first `"device"` or `"process"`.
 
-    Returns:
-        A tuple of the bytes, and `"device"` or `"process"`: the peak of the first
-        accelerator where the engine tells, else what the process holds now.
+    It is the peak of an accelerator where the backend tells, else what the process
+    holds now.
     """
-    used = _PEAKS[keras.backend.backend()]()
-    return (_process_memory(), "process") if used is None else (used, "device")
+    used = None
+    if keras.backend.backend() == "jax":
+        import jax
+
+        used = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    elif keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if tf.config.get_visible_devices("GPU"):
+            used = tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    else:
+        import torch
+
+        if torch.cuda.is_available():
+            used = torch.cuda.max_memory_allocated()
+    if used is not None:
+        return used, "device"
+    status = Path("/proc/self/statm")
+    if status.exists():
+        return int(status.read_text().split()[1]) * resource.getpagesize(), "process"
+    # The most it ever held, in bytes on macOS and in KiB elsewhere.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024), "process"
 
 
 def start_trace(folder):
-    """Starts to record what the engine does.
+    """Starts to record what the backend does, and returns the function to stop it.
 
-    Args:
-        folder: path; TensorBoard's profile plugin, Perfetto or `chrome://tracing` show
-            what will be there.
-
-    Returns:
-        A function that ends the recording and writes it.
+    TensorBoard's profile plugin or Perfetto show the trace in the folder. Keras' own
+    `TensorBoard(profile_batch=...)` has none on torch, nor on JAX before Python 3.12.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    return _TRACES[keras.backend.backend()](str(folder))
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.profiler.start_trace(folder)
+        return jax.profiler.stop_trace
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.profiler.experimental.start(str(folder))
+        return tf.profiler.experimental.stop
+    import torch
+
+    write = torch.profiler.tensorboard_trace_handler(str(folder))
+    profile = torch.profiler.profile(on_trace_ready=write)
+    profile.start()
+    return profile.stop
 
 
 def keep_freed_memory():
     """Lets this process keep the memory that it frees, for the next step.
 
-    JAX on a CPU allocates what a step needs anew each time. glibc gives so large blocks
+    JAX on a CPU allocates what a step needs anew each time. glibc gives blocks so large
     back to the system at once, and to get them again, page by page, took a third of the
     time of a step on the sample syllables. Other backends keep their buffers.
 
-    Call it before anything is computed: threads that have memory of their own by then
-    keep to it.
-
-    Returns:
-        bool, whether there was something to do, and it was done.
-
-    Example:
-    ```python
-    from keras_bridle.training.progress import keep_freed_memory
-
-    keep_freed_memory()
-    ```
+    Call it before anything is computed. It returns whether there was something to do.
     """
     if keras.backend.backend() != "jax" or not sys.platform.startswith("linux"):
         return False
@@ -68,71 +88,7 @@ def keep_freed_memory():
     no_mapped_blocks, never_trim = (-4, 0), (-1, 2**31 - 1)
     # One for all threads makes them wait for each other, many keep too much.
     arenas = (-8, os.cpu_count() or 1)
-    settings = (no_mapped_blocks, arenas, never_trim)
-    return all(mallopt(*setting) for setting in settings)
-
-
-def _jax_peak():
-    import jax
-
-    statistics = jax.local_devices()[0].memory_stats()
-    return statistics and statistics.get("peak_bytes_in_use")
-
-
-def _tensorflow_peak():
-    import tensorflow as tf
-
-    if not tf.config.get_visible_devices("GPU"):
-        return None
-    return tf.config.experimental.get_memory_info("GPU:0")["peak"]
-
-
-def _torch_peak():
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    return torch.cuda.max_memory_allocated()
-
-
-def _jax_trace(folder):
-    import jax
-
-    jax.profiler.start_trace(folder)
-    return jax.profiler.stop_trace
-
-
-def _tensorflow_trace(folder):
-    import tensorflow as tf
-
-    tf.profiler.experimental.start(folder)
-    return tf.profiler.experimental.stop
-
-
-def _torch_trace(folder):
-    import torch
-
-    profile = torch.profiler.profile()
-    profile.start()
-
-    def stop():
-        profile.stop()
-        profile.export_chrome_trace(f"{folder}/trace.json")
-
-    return stop
-
-
-def _process_memory():
-    status = Path("/proc/self/statm")
-    if status.exists():
-        return int(status.read_text().split()[1]) * resource.getpagesize()
-    # The most it ever held, in bytes on macOS and in KiB elsewhere.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024)
-
-
-_PEAKS = {"jax": _jax_peak, "tensorflow": _tensorflow_peak, "torch": _torch_peak}
-_TRACES = {"jax": _jax_trace, "tensorflow": _tensorflow_trace, "torch": _torch_trace}
+    return all(mallopt(*x) for x in (no_mapped_blocks, arenas, never_trim))
 
 
 class Throughput(keras.callbacks.Callback):
@@ -142,31 +98,17 @@ class Throughput(keras.callbacks.Callback):
         batch_size: optional int, to count examples.
         clock: optional `InputClock` of the data set that is trained on, to count its
             examples and the time spent on waiting for it.
-
-    Attributes:
-        steps_done: int, steps since the `fit()` began.
-        epochs: int, the epochs to train.
-        epoch: int, the one that is being trained, counted from 0.
-        steps: int or `None`, the steps of an epoch.
-        step: int, the steps of the epoch that are done.
     """
 
     def __init__(self, batch_size=None, clock=None):
         super().__init__()
         self.batch_size = batch_size
         self.clock = clock
-        self._rest: tuple | None = None
-        self._first_step = 0
+        self._rest = None
         self.steps_done = self.epoch = self.step = 0
 
     def in_rest_of_epoch(self, first_step, steps, epochs):
-        """Tells what the next `fit()`, of the rest of an epoch, is a part of.
-
-        Args:
-            first_step: int, the steps of the epoch that were done before.
-            steps: int, the steps of a whole epoch.
-            epochs: int, the epochs to train.
-        """
+        """Tells what the next `fit()`, of the rest of an epoch, is a part of."""
         self._rest = (first_step, steps, epochs)
 
     def on_train_begin(self, logs=None):
@@ -174,7 +116,7 @@ class Throughput(keras.callbacks.Callback):
         self._first_step, self.steps, self.epochs = self._rest or here
         self._rest = None
         self.steps_done = self.epoch = self.step = 0
-        self._begin()
+        self._restart()
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.steps_done:
@@ -188,93 +130,58 @@ class Throughput(keras.callbacks.Callback):
         self.steps_done += 1
         self.step = self._first_step + batch + 1
         if self.steps_done == 1:
-            self._begin()
+            self._restart()
         else:
             self._end = time.perf_counter()
 
-    def _begin(self):
+    def _restart(self):
         self._first = self.steps_done
         self._start = self._end = time.perf_counter()
-        if self.clock is not None:
-            self._waited = self.clock.seconds
+        self._waited = 0.0 if self.clock is None else self.clock.seconds
 
     @property
-    def step_seconds(self):
-        """Seconds from one step to the next, or `None` before two are done."""
-        steps = self.steps_done - self._first
-        return (self._end - self._start) / steps if steps else None
-
-    @property
-    def examples_per_batch(self):
-        """The mean size of batches, or `None` if it is not known."""
-        if self.clock is not None and self.clock.batches:
-            return self.clock.examples / self.clock.batches
-        return self.batch_size
-
-    @property
-    def waiting(self):
-        """The share of the time in which training waits for input, or `None`."""
-        seconds = self._end - self._start
-        if self.clock is None or seconds <= 0:
-            return None
-        return min(1.0, (self.clock.seconds - self._waited) / seconds)
-
-    @property
-    def seconds_left(self):
-        """The time to the end of the `fit()` at this speed, or `None`."""
-        if not self.steps or self.step_seconds is None:
-            return None
-        left = (self.epochs - self.epoch) * self.steps - self.step
-        return left * self.step_seconds
+    def done(self):
+        """The steps of the phase that are done."""
+        return self.epoch * self.steps + self.step if self.steps else self.steps_done
 
     def numbers(self):
-        """All that is known, as a dict of floats."""
-        seconds = self.step_seconds
-        found = {
-            "step_seconds": seconds,
-            "waiting_for_input": self.waiting,
-            "seconds_left": self.seconds_left,
-            "memory_gb": device_memory()[0] / 1e9,
-        }
-        if seconds and self.examples_per_batch is not None:
-            found["examples_per_second"] = self.examples_per_batch / seconds
-        return {name: value for name, value in found.items() if value is not None}
+        """All that is known about the speed, floats by name."""
+        found = {"memory_gb": device_memory()[0] / 1e9}
+        seconds = self._end - self._start
+        if seconds <= 0:
+            return found
+        found["step_seconds"] = seconds / (self.steps_done - self._first)
+        size = self.batch_size
+        if self.clock is not None:
+            waited = self.clock.seconds - self._waited
+            found["waiting_for_input"] = min(1.0, waited / seconds)
+            if self.clock.batches:
+                size = self.clock.examples / self.clock.batches
+        if size is not None:
+            found["examples_per_second"] = size / found["step_seconds"]
+        if self.steps:
+            left = self.epochs * self.steps - self.done
+            found["seconds_left"] = left * found["step_seconds"]
+        return found
 
 
 class RichProgress(keras.callbacks.Callback):
     """Shows one line for a phase: epochs, time left, speed, and its main metrics.
 
-    The speed is examples for each second, the time of a step, the share of it in which
-    training waits for input, and the memory in use. Where the output is no terminal, it
-    prints a line now and then instead of a bar.
+    Where the output is no terminal, it prints a line now and then instead of a bar.
 
     Args:
         title: string, what is running.
-        batch_size: optional int, to show examples for each second instead of steps.
+        batch_size: optional int, to show examples per second instead of steps.
         console: optional `rich.console.Console`.
         lines: int, how many lines to print at most where there is no terminal.
-        clock: optional `InputClock` of the data set that is trained on, to show
-            examples for each second, and the share of the time in which training waits
-            for input: near 0 %, reading keeps up.
-        reading_speed: optional float, the examples for each second that the data set
-            gives when nothing else runs, shown beside the clock's.
+        clock: optional `InputClock` of the data set that is trained on, to show the
+            share of the time in which training waits for input.
+        reading_speed: optional float, the examples per second that the data set gives
+            when nothing else runs.
 
     Attributes:
         throughput: `Throughput`, what the line is made of.
-
-    Example:
-    ```python
-    import keras
-    import numpy as np
-    from keras_bridle.training.progress import RichProgress
-
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-    model.compile("adam", loss="mse")
-    model.fit(
-        np.ones((8, 4)), np.ones((8, 1)), epochs=2, verbose=0,
-        callbacks=[RichProgress("demo", batch_size=8)],
-    )
-    ```
     """
 
     def __init__(
@@ -292,96 +199,82 @@ class RichProgress(keras.callbacks.Callback):
         self.lines = lines
         self.reading_speed = reading_speed
         self.throughput = Throughput(batch_size, clock)
-        self._progress = None
+        self.bar = None
 
     def set_params(self, params):
         super().set_params(params)
         self.throughput.set_params(params)
 
     def on_train_begin(self, logs=None):
-        speed = self.throughput
-        speed.on_train_begin()
-        self._text = ""
         self.close()
-        if not self.console.is_terminal:
-            return
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:3.0f} %"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
-            console=self.console,
-        )
-        total = speed.epochs * speed.steps if speed.steps else None
-        self._task = self._progress.add_task(self.title, total=total, text="")
-        self._progress.start()
+        self._metrics = ""
+        self.throughput.on_train_begin()
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:3.0f} %"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=self.console,
+            )
+            steps, epochs = self.throughput.steps, self.throughput.epochs
+            self.bar.add_task(self.title, total=steps and epochs * steps, text="")
+            self.bar.start()
 
     def on_epoch_begin(self, epoch, logs=None):
-        speed = self.throughput
-        speed.on_epoch_begin(epoch)
-        if self._progress is not None and speed.steps_done == 0 and speed.steps:
+        self.throughput.on_epoch_begin(epoch)
+        if self.bar is not None and self.throughput.steps_done == 0:
             # A resumed phase starts here; what was done before took no time now.
-            self._progress.reset(self._task, completed=self._completed())
+            self.bar.reset(0, completed=self.throughput.done)
 
     def on_train_batch_end(self, batch, logs=None):
         self.throughput.on_train_batch_end(batch, logs)
-        if self._progress is not None:
-            self._progress.update(
-                self._task, completed=self._completed(), text=self._line()
-            )
+        self._update()
 
     def on_epoch_end(self, epoch, logs=None):
-        self._text = _format_logs(logs or {})
+        self._metrics = _format_logs(logs or {})
         epochs = self.throughput.epochs
         interval = max(1, -(-epochs // self.lines))
         is_due = (epoch + 1) % interval == 0 or epoch + 1 == epochs
-        if self._progress is None and is_due:
-            left = self.throughput.seconds_left
-            text = self._line(f", {_format_time(left)} left" if left else "")
-            self.console.print(f"{self.title:<16} {text}", highlight=False)
+        if self.bar is None and is_due:
+            line = self._line(with_time_left=True)
+            self.console.print(f"{self.title:<16} {line}", highlight=False)
 
     def on_train_end(self, logs=None):
-        if self._progress is not None:
-            self._progress.update(self._task, text=self._line())
+        self._update()
         self.close()
 
     def close(self):
         """Gives the terminal back; needed only where `fit()` ended with an error."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
 
-    def _completed(self):
-        speed = self.throughput
-        return (
-            speed.epoch * speed.steps + speed.step if speed.steps else speed.steps_done
-        )
+    def _update(self):
+        if self.bar is not None:
+            self.bar.update(0, completed=self.throughput.done, text=self._line())
 
-    def _line(self, left=""):
-        speed = self.throughput
+    def _line(self, with_time_left=False):
+        speed, found = self.throughput, self.throughput.numbers()
         parts = []
-        if speed.step_seconds:
-            rate, unit = 1 / speed.step_seconds, "steps/s"
-            if speed.examples_per_batch is not None:
-                rate, unit = rate * speed.examples_per_batch, "examples/s"
-            parts.append(f"{_format_number(rate)} {unit}")
-            parts.append(f"{_format_time(speed.step_seconds)}/step")
-        parts += self._input_texts()
-        memory, where = device_memory()
-        on_device = " on the device" if where == "device" else ""
-        parts.append(f"{memory / 1e9:.1f} GB{on_device}")
-        line = f"epoch {speed.epoch + 1}/{speed.epochs}  {', '.join(parts)}{left}"
-        return f"{line}  {self._text}"
-
-    def _input_texts(self):
-        """How reading keeps up, if it is timed."""
-        if self.throughput.waiting is None:
-            return []
-        text = f"{self.throughput.waiting:.0%} waiting for input"
-        if self.reading_speed is not None:
-            text += f" (alone {_format_number(self.reading_speed)}/s)"
-        return [text]
+        if "step_seconds" in found:
+            seconds = found["step_seconds"]
+            rate, unit = found.get("examples_per_second"), "examples/s"
+            if rate is None:
+                rate, unit = 1 / seconds, "steps/s"
+            parts += [f"{_format_number(rate)} {unit}", f"{_format_time(seconds)}/step"]
+        if "waiting_for_input" in found:
+            alone = ""
+            if self.reading_speed is not None:
+                alone = f" (alone {_format_number(self.reading_speed)}/s)"
+            parts.append(f"{found['waiting_for_input']:.0%} waiting for input{alone}")
+        on_device = " on the device" * (device_memory()[1] == "device")
+        parts.append(f"{found['memory_gb']:.1f} GB{on_device}")
+        if with_time_left and found.get("seconds_left"):
+            parts.append(f"{_format_time(found['seconds_left'])} left")
+        numbers = ", ".join(parts)
+        return f"epoch {speed.epoch + 1}/{speed.epochs}  {numbers}  {self._metrics}"
 
 
 def _format_number(number):
@@ -398,13 +291,10 @@ def _format_time(seconds):
 def _format_logs(logs):
     """The loss first, then what tells most; no more than fits a line."""
     names = ["loss", "cosine", "accuracy", "val_accuracy", "val_mAP"]
-    names = [name for name in names if name in logs]
-    line = [f"{name} {float(logs[name]):.3f}" for name in names]
+    line = [f"{name} {float(logs[name]):.3f}" for name in names if name in logs]
     for group, title in (("accuracy", "accuracy"), ("usage", "used")):
-        levels = sorted(
-            (name for name in logs if name.startswith(f"{group}_")),
-            key=lambda name: int(name.rpartition("_")[2]),
-        )
+        levels = [name for name in logs if name.startswith(f"{group}_")]
+        levels.sort(key=lambda name: int(name.rpartition("_")[2]))
         if levels:
             values = "/".join(f"{100 * float(logs[name]):.0f}" for name in levels)
             line.append(f"{title} {values} %")
@@ -412,15 +302,10 @@ def _format_logs(logs):
 
 
 class SpeedBoard(keras.callbacks.TensorBoard):
-    """Keras' TensorBoard callback, with the numbers of a `Throughput` in each epoch.
+    """Keras' TensorBoard callback with the numbers of a `Throughput` in each epoch.
 
-    They are `epoch_speed/step_seconds`, `epoch_speed/examples_per_second`,
-    `epoch_speed/waiting_for_input`, `epoch_speed/memory_gb` and
-    `epoch_speed/seconds_left`; they are not in the history.
-
-    Args:
-        folder: string or path.
-        throughput: `Throughput`, called before this callback.
+    They are `epoch_speed/step_seconds` and so on, and are not in the history. The
+    `Throughput` must be called before this callback.
     """
 
     def __init__(self, folder, throughput):
@@ -433,26 +318,7 @@ class SpeedBoard(keras.callbacks.TensorBoard):
 
 
 class ProfileSteps(keras.callbacks.Callback):
-    """Records some steps of a `fit()`, after those in which engines compile.
-
-    Args:
-        folder: string or path, where the trace goes.
-        first_step: int, the step to begin with, counted from 0 over all epochs.
-        steps: int, how many steps to record; fewer if the training ends before.
-
-    Example:
-    ```python
-    import tempfile
-    import keras
-    import numpy as np
-    from keras_bridle.training.progress import ProfileSteps
-
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-    model.compile("adam", loss="mse")
-    trace = ProfileSteps(tempfile.mkdtemp(), first_step=1, steps=1)
-    model.fit(np.ones((8, 4)), np.ones((8, 1)), batch_size=2, callbacks=[trace])
-    ```
-    """
+    """Records a trace of some steps of a `fit()`, after those that compile."""
 
     def __init__(self, folder, first_step=3, steps=5):
         super().__init__()
@@ -467,10 +333,9 @@ class ProfileSteps(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self._done += 1
-        if self._stop is not None and self._done == self.first_step + self.steps:
+        if self._done == self.first_step + self.steps:
             # What is still being computed belongs to the trace.
-            for value in (logs or {}).values():
-                keras.ops.convert_to_numpy(value)
+            keras.tree.map_structure(keras.ops.convert_to_numpy, logs or {})
             self.close()
 
     def on_train_end(self, logs=None):

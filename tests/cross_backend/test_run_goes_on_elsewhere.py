@@ -42,7 +42,7 @@ def test_the_end_is_the_same_but_for_rounding(tmp_path):
     pretraining = stopped_run.train(tmp_path / "stopped")
     log = (tmp_path / "stopped" / "log.txt").read_text()
     assert f"Started on {ELSEWHERE}, goes on on {HERE}" in log
-    assert "0_cold_start goes on after 1 epochs and 2 steps" in log
+    assert "0_cold_start is resumed after 1 epochs and 2 steps" in log
     folder = tmp_path / "unbroken" / "phases" / "0_cold_start"
     expected = json.loads((folder / "history.json").read_text())
     found = pretraining.history["0_cold_start"]

@@ -125,7 +125,7 @@ def trained(make, is_divided=False):
     """Losses, metrics and weights of a few steps of `fit()`."""
     from keras_bridle.distribution import array_shard, broadcast_variables
     from keras_bridle.training.batches import ArrayBatches
-    from keras_bridle.training.layer_decay import adamw
+    from keras_bridle.training.optimizers import adamw
 
     keras.utils.set_random_seed(1)
     model = make()

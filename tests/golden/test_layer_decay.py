@@ -8,7 +8,7 @@ from golden_files import GOLDEN_FOLDER
 from keras_bridle.conversion.published_weights import published_weights
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.classifier import BridleAudioClassifier
-from keras_bridle.training.layer_decay import layer_decay_optimizer
+from keras_bridle.training.optimizers import layer_decay_optimizer
 
 TOLERANCE = 1e-12
 

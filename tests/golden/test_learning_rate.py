@@ -9,7 +9,7 @@ from golden_files import golden_files, load
 from harness import to_numpy
 from keras import ops
 
-from keras_bridle.training.layer_decay import warmup_cosine
+from keras_bridle.training.optimizers import warmup_cosine
 
 TOLERANCE = 1e-12
 # The published code's multiplier of its one group that has one.

@@ -8,7 +8,7 @@ from keras import ops
 
 import keras_bridle as kb
 from keras_bridle.models.presets import decoder_size, estimator_size
-from keras_bridle.training.layer_decay import adamw
+from keras_bridle.training.optimizers import adamw
 
 POLICIES = ("mixed_bfloat16", "mixed_float16")
 MAKERS = {

@@ -6,7 +6,7 @@ import pytest
 from harness import to_numpy
 from tiny_pretraining import encoder_pretrainer, tokenizer_pretrainer
 
-from keras_bridle.training.layer_decay import adamw, warmup_cosine
+from keras_bridle.training.optimizers import adamw, warmup_cosine
 
 
 @pytest.mark.parametrize(

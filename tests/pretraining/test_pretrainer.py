@@ -17,7 +17,7 @@ from tiny_pretraining import (
     weights_of,
 )
 
-from keras_bridle.training.layer_decay import adamw
+from keras_bridle.training.optimizers import adamw
 
 TRAINERS = {
     "encoder": encoder_pretrainer,

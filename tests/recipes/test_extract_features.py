@@ -16,7 +16,7 @@ from tiny_pretraining import backbone as tiny_backbone
 import keras_bridle as kb
 from keras_bridle.data.samples import extract_samples
 from keras_bridle.evaluation.features import load_file_features
-from keras_bridle.training.run import RunLock
+from keras_bridle.training.run import run_lock
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_pictures_and_codes_of_a_run(recipe, pictures, run, tmp_path, capsys):
     assert "1 file could not be read" in shown
 
     fails_in_one_line(recipe, arguments, "already: pass --resume to go on", capsys)
-    with RunLock(tmp_path / "out"):
+    with run_lock(tmp_path / "out"):
         fails_in_one_line(recipe, [*arguments, "--resume"], "cannot share", capsys)
     (tmp_path / "out" / "parts" / "part-000001.json").unlink()
     recipe.main([*arguments, "--resume"])

@@ -14,8 +14,8 @@ from video_files import scene, write_video
 import keras_bridle as kb
 from keras_bridle import modalities
 from keras_bridle.data.samples import load_syllables
-from keras_bridle.training.batches import ArrayExamples
-from keras_bridle.training.run import RunLock
+from keras_bridle.training.examples import ArrayExamples
+from keras_bridle.training.run import run_lock
 
 SHORT = ["--quiet", "--epochs=1", "--warmup-epochs=0", "--batch-size=4"]
 SMALL = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32}
@@ -117,7 +117,7 @@ def test_folds_of_own_recordings_with_everything(
         again = check_results(directory / f"fold_{fold}")
         assert again["accuracy"] == row["accuracy"]
     fails_in_one_line(recipe, [*arguments], "--resume", capsys)
-    with RunLock(directory):
+    with run_lock(directory):
         fails_in_one_line(recipe, [*arguments, "--resume"], "cannot share", capsys)
     arguments.append("--learning-rate=0.5")
     fails_in_one_line(recipe, [*arguments, "--resume"], "other settings", capsys)
@@ -410,7 +410,7 @@ def test_recordings_in_the_layout_of_esc50(recipe, audio_run, tmp_path):
         (["AUDIO", "--clip-norm=-1"], "--clip-norm: expected a number above 0"),
         (["AUDIO", "--beta-2=2"], "--beta-2: expected a number from 0 to below 1"),
         (["AUDIO", "--epoch-length=3"], "--epoch-length 3 is less than a batch"),
-        (["AUDIO", "--epoch-length=1000"], "needs --balanced"),
+        (["AUDIO", "--epoch-length=1000"], "without --balanced"),
         (["AUDIO", "--validation-share=1.5"], "--validation-share: expected"),
         (["AUDIO", "--token-drop", "2", "0"], "--token-drop: expected"),
         (["AUDIO", "--directory=FILE/run"], "--directory"),

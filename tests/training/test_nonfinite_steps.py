@@ -19,8 +19,8 @@ from keras_bridle.training.checkpoint import (
     skip_nonfinite_steps,
     skipping,
 )
-from keras_bridle.training.layer_decay import adamw
 from keras_bridle.training.losses import FiniteLoss, FiniteMean
+from keras_bridle.training.optimizers import adamw
 
 BATCHES = [maps(4, seed) for seed in range(4)]
 BAD = np.full_like(BATCHES[0], np.nan)

@@ -1,7 +1,9 @@
-"""Progress on consoles that are terminals and on those that are none."""
+"""The progress line, speed in numbers and in TensorBoard, traces and memory."""
 
 import io
 import re
+import subprocess
+import sys
 import types
 
 import keras
@@ -9,7 +11,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from keras_bridle.training.progress import RichProgress
+from keras_bridle.data.readers import import_tensorflow
+from keras_bridle.training.progress import (
+    ProfileSteps,
+    RichProgress,
+    SpeedBoard,
+    Throughput,
+    device_memory,
+)
 
 LOGS = {"loss": 1.5, "accuracy_1": 0.25, "accuracy_2": 0.5, "usage_1": 1.0}
 LINE = "loss 1.500  accuracy 25/50 %  used 100 %"
@@ -73,7 +82,7 @@ def test_resumed_bar_starts_where_it_was():
     progress.set_params({"epochs": 10, "steps": 4, "verbose": 0})
     progress.on_train_begin()
     progress.on_epoch_begin(7)
-    task = progress._progress.tasks[0]
+    task = progress.bar.tasks[0]
     assert (task.completed, task.total) == (28, 40)
     progress.on_train_batch_end(0, LOGS)
     assert task.completed == 29
@@ -144,7 +153,7 @@ def test_the_rest_of_an_epoch():
     progress.set_params({"epochs": 8, "steps": 1, "verbose": 0})
     progress.on_train_begin()
     progress.on_epoch_begin(7)
-    task = progress._progress.tasks[0]
+    task = progress.bar.tasks[0]
     assert (task.completed, task.total) == (31, 40)
     progress.on_train_batch_end(0, LOGS)
     assert task.completed == 32
@@ -152,6 +161,115 @@ def test_the_rest_of_an_epoch():
     progress.set_params({"epochs": 10, "steps": 4, "verbose": 0})
     progress.on_train_begin()
     progress.on_epoch_begin(8)
-    task = progress._progress.tasks[0]
+    task = progress.bar.tasks[0]
     assert (task.completed, task.total) == (32, 40)
     progress.close()
+
+
+def fit(callbacks, epochs=2):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("sgd", loss="mse")
+    return model.fit(
+        np.ones((12, 4)),
+        np.ones((12, 1)),
+        batch_size=4,
+        epochs=epochs,
+        callbacks=callbacks,
+        verbose=0,
+    ).history
+
+
+def test_numbers(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    clock = types.SimpleNamespace(seconds=100.0, batches=3, examples=18)
+    speed = Throughput(clock=clock)
+    speed.set_params({"epochs": 4, "steps": 5})
+    speed.on_train_begin()
+    assert set(speed.numbers()) == {"memory_gb"}
+    speed.on_epoch_begin(1)
+    for step, seconds in enumerate([60.0, 2.0, 4.0]):
+        now[0] += seconds
+        clock.seconds += seconds / 2
+        speed.on_train_batch_end(step, {"loss": np.float32(1)})
+    found = speed.numbers()
+    memory = found.pop("memory_gb")
+    assert 0.05 < memory < 200
+    assert found == {
+        "step_seconds": 3.0,
+        "examples_per_second": 2.0,
+        "waiting_for_input": 0.5,
+        # Two steps of this epoch, and two epochs.
+        "seconds_left": 36.0,
+    }
+
+
+def test_memory():
+    before, where = device_memory()
+    assert where == "process"
+    # So large that it is no memory that was freed before.
+    kept = np.ones(2**24)
+    after, _ = device_memory()
+    assert after - before > 0.8 * kept.nbytes
+
+
+def test_tensorboard_has_the_numbers_and_history_has_not(tmp_path):
+    tf = import_tensorflow()
+    speed = Throughput(batch_size=4)
+    history = fit([speed, SpeedBoard(tmp_path, speed)])
+    assert set(history) == {"loss"}
+    (path,) = (tmp_path / "train").glob("events*")
+    found = {}
+    for record in tf.data.TFRecordDataset(str(path)):
+        event = tf.compat.v1.Event.FromString(record.numpy())
+        for value in event.summary.value:
+            found.setdefault(value.tag, []).append(float(tf.make_ndarray(value.tensor)))
+    for name in ("step_seconds", "examples_per_second", "memory_gb", "seconds_left"):
+        assert len(found[f"epoch_speed/{name}"]) == 2
+    assert found["epoch_speed/seconds_left"][1] == 0.0
+    seconds, rates = (
+        np.array(found[f"epoch_speed/{name}"])
+        for name in ("step_seconds", "examples_per_second")
+    )
+    np.testing.assert_allclose(seconds * rates, 4.0, rtol=1e-5)
+    np.testing.assert_allclose(found["epoch_loss"], history["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [2, 100])
+def test_trace(tmp_path, steps):
+    """Also where training ends before the trace would."""
+    fit([ProfileSteps(tmp_path / "profile", first_step=2, steps=steps)])
+    files = [path for path in (tmp_path / "profile").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) > 1000
+
+
+PROGRAM = """
+import resource
+import numpy as np
+from keras_bridle.training.progress import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        np.ones(8_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+given_back = faults()
+assert keep_freed_memory()
+faults()
+print(given_back, faults())
+"""
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax" or not sys.platform.startswith("linux"),
+    reason="only JAX on Linux wants it",
+)
+def test_freed_memory_is_there_for_the_next_step():
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    given_back, kept = map(int, done.stdout.split()[-2:])
+    # 64 MB of pages of 4 KB, ten times; of larger pages, fewer.
+    assert kept < given_back / 10

@@ -15,7 +15,7 @@ from tiny_pretraining import assert_same_bits, backbone, maps, weights_of
 from keras_bridle.training.batches import from_batch_on
 from keras_bridle.training.checkpoint import SaveError
 from keras_bridle.training.interleaved import InterleavedPretraining
-from keras_bridle.training.run import RunDirectory, RunLock
+from keras_bridle.training.run import RunDirectory, run_lock
 
 INPUTS = maps(14)
 PHASE = "0_cold_start"
@@ -150,7 +150,7 @@ def test_ended_in_every_way(unbroken, tmp_path, monkeypatch):
     names |= {f"{part}.weights.h5" for part in ("backbone", "decoder", "tokenizer")}
     assert {file.name for file in folder.iterdir()} == names
     log = (directory / "log.txt").read_text()
-    assert "goes on after 0 epochs and 1 steps" in log
+    assert "is resumed after 0 epochs and 1 steps" in log
     for reason in ("Stop", "Preempted", "SaveError"):
         assert f"Stopped by {reason}" in log
     assert log.splitlines()[-1].endswith("All phases are done")
@@ -191,7 +191,7 @@ def test_joint_phase(tmp_path):
     assert_same_end(found, expected)
     assert_same_bits(weights_of(found.estimator), weights_of(expected.estimator))
     log = (tmp_path / "stopped" / "log.txt").read_text()
-    assert "1_joint goes on after 1 epochs and 1 steps" in log
+    assert "1_joint is resumed after 1 epochs and 1 steps" in log
 
 
 def test_half_precision(tmp_path, monkeypatch):
@@ -260,6 +260,6 @@ def test_functions_of_epoch_and_batch(tmp_path):
 
 
 def test_another_process_is_at_work(tmp_path):
-    with RunLock(tmp_path), pytest.raises(BlockingIOError, match=f"{os.getpid()}"):
+    with run_lock(tmp_path), pytest.raises(BlockingIOError):
         train(tmp_path)
     assert not (tmp_path / "settings.json").exists()

@@ -5,7 +5,7 @@ from video_files import decode_all, scene, write_video
 
 from keras_bridle.data.files import ReadReport
 from keras_bridle.data.layouts import VideoManifest
-from keras_bridle.training.batches import file_views
+from keras_bridle.training.examples import file_views
 
 
 def test_views_of_files(tmp_path):

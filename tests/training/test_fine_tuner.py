@@ -113,7 +113,7 @@ def test_saved_and_loaded(tmp_path):
 
 
 def test_wrong_settings():
-    with pytest.raises(ValueError, match="repeats"):
+    with pytest.raises(ValueError):
         FineTuner(classifier(), repeats=0)
-    with pytest.raises(ValueError, match="activation"):
+    with pytest.raises(ValueError):
         FineTuner(classifier(activation="softmax"))

@@ -1,0 +1,368 @@
+"""Labeled examples, in memory and in files: split, sampled, read, seen in views."""
+
+import dataclasses
+import functools
+import itertools
+
+import numpy as np
+
+from keras_bridle.config import ArgumentError
+from keras_bridle.data.files import ReadReport
+from keras_bridle.data.pipeline import build_dataset
+from keras_bridle.data.readers import import_tensorflow
+from keras_bridle.data.video_reader import VideoReader
+from keras_bridle.training.batches import ArrayBatches, epoch_order
+
+
+def split_examples(labels, share, seed=0):
+    """Splits examples in two, the same share of each class.
+
+    Args:
+        labels: int array of shape `(examples,)`; or 0/1 of shape `(examples, classes)`,
+            which are split regardless of classes.
+        share: float between 0 and 1, of the second split. Of a class with two examples
+            or more, both splits get at least one.
+        seed: int.
+
+    Returns:
+        A tuple of two sorted int arrays, the indices of the examples of either split.
+    """
+    second: list[int] = []
+    for indices in _shuffled_classes(labels, seed):
+        count = round(share * len(indices))
+        if len(indices) > 1:
+            count = min(max(count, 1), len(indices) - 1)
+        second.extend(indices[:count])
+    is_second = np.zeros(len(labels), bool)
+    is_second[second] = True
+    if is_second.all() or not is_second.any():
+        raise ArgumentError(
+            "share", f"such that it splits {len(labels)} examples in two", share
+        )
+    return np.flatnonzero(~is_second), np.flatnonzero(is_second)
+
+
+def draw_few(labels, per_class, seed=0):
+    """Draws so many examples of each class, or all of a class that has fewer.
+
+    Takes an int label for each example, and gives their sorted indices.
+    """
+    drawn = [indices[:per_class] for indices in _shuffled_classes(labels, seed)]
+    return np.sort(np.concatenate(drawn))
+
+
+def _shuffled_classes(labels, seed):
+    """Yields the shuffled indices of each class, or of all of multi-label data."""
+    labels = np.asarray(labels)
+    random = np.random.default_rng(seed)
+    if labels.ndim == 2:
+        yield random.permutation(len(labels))
+        return
+    for label in np.unique(labels):
+        yield random.permutation(np.flatnonzero(labels == label))
+
+
+def balanced_weights(labels, num_classes=None):
+    """Weighs examples so that rare classes are drawn as often as common ones.
+
+    As published for AudioSet (Gong et al., 2021, arXiv 2102.01243): a class weighs
+    1000 / (its examples + 0.01), an example as much as its classes together.
+
+    Args:
+        labels: int array of shape `(examples,)`; or 0/1 of shape `(examples, classes)`.
+        num_classes: int, for ints; by default what their largest tells.
+
+    Returns:
+        A float array of shape `(examples,)` that sums to 1.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim == 1:
+        counts = np.bincount(labels, minlength=num_classes or 0)
+        weights = 1000.0 / (counts[labels] + 0.01)
+    else:
+        of_class = 1000.0 / (np.count_nonzero(labels, axis=0) + 0.01)
+        # In chunks, as products are made in float64.
+        chunks = np.array_split(labels, 1 + len(labels) // 10_000)
+        weights = np.concatenate([(chunk > 0) @ of_class for chunk in chunks])
+    if not weights.sum() > 0:
+        raise ValueError("No example has a class, so none can be drawn")
+    return weights / weights.sum()
+
+
+class ArrayExamples:
+    """Labeled examples that are arrays in memory.
+
+    Args:
+        inputs: array of raw input, of shape `(examples, ...)`.
+        labels: int array of shape `(examples,)`; or, where an example may have several
+            classes or none, 0/1 of shape `(examples, classes)`.
+    """
+
+    read_report = None
+
+    def __init__(self, inputs, labels):
+        if len(inputs) != len(labels):
+            raise ValueError(
+                "There must be a label for each example. "
+                f"Received: {len(inputs)} inputs and {len(labels)} labels"
+            )
+        self.inputs = inputs
+        self.labels = np.asarray(labels)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def subset(self, indices):
+        """Takes some of the examples, in the order of their indices."""
+        return ArrayExamples(self.inputs[indices], self.labels[indices])
+
+    def some_inputs(self, count, seed=0):
+        """Draws some examples at random, and gives their inputs, an array."""
+        # Neighbors are often of one class, so not the first.
+        drawn = np.random.default_rng(seed).permutation(len(self))[:count]
+        batches = self.subset(np.sort(drawn)).batches_in_order(32)
+        return np.concatenate([inputs for inputs, _ in batches])
+
+    def training_batches(self, batch_size, seed=0, weights=None, epoch_length=None):
+        """Prepares the batches to train on.
+
+        Args:
+            batch_size: int.
+            seed: int, of the order.
+            weights: optional array, to draw by, see `balanced_weights()`.
+            epoch_length: optional int, examples of an epoch.
+
+        Returns:
+            A tuple of a function from a first epoch to the batches from there on, and
+            the number of batches in an epoch.
+        """
+
+        def make(epoch):
+            return ArrayBatches(
+                self.inputs,
+                batch_size,
+                seed,
+                epoch,
+                labels=self.labels,
+                weights=weights,
+                epoch_length=epoch_length,
+            )
+
+        return make, len(make(0))
+
+    def batches_in_order(self, batch_size):
+        """Yields batches `(inputs, indices)`, each example once."""
+        for start in range(0, len(self), batch_size):
+            indices = np.arange(start, min(start + batch_size, len(self)))
+            yield self.inputs[indices], indices
+
+
+class FileExamples(ArrayExamples):
+    """Labeled examples that are read from files when they are wanted.
+
+    Args:
+        manifest: list of files with labels.
+        make_dataset: function of such a list and keyword arguments, such as
+            `functools.partial(audio_dataset, seconds=5.0)`.
+        strict: bool, whether files that cannot be read are an error.
+        read_report: optional `ReadReport`, to list them in.
+    """
+
+    def __init__(self, manifest, make_dataset, strict=False, read_report=None):
+        if manifest.labels is None:
+            raise ValueError("`manifest` must have labels. Received one without")
+        self.manifest = manifest
+        self.make_dataset = make_dataset
+        self.strict = strict
+        self.read_report = read_report
+
+    @functools.cached_property
+    def labels(self):
+        """As those of `ArrayExamples`."""
+        return self.manifest.all_labels()
+
+    def __len__(self):
+        return len(self.manifest)
+
+    def subset(self, indices):
+        return FileExamples(
+            self._take(indices), self.make_dataset, self.strict, self.read_report
+        )
+
+    def check_readable(self):
+        """Raises a ValueError if no file can be read; `strict`: if the first cannot."""
+        self._dataset(self.manifest, batch_size=1, drop_remainder=False)
+
+    def training_batches(self, batch_size, seed=0, weights=None, epoch_length=None):
+        length = len(self) if epoch_length is None else epoch_length
+        steps = length // batch_size
+        if steps == 0:
+            raise ArgumentError(
+                "batch_size", f"at most {length}, the files of an epoch", batch_size
+            )
+        read = functools.partial(self._dataset, batch_size=batch_size, seed=seed)
+        if weights is None and epoch_length is None:
+
+            def make_shuffled(epoch):
+                return read(
+                    self.manifest, initial_epoch=epoch, shuffle=True, repeat=True
+                )
+
+            return make_shuffled, steps
+
+        def batches_from(first):
+            # Of each epoch other files, so each is a data set of its own.
+            for epoch in itertools.count(first):
+                order = epoch_order(len(self), seed, epoch, weights, epoch_length)
+                yield from read(
+                    self._take(order),
+                    initial_epoch=epoch,
+                    crop="random",
+                    drop_remainder=True,
+                )
+
+        tf = import_tensorflow()
+        specs = tuple(
+            tf.TensorSpec((batch_size, *spec.shape[1:]), spec.dtype)
+            for spec in read(self.manifest, drop_remainder=False).element_spec
+        )
+
+        def make(epoch):
+            batches = tf.data.Dataset.from_generator(
+                lambda: batches_from(epoch), output_signature=specs
+            )
+            return batches.prefetch(tf.data.AUTOTUNE)
+
+        return make, steps
+
+    def batches_in_order(self, batch_size):
+        """Yields batches `(inputs, indices)`, each file that can be read once."""
+        names = [str(index) for index in range(len(self))]
+        numbered = dataclasses.replace(
+            self.manifest, labels=list(range(len(self))), class_names=names
+        )
+        dataset = self._dataset(
+            numbered, batch_size=batch_size, crop="center", drop_remainder=False
+        )
+        for inputs, indices in dataset:
+            yield inputs.numpy(), indices.numpy()
+
+    def _dataset(self, manifest, **options):
+        return self.make_dataset(
+            manifest, strict=self.strict, report=self.read_report, **options
+        )
+
+    def _take(self, indices):
+        manifest = self.manifest.take(indices)
+        # What is missing was reported once.
+        if hasattr(manifest, "missing"):
+            manifest = dataclasses.replace(manifest, missing=())
+        return manifest
+
+
+def array_views(clips, labels, num_frames, image_size, segments=5, crops=3):
+    """Cuts several views out of longer or larger clips, for `predict_examples()`.
+
+    Args:
+        clips: array of shape `(examples, frames, height, width, channels)`.
+        labels: array, as of `ArrayExamples`.
+        num_frames: int, frames of a view.
+        image_size: int, side of a view in pixels; the shorter side of the clips.
+        segments: int, starts in time, spread evenly; one lies in the middle.
+        crops: int, crops along the longer side, likewise.
+
+    Returns:
+        A list of `ArrayExamples`, one for each view.
+    """
+    size = np.array([num_frames, image_size, image_size])
+    room = np.array(clips.shape[1:4]) - size
+    if room.min() < 0:
+        raise ValueError(
+            f"Views of {num_frames} frames of {image_size} x {image_size} do not fit "
+            f"into clips of shape {clips.shape[1:]}"
+        )
+    views = []
+    for position in _positions(segments, crops):
+        first = np.round(room * position).astype(int)
+        cut = tuple(map(slice, first, first + size))
+        views.append(ArrayExamples(clips[(slice(None), *cut)], labels))
+    return views
+
+
+def file_views(
+    manifest,
+    image_size,
+    num_frames=16,
+    sampling_rate=4,
+    channels=3,
+    segments=5,
+    crops=3,
+    strict=False,
+    read_report=None,
+):
+    """Reads several views of each video file, for `predict_examples()`.
+
+    Args:
+        manifest: list of videos with labels.
+        image_size: int, side of a view in pixels, to which the shorter side of the
+            frames is scaled.
+        num_frames: int, frames of a view.
+        sampling_rate: int, from one frame of a view to the next, so many of the file.
+        channels: 3 for color or 1 for gray.
+        segments: int, starts in time, as of `array_views()`.
+        crops: int, crops along the longer side, likewise.
+        strict: bool, whether files that cannot be read are an error.
+        read_report: optional `ReadReport`, to list them in.
+
+    Returns:
+        A list of `FileExamples`, one for each view.
+    """
+    reader = VideoReader(num_frames, sampling_rate, image_size, channels)
+    read_report = ReadReport() if read_report is None else read_report
+    return [
+        FileExamples(
+            manifest,
+            functools.partial(_clips_at, reader, position),
+            strict,
+            read_report,
+        )
+        for position in _positions(segments, crops)
+    ]
+
+
+def _clips_at(reader, position, manifest, *, batch_size, strict, report, **_):
+    """Makes a data set of the clips that lie at one place of their files."""
+
+    def read(index, position):
+        path = manifest.files[index]
+        clip = reader.read(path, position)
+        if clip.missing:
+            report.add_incomplete(path, clip.missing)
+        return clip.frames
+
+    return build_dataset(
+        manifest,
+        read,
+        shape=(reader.num_frames, *reader.image_size, reader.channels),
+        dtype="uint8",
+        position=position,
+        batch_size=batch_size,
+        shuffle=False,
+        repeat=False,
+        drop_remainder=False,
+        labels=True,
+        seed=0,
+        initial_epoch=0,
+        strict=strict,
+        report=report,
+        num_parallel=None,
+    )
+
+
+def _positions(segments, crops):
+    """Shares of the room along time, height and width, for each view."""
+    times, crops = (
+        np.linspace(0.0, 1.0, count) if count > 1 else np.array([0.5])
+        for count in (segments, crops)
+    )
+    return [(float(time), float(crop), float(crop)) for time in times for crop in crops]

@@ -1,0 +1,163 @@
+"""Optimizers and schedules."""
+
+import re
+
+import keras
+from keras import ops
+
+from keras_bridle.config import ArgumentError
+
+# Which weights come before the first block, and which number a block has. Names are
+# those that `BridleBackbone` gives to its parts.
+_FIRST = re.compile(r"(^|/)(patch_embedding|class_token|position_encoding)(/|$)")
+_BLOCK = re.compile(r"(^|/)transformer_block_(\d+)(/|$)")
+
+
+def warmup_cosine(learning_rate, total_steps, warmup_steps=0, min_learning_rate=0.0):
+    """Makes the schedule of a linear warm-up from zero, then half a cosine down.
+
+    `total_steps` are those of the whole run, warm-up included.
+    """
+    if not 0 <= warmup_steps < total_steps:
+        raise ArgumentError(
+            "warmup_steps", f"at least 0 and below {total_steps}", warmup_steps
+        )
+    alpha = min_learning_rate / learning_rate
+    if warmup_steps == 0:
+        return keras.optimizers.schedules.CosineDecay(
+            learning_rate, total_steps, alpha=alpha
+        )
+    return keras.optimizers.schedules.CosineDecay(
+        # The type of the rate decides that of the whole computation.
+        learning_rate * 0.0,
+        total_steps - warmup_steps,
+        alpha=alpha,
+        warmup_target=learning_rate,
+        warmup_steps=warmup_steps,
+    )
+
+
+def shared_options(options):
+    """Gives Keras' optimizers the `OptimizerOptions` of pretraining and fine-tuning."""
+    return {
+        "weight_decay": options.weight_decay,
+        "global_clipnorm": options.clip_norm,
+        "gradient_accumulation_steps": options.gradient_accumulation_steps,
+        "use_ema": options.ema_momentum is not None,
+        "ema_momentum": options.ema_momentum,
+    }
+
+
+def adamw(model, learning_rate, weight_decay=1e-4, **kwargs):
+    """Makes AdamW as BRIDLE uses it: no decay of biases, norms and learned vectors.
+
+    Keras keeps what is excluded from the decay in no file: an optimizer that is loaded
+    with a model decays everything.
+    """
+    optimizer = keras.optimizers.AdamW(
+        learning_rate, weight_decay=weight_decay, **{"beta_2": 0.95, **kwargs}
+    )
+    learned_vectors = ("class_token", "mask_token", "code_vectors")
+    optimizer.exclude_from_weight_decay(
+        [
+            variable
+            for variable in model.trainable_variables
+            if len(variable.shape) < 2 or variable.name in learned_vectors
+        ]
+    )
+    return optimizer
+
+
+@keras.saving.register_keras_serializable(package="keras_bridle")
+class LayerDecayAdamW(keras.optimizers.Adam):
+    """AdamW whose learning rate falls from the head to the first layer of an encoder.
+
+    The rate of a weight is the learning rate times `layer_decay` to the power of the
+    number of layers above it: 0 for the head and the norms after the blocks, 1 for the
+    last block, and so on down to the patch embedding, the class token and learned
+    positions. It scales Adam's step and the decoupled weight decay alike. Biases,
+    norms, the class token and positions are not decayed. All of it follows from the
+    weights' names, so that a saved optimizer continues as it was.
+
+    Args:
+        learning_rate: float or schedule, the rate of the head.
+        num_layers: int, the encoder's transformer blocks.
+        layer_decay: float in (0, 1]. 1 gives plain AdamW.
+        weight_decay: float.
+        epsilon: float, added to the root of the squared gradients' mean.
+        **kwargs: keyword arguments of `keras.optimizers.Adam`.
+
+    Reference:
+        - [Bao et al., 2021](https://arxiv.org/abs/2106.08254), BEiT
+    """
+
+    def __init__(
+        self,
+        learning_rate,
+        num_layers,
+        layer_decay=0.75,
+        weight_decay=0.05,
+        epsilon=1e-8,
+        **kwargs,
+    ):
+        if num_layers < 1:
+            raise ArgumentError("num_layers", "at least 1", num_layers)
+        if not 0.0 < layer_decay <= 1.0:
+            raise ArgumentError("layer_decay", "above 0 and at most 1", layer_decay)
+        # Keras' own weight decay would know one rate only.
+        super().__init__(learning_rate, epsilon=epsilon, weight_decay=None, **kwargs)
+        self.num_layers = num_layers
+        self.layer_decay = layer_decay
+        self.decoupled_weight_decay = weight_decay
+
+    def multiplier(self, variable):
+        """What the learning rate of a weight is multiplied by, a float."""
+        layer = self.num_layers + 1
+        block = _BLOCK.search(variable.path)
+        if _FIRST.search(variable.path):
+            layer = 0
+        elif block is not None:
+            layer = int(block.group(2)) + 1
+            if layer > self.num_layers:
+                raise ValueError(
+                    f"{variable.path!r} belongs to block {layer} of an encoder. "
+                    f"Received: num_layers={self.num_layers}"
+                )
+        return self.layer_decay ** (self.num_layers + 1 - layer)
+
+    def decays(self, variable):
+        """Whether a weight is subject to weight decay."""
+        learned_vectors = ("class_token", "positions")
+        return len(variable.shape) >= 2 and variable.name not in learned_vectors
+
+    def build(self, variables):
+        if self.built:
+            return
+        self._rates = {}
+        for variable in variables:
+            rates = self.multiplier(variable), self.decays(variable)
+            # TensorFlow gives `update_step()` the values, which have no path.
+            self._rates[id(variable)] = self._rates[id(variable.value)] = rates
+        super().build(variables)
+
+    def update_step(self, gradient, variable, learning_rate):
+        multiplier, decays = self._rates[id(variable)]
+        learning_rate = learning_rate * multiplier
+        if self.decoupled_weight_decay and decays:
+            rate = ops.cast(learning_rate * self.decoupled_weight_decay, variable.dtype)
+            self.assign_sub(variable, ops.multiply(variable, rate))
+        super().update_step(gradient, variable, learning_rate)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_layers": self.num_layers,
+            "layer_decay": self.layer_decay,
+            "weight_decay": self.decoupled_weight_decay,
+        }
+
+
+def layer_decay_optimizer(model, learning_rate, layer_decay=0.75, **kwargs):
+    """Makes the `LayerDecayAdamW` of a model with a `backbone`, or of an encoder."""
+    num_layers = getattr(model, "backbone", model).num_layers
+    return LayerDecayAdamW(learning_rate, num_layers, layer_decay, **kwargs)
