@@ -47,8 +47,6 @@ from keras_bridle.models.presets import (
 from keras_bridle.training.checkpoint import NonFiniteLoss, SaveError, full_disk_error
 from keras_bridle.training.examples import FileExamples, draw_few, split_examples
 from keras_bridle.training.fine_tune import (
-    LOSSES,
-    METRICS,
     FineTuner,
     fine_tune,
     predict_examples,
@@ -1102,14 +1100,19 @@ def _add_training_flags(group):
     )
     add_optimizer_flags(add)
     add("--beta-2", type=from_0_below_1, default=0.999, help="of Adam")
-    add("--loss", choices=LOSSES, default="auto", help="kind of cross-entropy")
+    add(
+        "--loss",
+        choices=("auto", "categorical", "binary"),
+        default="auto",
+        help="kind of cross-entropy",
+    )
     add("--label-smoothing", type=from_0_below_1)
     add(
         "--ema-momentum",
         type=from_0_below_1,
         help="test moving averages of the weights",
     )
-    add("--metric", choices=METRICS, help="that finds the best epoch")
+    add("--metric", choices=("accuracy", "mAP"), help="that finds the best epoch")
     add("--balanced", action=_ON_OFF, help="draw rare classes as often as common ones")
     add("--epoch-length", type=whole_number(1), help="examples of an epoch")
     add("--checkpoint-every", type=whole_number(1), help="epochs between saved states")
