@@ -1,15 +1,16 @@
-"""Every option of pretraining and fine-tuning, declared once.
+"""Every option of pretraining, fine-tuning and the recipes, declared once.
 
-An option is a dataclass field made by `option()`, which holds its default, range and
-help. Checks, saved settings, the arguments of `fit()` and the recipes' flags are made
-from it.
+An option is a dataclass field: its type tells the values it takes, `option()` holds its
+default and help. Checks, saved settings, the arguments of `fit()` and the recipes'
+command line are made from it.
 """
 
 import dataclasses
 import math
+import numbers
 import types
 import typing
-from typing import Any
+from typing import Annotated, Any, Literal
 
 
 class ArgumentError(ValueError):
@@ -30,42 +31,57 @@ class ArgumentError(ValueError):
         self.received = received
 
 
-def option(
-    default,
-    help,
-    *,
-    at_least=None,
-    above=None,
-    at_most=None,
-    below=None,
-    choices=None,
-    flag=False,
-    learned=True,
-):
+class Range(typing.NamedTuple):
+    """The numbers that an option takes, and what they are called."""
+
+    words: str
+    at_least: float = -math.inf
+    above: float = -math.inf
+    at_most: float = math.inf
+    below: float = math.inf
+
+    def __contains__(self, number):
+        return (
+            math.isfinite(number)
+            and self.at_least <= number <= self.at_most
+            and self.above < number < self.below
+        )
+
+
+Natural = Annotated[int, Range("an int, at least 0", at_least=0)]
+Count = Annotated[int, Range("an int, at least 1", at_least=1)]
+Positive = Annotated[float, Range("a number above 0", above=0)]
+NotNegative = Annotated[float, Range("a number, at least 0", at_least=0)]
+BelowOne = Annotated[
+    float, Range("a number, at least 0 and below 1", at_least=0, below=1)
+]
+ZeroToOne = Annotated[float, Range("a number from 0 to 1", at_least=0, at_most=1)]
+AboveZeroToOne = Annotated[
+    float, Range("a number above 0 and at most 1", above=0, at_most=1)
+]
+# A file or folder that must exist.
+Existing = Annotated[str, "path"]
+
+
+def option(default, help, *, flag=False, learned=True, only=None, const=None):
     """Declares an option, a field of an `Options` class.
 
     Args:
         default: its default, or a function that makes it.
         help: string, one line that says what it does.
-        at_least: optional number, the smallest value.
-        above: optional number, below all values.
-        at_most: optional number, the largest value.
-        below: optional number, above all values.
-        choices: optional tuple of the values it takes.
-        flag: bool, whether recipes have a flag for it. All others are reached by
-            `--set` and `--settings`.
+        flag: bool, whether recipes have a flag for it, or that flag. All others are
+            reached by `--set` and `--settings`.
         learned: bool, whether it changes what is learned, so that a run cannot be
             resumed with another value.
+        only: optional tuple of the modalities that it is for.
+        const: value of its flag without one.
     """
     metadata = {
         "help": help,
-        "at_least": at_least,
-        "above": above,
-        "at_most": at_most,
-        "below": below,
-        "choices": choices,
         "flag": flag,
         "learned": learned,
+        "only": only,
+        "const": const,
     }
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
@@ -76,8 +92,8 @@ class Options:
     """Base of the classes of options, which are dataclasses."""
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            setattr(self, field.name, checked(field, getattr(self, field.name)))
+        for name, field in self.fields().items():
+            setattr(self, name, checked(field, getattr(self, name)))
 
     @classmethod
     def fields(cls):
@@ -96,17 +112,15 @@ class Options:
             TypeError: for a name that is no option.
             ArgumentError: for a value that an option cannot have.
         """
-        unknown = sorted(options.keys() - cls.fields().keys())
-        if unknown:
-            raise TypeError(
-                f"Unknown options: {', '.join(unknown)}. {cls.__name__} has "
-                f"{', '.join(cls.fields())}"
-            )
         return cls(**options) if config is None else config.replace(**options)
 
     def replace(self, **options):
         """Makes a copy with other values."""
         return dataclasses.replace(self, **options)
+
+    def of(self, kind):
+        """Those that another class has as well, as an object of it."""
+        return kind(**{name: getattr(self, name) for name in kind.fields()})
 
     def asdict(self):
         """The options by name, values as they are."""
@@ -121,12 +135,13 @@ class Options:
         }
 
 
-def checked(field, value):
+def checked(field, value, is_text=False):
     """Checks the value of an option, and gives it in the option's type.
 
     Args:
         field: `dataclasses.Field` that `option()` made.
-        value: its value.
+        value: its value, or a text of it.
+        is_text: bool, whether texts may stand for numbers, bools, tuples and `None`.
 
     Returns:
         The value; ints as floats where the option is a float, lists as tuples.
@@ -134,101 +149,108 @@ def checked(field, value):
     Raises:
         ArgumentError: for a value of another type or out of range.
     """
-    kinds, is_optional = kinds_of(field)
-    rules = field.metadata
-    if value is None and is_optional:
-        return None
-    if isinstance(value, list) and tuple in kinds:
-        value = tuple(value)
-    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    is_right = any(_is_a(value, kind) for kind in kinds)
-    if is_right and rules["choices"] is not None:
-        is_right = value in rules["choices"]
-    numbers = value if isinstance(value, tuple) else (value,)
-    for number in numbers:
-        if is_right and isinstance(number, (int, float)):
-            is_right = _in_range(number, rules)
-    if not is_right:
-        raise ArgumentError(field.name, expectation(field), value)
-    return value
+    try:
+        return _converted(field.type, value, is_text)
+    except (TypeError, ValueError):
+        raise ArgumentError(field.name, expectation(field.type), value) from None
 
 
-def kinds_of(field):
-    """The types of an option's values, and whether it may be `None`."""
-    kind = field.type
-    arguments = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    kinds = [typing.get_origin(x) or x for x in arguments if x is not type(None)]
-    return kinds, type(None) in arguments
+def kinds_of(kind):
+    """The types that a type is the union of."""
+    is_union = isinstance(kind, types.UnionType) or typing.get_origin(kind) in (
+        typing.Union,
+        Literal,
+    )
+    return typing.get_args(kind) if is_union else (kind,)
 
 
-def expectation(field):
-    """Says what an option takes, such as "an int, at least 1"."""
-    kinds, is_optional = kinds_of(field)
-    rules = field.metadata
-    if rules["choices"] is not None:
-        names = [repr(choice) for choice in rules["choices"]]
-    else:
-        names = [_KINDS.get(kind, kind.__name__) for kind in kinds]
-        bounds = [
-            f"{words} {rules[name]:g}"
-            for name, words in _BOUNDS.items()
-            if rules[name] is not None
-        ]
-        names[-1] = ", ".join([names[-1], " and ".join(bounds)][: 1 + bool(bounds)])
-    names = ["None", *names] if is_optional else names
-    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+def expectation(kind):
+    """Says what values a type has, such as "an int, at least 1"."""
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        several = sorted(kinds_of(kind), key=lambda one: one is not type(None))
+        return " or ".join(map(expectation, several))
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(map(repr, kinds_of(kind)))
+    if typing.get_origin(kind) is Annotated:
+        (about,) = kind.__metadata__
+        return getattr(about, "words", about)
+    if typing.get_origin(kind) is tuple:
+        entry, *more = typing.get_args(kind)
+        count = "several" if more == [...] else f"{1 + len(more)}"
+        return f"{count} values, each {expectation(entry)}"
+    return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
 
 
-_BOUNDS = {
-    "at_least": "at least",
-    "above": "above",
-    "at_most": "at most",
-    "below": "below",
-}
-_KINDS = {
+_WORDS = {
+    type(None): "None",
     int: "an int",
     float: "a number",
-    bool: "a bool",
+    bool: "true or false",
     str: "a string",
-    tuple: "a tuple",
     dict: "a dict",
 }
 
 
-def _is_a(value: Any, kind: Any) -> bool:
-    if isinstance(value, bool):
-        return kind is bool
-    return kind is Any or isinstance(value, kind)
+def _converted(kind, value, is_text):
+    """Gives a value in a type, or raises a TypeError or ValueError."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        same = [one for one in arguments if one == value and type(one) is type(value)]
+        return same[0] if same else _refuse()
+    if origin is Annotated:
+        value = _converted(arguments[0], value, is_text)
+        ranges = [x for x in arguments[1:] if isinstance(x, Range)]
+        return value if all(value in x for x in ranges) else _refuse()
+    if len(kinds_of(kind)) > 1:
+        for one in sorted(arguments, key=lambda one: one is not type(None)):
+            try:
+                return _converted(one, value, is_text)
+            except (TypeError, ValueError):
+                pass
+        _refuse()
+    if origin is tuple:
+        if is_text and isinstance(value, str):
+            value = value.replace(",", " ").split()
+        value = tuple(value) if isinstance(value, (list, tuple)) else _refuse()
+        entries = len(value) * arguments[:1] if ... in arguments else arguments
+        return tuple(
+            _converted(entry, one, is_text)
+            for entry, one in zip(entries, value, strict=True)
+        )
+    if is_text and isinstance(value, str) and kind is not str:
+        value = _from_text(kind, value)
+    if isinstance(value, bool) and kind not in (bool, Any):
+        _refuse()
+    if kind is float and isinstance(value, numbers.Real):
+        return float(value)
+    if kind is int and isinstance(value, numbers.Integral):
+        return int(value)
+    return value if kind is Any or isinstance(value, kind) else _refuse()
 
 
-def _in_range(number, rules):
-    least, above, most, below = (rules[name] for name in _BOUNDS)
-    return (
-        math.isfinite(number)
-        and (least is None or number >= least)
-        and (above is None or number > above)
-        and (most is None or number <= most)
-        and (below is None or number < below)
-    )
+def _from_text(kind, text):
+    names = {"none": None, "null": None, "true": True, "false": False}
+    if kind in (int, float):
+        return kind(text)
+    return names.get(text.casefold(), text)
+
+
+def _refuse():
+    raise ValueError
 
 
 @dataclasses.dataclass(kw_only=True)
 class MethodOptions(Options):
     """What is learned: the options of `InterleavedPretraining`."""
 
-    num_levels: int = option(
-        4, "levels of the residual quantizer", at_least=1, flag=True
+    num_levels: Count = option(4, "levels of the residual quantizer", flag=True)
+    codebook_size: Count = option(256, "codes of each level", flag=True)
+    code_dim: Count = option(256, "size of the code vectors")
+    normalize: Literal["level", "input"] | None = option(
+        "level", "bring each level's residual, or the input alone, to unit length"
     )
-    codebook_size: int = option(256, "codes of each level", at_least=1, flag=True)
-    code_dim: int = option(256, "size of the code vectors", at_least=1)
-    normalize: str | None = option(
-        "level",
-        "bring each level's residual, the input alone or nothing to unit length",
-        choices=("level", "input"),
-    )
-    restart_threshold: float | None = option(
-        0.1, "re-seat codes used less than this share of an even use", at_least=0
+    restart_threshold: NotNegative | None = option(
+        0.1, "re-seat codes used less than this share of an even use"
     )
     quantizer_options: dict = option(dict, "more arguments of ResidualQuantizer")
     decoder_options: dict = option(dict, "arguments of CodeDecoder")
@@ -242,97 +264,75 @@ class MethodOptions(Options):
     keep_cold_start_codes: bool = option(
         True, "predict the cold start's codes in later phases as well"
     )
-    tokenizer_start: str = option(
-        "encoder",
-        "start tokenizers from the encoder or from new weights",
-        choices=("encoder", "random"),
+    tokenizer_start: Literal["encoder", "random"] = option(
+        "encoder", "start tokenizers from the encoder or from new weights"
     )
-    decoder_start: str = option(
-        "previous",
-        "start decoders from the last phase's or, as published, from new weights",
-        choices=("previous", "random"),
+    decoder_start: Literal["previous", "random"] = option(
+        "previous", "start decoders from the last phase's or from new weights"
     )
-    tokenize: str = option(
-        "all",
-        "let the tokenizer see all patches or, as published for video, masked ones",
-        choices=("all", "masked"),
+    tokenize: Literal["all", "masked"] = option(
+        "all", "patches that the tokenizer sees; masked as published for video"
     )
-    seed: int = option(0, "seed of everything that is drawn", at_least=0, flag=True)
+    seed: Natural = option(0, "seed of everything that is drawn", flag=True)
 
 
 @dataclasses.dataclass(kw_only=True)
 class OptimizerOptions(Options):
     """What pretraining and fine-tuning share."""
 
-    batch_size: int = option(
-        64, "examples of a batch, on all devices together", at_least=1, flag=True
+    batch_size: Count = option(64, "examples on all devices together", flag=True)
+    weight_decay: NotNegative = option(1e-4, "weight decay of AdamW")
+    clip_norm: Positive | None = option(None, "largest norm of the gradients")
+    gradient_accumulation_steps: Count | None = option(
+        None, "batches to each step of the optimizer"
     )
-    weight_decay: float = option(1e-4, "weight decay of AdamW", at_least=0)
-    clip_norm: float | None = option(None, "largest norm of the gradients", above=0)
-    gradient_accumulation_steps: int | None = option(
-        None, "batches to each step of the optimizer", at_least=1
-    )
-    ema_momentum: float | None = option(
-        None, "end with moving averages of the weights", at_least=0, below=1
+    ema_momentum: BelowOne | None = option(
+        None, "end with moving averages of the weights"
     )
 
 
 @dataclasses.dataclass(kw_only=True)
 class TrainingOptions(OptimizerOptions):
-    """How long and how it is learned: the options of `InterleavedPretraining.fit()`."""
+    """How it is learned: the options of `InterleavedPretraining.fit()`."""
 
-    rounds: int = option(
-        2, "tokenizer and encoder phases after the cold start", at_least=0, flag=True
+    rounds: Natural = option(
+        2, "tokenizer and encoder phases after the cold start", flag=True
     )
-    cold_start_epochs: int | None = option(
-        None,
-        "epochs of the cold start, if not those of an encoder phase",
-        at_least=1,
-        flag=True,
+    cold_start_epochs: Count | None = option(
+        None, "epochs of the cold start, if not an encoder phase's", flag=True
     )
-    tokenizer_epochs: int = option(
-        30, "epochs of a tokenizer phase", at_least=1, flag=True
-    )
-    encoder_epochs: int = option(
-        100, "epochs of an encoder phase", at_least=1, flag=True
-    )
+    tokenizer_epochs: Count = option(30, "epochs of a tokenizer phase", flag=True)
+    encoder_epochs: Count = option(100, "epochs of an encoder phase", flag=True)
     joint: bool = option(False, "train tokenizer and encoder in one phase", flag=True)
-    tokenizer_every: int = option(
-        4, "steps of a joint phase between those of the tokenizer", at_least=1
+    tokenizer_every: Count = option(
+        4, "steps of a joint phase between those of the tokenizer"
     )
-    tokenizer_loss_ratio: float = option(0.2, "weight of its loss there", above=0)
-    encoder_learning_rate: float = option(
-        5e-4, "peak learning rate of encoder phases", above=0, flag=True
+    tokenizer_loss_ratio: Positive = option(0.2, "weight of its loss there")
+    encoder_learning_rate: Positive = option(
+        5e-4, "peak learning rate of encoder phases", flag=True
     )
-    tokenizer_learning_rate: float = option(
-        2e-4, "peak learning rate of tokenizer phases", above=0
+    tokenizer_learning_rate: Positive = option(
+        2e-4, "peak learning rate of tokenizer phases"
     )
-    cold_start_learning_rate: float | None = option(
-        None, "peak learning rate of the cold start, if not the encoder's", above=0
+    cold_start_learning_rate: Positive | None = option(
+        None, "peak learning rate of the cold start, if not the encoder's"
     )
-    warmup: float = option(
-        0.05, "share of a phase's steps in which the rate rises", at_least=0, below=1
+    warmup: BelowOne = option(0.05, "share of a phase in which the rate rises")
+    adapt_batches: Natural = option(
+        16, "batches for the k-means that sets the codebooks; 0: none"
     )
-    adapt_batches: int = option(
-        16, "batches for the k-means that sets the codebooks; 0: none", at_least=0
+    jit_compile: bool | Literal["auto"] = option(
+        "auto", "whether to compile, as in keras.Model.compile()", learned=False
     )
-    jit_compile: bool | str = option(
-        "auto",
-        "whether to compile, as in keras.Model.compile()",
-        choices=("auto", True, False),
-        learned=False,
+    checkpoint_every: Count = option(1, "epochs between checkpoints", learned=False)
+    checkpoint_every_steps: Count | None = option(
+        None, "steps between checkpoints", learned=False
     )
-    checkpoint_every: int = option(
-        1, "epochs between checkpoints", at_least=1, learned=False
+    checkpoint_minutes: Positive | None = option(
+        10.0, "minutes between checkpoints, in one process", learned=False
     )
-    checkpoint_every_steps: int | None = option(
-        None, "steps between checkpoints", at_least=1, learned=False
-    )
-    checkpoint_minutes: float | None = option(
-        10.0, "minutes between checkpoints, in one process", above=0, learned=False
-    )
-    max_nonfinite_steps: int = option(
-        0, "steps of an epoch without a finite loss to skip", at_least=0, learned=False
+    max_nonfinite_steps: Natural = option(
+        0, "steps of an epoch without a finite loss to skip", learned=False
     )
     cache_codes: bool = option(
         False, "compute a frozen tokenizer's codes once a phase", learned=False
@@ -345,31 +345,138 @@ class TrainingOptions(OptimizerOptions):
 class FineTuningOptions(OptimizerOptions):
     """The options of `fine_tune()`."""
 
-    batch_size: int = option(32, "examples of a batch", at_least=1, flag=True)
-    weight_decay: float = option(0.05, "weight decay of AdamW", at_least=0)
-    epochs: int = option(50, "epochs", at_least=1, flag=True)
-    learning_rate: float = option(
-        1e-3, "peak learning rate of the head", above=0, flag=True
+    batch_size: Count = option(32, "examples of a batch", flag=True)
+    weight_decay: NotNegative = option(0.05, "weight decay of AdamW")
+    epochs: Count = option(50, "epochs", flag=True)
+    learning_rate: Positive = option(1e-3, "peak rate of the head", flag=True)
+    warmup_epochs: NotNegative = option(0.0, "epochs in which the rate rises")
+    layer_decay: AboveZeroToOne = option(
+        0.75, "learning rate of a layer to that of the one above"
     )
-    warmup_epochs: float = option(
-        0.0, "epochs in which the learning rate rises", at_least=0
+    beta_2: BelowOne = option(0.999, "beta_2 of AdamW")
+    loss: Literal["auto", "categorical", "binary"] = option(
+        "auto", "kind of cross-entropy"
     )
-    layer_decay: float = option(
-        0.75, "learning rate of a layer to that of the one above", above=0, at_most=1
-    )
-    beta_2: float = option(0.999, "beta_2 of AdamW", at_least=0, below=1)
-    loss: str = option(
-        "auto", "kind of cross-entropy", choices=("auto", "categorical", "binary")
-    )
-    label_smoothing: float = option(0.0, "label smoothing", at_least=0, below=1)
+    label_smoothing: BelowOne = option(0.0, "label smoothing")
     balanced: bool = option(False, "draw rare classes as often as common ones")
-    epoch_length: int | None = option(
-        None, "examples of an epoch, if not all", at_least=1
+    epoch_length: Count | None = option(None, "examples of an epoch, if not all")
+    metric: Literal["accuracy", "mAP"] | None = option(
+        None, "metric that finds the best epoch"
     )
-    metric: str | None = option(
-        None, "metric that finds the best epoch", choices=("accuracy", "mAP")
+    checkpoint_every: Count | None = option(
+        None, "epochs between checkpoints", learned=False
     )
-    checkpoint_every: int | None = option(
-        None, "epochs between checkpoints", at_least=1, learned=False
+    seed: Natural = option(0, "seed of everything that is drawn", flag=True)
+
+
+@dataclasses.dataclass(kw_only=True)
+class RunOptions(Options):
+    """The run."""
+
+    directory: str | None = option(None, "folder of the run", flag=True, learned=False)
+    resume: bool = option(
+        False, "resume the run in --directory", flag=True, learned=False
     )
-    seed: int = option(0, "seed of everything that is drawn", at_least=0, flag=True)
+    dtype_policy: str = option("float32", "such as mixed_bfloat16", flag=True)
+    quiet: bool = option(False, "no progress bars", flag=True, learned=False)
+
+
+@dataclasses.dataclass(kw_only=True)
+class AudioReading(Options):
+    """How recordings are read."""
+
+    seconds: Positive | None = option(
+        None, "length of each recording", flag=True, only=("audio",)
+    )
+    reader: Literal["soundfile", "tensorflow-io"] = option(
+        "soundfile", "decoder of recordings", only=("audio",)
+    )
+
+
+@dataclasses.dataclass(kw_only=True)
+class ImageReading(Options):
+    """How images are read."""
+
+    image_size: Count | None = option(
+        None, "side of images and frames in pixels", flag=True, only=("image", "video")
+    )
+
+
+@dataclasses.dataclass(kw_only=True)
+class VideoReading(ImageReading):
+    """How videos are read."""
+
+    num_frames: Count | None = option(
+        None, "frames of a clip", flag=True, only=("video",)
+    )
+    sampling_rate: Count | None = option(
+        None, "take every so many frames of a video", flag=True, only=("video",)
+    )
+
+
+@dataclasses.dataclass(kw_only=True)
+class DataOptions(Options):
+    """Data."""
+
+    data: Existing | None = option(
+        None, "folder or CSV file; without it, the sample data", flag=True
+    )
+    layout: str = option(
+        "folder", "folder (or CSV file), or a known data set's name", flag=True
+    )
+    segments: Existing | None = option(
+        None, "AudioSet's CSV file of training segments", flag=True, only=("audio",)
+    )
+    strict: bool = option(False, "stop at files that cannot be read", flag=True)
+
+
+@dataclasses.dataclass(kw_only=True)
+class LabeledDataOptions(DataOptions):
+    """Labeled data."""
+
+    test_data: Existing | None = option(
+        None, "test split, where it is not in --data", flag=True
+    )
+    root: Existing | None = option(None, "folder that names in a table start from")
+    test_segments: Existing | None = option(
+        None, "AudioSet's CSV file of test segments", flag=True, only=("audio",)
+    )
+    ground_truth: Existing | None = option(None, "classes of ImageNet's flat val")
+    meta: Existing | None = option(None, "ImageNet's meta.mat, if they are numbers")
+    file_column: str = option("file", "a CSV file's column of files")
+    label_column: str = option("label", "its column of classes", flag=True)
+    label_separator: str | None = option(None, "text between several classes in it")
+    split_column: str = option("split", "its column of splits")
+    test_split: str | None = option(None, "the split or folder to test on")
+    folds: Count = option(5, "folds to draw, where there are no splits")
+    fold: Count | None = option(None, "from 1: test on this fold alone", flag=True)
+
+
+@dataclasses.dataclass(kw_only=True)
+class AugmentationOptions(Options):
+    """Augmentation of fine-tuning."""
+
+    repeats: Count = option(1, "times each example comes in a batch")
+    mix_rate: ZeroToOne = option(0.0, "how likely an example is mixed with another")
+    mixup: NotNegative = option(0.0, "alpha of mixup; 0: none")
+    cutmix: NotNegative = option(
+        0.0, "alpha of CutMix; 0: none", only=("image", "video")
+    )
+    gain: bool = option(False, "make recordings louder or softer", only=("audio",))
+    roll: bool = option(False, "roll recordings in time", only=("audio",))
+    hide_bins: Natural = option(0, "SpecAugment: most mel bins", only=("audio",))
+    hide_frames: Natural = option(0, "SpecAugment: most frames", only=("audio",))
+    token_drop: tuple[BelowOne, BelowOne] = option(
+        (0.0, 0.0), "shares of times and bands left out", only=("audio",)
+    )
+    smallest_crop: AboveZeroToOne = option(
+        1.0, "least share of an image that crops keep", only=("image",)
+    )
+    flip: bool = option(False, "mirror images and clips", only=("image", "video"))
+    rand_augment: ZeroToOne = option(
+        0.0, "strength of RandAugment", only=("image", "video")
+    )
+    rand_augment_ops: Count = option(2, "its changes", only=("image", "video"))
+    random_erasing: ZeroToOne = option(
+        0.0, "how likely a box is erased", only=("image", "video")
+    )
