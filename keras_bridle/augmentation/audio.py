@@ -3,18 +3,13 @@
 import keras
 from keras import ops
 
-from keras_bridle.augmentation.base import (
-    BetaShares,
-    MixedBatch,
-    draw_partners,
-    draw_uniform,
-)
-from keras_bridle.layers.log_mel import as_waveforms, real_lengths
-from keras_bridle.replicas import draw_rows
+from keras_bridle.augmentation.base import Augmentation, Mixing
+from keras_bridle.layers.base import check
+from keras_bridle.layers.log_mel import as_waveforms, real_lengths, without_mean
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class RandomWaveformGain(keras.layers.Layer):
+class RandomWaveformGain(Augmentation):
     """Multiplies each waveform by a random gain while training.
 
     The gain is `0.5 + Beta(concentration, concentration)`: between 0.5 and 1.5, and 1
@@ -26,9 +21,8 @@ class RandomWaveformGain(keras.layers.Layer):
         concentration: int, both parameters of the Beta distribution. The larger it is,
             the nearer the gains are to 1; 1 is uniform.
         seed: int or `None`, seed of the random numbers.
-        dtype: dtype policy; float32 by default, since half precision is too coarse for
-            waveforms.
-        **kwargs: keyword arguments of `keras.layers.Layer`.
+        **kwargs: keyword arguments of `keras.layers.Layer`; `dtype` is float32 by
+            default.
 
     Call arguments:
         waveforms: float tensor of shape `(batch, samples)`.
@@ -52,45 +46,24 @@ class RandomWaveformGain(keras.layers.Layer):
     ```
     """
 
-    def __init__(self, concentration=10, seed=None, dtype="float32", **kwargs):
-        super().__init__(dtype=dtype, **kwargs)
-        if concentration != int(concentration) or concentration < 1:
-            raise ValueError(
-                f"`concentration` must be a positive int. Received: {concentration}"
-            )
-        self.concentration = int(concentration)
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+    checked = staticmethod(as_waveforms)
 
-    def call(self, waveforms, training=None):
-        waveforms = as_waveforms(waveforms, "RandomWaveformGain")
-        if not training:
-            return ops.cast(waveforms, self.compute_dtype)
+    def __init__(self, concentration=10, seed=None, **kwargs):
+        super().__init__(seed, **kwargs)
+        is_right = concentration >= 1 and concentration == int(concentration)
+        check(is_right, "concentration", "a positive int", concentration)
+        self.concentration = int(concentration)
+
+    def augment(self, waveforms):
         # The median of 2a - 1 uniform numbers follows Beta(a, a). TensorFlow cannot
         # compile `keras.random.beta`.
-        uniform = draw_rows(
-            keras.random.uniform,
-            (ops.shape(waveforms)[0], 2 * self.concentration - 1),
-            dtype="float32",
-            seed=self.seed_generator,
-        )
         middle = self.concentration - 1
-        gains = 0.5 + ops.sort(uniform, axis=1)[:, middle : middle + 1]
-        return ops.cast(waveforms * gains, self.compute_dtype)
-
-    def compute_output_shape(self, waveforms_shape):
-        return waveforms_shape
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "concentration": self.concentration,
-            "seed": self.seed,
-        }
+        uniform = self.uniform((ops.shape(waveforms)[0], 2 * middle + 1))
+        return waveforms * (0.5 + ops.sort(uniform, axis=1)[:, middle : middle + 1])
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class RandomWaveformRoll(keras.layers.Layer):
+class RandomWaveformRoll(Augmentation):
     """Rolls each waveform in a circle by a random offset while training.
 
     What leaves at one end comes in at the other. Zeros at a clip's end are padding, as
@@ -104,9 +77,8 @@ class RandomWaveformRoll(keras.layers.Layer):
             clip's real length. 0.5 makes all offsets possible and equally likely.
         trailing_zeros_are_padding: bool. `False` rolls zeros at the end with the rest.
         seed: int or `None`, seed of the random numbers.
-        dtype: dtype policy; float32 by default, since half precision is too coarse for
-            waveforms.
-        **kwargs: keyword arguments of `keras.layers.Layer`.
+        **kwargs: keyword arguments of `keras.layers.Layer`; `dtype` is float32 by
+            default.
 
     Call arguments:
         waveforms: float tensor of shape `(batch, samples)`.
@@ -129,66 +101,35 @@ class RandomWaveformRoll(keras.layers.Layer):
     ```
     """
 
+    checked = staticmethod(as_waveforms)
+
     def __init__(
-        self,
-        factor=0.5,
-        trailing_zeros_are_padding=True,
-        seed=None,
-        dtype="float32",
-        **kwargs,
+        self, factor=0.5, trailing_zeros_are_padding=True, seed=None, **kwargs
     ):
-        super().__init__(dtype=dtype, **kwargs)
-        if not 0 <= factor <= 1:
-            raise ValueError(f"`factor` must lie in [0, 1]. Received: {factor}")
+        super().__init__(seed, **kwargs)
+        check(0 <= factor <= 1, "factor", "in [0, 1]", factor)
         self.factor = factor
         self.trailing_zeros_are_padding = trailing_zeros_are_padding
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
 
-    def call(self, waveforms, training=None):
-        waveforms = as_waveforms(waveforms, "RandomWaveformRoll")
-        if not training:
-            return ops.cast(waveforms, self.compute_dtype)
+    def augment(self, waveforms):
         batch_size, num_samples = ops.shape(waveforms)
         if self.trailing_zeros_are_padding:
             lengths = real_lengths(waveforms)[:, None]
         else:
             lengths = ops.full((batch_size, 1), num_samples, dtype="int32")
-        share = draw_rows(
-            keras.random.uniform,
-            (batch_size, 1),
-            -self.factor,
-            self.factor,
-            dtype="float32",
-            seed=self.seed_generator,
-        )
-        offsets = ops.cast(
-            ops.floor(share * ops.cast(lengths, "float32") + 0.5), "int32"
-        )
+        share = self.uniform((batch_size, 1), -self.factor, self.factor)
+        offsets = ops.floor(share * ops.cast(lengths, "float32") + 0.5)
         positions = ops.arange(num_samples, dtype="int32")[None]
-        sources = ops.where(
-            positions < lengths, ops.mod(positions - offsets, lengths), positions
-        )
+        rolled = ops.mod(positions - ops.cast(offsets, "int32"), lengths)
+        sources = ops.where(positions < lengths, rolled, positions)
         # A flat look-up is the fastest gather on every backend.
         rows = ops.arange(batch_size, dtype="int32")[:, None] * num_samples
-        rolled = ops.take(ops.reshape(waveforms, (-1,)), rows + sources)
-        return ops.cast(rolled, self.compute_dtype)
-
-    def compute_output_shape(self, waveforms_shape):
-        return waveforms_shape
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "factor": self.factor,
-            "trailing_zeros_are_padding": self.trailing_zeros_are_padding,
-            "seed": self.seed,
-        }
+        return ops.take(ops.reshape(waveforms, (-1,)), rows + sources)
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class RandomWaveformMix(keras.layers.Layer):
-    """Adds up pairs of waveforms while training (mixup, on the sound itself).
+class RandomWaveformMix(Mixing):
+    """Adds up pairs of waveforms while training (mixup, on the recordings themselves).
 
     Both are freed of their mean first. Zeros at a clip's end are padding, as for
     `LogMelSpectrogram`: a mixture is as long as the longer of the two. The layer
@@ -200,9 +141,8 @@ class RandomWaveformMix(keras.layers.Layer):
         alpha: positive float, both parameters of the Beta distribution that shares are
             drawn from. The larger, the nearer they are to a half.
         seed: int or `None`, seed of the random numbers.
-        dtype: dtype policy; float32 by default, since half precision is too coarse for
-            waveforms.
-        **kwargs: keyword arguments of `keras.layers.Layer`.
+        **kwargs: keyword arguments of `keras.layers.Layer`; `dtype` is float32 by
+            default.
 
     Call arguments:
         waveforms: float tensor of shape `(batch, samples)`.
@@ -231,66 +171,27 @@ class RandomWaveformMix(keras.layers.Layer):
         - [Gong et al., 2021](https://arxiv.org/abs/2102.01243), of waveforms
     """
 
-    def __init__(self, rate=0.5, alpha=10.0, seed=None, dtype="float32", **kwargs):
-        super().__init__(dtype=dtype, **kwargs)
-        if not 0 <= rate <= 1:
-            raise ValueError(f"`rate` must lie in [0, 1]. Received: {rate}")
-        if alpha <= 0:
-            raise ValueError(f"`alpha` must be positive. Received: {alpha}")
-        self.rate = rate
-        self.alpha = alpha
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
-        self._shares = BetaShares(alpha)
+    checked = staticmethod(as_waveforms)
 
-    def call(self, waveforms, training=None):
-        waveforms = as_waveforms(waveforms, "RandomWaveformMix")
+    def __init__(self, rate=0.5, alpha=10.0, seed=None, **kwargs):
+        super().__init__(rate, {"alpha": alpha}, seed, **kwargs)
+
+    def mix(self, waveforms, partners):
         batch_size = ops.shape(waveforms)[0]
-        if not training:
-            partners = ops.arange(batch_size, dtype="int32")
-            shares = ops.ones((batch_size,), "float32")
-        else:
-            partners = draw_partners(batch_size, self.seed_generator)
-            shares = self._shares.draw((batch_size,), self.seed_generator)
-            drawn = draw_uniform((batch_size,), self.seed_generator)
-            shares = ops.where(drawn < self.rate, shares, 1.0)
-            centered = _without_mean(waveforms)
-            own = shares[:, None]
-            mixed = own * centered + (1.0 - own) * ops.take(centered, partners, axis=0)
-            waveforms = ops.where(own < 1.0, mixed, waveforms)
-        return MixedBatch(ops.cast(waveforms, self.compute_dtype), partners, shares)
-
-    def compute_output_spec(self, waveforms, training=None):
-        batch = tuple(waveforms.shape)[:1]
-        return MixedBatch(
-            keras.KerasTensor(waveforms.shape, dtype=self.compute_dtype),
-            keras.KerasTensor(batch, dtype="int32"),
-            keras.KerasTensor(batch, dtype="float32"),
-        )
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "rate": self.rate,
-            "alpha": self.alpha,
-            "seed": self.seed,
-        }
-
-
-def _without_mean(waveforms):
-    """Subtracts the mean of the real samples; the padding stays zero."""
-    lengths = real_lengths(waveforms)[:, None]
-    means = ops.sum(waveforms, axis=1, keepdims=True) / ops.cast(lengths, "float32")
-    positions = ops.arange(ops.shape(waveforms)[1], dtype="int32")[None]
-    return ops.where(positions < lengths, waveforms - means, 0.0)
+        shares = self.beta("alpha", (batch_size,))
+        shares = ops.where(self.uniform((batch_size,)) < self.rate, shares, 1.0)
+        centered = without_mean(waveforms, real_lengths(waveforms))
+        own = shares[:, None]
+        mixed = own * centered + (1.0 - own) * ops.take(centered, partners, axis=0)
+        return ops.where(own < 1.0, mixed, waveforms), shares
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class SpecAugment(keras.layers.Layer):
+class SpecAugment(Augmentation):
     """Hides random stripes of time and of frequency while training.
 
-    A stripe's width is drawn evenly from 0 to below the largest, its place evenly from
-    those where it fits. The layer works on the map that a front end makes, such as
+    A stripe's width is drawn evenly from 0 to below the largest, its position evenly
+    from those where it fits. The layer works on the map that a front end makes, such as
     `LogMelSpectrogram`: give it to a classifier as `feature_augmentation`.
 
     Args:
@@ -336,56 +237,35 @@ class SpecAugment(keras.layers.Layer):
         seed=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
-        if min(max_bins, max_frames) < 0 or num_masks < 1:
-            raise ValueError(
-                "`max_bins` and `max_frames` must be 0 or more, and `num_masks` 1 or "
-                f"more. Received: max_bins={max_bins}, max_frames={max_frames}, "
-                f"num_masks={num_masks}"
-            )
+        # It only hides, so that any dtype will do.
+        super().__init__(seed, **{"dtype": None, **kwargs})
+        check(max_bins >= 0, "max_bins", "0 or more", max_bins)
+        check(max_frames >= 0, "max_frames", "0 or more", max_frames)
+        check(num_masks >= 1, "num_masks", "1 or more", num_masks)
         self.max_bins = max_bins
         self.max_frames = max_frames
         self.num_masks = num_masks
         self.fill_value = fill_value
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
 
-    def call(self, features, training=None):
-        if len(features.shape) != 4:
-            raise ValueError(
-                "SpecAugment expects maps of shape (batch, frames, bins, channels). "
-                f"Received shape: {tuple(features.shape)}"
-            )
-        if not training:
-            return features
+    def checked(self, features):
+        expected = "maps of shape (batch, frames, bins, channels)"
+        check(len(features.shape) == 4, "features", expected, tuple(features.shape))
+        return features
+
+    def augment(self, features):
         batch_size, frames, bins = ops.shape(features)[:3]
         for _ in range(self.num_masks):
             rows = self._stripe(batch_size, frames, self.max_frames)[:, :, None, None]
             columns = self._stripe(batch_size, bins, self.max_bins)[:, None, :, None]
-            hidden = ops.logical_or(rows, columns)
             fill = ops.cast(self.fill_value, features.dtype)
-            features = ops.where(hidden, fill, features)
+            features = ops.where(ops.logical_or(rows, columns), fill, features)
         return features
 
     def _stripe(self, batch_size, size, largest):
         """Draws a stripe of an axis; `True` inside it, of shape `(batch, size)`."""
-        shape = (batch_size, 1)
-        width, start = (draw_uniform(shape, self.seed_generator) for _ in range(2))
+        width, start = (self.uniform((batch_size, 1)) for _ in range(2))
         positions = ops.arange(size, dtype="float32")[None]
         size = ops.cast(size, "float32")
         width = ops.floor(width * ops.minimum(ops.cast(largest, "float32"), size))
         start = ops.floor(start * (size - width + 1.0))
         return ops.logical_and(positions >= start, positions < start + width)
-
-    def compute_output_shape(self, features_shape):
-        return features_shape
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "max_bins": self.max_bins,
-            "max_frames": self.max_frames,
-            "num_masks": self.num_masks,
-            "fill_value": self.fill_value,
-            "seed": self.seed,
-        }

@@ -7,7 +7,37 @@ import numpy as np
 from keras import ops
 from scipy import special
 
+from keras_bridle.layers.base import ConfiguredLayer, check
 from keras_bridle.replicas import draw_rows
+
+
+class Augmentation(ConfiguredLayer):
+    """Base of the augmentations: they change inputs in training, and are in float32.
+
+    Subclasses define `augment(inputs)`, and `checked(inputs)` for what they take. They
+    draw for each example of the whole batch, however many devices share it.
+    """
+
+    def __init__(self, seed=None, **kwargs):
+        # Half precision is too coarse for samples and pixels.
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(**kwargs)
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def call(self, inputs, training=None):
+        inputs = self.checked(inputs)
+        inputs = self.augment(inputs) if training else inputs
+        return ops.cast(inputs, self.compute_dtype)
+
+    def uniform(self, shape, low=0.0, high=1.0):
+        """Draws float32 numbers from [low, high); the first axis is the batch."""
+        return draw_rows(
+            keras.random.uniform, shape, low, high, "float32", self.seed_generator
+        )
+
+    def compute_output_shape(self, inputs_shape):
+        return inputs_shape
 
 
 class MixedBatch(NamedTuple):
@@ -27,50 +57,65 @@ class MixedBatch(NamedTuple):
 
 
 def mix_labels(labels, partners, shares):
-    """Mixes labels as a `MixedBatch` was mixed.
-
-    Args:
-        labels: float tensor of shape `(batch, classes)`.
-        partners: int32 tensor of shape `(batch,)`.
-        shares: float tensor of shape `(batch,)`.
-
-    Returns:
-        Float tensor of shape `(batch, classes)`.
-    """
+    """Mixes labels of shape `(batch, classes)` as a `MixedBatch` was mixed."""
     shares = ops.cast(shares, labels.dtype)[:, None]
     return shares * labels + (1.0 - shares) * ops.take(labels, partners, axis=0)
 
 
-def draw_partners(batch_size, seed):
-    """Draws a permutation of a batch, an int32 tensor."""
-    noise = keras.random.uniform((batch_size,), dtype="float32", seed=seed)
-    return ops.cast(ops.argsort(noise), "int32")
+class Mixing(Augmentation):
+    """Base of the layers that mix each example with another one of the batch.
 
-
-def draw_uniform(shape, seed):
-    """Draws even numbers from [0, 1), a float32 tensor; the first axis is the batch."""
-    return draw_rows(keras.random.uniform, shape, dtype="float32", seed=seed)
-
-
-class BetaShares:
-    """Draws from a symmetric Beta distribution, by a table of its quantiles.
-
-    TensorFlow cannot compile `keras.random.beta` with XLA, as it does on GPUs.
-
-    Args:
-        alpha: positive float, both parameters of the distribution.
+    Subclasses define `mix(inputs, partners)`, which gives the mixture and the shares.
     """
 
-    size = 4096
+    def __init__(self, rate, alphas, seed=None, **kwargs):
+        super().__init__(seed, **kwargs)
+        check(0 <= rate <= 1, "rate", "in [0, 1]", rate)
+        self.rate = rate
+        for name, alpha in alphas.items():
+            check(alpha >= 0, name, "0 or more", alpha)
+            setattr(self, name, alpha)
+        check(any(alphas.values()), " and ".join(alphas), "positive", alphas)
+        self._quantiles = {
+            name: beta_quantiles(alpha) for name, alpha in alphas.items() if alpha
+        }
 
-    def __init__(self, alpha):
-        edges = np.linspace(0.0, 1.0, self.size + 1)
-        self._table = special.betaincinv(alpha, alpha, edges).astype("float32")
+    def call(self, inputs, training=None):
+        inputs = self.checked(inputs)
+        batch_size = ops.shape(inputs)[0]
+        if training:
+            noise = keras.random.uniform(
+                (batch_size,), dtype="float32", seed=self.seed_generator
+            )
+            partners = ops.cast(ops.argsort(noise), "int32")
+            inputs, shares = self.mix(inputs, partners)
+        else:
+            partners = ops.arange(batch_size, dtype="int32")
+            shares = ops.ones((batch_size,), "float32")
+        return MixedBatch(ops.cast(inputs, self.compute_dtype), partners, shares)
 
-    def draw(self, shape, seed):
-        """Draws a float32 tensor of numbers in [0, 1]."""
-        uniform = draw_uniform(shape, seed) * self.size
-        place = ops.clip(ops.cast(uniform, "int32"), 0, self.size - 1)
-        table = ops.convert_to_tensor(self._table)
-        low, high = ops.take(table, place), ops.take(table, place + 1)
-        return low + (high - low) * (uniform - ops.cast(place, "float32"))
+    def beta(self, name, shape):
+        """Draws from the symmetric Beta distribution of that parameter's name.
+
+        By a table of quantiles: TensorFlow cannot compile `keras.random.beta` with XLA.
+        """
+        table = ops.convert_to_tensor(self._quantiles[name])
+        size = len(self._quantiles[name]) - 1
+        uniform = self.uniform(shape) * size
+        index = ops.clip(ops.cast(uniform, "int32"), 0, size - 1)
+        low, high = ops.take(table, index), ops.take(table, index + 1)
+        return low + (high - low) * (uniform - ops.cast(index, "float32"))
+
+    def compute_output_spec(self, inputs, training=None):
+        batch = tuple(inputs.shape)[:1]
+        return MixedBatch(
+            keras.KerasTensor(inputs.shape, dtype=self.compute_dtype),
+            keras.KerasTensor(batch, dtype="int32"),
+            keras.KerasTensor(batch, dtype="float32"),
+        )
+
+
+def beta_quantiles(alpha, size=4096):
+    """Tabulates the quantiles of a symmetric Beta distribution."""
+    edges = np.linspace(0.0, 1.0, size + 1)
+    return special.betaincinv(alpha, alpha, edges).astype("float32")

@@ -4,12 +4,15 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_bridle.config import ArgumentError
+from keras_bridle.layers.base import ConfiguredLayer, check
+
 # Kaldi floors the mel energies here before the logarithm: float32's epsilon.
 ENERGY_FLOOR = 1.1920929e-07
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class LogMelSpectrogram(keras.layers.Layer):
+class LogMelSpectrogram(ConfiguredLayer):
     """Turns waveforms into normalized log-mel spectrograms with Kaldi's arithmetic.
 
     The waveform's mean is removed. Each frame of 25 ms, every 10 ms, loses its own
@@ -116,7 +119,7 @@ class LogMelSpectrogram(keras.layers.Layer):
         self._frame_length = int(sample_rate * frame_length_ms / 1000)
         self._frame_step = int(sample_rate * frame_step_ms / 1000)
         self._check_settings()
-        self._fft_length = fft_length or _next_power_of_two(self._frame_length)
+        self._fft_length = fft_length or 1 << (self._frame_length - 1).bit_length()
         self._window = np.pad(
             np.hanning(self._frame_length), (0, self._fft_length - self._frame_length)
         ).astype("float32")
@@ -143,41 +146,35 @@ class LogMelSpectrogram(keras.layers.Layer):
     def _check_settings(self):
         for name in ("sample_rate", "num_mel_bins", "num_frames"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1. Received: {value}")
-        if self._frame_length < 2 or self._frame_step < 1:
-            raise ValueError(
-                "A frame must have at least 2 samples and a step at least 1. Received: "
-                f"frame_length_ms={self.frame_length_ms}, "
-                f"frame_step_ms={self.frame_step_ms}, sample_rate={self.sample_rate}"
-            )
-        if self.fft_length is not None and self.fft_length < self._frame_length:
-            raise ValueError(
-                "`fft_length` must be at least a frame's samples. Received: "
-                f"fft_length={self.fft_length}, a frame of {self._frame_length}"
-            )
+            check(value is None or value >= 1, name, "at least 1", value)
+        length, step = self._frame_length, self._frame_step
         nyquist = self.sample_rate / 2
-        highest = nyquist if self.max_frequency is None else self.max_frequency
-        if not 0 <= self.min_frequency < highest <= nyquist:
-            raise ValueError(
-                "Expected 0 <= min_frequency < max_frequency <= sample_rate / 2. "
-                f"Received: min_frequency={self.min_frequency}, "
-                f"max_frequency={self.max_frequency}, sample_rate={self.sample_rate}"
-            )
-        if (self.mean is None) != (self.std is None):
-            raise ValueError(
-                "`mean` and `std` must be given together or both be None. "
-                f"Received: mean={self.mean}, std={self.std}"
-            )
-        if self.std is not None and self.std <= 0:
-            raise ValueError(f"`std` must be positive. Received: {self.std}")
+        low, high = self.min_frequency, self.max_frequency
+        low_is_right = 0 <= low < (nyquist if high is None else high)
+        has_both = (self.mean is None) == (self.std is None)
+        rules = {
+            "frame_length_ms": (length >= 2, "at least 2 samples"),
+            "frame_step_ms": (step >= 1, "at least a sample"),
+            "fft_length": (
+                self.fft_length is None or self.fft_length >= length,
+                f"at least {length}, a frame's samples",
+            ),
+            "max_frequency": (
+                high is None or high <= nyquist,
+                f"at most half the sample rate, {nyquist}",
+            ),
+            "min_frequency": (low_is_right, "at least 0 and below `max_frequency`"),
+            "mean": (has_both, "given together with `std`, or both None"),
+            "std": (self.std is None or self.std > 0, "positive"),
+        }
+        for name, (is_right, expected) in rules.items():
+            check(is_right, name, expected, getattr(self, name))
 
     def call(self, waveforms):
-        waveforms = as_waveforms(waveforms, "LogMelSpectrogram")
-        num_samples = ops.shape(waveforms)[1]
-        num_frames = self._num_output_frames(num_samples)
+        waveforms = as_waveforms(waveforms)
+        num_frames = self._num_output_frames(ops.shape(waveforms)[1])
         lengths = self._real_lengths(waveforms)
-        waveforms = _remove_mean(waveforms, lengths)
+        waveforms = without_mean(waveforms, lengths)
         energies = self._mel_energies(self._windowed_frames(waveforms, num_frames))
         log_mel = ops.log(ops.maximum(energies, ENERGY_FLOOR))
         log_mel = ops.reshape(log_mel, (-1, num_frames, self.num_mel_bins, 1))
@@ -188,47 +185,31 @@ class LogMelSpectrogram(keras.layers.Layer):
         return ops.cast(log_mel, self.compute_dtype)
 
     def padding_mask(self, waveforms):
-        """Tells which frames are real.
-
-        Args:
-            waveforms: float tensor of shape `(batch, samples)`.
-
-        Returns:
-            Bool tensor of shape `(batch, frames)`, `True` at real frames and `False` at
-            those filled with the padding value.
-        """
-        waveforms = as_waveforms(waveforms, "LogMelSpectrogram")
+        """Tells real frames, `True`, from filled ones: bool `(batch, frames)`."""
+        waveforms = as_waveforms(waveforms)
         num_frames = self._num_output_frames(ops.shape(waveforms)[1])
         return self._real_frames(self._real_lengths(waveforms), num_frames)
 
     def num_frames_of(self, num_samples):
-        """Tells how many real frames a clip has, before it is cut or filled up.
-
-        Args:
-            num_samples: int, the clip's samples.
-
-        Returns:
-            Int, the whole frames that fit; 1 for a clip shorter than a frame.
-        """
+        """Counts the whole frames of a clip; 1 if it is shorter than a frame."""
         whole = 1 + (num_samples - self._frame_length) // self._frame_step
         return max(1, whole) if isinstance(whole, int) else ops.maximum(1, whole)
 
     def _num_output_frames(self, num_samples):
-        if self.num_frames is not None:
+        if self.num_frames is not None or num_samples is None:
             return self.num_frames
         return self.num_frames_of(num_samples)
 
     def _real_lengths(self, waveforms):
         if self.trailing_zeros_are_padding:
             return real_lengths(waveforms)
-        batch, samples = ops.shape(waveforms)
-        return ops.full((batch,), samples, dtype="int32")
+        batch, num_samples = ops.shape(waveforms)
+        return ops.full((batch,), num_samples, dtype="int32")
 
     def _real_frames(self, lengths, num_frames):
-        first = ops.arange(num_frames, dtype="int32") == 0
-        ends = ops.arange(num_frames, dtype="int32") * self._frame_step
-        ends = ends + self._frame_length
-        return ops.logical_or(first[None], ends[None] <= lengths[:, None])
+        frames = ops.arange(num_frames, dtype="int32")
+        ends = frames * self._frame_step + self._frame_length
+        return ops.logical_or((frames == 0)[None], ends[None] <= lengths[:, None])
 
     def _windowed_frames(self, waveforms, num_frames):
         """Cuts the waveforms into frames ready for the Fourier transform.
@@ -241,7 +222,9 @@ class LogMelSpectrogram(keras.layers.Layer):
         blocks_per_frame = -(-self._frame_length // step)
         num_blocks = num_frames + blocks_per_frame - 1
         samples = _fit_length(waveforms, num_blocks * step, blocks_per_frame * step)
-        emphasized = samples - self.preemphasis * _previous(samples)
+        # The first sample is its own predecessor.
+        previous = ops.concatenate([samples[:, :1], samples[:, :-1]], axis=1)
+        emphasized = samples - self.preemphasis * previous
         means = sum(
             ops.sum(piece, axis=-1, keepdims=True)
             for piece in self._frame_pieces(samples, num_blocks)
@@ -249,9 +232,8 @@ class LogMelSpectrogram(keras.layers.Layer):
         pieces = self._frame_pieces(emphasized, num_blocks)
         missing = self._fft_length - self._frame_length
         if missing:
-            pieces.append(
-                ops.zeros((ops.shape(samples)[0], num_frames, missing), "float32")
-            )
+            shape = (ops.shape(samples)[0], num_frames, missing)
+            pieces.append(ops.zeros(shape, "float32"))
         window = ops.convert_to_tensor(self._window)
         return (ops.concatenate(pieces, axis=-1) - means) * window
 
@@ -288,48 +270,16 @@ class LogMelSpectrogram(keras.layers.Layer):
         return 0.0 if self.mean is not None else float(np.log(ENERGY_FLOOR))
 
     def compute_output_shape(self, waveforms_shape):
-        _check_rank(waveforms_shape, "LogMelSpectrogram")
         batch, num_samples = waveforms_shape
-        num_frames = self.num_frames
-        if num_frames is None and num_samples is not None:
-            num_frames = self.num_frames_of(num_samples)
-        return (batch, num_frames, self.num_mel_bins, 1)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "sample_rate": self.sample_rate,
-            "num_mel_bins": self.num_mel_bins,
-            "num_frames": self.num_frames,
-            "frame_length_ms": self.frame_length_ms,
-            "frame_step_ms": self.frame_step_ms,
-            "fft_length": self.fft_length,
-            "min_frequency": self.min_frequency,
-            "max_frequency": self.max_frequency,
-            "preemphasis": self.preemphasis,
-            "mean": self.mean,
-            "std": self.std,
-            "trailing_zeros_are_padding": self.trailing_zeros_are_padding,
-            "padding_value": self.padding_value,
-        }
+        return (batch, self._num_output_frames(num_samples), self.num_mel_bins, 1)
 
 
 def mel_filters(
     num_mel_bins, fft_length, sample_rate, min_frequency=20.0, max_frequency=None
 ):
-    """Builds Kaldi's triangular mel filters.
+    """Builds Kaldi's triangular mel filters, `(fft_length // 2 + 1, num_mel_bins)`.
 
-    Args:
-        num_mel_bins: int, number of filters.
-        fft_length: int, length of the Fourier transform in samples.
-        sample_rate: int, samples per second.
-        min_frequency: float, where the lowest filter starts, in Hz.
-        max_frequency: float or `None`, where the highest filter ends, in Hz. `None` is
-            half the sample rate.
-
-    Returns:
-        float64 array of shape `(fft_length // 2 + 1, num_mel_bins)`. With many filters
-        some of the lowest are so narrow that they cover no frequency at all.
+    With many filters some of the lowest are so narrow that they cover no frequency.
     """
     highest = sample_rate / 2 if max_frequency is None else max_frequency
     edges = np.linspace(_mel(min_frequency), _mel(highest), num_mel_bins + 2)
@@ -344,39 +294,21 @@ def mel_filters(
     return filters
 
 
-def as_waveforms(waveforms, layer_name):
-    """Checks waveforms and casts them to float32.
-
-    Args:
-        waveforms: float array or tensor of shape `(batch, samples)`.
-        layer_name: string, for the error's text.
-
-    Returns:
-        float32 tensor of shape `(batch, samples)`.
-
-    Raises:
-        ValueError: for another rank or integers.
-    """
+def as_waveforms(waveforms):
+    """Checks that waveforms are floats of shape `(batch, samples)`; gives float32."""
     waveforms = ops.convert_to_tensor(waveforms)
-    _check_rank(waveforms.shape, layer_name)
     dtype = keras.backend.standardize_dtype(waveforms.dtype)
-    if "float" not in dtype:
-        raise ValueError(
-            f"{layer_name} expects floating-point waveforms in [-1, 1]; divide 16-bit "
-            f"samples by 32768. Received: dtype {dtype}"
-        )
+    if len(waveforms.shape) != 2 or "float" not in dtype:
+        expected = "floats in [-1, 1] of shape (batch, samples); divide 16-bit by 32768"
+        received = f"{dtype} of shape {tuple(waveforms.shape)}"
+        raise ArgumentError("waveforms", expected, received)
     return ops.cast(waveforms, "float32")
 
 
 def real_lengths(waveforms):
-    """Counts each clip's samples up to the last one that is not exactly zero.
+    """Counts each clip's samples up to the last that is not exactly zero, in int32.
 
-    Args:
-        waveforms: tensor of shape `(batch, samples)`.
-
-    Returns:
-        int32 tensor of shape `(batch,)`. A clip of zeros only is silence and counts
-        in full.
+    A clip of zeros only is silence and counts in full.
     """
     num_samples = ops.shape(waveforms)[1]
     positions = ops.arange(1, num_samples + 1, dtype="int32")[None]
@@ -384,25 +316,12 @@ def real_lengths(waveforms):
     return ops.where(lengths == 0, num_samples, lengths)
 
 
-def _check_rank(shape, layer_name):
-    if len(shape) != 2:
-        raise ValueError(
-            f"{layer_name} expects mono waveforms of shape (batch, samples). "
-            f"Received: shape {tuple(shape)}"
-        )
-
-
-def _remove_mean(waveforms, lengths):
+def without_mean(waveforms, lengths):
     """Subtracts the mean of the real samples and leaves the padding at zero."""
     lengths = lengths[:, None]
     means = ops.sum(waveforms, axis=1, keepdims=True) / ops.cast(lengths, "float32")
     positions = ops.arange(ops.shape(waveforms)[1], dtype="int32")[None]
     return ops.where(positions < lengths, waveforms - means, 0.0)
-
-
-def _previous(samples):
-    """Moves a signal by one sample, the first taking its own place."""
-    return ops.concatenate([samples[:, :1], samples[:, :-1]], axis=1)
 
 
 def _fit_length(samples, length, most_missing):
@@ -420,7 +339,3 @@ def _fit_length(samples, length, most_missing):
 
 def _mel(frequency):
     return 1127.0 * np.log1p(np.asarray(frequency) / 700.0)
-
-
-def _next_power_of_two(number):
-    return 1 << (number - 1).bit_length()

@@ -1,4 +1,4 @@
-"""Which patches are hidden."""
+"""Masks: which patches the encoder sees and which are hidden from it."""
 
 import math
 from typing import Any, NamedTuple
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from keras_bridle.layers.base import ConfiguredLayer, check
 from keras_bridle.replicas import draw_rows
 
 
@@ -24,15 +25,7 @@ class PatchMask(NamedTuple):
 
 
 def gather_patches(patches, indices):
-    """Picks patches by index, each example its own.
-
-    Args:
-        patches: tensor of shape `(batch, num_patches, ...)`.
-        indices: int32 tensor of shape `(batch, num_picked)`.
-
-    Returns:
-        Tensor of shape `(batch, num_picked, ...)`.
-    """
+    """Picks patches by index, each example its own: `(batch, num_picked, ...)`."""
     # A flat `take` with row offsets: several times as fast as `take_along_axis`.
     batch, num_patches, *rest = ops.shape(patches)
     flat = ops.reshape(patches, (batch * num_patches, *rest))
@@ -41,100 +34,79 @@ def gather_patches(patches, indices):
 
 
 def restore_order(mask):
-    """Finds where each patch stands in the list "visible ones, then masked ones".
-
-    Args:
-        mask: `PatchMask`.
-
-    Returns:
-        int32 tensor of shape `(batch, num_patches)`.
-    """
+    """Finds where each patch stands in the list "visible ones, then masked ones"."""
     order = ops.concatenate([mask.visible, mask.masked], axis=1)
     return ops.cast(ops.argsort(order, axis=1), "int32")
 
 
-def split_patches(scores, num_visible):
-    """Keeps the patches of smallest score visible and masks the others.
-
-    Args:
-        scores: float tensor of shape `(batch, num_patches)`.
-        num_visible: int, the patches of each example to keep.
-
-    Returns:
-        `PatchMask`, patches in the order of their scores.
-    """
-    # One sort: two `top_k` could both take a patch that has the same score as another.
-    order = ops.cast(ops.argsort(scores, axis=1), "int32")
-    return PatchMask(order[:, :num_visible], order[:, num_visible:])
-
-
-def in_natural_order(mask):
-    """Sorts the visible and the masked patches of a `PatchMask`."""
-    return PatchMask(*(ops.sort(indices, axis=1) for indices in mask))
-
-
-def patch_mask_spec(patches, num_patches, num_visible):
-    """Describes a mask of known counts, for `compute_output_spec()` of mask layers.
-
-    Args:
-        patches: `keras.KerasTensor` with the batch in front.
-        num_patches: int.
-        num_visible: int.
-
-    Returns:
-        `PatchMask` of `keras.KerasTensor`.
-    """
-    return PatchMask(
-        *(
-            keras.KerasTensor((patches.shape[0], count), dtype="int32")
-            for count in (num_visible, num_patches - num_visible)
-        )
-    )
-
-
-def check_grid(grid, patches, num_sides=None):
-    """Raises a `ValueError` for a grid that is not that of the patches.
-
-    Args:
-        grid: tuple of ints.
-        patches: tensor of shape `(batch, num_patches, ...)`.
-        num_sides: optional int, the sides that the grid must have; else 2 or more.
-    """
-    sides = 2 if num_sides is None else num_sides
-    wrong = len(grid) != sides if num_sides else len(grid) < sides
-    if wrong or math.prod(grid) != patches.shape[1]:
-        raise ValueError(
-            f"`grid` must have {sides} sides{'' if num_sides else ' or more'} and as "
-            f"many cells as there are patches. Received: grid={tuple(grid)}, patches "
-            f"of shape {tuple(patches.shape)}"
-        )
-
-
 def num_kept(length, mask_ratio):
-    """Tells how many of `length` things stay visible: never none, never all.
-
-    Args:
-        length: int.
-        mask_ratio: float, the share to hide.
-
-    Returns:
-        int between 1 and `length - 1`.
-    """
+    """Counts how many of `length` things stay visible: never none, never all."""
+    check(length > 1, "length", "at least 2 to hide some and keep some", length)
     # The small number keeps 10 x (1 - 0.8) at 2 in floating point.
     kept = int(length * (1.0 - mask_ratio) + 1e-6)
     return min(max(kept, 1), length - 1)
 
 
-def check_mask_ratio(name, value):
-    """Raises a `ValueError` for a ratio that hides nothing or everything."""
-    if not 0.0 < value < 1.0:
-        raise ValueError(
-            f"`{name}` must be between 0 and 1, both excluded. Received: {name}={value}"
+def _split(scores, num_visible, sort=False):
+    """Keeps the patches of smallest score visible, in the order of scores or sorted."""
+    # One sort: two `top_k` could both take a patch that has the same score as another.
+    order = ops.cast(ops.argsort(scores, axis=1), "int32")
+    mask = PatchMask(order[:, :num_visible], order[:, num_visible:])
+    return PatchMask(*(ops.sort(part, axis=1) for part in mask)) if sort else mask
+
+
+class _Mask(ConfiguredLayer):
+    """Base of the masks: ratios, random numbers, and the grid of patches.
+
+    Subclasses say in `num_visible(grid)` how many patches an example keeps.
+    """
+
+    min_sides, max_sides = 2, 2
+
+    def __init__(self, seed, kwargs, **ratios):
+        super().__init__(**kwargs)
+        for name, ratio in ratios.items():
+            check(0.0 < ratio < 1.0, name, "between 0 and 1, both excluded", ratio)
+            setattr(self, name, ratio)
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def num_visible(self, grid):
+        """Counts the patches of a grid that stay visible."""
+        return num_kept(math.prod(grid), self.mask_ratio)
+
+    def _sizes(self, patches, grid):
+        """The batch size and the grid, which must be that of the patches."""
+        grid = tuple(grid)
+        fits = self.min_sides <= len(grid) <= self.max_sides
+        sides = f"{self.min_sides} sides" + " or more" * (self.max_sides > 2)
+        expected = (
+            f"a grid of {sides} with {patches.shape[1]} cells, one for each patch"
+        )
+        check(fits and math.prod(grid) == patches.shape[1], "grid", expected, grid)
+        return ops.shape(patches)[0], grid
+
+    def _noise(self, noise, *shape, low=0.0, high=1.0):
+        """Random numbers for each example, unless they are given."""
+        if noise is None:
+            noise = draw_rows(
+                keras.random.uniform, shape, low, high, "float32", self.seed_generator
+            )
+        return ops.convert_to_tensor(noise, dtype="float32")
+
+    def compute_output_spec(self, patches, grid=None, noise=None):
+        # Stated, as Keras on JAX would trace the sides of `grid` to find it out.
+        grid = (patches.shape[1],) if grid is None else grid
+        num_visible = self.num_visible(grid)
+        counts = num_visible, math.prod(grid) - num_visible
+        batch = patches.shape[0]
+        return PatchMask(
+            *(keras.KerasTensor((batch, n), dtype="int32") for n in counts)
         )
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class RandomMask(keras.layers.Layer):
+class RandomMask(_Mask):
     """Hides a fixed share of the patches, picked at random for each example.
 
     Args:
@@ -168,62 +140,31 @@ class RandomMask(keras.layers.Layer):
     """
 
     def __init__(self, mask_ratio=0.8, seed=None, **kwargs):
-        super().__init__(**kwargs)
-        check_mask_ratio("mask_ratio", mask_ratio)
-        self.mask_ratio = mask_ratio
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        super().__init__(seed, kwargs, mask_ratio=mask_ratio)
 
     def call(self, patches, grid=None, noise=None):
         batch, num_patches = ops.shape(patches)[:2]
-        if num_patches < 2:
-            raise ValueError(
-                "Masking needs at least 2 patches. "
-                f"Received: patches of shape {tuple(patches.shape)}"
-            )
-        if noise is None:
-            noise = draw_rows(
-                keras.random.uniform,
-                (batch, num_patches),
-                dtype="float32",
-                seed=self.seed_generator,
-            )
-        noise = ops.convert_to_tensor(noise, dtype="float32")
-        visible_count = num_kept(num_patches, self.mask_ratio)
-        return split_patches(noise, visible_count)
+        num_visible = self.num_visible((num_patches,))
+        return _split(self._noise(noise, batch, num_patches), num_visible)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "mask_ratio": self.mask_ratio,
-            "seed": self.seed,
-        }
+    def compute_output_spec(self, patches, grid=None, noise=None):
+        return super().compute_output_spec(patches)
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class TubeMask(keras.layers.Layer):
-    """Hides a fixed share of the places of a clip, each through all of its frames.
+class TubeMask(_Mask):
+    """Hides a fixed share of the cells of a clip's frames, the same in all frames.
 
-    What a patch shows can therefore not be looked up in the frame before.
-
-    Args:
-        mask_ratio: float between 0 and 1, the share of places to hide.
-        seed: optional int, makes the masks reproducible.
-        **kwargs: keyword arguments of `keras.layers.Layer`.
+    What a patch shows can therefore not be looked up in the frame before. Arguments and
+    result are those of `RandomMask`, but for these:
 
     Call arguments:
-        patches: tensor of shape `(batch, num_patches, ...)`; only its shape counts.
         grid: tuple of ints, `(frames, rows, columns)`, or any grid whose first side is
             time.
-        noise: optional float tensor of shape `(batch, rows * columns)`, used instead of
-            random numbers: the places of smallest noise stay visible.
+        noise: optional float tensor of shape `(batch, rows * columns)`.
 
     Returns:
         `PatchMask`, patches in their natural order.
-
-    Raises:
-        ValueError: for a ratio outside (0, 1), a grid that is not that of the patches,
-            or one with fewer than 2 places.
 
     Example:
     ```python
@@ -231,138 +172,98 @@ class TubeMask(keras.layers.Layer):
     from keras_bridle.layers.masks import TubeMask
 
     mask = TubeMask(0.75, seed=1)(np.zeros((2, 32, 8), "float32"), grid=(2, 4, 4))
-    print(mask.visible[0])  # 4 places, then the same ones 16 further
+    print(mask.visible[0])  # 4 cells, then the same ones 16 further
     ```
 
     Reference:
         - [Tong et al., 2022](https://arxiv.org/abs/2203.12602), VideoMAE
     """
 
+    max_sides = math.inf
+
     def __init__(self, mask_ratio=0.9, seed=None, **kwargs):
-        super().__init__(**kwargs)
-        check_mask_ratio("mask_ratio", mask_ratio)
-        self.mask_ratio = mask_ratio
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        super().__init__(seed, kwargs, mask_ratio=mask_ratio)
+
+    def num_visible(self, grid):
+        return grid[0] * super().num_visible(grid[1:])
 
     def call(self, patches, grid, noise=None):
-        check_grid(grid, patches)
-        batch = ops.shape(patches)[0]
-        frames, num_places = grid[0], math.prod(grid[1:])
-        if num_places < 2:
-            raise ValueError(
-                "Masking tubes needs at least 2 places in a frame. "
-                f"Received: grid={tuple(grid)}"
-            )
-        if noise is None:
-            noise = draw_rows(
-                keras.random.uniform,
-                (batch, num_places),
-                dtype="float32",
-                seed=self.seed_generator,
-            )
-        noise = ops.convert_to_tensor(noise, dtype="float32")
-        places = split_patches(noise, num_kept(num_places, self.mask_ratio))
-        first = ops.expand_dims(ops.arange(frames, dtype="int32") * num_places, 1)
+        batch, (frames, *sides) = self._sizes(patches, grid)
+        num_cells = math.prod(sides)
+        noise = self._noise(noise, batch, num_cells)
+        cells = _split(noise, super().num_visible(sides), sort=True)
+        first = ops.expand_dims(ops.arange(frames, dtype="int32") * num_cells, 1)
         return PatchMask(
             *(
-                ops.reshape(
-                    first + ops.expand_dims(indices, 1),
-                    (batch, frames * indices.shape[1]),
-                )
-                for indices in in_natural_order(places)
+                ops.reshape(first + part[:, None], (batch, frames * part.shape[1]))
+                for part in cells
             )
         )
 
-    def compute_output_spec(self, patches, grid, noise=None):
-        # Stated, as Keras on JAX would trace the sides of `grid` to find it out.
-        kept = num_kept(math.prod(grid[1:]), self.mask_ratio)
-        return patch_mask_spec(patches, math.prod(grid), grid[0] * kept)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "mask_ratio": self.mask_ratio,
-            "seed": self.seed,
-        }
-
-
-# The part of a score that is drawn for each patch; the rest tells its place in a block.
+# The part of a score that is random; the rest is a patch's distance in its block.
 _NOISE = 0.1
 
 
-def block_scores(grid, heights, widths, seed_generator):
-    """Scores patches by the first of some randomly placed blocks that they lie in.
+class _BlockMask(_Mask):
+    """Base of the masks of whole blocks, which `_block_sizes()` sizes.
 
-    Patches of the first block have the smallest scores, the middle of the block in
-    front, then come those of the second block that are not in the first, and so on.
-    Patches in no block come last, in random order. So any number of patches with the
-    smallest scores is a few whole blocks and the middle of one more.
-
-    Args:
-        grid: tuple of 2 ints, `(rows, columns)`.
-        heights: float tensor of shape `(batch, num_blocks)`, whole numbers of rows, at
-            most those of the grid.
-        widths: float tensor of shape `(batch, num_blocks)` likewise.
-        seed_generator: `keras.random.SeedGenerator`.
-
-    Returns:
-        float32 tensor of shape `(batch, rows * columns)`.
+    Blocks are placed until they are enough, and of the last one its middle counts, so
+    that every example has the same number of patches.
     """
-    batch, num_blocks = ops.shape(heights)
-    rows, columns = grid
-    row = _distances(rows, heights, seed_generator)
-    column = _distances(columns, widths, seed_generator)
-    distance = ops.maximum(ops.expand_dims(row, 3), ops.expand_dims(column, 2))
-    distance = ops.reshape(distance, (batch, num_blocks, rows * columns))
-    index = ops.expand_dims(ops.arange(num_blocks, dtype="float32"), 1)
-    inside = index + (1.0 - _NOISE) * distance
-    scores = ops.min(ops.where(distance < 1.0, inside, float(num_blocks)), axis=1)
-    noise = draw_rows(
-        keras.random.uniform,
-        (batch, rows * columns),
-        dtype="float32",
-        seed=seed_generator,
-    )
-    return scores + _NOISE * noise
 
+    hides_blocks = True
 
-def num_blocks_for(share, block_share):
-    """Tells how many random blocks surely cover enough, or nearly always.
+    def call(self, patches, grid):
+        batch, grid = self._sizes(patches, grid)
+        scores = self._scores(batch, grid, *self._block_sizes(batch, grid))
+        scores = -scores if self.hides_blocks else scores
+        return _split(scores, self.num_visible(grid), sort=True)
 
-    Args:
-        share: float, the share of the grid to cover.
-        block_share: float, the mean share of the grid that one block covers.
+    def _num_blocks(self, share, block_share):
+        """Counts the random blocks that cover a share of the grid, or nearly always.
 
-    Returns:
-        int, twice as many as cover the share on average, and some more.
-    """
-    on_average = math.log(1.0 - share) / math.log(1.0 - min(block_share, 0.99))
-    return 2 * math.ceil(on_average) + 2
+        Twice as many as cover it on average, and some more.
+        """
+        on_average = math.log(1.0 - share) / math.log(1.0 - min(block_share, 0.99))
+        return 2 * math.ceil(on_average) + 2
 
+    def _scores(self, batch, grid, heights, widths):
+        """Scores patches by the first of some randomly placed blocks they lie in.
 
-def _distances(length, sizes, seed_generator):
-    """Places blocks along one side; how far each cell is from their middles.
+        Patches of the first block have the smallest scores, its middle in front, then
+        come those of the second block, and so on. Patches in no block come last, in
+        random order. So the patches of smallest score are a few whole blocks and the
+        middle of one more.
+        """
+        num_blocks = ops.shape(heights)[1]
+        row = self._distances(grid[0], heights)
+        column = self._distances(grid[1], widths)
+        distance = ops.maximum(ops.expand_dims(row, 3), ops.expand_dims(column, 2))
+        distance = ops.reshape(distance, (batch, num_blocks, math.prod(grid)))
+        index = ops.expand_dims(ops.arange(num_blocks, dtype="float32"), 1)
+        inside = index + (1.0 - _NOISE) * distance
+        scores = ops.min(ops.where(distance < 1.0, inside, float(num_blocks)), axis=1)
+        return scores + _NOISE * self._noise(None, batch, math.prod(grid))
 
-    Returns:
-        float32 tensor of shape `(batch, num_blocks, length)`: 0 in the middle of a
-        block, below 1 inside and 1 or more outside.
-    """
-    draws = draw_rows(
-        keras.random.uniform, ops.shape(sizes), dtype="float32", seed=seed_generator
-    )
-    first = ops.floor(draws * (length - sizes + 1.0))
-    middle = ops.expand_dims(first + 0.5 * (sizes - 1.0), 2)
-    cells = ops.arange(length, dtype="float32")
-    return 2.0 * ops.abs(cells - middle) / ops.expand_dims(sizes, 2)
+    def _distances(self, length, sizes):
+        """Places blocks along one side, and measures cells from their middles.
+
+        Gives `(batch, num_blocks, length)`: 0 in the middle of a block, below 1 inside.
+        """
+        draws = self._noise(None, *ops.shape(sizes))
+        first = ops.floor(draws * (length - sizes + 1.0))
+        middle = ops.expand_dims(first + 0.5 * (sizes - 1.0), 2)
+        cells = ops.arange(length, dtype="float32")
+        return 2.0 * ops.abs(cells - middle) / ops.expand_dims(sizes, 2)
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class BlockMask(keras.layers.Layer):
-    """Hides rectangular blocks of random size, shape and place, as BEiT does.
+class BlockMask(_BlockMask):
+    """Hides rectangular blocks of random size, shape and position, as BEiT does.
 
     Every example loses the same number of patches: whole blocks until they are enough,
-    of the last one its middle.
+    of the last one its middle. `patches` and the result are those of `RandomMask`.
 
     Args:
         mask_ratio: float between 0 and 1, the share of patches to hide.
@@ -374,15 +275,10 @@ class BlockMask(keras.layers.Layer):
         **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
-        patches: tensor of shape `(batch, num_patches, ...)`; only its shape counts.
         grid: tuple of 2 ints, `(rows, columns)`.
 
     Returns:
         `PatchMask`, patches in their natural order.
-
-    Raises:
-        ValueError: for shares or ratios out of range, or a grid that is not that of the
-            patches.
 
     Example:
     ```python
@@ -405,80 +301,33 @@ class BlockMask(keras.layers.Layer):
         seed=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
-        check_mask_ratio("mask_ratio", mask_ratio)
-        if not 0.0 < block_share[0] <= block_share[1] <= 1.0:
-            raise ValueError(
-                "`block_share` must be two rising numbers in (0, 1]. "
-                f"Received: block_share={block_share}"
-            )
-        if not 0.0 < aspect_ratio[0] <= aspect_ratio[1]:
-            raise ValueError(
-                "`aspect_ratio` must be two rising positive numbers. "
-                f"Received: aspect_ratio={aspect_ratio}"
-            )
-        self.mask_ratio = mask_ratio
+        super().__init__(seed, kwargs, mask_ratio=mask_ratio)
+        is_right = 0.0 < block_share[0] <= block_share[1] <= 1.0
+        check(is_right, "block_share", "two rising numbers in (0, 1]", block_share)
+        is_right = 0.0 < aspect_ratio[0] <= aspect_ratio[1]
+        check(is_right, "aspect_ratio", "two rising positive numbers", aspect_ratio)
         self.block_share = tuple(block_share)
         self.aspect_ratio = tuple(aspect_ratio)
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
-
-    def call(self, patches, grid):
-        check_grid(grid, patches, num_sides=2)
-        num_patches = math.prod(grid)
-        heights, widths = self._block_sizes(ops.shape(patches)[0], grid)
-        scores = block_scores(grid, heights, widths, self.seed_generator)
-        mask = split_patches(-scores, num_kept(num_patches, self.mask_ratio))
-        return in_natural_order(mask)
 
     def _block_sizes(self, batch, grid):
-        """Draws heights and widths, float tensors of shape `(batch, num_blocks)`."""
-        num_blocks = num_blocks_for(self.mask_ratio, sum(self.block_share) / 2)
-        shape = (batch, num_blocks)
-        area = math.prod(grid) * self._uniform(shape, *self.block_share)
-        logarithms = [math.log(ratio) for ratio in self.aspect_ratio]
-        aspect = ops.exp(self._uniform(shape, *logarithms))
-        rows, columns = grid
-        heights = ops.round(ops.sqrt(area * aspect))
-        widths = ops.round(ops.sqrt(area / aspect))
-        return ops.clip(heights, 1.0, float(rows)), ops.clip(
-            widths, 1.0, float(columns)
-        )
-
-    def _uniform(self, shape, low, high):
-        return draw_rows(
-            keras.random.uniform,
-            shape,
-            low,
-            high,
-            dtype="float32",
-            seed=self.seed_generator,
-        )
-
-    def compute_output_spec(self, patches, grid):
-        # Stated, as Keras on JAX would trace the sides of `grid` to find it out.
-        num_patches = math.prod(grid)
-        return patch_mask_spec(
-            patches, num_patches, num_kept(num_patches, self.mask_ratio)
-        )
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "mask_ratio": self.mask_ratio,
-            "block_share": self.block_share,
-            "aspect_ratio": self.aspect_ratio,
-            "seed": self.seed,
-        }
+        shape = batch, self._num_blocks(self.mask_ratio, sum(self.block_share) / 2)
+        low, high = self.block_share
+        area = math.prod(grid) * self._noise(None, *shape, low=low, high=high)
+        low, high = map(math.log, self.aspect_ratio)
+        aspect = ops.exp(self._noise(None, *shape, low=low, high=high))
+        sizes = ops.sqrt(area * aspect), ops.sqrt(area / aspect)
+        return [
+            ops.clip(ops.round(size), 1.0, float(side))
+            for size, side in zip(sizes, grid, strict=True)
+        ]
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class InverseBlockMask(keras.layers.Layer):
-    """Keeps square blocks at random places visible and hides everything else.
+class InverseBlockMask(_BlockMask):
+    """Keeps square blocks at random positions visible and hides everything else.
 
-    Visible patches have neighbors to be understood with, even where they are few. Every
-    example keeps the same number of patches: whole blocks until they are enough, of the
-    last one its middle.
+    Visible patches have neighbors to be understood with, even where they are few. What
+    is not said here is as for `BlockMask`.
 
     Args:
         mask_ratio: float between 0 and 1, the share of patches to hide.
@@ -486,17 +335,6 @@ class InverseBlockMask(keras.layers.Layer):
             is.
         seed: optional int, makes the masks reproducible.
         **kwargs: keyword arguments of `keras.layers.Layer`.
-
-    Call arguments:
-        patches: tensor of shape `(batch, num_patches, ...)`; only its shape counts.
-        grid: tuple of 2 ints, `(rows, columns)`.
-
-    Returns:
-        `PatchMask`, patches in their natural order.
-
-    Raises:
-        ValueError: for a ratio outside (0, 1), a block without patches, or a grid that
-            is not that of the patches.
 
     Example:
     ```python
@@ -513,51 +351,28 @@ class InverseBlockMask(keras.layers.Layer):
         - [Chen et al., 2024](https://arxiv.org/abs/2401.03497), EAT
     """
 
+    hides_blocks = False
+
     def __init__(self, mask_ratio=0.8, block_size=3, seed=None, **kwargs):
-        super().__init__(**kwargs)
-        check_mask_ratio("mask_ratio", mask_ratio)
-        if block_size < 1:
-            raise ValueError(
-                f"`block_size` must be positive. Received: block_size={block_size}"
-            )
-        self.mask_ratio = mask_ratio
+        super().__init__(seed, kwargs, mask_ratio=mask_ratio)
+        check(block_size >= 1, "block_size", "positive", block_size)
         self.block_size = block_size
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
 
-    def call(self, patches, grid):
-        check_grid(grid, patches, num_sides=2)
-        num_patches = math.prod(grid)
-        num_visible = num_kept(num_patches, self.mask_ratio)
+    def _block_sizes(self, batch, grid):
         height, width = (min(self.block_size, side) for side in grid)
-        num_blocks = num_blocks_for(
-            num_visible / num_patches, height * width / num_patches
-        )
-        ones = ops.ones((ops.shape(patches)[0], num_blocks), dtype="float32")
-        scores = block_scores(grid, height * ones, width * ones, self.seed_generator)
-        return in_natural_order(split_patches(scores, num_visible))
-
-    def compute_output_spec(self, patches, grid):
-        # Stated, as Keras on JAX would trace the sides of `grid` to find it out.
         num_patches = math.prod(grid)
-        return patch_mask_spec(
-            patches, num_patches, num_kept(num_patches, self.mask_ratio)
-        )
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "mask_ratio": self.mask_ratio,
-            "block_size": self.block_size,
-            "seed": self.seed,
-        }
+        share = self.num_visible(grid) / num_patches
+        num_blocks = self._num_blocks(share, height * width / num_patches)
+        ones = ops.ones((batch, num_blocks), dtype="float32")
+        return height * ones, width * ones
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class TimeFrequencyMask(keras.layers.Layer):
+class TimeFrequencyMask(_Mask):
     """Hides whole rows (times) and whole columns (mel bands) of the grid of patches.
 
-    A patch stays visible where its row and its column both do.
+    A patch stays visible where its row and its column both do. `patches` and the result
+    are those of `RandomMask`.
 
     Args:
         time_mask_ratio: float between 0 and 1, the share of rows to hide.
@@ -566,18 +381,13 @@ class TimeFrequencyMask(keras.layers.Layer):
         **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
-        patches: tensor of shape `(batch, num_patches, ...)`; only its shape counts.
-        grid: tuple of 2 ints, `(rows, columns)`.
+        grid: tuple of 2 ints, `(rows, columns)`, at least 2 of each.
         noise: optional tuple of float tensors of shapes `(batch, rows)` and
             `(batch, columns)`, used instead of random numbers: the rows and columns of
             smallest noise stay visible.
 
     Returns:
         `PatchMask`, patches in their natural order.
-
-    Raises:
-        ValueError: for a ratio outside (0, 1), or a grid with fewer than 2 rows or
-            columns.
 
     Example:
     ```python
@@ -596,76 +406,35 @@ class TimeFrequencyMask(keras.layers.Layer):
     def __init__(
         self, time_mask_ratio=0.7, frequency_mask_ratio=0.3, seed=None, **kwargs
     ):
-        super().__init__(**kwargs)
-        check_mask_ratio("time_mask_ratio", time_mask_ratio)
-        check_mask_ratio("frequency_mask_ratio", frequency_mask_ratio)
-        self.time_mask_ratio = time_mask_ratio
-        self.frequency_mask_ratio = frequency_mask_ratio
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        ratios = {"time_mask_ratio": time_mask_ratio}
+        ratios["frequency_mask_ratio"] = frequency_mask_ratio
+        super().__init__(seed, kwargs, **ratios)
+
+    def _kept(self, grid):
+        """Counts the rows and the columns that stay visible."""
+        ratios = self.time_mask_ratio, self.frequency_mask_ratio
+        return [num_kept(side, ratio) for side, ratio in zip(grid, ratios, strict=True)]
+
+    def num_visible(self, grid):
+        return math.prod(self._kept(grid))
 
     def call(self, patches, grid, noise=None):
-        check_grid(grid, patches, num_sides=2)
-        if min(grid) < 2:
-            raise ValueError(
-                "`grid` must have at least 2 rows and 2 columns. "
-                f"Received: grid={tuple(grid)}"
-            )
-        batch, num_patches = ops.shape(patches)[:2]
-        rows, columns = grid
-        if noise is None:
-            noise = tuple(
-                draw_rows(
-                    keras.random.uniform,
-                    (batch, side),
-                    dtype="float32",
-                    seed=self.seed_generator,
-                )
-                for side in grid
-            )
-        kept_rows = num_kept(rows, self.time_mask_ratio)
-        kept_columns = num_kept(columns, self.frequency_mask_ratio)
-        row = _smallest(noise[0], kept_rows)
-        column = _smallest(noise[1], kept_columns)
-        visible = ops.expand_dims(row * columns, 2) + ops.expand_dims(column, 1)
-        visible = ops.reshape(visible, (batch, kept_rows * kept_columns))
-        hidden = ops.logical_not(
-            ops.logical_and(
-                ops.expand_dims(_is_in(row, rows), 2),
-                ops.expand_dims(_is_in(column, columns), 1),
-            )
-        )
-        hidden = ops.reshape(hidden, (batch, num_patches))
+        batch, grid = self._sizes(patches, grid)
+        kept, num_visible = self._kept(grid), self.num_visible(grid)
+        lines, is_kept = [], []
+        for axis, side in enumerate(grid):
+            drawn = self._noise(None if noise is None else noise[axis], batch, side)
+            line = ops.cast(ops.top_k(-drawn, kept[axis])[1], "int32")
+            line = ops.sort(line, axis=1)
+            cells = ops.arange(side, dtype="int32")
+            lines.append(line)
+            is_kept.append(ops.any(ops.expand_dims(line, 2) == cells, axis=1))
+        visible = ops.expand_dims(lines[0] * grid[1], 2) + ops.expand_dims(lines[1], 1)
+        visible = ops.reshape(visible, (batch, num_visible))
+        is_visible = ops.logical_and(is_kept[0][:, :, None], is_kept[1][:, None])
+        num_patches = math.prod(grid)
+        is_visible = ops.reshape(is_visible, (batch, num_patches))
         index = ops.arange(num_patches, dtype="int32")
         # Visible patches sort behind all others, which stay in their natural order.
-        masked = ops.sort(ops.where(hidden, index, num_patches), axis=1)
-        masked = masked[:, : num_patches - kept_rows * kept_columns]
-        return PatchMask(visible, masked)
-
-    def compute_output_spec(self, patches, grid, noise=None):
-        # Stated, as Keras on JAX would trace the sides of `grid` to find it out.
-        check_grid(grid, patches, num_sides=2)
-        rows, columns = grid
-        kept = num_kept(rows, self.time_mask_ratio)
-        kept = kept * num_kept(columns, self.frequency_mask_ratio)
-        return patch_mask_spec(patches, rows * columns, kept)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "time_mask_ratio": self.time_mask_ratio,
-            "frequency_mask_ratio": self.frequency_mask_ratio,
-            "seed": self.seed,
-        }
-
-
-def _smallest(noise, count):
-    """Indices of the smallest values of each row of `noise`, in natural order."""
-    noise = ops.convert_to_tensor(noise, dtype="float32")
-    return ops.sort(ops.cast(ops.top_k(-noise, count)[1], "int32"), axis=1)
-
-
-def _is_in(indices, length):
-    """Bool of shape `(batch, length)`: whether a place is among the indices."""
-    places = ops.arange(length, dtype="int32")
-    return ops.any(ops.expand_dims(indices, 2) == places, axis=1)
+        masked = ops.sort(ops.where(is_visible, num_patches, index), axis=1)
+        return PatchMask(visible, masked[:, : num_patches - num_visible])

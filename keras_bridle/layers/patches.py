@@ -6,11 +6,12 @@ import math
 import keras
 from keras import ops
 
+from keras_bridle.layers.base import ConfiguredLayer, check
 from keras_bridle.layers.masks import gather_patches
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class PatchEmbedding(keras.layers.Layer):
+class PatchEmbedding(ConfiguredLayer):
     """Cuts images, spectrograms or clips into patches and projects each to a vector.
 
     Patches do not overlap. An input whose sides are no multiples of the patch is
@@ -51,69 +52,46 @@ class PatchEmbedding(keras.layers.Layer):
 
     def __init__(self, hidden_dim, patch_size, **kwargs):
         super().__init__(**kwargs)
-        if isinstance(patch_size, int):
-            patch_size = (patch_size, patch_size)
-        patch_size = tuple(patch_size)
-        if len(patch_size) not in (2, 3) or any(side < 1 for side in patch_size):
-            raise ValueError(
-                "`patch_size` must be a positive int or 2 or 3 positive ints. "
-                f"Received: patch_size={patch_size}"
-            )
+        sides = (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size)
+        is_right = len(sides) in (2, 3) and min(sides) >= 1
+        check(is_right, "patch_size", "a positive int, or 2 or 3 of them", patch_size)
         self.hidden_dim = hidden_dim
-        self.patch_size = patch_size
+        self.patch_size = sides
 
     def build(self, inputs_shape):
-        self._check_rank(inputs_shape)
+        self.grid(inputs_shape[1:-1])
         # Faster than the convolution that it equals, on each backend.
         self.projection = keras.layers.Dense(
             self.hidden_dim, dtype=self.dtype_policy, name="projection"
         )
-        numbers = math.prod(self.patch_size) * inputs_shape[-1]
-        self.projection.build((None, None, numbers))
+        self.projection.build((None, None, self._numbers(inputs_shape[-1])))
 
-    def _check_rank(self, inputs_shape):
-        expected_rank = len(self.patch_size) + 2
-        if len(inputs_shape) != expected_rank:
-            raise ValueError(
-                f"A patch of {len(self.patch_size)} sides needs an input of rank "
-                f"{expected_rank} (batch, sides..., channels). "
-                f"Received: input shape {tuple(inputs_shape)}"
-            )
+    def _numbers(self, channels):
+        """Counts the numbers of a patch."""
+        return math.prod(self.patch_size) * channels
 
     def call(self, inputs, visible=None):
-        inputs = self._padded(inputs)
-        batch, *sides, _ = ops.shape(inputs)
-        patches = self._cut(inputs)
-        if visible is not None:
-            return self.projection(gather_patches(patches, visible))
-        return ops.reshape(
-            self.projection(patches), (batch, *self.grid(sides), self.hidden_dim)
-        )
-
-    def _padded(self, inputs):
-        sides = ops.shape(inputs)[1:-1]
         padding = [
             (0, -side % patch)
-            for side, patch in zip(sides, self.patch_size, strict=True)
+            for side, patch in zip(
+                ops.shape(inputs)[1:-1], self.patch_size, strict=True
+            )
         ]
         if any(not isinstance(after, int) or after for _, after in padding):
             inputs = ops.pad(inputs, [(0, 0), *padding, (0, 0)])
-        return inputs
-
-    def _cut(self, inputs):
-        """Cuts out all patches, of shape `(batch, num_patches, numbers)`."""
         batch, *sides, channels = ops.shape(inputs)
         grid = [
             side // patch for side, patch in zip(sides, self.patch_size, strict=True)
         ]
-        pairs = zip(grid, self.patch_size, strict=True)
-        inputs = ops.reshape(inputs, (batch, *itertools.chain(*pairs), channels))
+        pairs = itertools.chain(*zip(grid, self.patch_size, strict=True))
+        patches = ops.reshape(inputs, (batch, *pairs, channels))
         last = 2 * len(grid) + 1
         order = (0, *range(1, last, 2), *range(2, last, 2), last)
-        numbers = math.prod(self.patch_size) * channels
-        return ops.reshape(
-            ops.transpose(inputs, order), (batch, math.prod(grid), numbers)
-        )
+        shape = (batch, math.prod(grid), self._numbers(channels))
+        patches = ops.reshape(ops.transpose(patches, order), shape)
+        if visible is not None:
+            return self.projection(gather_patches(patches, visible))
+        return ops.reshape(self.projection(patches), (batch, *grid, self.hidden_dim))
 
     def compute_output_shape(self, inputs_shape, visible_shape=None):
         if visible_shape is not None:
@@ -121,18 +99,13 @@ class PatchEmbedding(keras.layers.Layer):
         return (inputs_shape[0], *self.grid(inputs_shape[1:-1]), self.hidden_dim)
 
     def grid(self, sides):
-        """Tells how many patches an input has along each side.
+        """Counts the patches along each side, `None` where a side is unknown.
 
         Args:
             sides: tuple of ints or `None`, the input's without batch and channels.
-
-        Returns:
-            Tuple of ints, `None` where the side is unknown.
-
-        Raises:
-            ValueError: if there are more or fewer sides than a patch has.
         """
-        self._check_rank((None, *sides, None))
+        expected = f"an input with as many sides as the patch {self.patch_size}"
+        check(len(sides) == len(self.patch_size), "inputs", expected, tuple(sides))
         return tuple(
             None if side is None else -(-side // patch)
             for side, patch in zip(sides, self.patch_size, strict=True)
@@ -165,13 +138,6 @@ class PatchEmbedding(keras.layers.Layer):
         rows = ops.expand_dims(first_rows, tuple(range(2, len(corners.shape))))
         is_real = ops.logical_and(rows, ops.ones_like(corners, dtype="bool"))
         return ops.reshape(is_real, (ops.shape(is_real)[0], -1))
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "hidden_dim": self.hidden_dim,
-            "patch_size": self.patch_size,
-        }
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")

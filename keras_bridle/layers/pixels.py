@@ -4,12 +4,14 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_bridle.layers.base import ConfiguredLayer, check
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class PixelNormalization(keras.layers.Layer):
+class PixelNormalization(ConfiguredLayer):
     """Turns raw pixels of images or clips into normalized ones.
 
     `(pixels / scale - mean) / std`. As the front end of a model it makes the model take
@@ -58,33 +60,14 @@ class PixelNormalization(keras.layers.Layer):
         self._mean = np.atleast_1d(np.asarray(mean, "float64"))
         self._std = np.atleast_1d(np.asarray(std, "float64"))
         lengths = {len(self._mean), len(self._std)} - {1}
-        if len(lengths) > 1:
-            raise ValueError(
-                "`mean` and `std` must have as many values as each other. "
-                f"Received: mean={mean}, std={std}"
-            )
-        if scale <= 0 or (self._std <= 0).any():
-            raise ValueError(
-                "`std` and `scale` must be positive. "
-                f"Received: std={std}, scale={scale}"
-            )
+        check(len(lengths) < 2, "std", "as many values as `mean` has", std)
+        check((self._std > 0).all(), "std", "positive", std)
+        check(scale > 0, "scale", "positive", scale)
         self._num_channels = lengths.pop() if lengths else None
 
     @classmethod
     def for_data(cls, pixels, scale=255.0, **kwargs):
-        """Makes the layer that brings each channel to mean 0 and deviation 1.
-
-        Args:
-            pixels: array of shape `(..., channels)`.
-            scale: float, as of the layer.
-            **kwargs: other arguments of the layer but `mean` and `std`.
-
-        Returns:
-            A `PixelNormalization`.
-
-        Raises:
-            ValueError: if all pixels of a channel are alike.
-        """
+        """Makes the layer that brings each channel to mean 0 and deviation 1."""
         axes = tuple(range(np.ndim(pixels) - 1))
         pixels = np.asarray(pixels) / scale
         mean, std = pixels.mean(axes), pixels.std(axes)
@@ -93,11 +76,9 @@ class PixelNormalization(keras.layers.Layer):
     def call(self, pixels):
         pixels = ops.convert_to_tensor(pixels)
         channels = pixels.shape[-1]
-        if self._num_channels not in (None, channels) and channels != 1:
-            raise ValueError(
-                f"`mean` and `std` are for {self._num_channels} channels. "
-                f"Received: pixels of shape {tuple(pixels.shape)}"
-            )
+        is_right = channels == 1 or self._num_channels in (None, channels)
+        expected = f"pixels of {self._num_channels} channels"
+        check(is_right, "pixels", expected, tuple(pixels.shape))
         mean, std = self._mean, self._std
         if channels == 1:
             mean, std = mean.mean(keepdims=True), std.mean(keepdims=True)
@@ -109,14 +90,6 @@ class PixelNormalization(keras.layers.Layer):
 
     def compute_output_shape(self, pixels_shape):
         return tuple(pixels_shape)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "mean": self.mean,
-            "std": self.std,
-            "scale": self.scale,
-        }
 
 
 def _as_config(value):

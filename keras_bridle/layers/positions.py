@@ -7,11 +7,13 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_bridle.layers.base import ConfiguredLayer, check
+
 LAYOUTS = ("grid", "transposed_grid", "sequence")
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class SineCosinePositionEncoding(keras.layers.Layer):
+class SineCosinePositionEncoding(ConfiguredLayer):
     """Adds fixed sine-cosine positions to a grid of patch vectors.
 
     The positions are computed from the grid at hand, so any grid will do: a shorter
@@ -62,21 +64,15 @@ class SineCosinePositionEncoding(keras.layers.Layer):
 
     def __init__(self, layout="grid", trained_grid=None, **kwargs):
         super().__init__(**kwargs)
-        if layout not in LAYOUTS:
-            raise ValueError(
-                f"`layout` must be one of {LAYOUTS}. Received: layout={layout!r}"
-            )
+        check(layout in LAYOUTS, "layout", f"one of {LAYOUTS}", layout)
         self.layout = layout
         self.trained_grid = None if trained_grid is None else tuple(trained_grid)
 
     def build(self, patches_shape):
         dim = patches_shape[-1]
         divisor = 2 if self.layout == "sequence" else 4
-        if dim % divisor:
-            raise ValueError(
-                f"Positions of layout {self.layout!r} need channels that are a "
-                f"multiple of {divisor}. Received: input shape {tuple(patches_shape)}"
-            )
+        expected = f"a multiple of {divisor} for the layout {self.layout!r}"
+        check(dim % divisor == 0, "dim", expected, dim)
 
     def call(self, patches, grid=None, visible=None):
         shape = ops.shape(patches)
@@ -88,15 +84,7 @@ class SineCosinePositionEncoding(keras.layers.Layer):
         return patches + ops.cast(table, patches.dtype)
 
     def table(self, grid, dim):
-        """Computes the positions of a grid.
-
-        Args:
-            grid: tuple of ints, the number of patches along each side.
-            dim: int, number of channels.
-
-        Returns:
-            float32 tensor of shape `(num_patches, dim)`, patches in row-major order.
-        """
+        """Computes the positions of a grid, float32 of shape `(num_patches, dim)`."""
         grid = tuple(grid)
         if all(isinstance(side, int) for side in grid):
             table = _known_table(self.layout, self.trained_grid, grid, dim)
@@ -108,27 +96,13 @@ class SineCosinePositionEncoding(keras.layers.Layer):
     def compute_output_shape(self, patches_shape):
         return tuple(patches_shape)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "layout": self.layout,
-            "trained_grid": self.trained_grid,
-        }
-
 
 def check_layout(layout, sides):
-    """Raises a `ValueError` if a layout is not for so many sides.
-
-    Args:
-        layout: string.
-        sides: tuple, the patches along each side, or the sides of a patch; or an int.
-    """
+    """Raises an `ArgumentError` if a layout is not for patches of such sides."""
     is_flat = layout in ("grid", "transposed_grid")
-    if is_flat and not isinstance(sides, int) and len(sides) != 2:
-        raise ValueError(
-            f"Positions of layout {layout!r} are for patches of 2 sides. Expected: "
-            f"'sequence' for others, such as those of clips. Received: {tuple(sides)}"
-        )
+    num_sides = 2 if isinstance(sides, int) else len(sides)
+    expected = "'sequence' for patches of other than 2 sides, such as those of clips"
+    check(num_sides == 2 or not is_flat, "layout", expected, layout)
 
 
 # Without it, torch would compute the sines anew at every step.
@@ -140,54 +114,36 @@ def _known_table(layout, trained_grid, grid, dim):
 def _table(numpy, layout, trained_grid, grid, dim):
     """Positions in float64, as sines of large angles need it."""
     trained_grid = trained_grid or (None,) * len(grid)
-    if len(trained_grid) != len(grid):
-        raise ValueError(
-            "A grid must have as many sides as `trained_grid`. "
-            f"Received: grid={grid}, trained_grid={trained_grid}"
-        )
+    is_right = len(trained_grid) == len(grid)
+    check(is_right, "grid", f"of as many sides as `trained_grid` {trained_grid}", grid)
     check_layout(layout, grid)
     if layout == "sequence":
-        return _sequence_table(numpy, _places(numpy, grid, trained_grid), dim)
-    coordinates = _coordinates(numpy, layout, grid, trained_grid)
-    return numpy.concatenate(
-        [_sines_then_cosines(numpy, place, dim // 2) for place in coordinates], axis=1
-    )
-
-
-def _coordinates(numpy, layout, grid, trained_grid):
-    """Column and row of each patch."""
+        return _sequence_table(numpy, grid, trained_grid, dim)
     rows, columns = grid
     index = numpy.arange(rows * columns, dtype="int32")
     width = rows if layout == "transposed_grid" else columns
-    return (
-        _stretched(numpy, index % width, columns, trained_grid[1]),
-        _stretched(numpy, index // width, rows, trained_grid[0]),
-    )
+    column = _stretched(numpy, index % width, columns, trained_grid[1])
+    row = _stretched(numpy, index // width, rows, trained_grid[0])
+    frequencies = 10000.0 ** (-np.arange(dim // 4) / (dim // 2 / 2))
+    waves = []
+    for coordinate in (column, row):
+        angles = numpy.expand_dims(coordinate, 1) * frequencies
+        waves += [numpy.sin(angles), numpy.cos(angles)]
+    return numpy.concatenate(waves, axis=1)
 
 
-def _places(numpy, grid, trained_grid):
-    """Place of each patch in the flat sequence, that of the trained grid if any."""
+def _sequence_table(numpy, grid, trained_grid, dim):
+    """Positions of a sequence: sines at even channels, cosines at odd ones."""
     index = numpy.arange(math.prod(grid), dtype="int32")
-    place, step, trained_step = 0.0, 1, 1.0
+    position, step, trained_step = 0.0, 1, 1.0
     # From the last side, whose neighbors are neighbors in the sequence.
     for side, trained_side in reversed(list(zip(grid, trained_grid, strict=True))):
         cell = _stretched(numpy, index // step % side, side, trained_side)
-        place = place + cell * trained_step
+        position = position + cell * trained_step
         step = step * side
         trained_step = trained_step * _as_float64(numpy, trained_side or side)
-    return place
-
-
-def _sines_then_cosines(numpy, place, dim):
-    frequencies = 10000.0 ** (-np.arange(dim // 2) / (dim / 2))
-    angles = numpy.expand_dims(place, 1) * frequencies
-    return numpy.concatenate([numpy.sin(angles), numpy.cos(angles)], axis=1)
-
-
-def _sequence_table(numpy, place, dim):
-    """Positions of a sequence: sines at even channels, cosines at odd ones."""
     frequencies = 10000.0 ** (-2 * (np.arange(dim) // 2) / dim)
-    angles = numpy.expand_dims(place, 1) * frequencies
+    angles = numpy.expand_dims(position, 1) * frequencies
     is_even = np.arange(dim) % 2 == 0
     return numpy.where(is_even, numpy.sin(angles), numpy.cos(angles))
 
@@ -205,7 +161,7 @@ def _as_float64(numpy, number):
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class LearnedPositionEncoding(keras.layers.Layer):
+class LearnedPositionEncoding(ConfiguredLayer):
     """Adds learned positions to a grid of patch vectors.
 
     A smaller grid gets the positions that the trained one starts with along each side.
@@ -253,7 +209,12 @@ class LearnedPositionEncoding(keras.layers.Layer):
 
     def call(self, patches, grid=None, visible=None):
         grid = ops.shape(patches)[1:-1] if grid is None else tuple(grid)
-        self._check_grid(grid)
+        # Within TensorFlow's graphs some sides are known only as it runs.
+        fits = len(grid) == len(self.trained_grid) and not any(
+            isinstance(side, int) and side > trained
+            for side, trained in zip(grid, self.trained_grid, strict=True)
+        )
+        check(fits, "grid", f"within {self.trained_grid}", grid)
         positions = ops.convert_to_tensor(self.positions, dtype=patches.dtype)
         positions = ops.reshape(positions, (*self.trained_grid, patches.shape[-1]))
         positions = positions[tuple(slice(0, side) for side in grid)]
@@ -262,19 +223,5 @@ class LearnedPositionEncoding(keras.layers.Layer):
         positions = ops.reshape(positions, (-1, patches.shape[-1]))
         return patches + ops.take(positions, visible, axis=0)
 
-    def _check_grid(self, grid):
-        if len(grid) != len(self.trained_grid) or any(
-            # Within TensorFlow's graphs some sides are known only as it runs.
-            isinstance(side, int) and side > trained
-            for side, trained in zip(grid, self.trained_grid, strict=True)
-        ):
-            raise ValueError(
-                f"There are positions for a grid of {self.trained_grid}. "
-                f"Received: patches in a grid of {tuple(grid)}"
-            )
-
     def compute_output_shape(self, patches_shape):
         return tuple(patches_shape)
-
-    def get_config(self):
-        return {**super().get_config(), "trained_grid": self.trained_grid}

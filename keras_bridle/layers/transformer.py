@@ -5,10 +5,33 @@ import numpy as np
 from keras import ops
 
 from keras_bridle.engine import attention
+from keras_bridle.layers.base import ConfiguredLayer, check
+
+
+class _Block(ConfiguredLayer):
+    """Base of the blocks: their norms, linear maps and MLP."""
+
+    def _add(self, name, size, units=None, dtype=None):
+        """Adds a built norm of vectors of a size, or a map of them to so many units."""
+        dtype = dtype or self.dtype_policy
+        if units is None:
+            layer = keras.layers.LayerNormalization(
+                epsilon=self.layer_norm_epsilon, dtype=dtype, name=name
+            )
+        else:
+            layer = keras.layers.Dense(units, dtype=dtype, name=name)
+        layer.build((None, None, size))
+        setattr(self, name, layer)
+
+    def _mlp(self, tokens):
+        return self.mlp_output(ops.gelu(self.mlp_hidden(tokens), approximate=False))
+
+    def compute_output_shape(self, tokens_shape):
+        return tuple(tokens_shape)
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class TransformerBlock(keras.layers.Layer):
+class TransformerBlock(_Block):
     """Self-attention among all tokens, then an MLP, each with a norm in front.
 
     Args:
@@ -74,37 +97,17 @@ class TransformerBlock(keras.layers.Layer):
     def build(self, tokens_shape):
         dim = tokens_shape[-1]
         check_heads(self.num_heads, dim)
-        self.attention_norm = self._norm("attention_norm")
-        self.qkv = self._dense(3 * dim, "qkv")
-        self.attention_output = self._dense(dim, "attention_output")
-        self.mlp_norm = self._norm("mlp_norm")
-        self.mlp_hidden = self._dense(self.mlp_dim, "mlp_hidden")
-        self.mlp_output = self._dense(dim, "mlp_output")
-        token_layers = (
-            self.attention_norm,
-            self.qkv,
-            self.attention_output,
-            self.mlp_norm,
-            self.mlp_hidden,
-        )
-        for layer in token_layers:
-            layer.build((None, None, dim))
-        self.mlp_output.build((None, None, self.mlp_dim))
-
-    def _norm(self, name):
-        return keras.layers.LayerNormalization(
-            epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name=name
-        )
-
-    def _dense(self, units, name):
-        return keras.layers.Dense(units, dtype=self.dtype_policy, name=name)
+        self._add("attention_norm", dim)
+        self._add("qkv", dim, 3 * dim)
+        self._add("attention_output", dim, dim)
+        self._add("mlp_norm", dim)
+        self._add("mlp_hidden", dim, self.mlp_dim)
+        self._add("mlp_output", self.mlp_dim, dim)
 
     def call(self, tokens, padding_mask=None, training=None):
         attended = self._attend(self.attention_norm(tokens), padding_mask)
         tokens = tokens + self._dropped(attended, training)
-        hidden = self.mlp_hidden(self.mlp_norm(tokens))
-        hidden = self.mlp_output(ops.gelu(hidden, approximate=False))
-        return tokens + self._dropped(hidden, training)
+        return tokens + self._dropped(self._mlp(self.mlp_norm(tokens)), training)
 
     def _dropped(self, branch, training):
         if self.drop_path is None:
@@ -122,35 +125,16 @@ class TransformerBlock(keras.layers.Layer):
         attended = attention(query, key, value, mask)
         return self.attention_output(ops.reshape(attended, (batch, length, dim)))
 
-    def compute_output_shape(self, tokens_shape):
-        return tuple(tokens_shape)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_heads": self.num_heads,
-            "mlp_dim": self.mlp_dim,
-            "layer_norm_epsilon": self.layer_norm_epsilon,
-            "drop_path_rate": self.drop_path_rate,
-        }
-
-
-def check_drop_path_rate(drop_path_rate):
-    """Raises a `ValueError` for a rate that drops everything, or is none."""
-    if not 0.0 <= drop_path_rate < 1.0:
-        raise ValueError(
-            "`drop_path_rate` must lie in [0, 1). "
-            f"Received: drop_path_rate={drop_path_rate}"
-        )
+def check_drop_path_rate(rate):
+    """Raises an `ArgumentError` for a rate that drops everything, or is none."""
+    check(0.0 <= rate < 1.0, "drop_path_rate", "in [0, 1)", rate)
 
 
 def check_heads(num_heads, dim):
-    """Raises a `ValueError` if attention heads do not divide the tokens' size."""
-    if dim % num_heads:
-        raise ValueError(
-            "`num_heads` must divide the tokens' size. "
-            f"Received: num_heads={num_heads}, tokens of size {dim}"
-        )
+    """Raises an `ArgumentError` if attention heads do not divide the tokens' size."""
+    expected = f"a divisor of the tokens' size, {dim}"
+    check(dim % num_heads == 0, "num_heads", expected, num_heads)
 
 
 # Attention logits of pairs that must not see each other are lowered by this much.
@@ -158,7 +142,7 @@ _BLOCKED = -100.0
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class WindowTransformerBlock(keras.layers.Layer):
+class WindowTransformerBlock(_Block):
     """Cosine attention within windows of the grid, then an MLP, norms behind both.
 
     Blocks are used in turn with and without a shift, so that neighbors across a
@@ -228,57 +212,33 @@ class WindowTransformerBlock(keras.layers.Layer):
             dtype="float32",
             name="temperature",
         )
-        widths = {
-            "qkv": (dim, 3 * dim),
-            "attention_output": (dim, dim),
-            "bias_hidden": (2, self.bias_dim),
-            "bias_output": (self.bias_dim, self.num_heads),
-            "mlp_hidden": (dim, self.mlp_dim),
-            "mlp_output": (self.mlp_dim, dim),
-        }
-        for name, (width_in, width_out) in widths.items():
-            # The bias of the attention is a part of its logits: float32 throughout.
-            dtype = "float32" if name.startswith("bias") else self.dtype_policy
-            layer = keras.layers.Dense(width_out, dtype=dtype, name=name)
-            layer.build((None, width_in))
-            setattr(self, name, layer)
-        for name in ("attention_norm", "mlp_norm"):
-            norm = keras.layers.LayerNormalization(
-                epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name=name
-            )
-            norm.build((None, None, dim))
-            setattr(self, name, norm)
+        self._add("qkv", dim, 3 * dim)
+        self._add("attention_output", dim, dim)
+        # The bias of the attention is a part of its logits: float32 throughout.
+        self._add("bias_hidden", 2, self.bias_dim, "float32")
+        self._add("bias_output", self.bias_dim, self.num_heads, "float32")
+        self._add("mlp_hidden", dim, self.mlp_dim)
+        self._add("mlp_output", self.mlp_dim, dim)
+        self._add("attention_norm", dim)
+        self._add("mlp_norm", dim)
 
     def call(self, tokens, grid, padding_mask=None):
-        grid = tuple(grid)
-        window, shift = self.effective_window(grid)
-        attended = self._attend(tokens, grid, window, shift, padding_mask)
+        attended = self._attend(tokens, tuple(grid), padding_mask)
         tokens = tokens + self.attention_norm(attended)
-        hidden = ops.gelu(self.mlp_hidden(tokens), approximate=False)
-        return tokens + self.mlp_norm(self.mlp_output(hidden))
+        return tokens + self.mlp_norm(self._mlp(tokens))
 
     def effective_window(self, grid):
-        """Tells the window and the shift that a grid really gets.
+        """Gives the window and the shift that a grid really gets."""
+        window, shift = [], []
+        for side, size, by in zip(grid, self.window_size, self.shift, strict=True):
+            window.append(min(size, side))
+            shift.append(by if side > size else 0)
+            expected = f"divisors of the sides of the grid {grid} that are longer"
+            check(side % window[-1] == 0, "window_size", expected, self.window_size)
+        return tuple(window), tuple(shift)
 
-        Args:
-            grid: tuple of 2 ints, `(rows, columns)`.
-
-        Returns:
-            Tuple of two tuples of 2 ints: window and shift.
-        """
-        window = tuple(min(w, g) for w, g in zip(self.window_size, grid, strict=True))
-        shift = tuple(
-            0 if g <= w else s
-            for w, s, g in zip(self.window_size, self.shift, grid, strict=True)
-        )
-        if any(g % w for w, g in zip(window, grid, strict=True)):
-            raise ValueError(
-                "`window_size` must divide the grid of patches, side by side, where a "
-                f"side is longer. Received: window_size={self.window_size}, grid={grid}"
-            )
-        return window, shift
-
-    def _attend(self, tokens, grid, window, shift, padding_mask):
+    def _attend(self, tokens, grid, padding_mask):
+        window, shift = self.effective_window(grid)
         batch, _, dim = ops.shape(tokens)
         area = window[0] * window[1]
         windows = _to_windows(ops.reshape(tokens, (batch, *grid, dim)), window, shift)
@@ -315,32 +275,11 @@ class WindowTransformerBlock(keras.layers.Layer):
         return products / ops.maximum(norms, 1e-6) / temperature[:, None, None]
 
     def relative_bias(self, window):
-        """Computes the attention bias between the patches of a window.
-
-        Args:
-            window: tuple of 2 ints.
-
-        Returns:
-            float32 tensor of shape `(1, heads, area, area)`.
-        """
+        """Computes the bias between a window's patches, `(1, heads, area, area)`."""
         area = window[0] * window[1]
         hidden = ops.relu(self.bias_hidden(_log_offsets(window)))
         bias = ops.reshape(self.bias_output(hidden), (area, area, self.num_heads))
         return ops.transpose(bias, (2, 0, 1))[None]
-
-    def compute_output_shape(self, tokens_shape):
-        return tuple(tokens_shape)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_heads": self.num_heads,
-            "mlp_dim": self.mlp_dim,
-            "window_size": self.window_size,
-            "shift": self.shift,
-            "layer_norm_epsilon": self.layer_norm_epsilon,
-            "bias_dim": self.bias_dim,
-        }
 
 
 def _norm(vectors):
@@ -374,8 +313,8 @@ def _from_windows(windows, grid, window, shift):
 def _log_offsets(window):
     """Signed logarithms of the offsets between a window's patches, query minus key."""
     rows, columns = np.meshgrid(*(np.arange(side) for side in window), indexing="ij")
-    places = np.stack([rows.ravel(), columns.ravel()], axis=1).astype("float64")
-    offsets = places[:, None] - places[None]
+    cells = np.stack([rows.ravel(), columns.ravel()], axis=1).astype("float64")
+    offsets = cells[:, None] - cells[None]
     offsets = np.sign(offsets) * np.log1p(np.abs(offsets))
     return offsets.reshape(-1, 2).astype("float32")
 
@@ -385,8 +324,8 @@ def _region_mask(grid, window, shift):
     region = np.zeros(grid, "int32")
     for axis, (length, side, by) in enumerate(zip(grid, window, shift, strict=True)):
         if by:
-            place = np.arange(length)
-            part = (place >= length - side).astype(int) + (place >= length - by)
+            cell = np.arange(length)
+            part = (cell >= length - side).astype(int) + (cell >= length - by)
             region = region * 3 + (part[:, None] if axis == 0 else part[None])
     high, wide = window
     region = region.reshape(grid[0] // high, high, grid[1] // wide, wide)
@@ -396,43 +335,26 @@ def _region_mask(grid, window, shift):
 
 
 def check_attention(attention):
-    """Raises a `ValueError` for an unknown kind of attention."""
-    if attention not in ("global", "window"):
-        raise ValueError(
-            "`attention` must be 'global' or 'window'. "
-            f"Received: attention={attention!r}"
-        )
+    """Raises an `ArgumentError` for an unknown kind of attention."""
+    is_right = attention in ("global", "window")
+    check(is_right, "attention", "'global' or 'window'", attention)
 
 
 def attention_blocks(model):
-    """Makes the blocks that a model's own settings describe.
+    """Makes the blocks of a model by its attributes, such as `attention`, `num_layers`.
 
-    Args:
-        model: a model with the attributes `attention`, `num_layers`, `num_heads`,
-            `hidden_dim`, `mlp_dim`, `window_size`, `window_shift` and
-            `layer_norm_epsilon`.
-
-    Returns:
-        A list of layers. Windows are shifted in every other block.
+    Windows are shifted in every other block.
     """
     check_heads(model.num_heads, model.hidden_dim)
     blocks = []
     for index in range(model.num_layers):
-        common = {
-            "num_heads": model.num_heads,
-            "mlp_dim": model.mlp_dim,
-            "dtype": model.dtype_policy,
-            "name": f"transformer_block_{index}",
-        }
+        common = {"dtype": model.dtype_policy, "name": f"transformer_block_{index}"}
+        sizes = model.num_heads, model.mlp_dim
         if model.attention == "window":
             shift = model.window_shift if index % 2 else (0, 0)
-            block = WindowTransformerBlock(
-                window_size=model.window_size, shift=shift, **common
-            )
+            block = WindowTransformerBlock(*sizes, model.window_size, shift, **common)
         else:
-            block = TransformerBlock(
-                layer_norm_epsilon=model.layer_norm_epsilon, **common
-            )
+            block = TransformerBlock(*sizes, model.layer_norm_epsilon, **common)
         blocks.append(block)
     return blocks
 
@@ -440,8 +362,7 @@ def attention_blocks(model):
 def run_blocks(blocks, tokens, grid, padding_mask):
     """Runs tokens through blocks of either kind."""
     for block in blocks:
-        if isinstance(block, WindowTransformerBlock):
-            tokens = block(tokens, grid=grid, padding_mask=padding_mask)
-        else:
-            tokens = block(tokens, padding_mask=padding_mask)
+        is_windowed = isinstance(block, WindowTransformerBlock)
+        options = {"grid": grid} if is_windowed else {}
+        tokens = block(tokens, padding_mask=padding_mask, **options)
     return tokens
