@@ -4,8 +4,6 @@ import inspect
 
 import keras
 
-from keras_bridle.config import ArgumentError
-
 
 class ConfiguredLayer(keras.layers.Layer):
     """A layer that keeps its constructor's arguments as attributes of their names."""
@@ -17,6 +15,9 @@ class ConfiguredLayer(keras.layers.Layer):
 
 
 def check(is_right, argument, expected, received):
-    """Raises an `ArgumentError` unless an argument is right."""
+    """Raises a `ValueError` unless an argument is right."""
+    # Of no other class: Keras makes errors within `call()` anew, from a text alone.
     if not is_right:
-        raise ArgumentError(argument, expected, received)
+        raise ValueError(
+            f"`{argument}` must be {expected}. Received: {argument}={received!r}"
+        )

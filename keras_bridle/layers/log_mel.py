@@ -4,7 +4,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_bridle.config import ArgumentError
 from keras_bridle.layers.base import ConfiguredLayer, check
 
 # Kaldi floors the mel energies here before the logarithm: float32's epsilon.
@@ -298,10 +297,10 @@ def as_waveforms(waveforms):
     """Checks that waveforms are floats of shape `(batch, samples)`; gives float32."""
     waveforms = ops.convert_to_tensor(waveforms)
     dtype = keras.backend.standardize_dtype(waveforms.dtype)
-    if len(waveforms.shape) != 2 or "float" not in dtype:
-        expected = "floats in [-1, 1] of shape (batch, samples); divide 16-bit by 32768"
-        received = f"{dtype} of shape {tuple(waveforms.shape)}"
-        raise ArgumentError("waveforms", expected, received)
+    is_right = len(waveforms.shape) == 2 and "float" in dtype
+    expected = "floats in [-1, 1] of shape (batch, samples); divide 16-bit by 32768"
+    received = f"{dtype} of shape {tuple(waveforms.shape)}"
+    check(is_right, "waveforms", expected, received)
     return ops.cast(waveforms, "float32")
 
 

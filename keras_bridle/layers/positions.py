@@ -98,7 +98,7 @@ class SineCosinePositionEncoding(ConfiguredLayer):
 
 
 def check_layout(layout, sides):
-    """Raises an `ArgumentError` if a layout is not for patches of such sides."""
+    """Raises a `ValueError` if a layout is not for patches of such sides."""
     is_flat = layout in ("grid", "transposed_grid")
     num_sides = 2 if isinstance(sides, int) else len(sides)
     expected = "'sequence' for patches of other than 2 sides, such as those of clips"

@@ -127,12 +127,12 @@ class TransformerBlock(_Block):
 
 
 def check_drop_path_rate(rate):
-    """Raises an `ArgumentError` for a rate that drops everything, or is none."""
+    """Raises a `ValueError` for a rate that drops everything, or is none."""
     check(0.0 <= rate < 1.0, "drop_path_rate", "in [0, 1)", rate)
 
 
 def check_heads(num_heads, dim):
-    """Raises an `ArgumentError` if attention heads do not divide the tokens' size."""
+    """Raises a `ValueError` if attention heads do not divide the tokens' size."""
     expected = f"a divisor of the tokens' size, {dim}"
     check(dim % num_heads == 0, "num_heads", expected, num_heads)
 
@@ -335,7 +335,7 @@ def _region_mask(grid, window, shift):
 
 
 def check_attention(attention):
-    """Raises an `ArgumentError` for an unknown kind of attention."""
+    """Raises a `ValueError` for an unknown kind of attention."""
     is_right = attention in ("global", "window")
     check(is_right, "attention", "'global' or 'window'", attention)
 

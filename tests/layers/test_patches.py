@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from harness import to_numpy
 
-from keras_bridle.layers.patches import PatchEmbedding
+from keras_bridle.layers.patches import ClassToken, PatchEmbedding
 
 
 def reference(x, sides, kernel, bias):
@@ -74,12 +74,23 @@ def test_padding_mask_counts_patches_whose_first_row_is_real():
 
 @pytest.mark.parametrize("patch", [(4,), (2, 2, 2, 2), (0, 4), 0])
 def test_wrong_patch_size(patch):
-    with pytest.raises(ValueError, match=r"`patch_size` must be .* Received"):
+    with pytest.raises(ValueError, match="patch_size"):
         PatchEmbedding(8, patch)
 
 
 def test_wrong_rank():
-    with pytest.raises(ValueError, match=r"patch of 3 sides needs .* rank 5"):
+    with pytest.raises(ValueError, match="as many sides"):
         PatchEmbedding(8, (2, 4, 4)).build((None, 8, 8, 1))
-    with pytest.raises(ValueError, match=r"patch of 2 sides needs .* rank 4"):
+    with pytest.raises(ValueError, match="as many sides"):
         PatchEmbedding(4, 3).grid((8, 64, 64))
+
+
+def test_same_token_in_front_of_every_sequence():
+    tokens = np.random.default_rng(0).normal(size=(3, 4, 6)).astype("float32")
+    layer = ClassToken()
+    out = to_numpy(layer(tokens))
+    token = to_numpy(layer.class_token)[0, 0]
+    np.testing.assert_array_equal(out[:, 0], np.broadcast_to(token, (3, 6)))
+    np.testing.assert_array_equal(out[:, 1:], tokens)
+    assert 0 < np.abs(token).max() < 0.15
+    assert layer.compute_output_shape((None, None, 6)) == (None, None, 6)

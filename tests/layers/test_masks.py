@@ -1,0 +1,234 @@
+import math
+
+import numpy as np
+import pytest
+from harness import run, to_numpy
+from keras import ops
+
+from keras_bridle.layers.masks import (
+    BlockMask,
+    InverseBlockMask,
+    PatchMask,
+    RandomMask,
+    TimeFrequencyMask,
+    TubeMask,
+    gather_patches,
+    num_kept,
+    restore_order,
+)
+
+GRID = (14, 14)
+MASKS = (RandomMask, TubeMask, BlockMask, InverseBlockMask, TimeFrequencyMask)
+
+
+def drawn(layer, batch=8, grid=GRID):
+    patches = np.zeros((batch, math.prod(grid), 1), "float32")
+    return to_numpy(run(lambda: layer(patches, grid=grid), layer))
+
+
+def cells(indices, grid=GRID):
+    """Where the patches of such indices lie: bool `(batch, rows, columns)`."""
+    found = np.zeros((len(indices), math.prod(grid)), bool)
+    np.put_along_axis(found, indices, True, axis=1)
+    return found.reshape(-1, *grid)
+
+
+@pytest.mark.parametrize("rest", [(), (5,), (2, 3)])
+def test_gather_picks_each_examples_own(rest):
+    rng = np.random.default_rng(0)
+    patches = rng.normal(size=(3, 7, *rest)).astype("float32")
+    # As many as there are examples: then TensorFlow's `ops.add` would take a column of
+    # offsets for a bias.
+    for count in (3, 4):
+        indices = np.stack([rng.permutation(7)[:count] for _ in range(3)])
+        indices = indices.astype("int32")
+        picked = to_numpy(gather_patches(ops.convert_to_tensor(patches), indices))
+        expected = patches[np.arange(3)[:, None], indices]
+        np.testing.assert_array_equal(picked, expected)
+
+
+def test_gathered_patches_come_back_in_order():
+    rng = np.random.default_rng(1)
+    order = np.stack([rng.permutation(9) for _ in range(4)]).astype("int32")
+    mask = PatchMask(*map(ops.convert_to_tensor, (order[:, :3], order[:, 3:])))
+    patches = ops.convert_to_tensor(rng.normal(size=(4, 9, 2)).astype("float32"))
+    parts = [gather_patches(patches, indices) for indices in mask]
+    restored = gather_patches(ops.concatenate(parts, axis=1), restore_order(mask))
+    np.testing.assert_array_equal(to_numpy(restored), to_numpy(patches))
+
+
+@pytest.mark.parametrize(
+    ("length", "ratio", "kept"),
+    [(10, 0.8, 2), (100, 0.8, 20), (512, 0.8, 102), (4, 0.99, 1), (4, 0.01, 3)],
+)
+def test_num_kept(length, ratio, kept):
+    assert num_kept(length, ratio) == kept
+
+
+@pytest.mark.parametrize(
+    ("layer", "grid", "count"),
+    [
+        (RandomMask(0.8), (10,), 2),
+        (RandomMask(0.6), (3, 11), 13),
+        (TubeMask(0.9), (8, 14, 14), 8 * 19),
+        (TubeMask(0.5), (3, 7), 3 * 3),
+        (TubeMask(0.9), (4, 3, 6), 4),
+        (BlockMask(0.4), GRID, 117),
+        (BlockMask(0.8), (64, 8), 102),
+        (BlockMask(0.5), (1, 9), 4),
+        (InverseBlockMask(0.8, 3), GRID, 39),
+        (InverseBlockMask(0.5, 4), (2, 9), 9),
+        (InverseBlockMask(0.9, 1), GRID, 19),
+        (TimeFrequencyMask(0.7, 0.25), (10, 4), 3 * 3),
+    ],
+)
+def test_counts_cover_and_do_not_overlap(layer, grid, count):
+    mask = drawn(layer, grid=grid)
+    length = math.prod(grid)
+    assert mask.visible.shape == (8, count)
+    assert mask.visible.dtype == mask.masked.dtype == np.int32
+    both = np.sort(np.concatenate(mask, axis=1), axis=1)
+    np.testing.assert_array_equal(both, np.tile(np.arange(length), (8, 1)))
+    if not isinstance(layer, RandomMask):
+        assert all((np.diff(indices, axis=1) > 0).all() for indices in mask)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_seed(kind):
+    patches = np.zeros((8, 196, 1), "float32")
+    first, second, other = kind(seed=3), kind(seed=3), kind(seed=4)
+    one, two, later, third = (
+        to_numpy(layer(patches, grid=GRID).visible)
+        for layer in (first, second, first, other)
+    )
+    np.testing.assert_array_equal(one, two)
+    assert (later != one).any() and (third != one).any()
+    assert (one[0] != one[1]).any()
+
+
+def test_smallest_noise_stays_visible():
+    rng = np.random.default_rng(0)
+    noise = rng.uniform(size=(3, 12)).astype("float32")
+    order = np.argsort(noise, axis=1)
+    mask = to_numpy(RandomMask(0.75)(np.zeros((3, 12, 2)), noise=noise))
+    np.testing.assert_array_equal(mask.visible, order[:, :3])
+    mask = to_numpy(TubeMask(0.75)(np.zeros((3, 48, 2)), grid=(4, 3, 4), noise=noise))
+    first = np.sort(order[:, :3], axis=1)
+    frames = mask.visible.reshape(3, 4, 3) - 12 * np.arange(4)[:, None]
+    np.testing.assert_array_equal(frames, np.tile(first[:, None], (1, 4, 1)))
+    # Equal noise hides no patch that it shows.
+    noise = np.float32([[0.5, 0.5, 0.1, 0.5, 0.9, 0.5]])
+    mask = to_numpy(RandomMask(0.5)(np.zeros((1, 6, 2)), noise=noise))
+    both = np.sort(np.concatenate(mask, axis=1))
+    np.testing.assert_array_equal(both, [np.arange(6)])
+
+
+def test_whole_rows_and_columns_are_hidden():
+    rng = np.random.default_rng(0)
+    rows, columns = rng.uniform(size=(3, 10)), rng.uniform(size=(3, 4))
+    layer = TimeFrequencyMask(0.7, 0.25)
+    mask = to_numpy(layer(np.zeros((3, 40, 1)), grid=(10, 4), noise=(rows, columns)))
+    for example in range(3):
+        row = np.isin(np.arange(10), np.argsort(rows[example])[:3])
+        column = np.isin(np.arange(4), np.argsort(columns[example])[:3])
+        seen = row[:, None] & column
+        np.testing.assert_array_equal(mask.visible[example], np.flatnonzero(seen))
+        np.testing.assert_array_equal(mask.masked[example], np.flatnonzero(~seen))
+
+
+@pytest.mark.parametrize(
+    ("layer", "grid"),
+    [
+        (RandomMask(0.5, seed=0), (4, 4)),
+        (TubeMask(0.5, seed=0), (1, 8)),
+        (TimeFrequencyMask(0.5, 0.25, seed=0), (4, 4)),
+    ],
+)
+def test_every_patch_is_seen_as_often(layer, grid):
+    counts = cells(drawn(layer, 4000, grid).visible, grid).sum(axis=0)
+    # Their standard deviation is 32.
+    assert np.abs(counts - counts.mean()).max() < 140
+
+
+def test_blocks_are_rectangles():
+    hidden = cells(drawn(BlockMask(0.4, seed=0), 200).masked)
+    # Neighbors that are both hidden or both visible: half of them by chance.
+    alike = (hidden[:, 1:] == hidden[:, :-1]).mean()
+    assert alike + (hidden[:, :, 1:] == hidden[:, :, :-1]).mean() > 2 * 0.85
+    # A single block that is larger than what is to be hidden: its middle is.
+    layer = BlockMask(0.09, block_share=(0.25, 0.25), aspect_ratio=(1, 1), seed=0)
+    for example in cells(drawn(layer, 50).masked):
+        rows, columns = np.nonzero(example)
+        # 18 patches from the middle of a block of 7 x 7 are within 5 x 5.
+        assert len(rows) == 18 and max(np.ptp(rows), np.ptp(columns)) <= 4
+    # 20 patches, 2 rows of 9 and a little of a second block.
+    wide = cells(drawn(BlockMask(0.1, (0.1, 0.1), (0.25, 0.25), seed=0), 300).masked)
+    num_rows, num_columns = (wide.any(axis=a).sum(axis=1).mean() for a in (2, 1))
+    assert num_rows < num_columns / 2
+
+
+def test_blocks_lie_nearly_evenly():
+    share = cells(drawn(BlockMask(0.4, seed=0), 3000).masked).mean(axis=0)
+    assert share.mean() == pytest.approx(79 / 196)
+    # Few blocks reach the corners: 4 % to 75 % with BEiT's own loop.
+    assert 0.02 < share.min() < 0.06
+    assert 0.7 < share.max() < 0.85
+    for flipped in (share[::-1], share[:, ::-1]):
+        np.testing.assert_allclose(share, flipped, atol=0.06)
+    share = cells(drawn(InverseBlockMask(0.8, seed=0), 3000).visible).mean(axis=0)
+    assert share.mean() == pytest.approx(39 / 196)
+    assert share.min() > 0.01
+    for flipped in (share[::-1], share.T):
+        np.testing.assert_allclose(share, flipped, atol=0.05)
+
+
+def test_visible_blocks_are_squares():
+    visible = cells(drawn(InverseBlockMask(0.8, seed=0), 200).visible)
+    padded = np.pad(visible, [(0, 0), (1, 1), (1, 1)]).astype(int)
+    near = padded[:, 1:-1, 2:] + padded[:, 1:-1, :-2]
+    near = near + padded[:, 2:, 1:-1] + padded[:, :-2, 1:-1]
+    # 2.7 of 4 neighbors in a block of 3 x 3; 0.8 would be chance.
+    assert 2.0 < near[visible].mean() < 3.2
+    # 9 of 144 patches: a single block.
+    layer = InverseBlockMask(1 - 9 / 144, 3, seed=0)
+    for example in cells(drawn(layer, 50, (12, 12)).visible, (12, 12)):
+        rows, columns = np.nonzero(example)
+        assert np.ptp(rows) == np.ptp(columns) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (RandomMask, {"mask_ratio": 1.0}),
+        (TubeMask, {"mask_ratio": 0}),
+        (BlockMask, {"block_share": (0.5, 0.1)}),
+        (BlockMask, {"aspect_ratio": (0, 1)}),
+        (InverseBlockMask, {"block_size": 0}),
+        (TimeFrequencyMask, {"time_mask_ratio": 0.0}),
+        (TimeFrequencyMask, {"frequency_mask_ratio": 1.5}),
+    ],
+)
+def test_wrong_arguments(kind, settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        kind(**settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "grid"),
+    [
+        (RandomMask, (1,)),
+        (TubeMask, (72,)),
+        (TubeMask, (4, 3, 5)),
+        (TubeMask, (72, 1, 1)),
+        (BlockMask, (2, 7, 14)),
+        (BlockMask, (14, 13)),
+        (InverseBlockMask, (14, 13)),
+        (TimeFrequencyMask, (72, 1)),
+        (TimeFrequencyMask, (8, 8)),
+        (TimeFrequencyMask, (2, 6, 6)),
+    ],
+)
+def test_wrong_grids(kind, grid):
+    num_patches = 1 if kind is RandomMask else 196 if "Block" in kind.__name__ else 72
+    with pytest.raises(ValueError, match=r"grid|length"):
+        kind()(np.zeros((2, num_patches, 1)), grid=grid)
