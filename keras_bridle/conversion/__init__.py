@@ -8,6 +8,7 @@ from keras_bridle.conversion.published_state import read_published_state
 from keras_bridle.conversion.published_video import from_published_video
 from keras_bridle.conversion.published_weights import (
     PublishedWeight,
+    load_published,
     load_published_backbone,
     load_published_classifier,
     load_published_decoder,
@@ -22,6 +23,7 @@ __all__ = [
     "PublishedResidualQuantizer",
     "PublishedWeight",
     "from_published_video",
+    "load_published",
     "load_published_backbone",
     "load_published_classifier",
     "load_published_decoder",

@@ -9,18 +9,17 @@ import numpy as np
 def read_published_state(path, key=None):
     """Reads weights from a `.pth`, `.pt`, `.bin` or `.safetensors` file.
 
-    A file of PyTorch is a pickle, which could run any code when it is read. So only
+    A PyTorch file is a pickle, which could run any code when it is read. So only
     arrays, plain containers, numbers and the arguments of a command line are let in.
 
     Args:
         path: string or path of the file. PyTorch's need the package `torch`, the others
             `safetensors`.
-        key: optional string, the entry that holds the weights, where there are several
-            that might, such as those of a model and their moving averages.
+        key: optional string, the entry that holds the weights, if several might, such
+            as those of a model and their moving averages.
 
     Returns:
-        Dict of NumPy arrays by name, for the `load_published_*` functions. Halves are
-        float32.
+        Dict of NumPy arrays by name, for `load_published()`. Halves are float32.
 
     Raises:
         ImportError: if the package that reads the file is missing.
@@ -47,54 +46,49 @@ def read_published_state(path, key=None):
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}")
     read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
-    content = read(path)
-    state = content if key is None else _entry(content, key, path)
-    return {name: _as_array(value) for name, value in _weights(state, path).items()}
+    try:
+        content = read(path)
+    except ImportError as error:
+        raise ImportError(
+            f"{path.name} needs a package that is not installed: `pip install "
+            f"{error.name}`"
+        ) from error
+    # Damage shows in many kinds of errors, objects that are not let in, in one.
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read safely: it is damaged, or holds more than weights"
+        ) from error
+    return {name: _as_array(x) for name, x in _weights(content, key, path).items()}
 
 
 def _read_safetensors(path):
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-    except ImportError as error:
-        raise _missing("safetensors", path) from error
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise _unreadable(path, error) from error
+    from safetensors.numpy import load_file
+
+    return load_file(path)
 
 
 def _read_torch(path):
-    try:
-        import torch
-    except ImportError as error:
-        raise _missing("torch", path) from error
-    try:
-        # Training scripts save their arguments beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    # Damage shows in many kinds of errors, objects that are not let in, in one.
-    except Exception as error:
-        raise _unreadable(path, error) from error
+    import torch
+
+    # Training scripts save their arguments beside the weights.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _entry(content, key, path):
-    if not isinstance(content, dict) or key not in content:
-        names = list(content) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path} has no entry `key`. Received: key={key!r}, {names}")
-    return content[key]
-
-
-def _weights(content, path):
-    """Finds the dictionary of arrays: all there is, or the only one in it."""
-    if _is_state(content):
+def _weights(content, key, path):
+    """Finds the dictionary of arrays: all there is, the `key`, or the only one."""
+    if key is None and _is_state(content):
         return content
     entries = content if isinstance(content, dict) else {}
-    found = [name for name, value in entries.items() if _is_state(value)]
+    found = [
+        name
+        for name, value in entries.items()
+        if _is_state(value) and key in (None, name)
+    ]
     if len(found) != 1:
         raise ValueError(
             f"{path} must hold one dictionary of weights, or `key` name which. "
-            f"It has {found or 'none'} among {list(entries)}"
+            f"Received: key={key!r}, {found or 'none'} among {list(entries)}"
         )
     return content[found[0]]
 
@@ -109,22 +103,8 @@ def _is_state(value):
 
 def _as_array(value):
     if not isinstance(value, np.ndarray):
-        # NumPy does not know all that PyTorch does.
+        # NumPy does not know all dtypes of PyTorch.
         value = value.float() if value.dtype.is_floating_point else value
         value = value.detach().numpy()
     is_half = value.dtype.itemsize == 2 and value.dtype.kind not in "iu"
     return value.astype("float32") if is_half else value
-
-
-def _missing(package, path):
-    return ImportError(
-        f"{path.name} is read with the package {package!r}, which is not installed: "
-        f"`pip install {package}`"
-    )
-
-
-def _unreadable(path, error):
-    return ValueError(
-        f"{path} cannot be read safely: it is damaged, or holds more than weights "
-        f"({str(error).strip().partition(chr(10))[0]})"
-    )

@@ -24,10 +24,10 @@ _SCALED = {"gamma_1": "attn.proj", "gamma_2": "mlp.fc2"}
 def from_published_video(state):
     """Brings a published video state dict to the names of the audio and image code.
 
-    The result is what the `load_published_...` functions read. Where the video networks
-    lack a bias that ours have, it is zero: that of the keys, which attention does not
-    depend on, and that of the map from encoder to decoder. A block's scale for each
-    channel, if there is one, is multiplied into the layer in front of it.
+    The result is what `load_published()` reads. Biases that the video networks lack are
+    zero: that of the keys, on which attention does not depend, and that of the map from
+    encoder to decoder. A block's scales of channels are multiplied into the layer
+    before them.
 
     Args:
         state: dict of NumPy arrays by name, a published state dict of whole models

@@ -1,19 +1,12 @@
 import keras
 import numpy as np
 import pytest
-from harness import to_numpy
+from harness import perturb, run, to_numpy
 
-from keras_bridle.conversion.published_weights import (
-    load_published_backbone,
-    load_published_decoder,
-    load_published_estimator,
-    load_published_random_projection,
-    load_published_tokenizer,
-    published_block_weights,
-    published_weights,
-)
+from keras_bridle.conversion.published_weights import load_published, published_weights
 from keras_bridle.layers.transformer import TransformerBlock, WindowTransformerBlock
 from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.classifier import BridleAudioClassifier
 from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
 from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
 from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
@@ -25,40 +18,26 @@ def backbone():
     return BridleBackbone(patch_size=(4, 2), input_dims=(8, 8, 3), **SIZES)
 
 
-def decoder():
-    made = CodeDecoder(2, 8, **SIZES, attention="window")
-    made.build((None, None, 12))
-    return made
-
-
-def estimator():
-    made = FeatureEstimator(12, **SIZES)
-    made.build((None, None, 6))
-    return made
+def built(part, *shape):
+    part.build((None, *shape))
+    return part
 
 
 def quantizer():
     return ResidualQuantizer(2, 8, dim=6)
 
 
-def tokenizer():
-    return BridleTokenizer(backbone(), quantizer())
-
-
-def random_projection():
-    made = RandomProjectionTokenizer((4, 2), 16, quantizer(), position_layout="grid")
-    made.build((None, 8, 8, 3))
-    return made
-
-
-LOADERS = {
-    "backbone": (backbone, load_published_backbone),
-    "decoder": (decoder, load_published_decoder),
-    "estimator": (estimator, load_published_estimator),
-    "tokenizer": (tokenizer, load_published_tokenizer),
-    "random_projection": (random_projection, load_published_random_projection),
+PARTS = {
+    "backbone": backbone,
+    "decoder": lambda: built(CodeDecoder(2, 8, **SIZES, attention="window"), None, 12),
+    "estimator": lambda: built(FeatureEstimator(12, **SIZES), None, 6),
+    "tokenizer": lambda: BridleTokenizer(backbone(), quantizer()),
+    "random_projection": lambda: built(
+        RandomProjectionTokenizer((4, 2), 16, quantizer(), position_layout="grid"),
+        *(8, 8, 3),
+    ),
 }
-each_part = pytest.mark.parametrize(("make", "load"), LOADERS.values(), ids=LOADERS)
+each_part = pytest.mark.parametrize("make", PARTS.values(), ids=PARTS)
 
 
 def state_of(part, prefix=""):
@@ -80,12 +59,11 @@ def state_of(part, prefix=""):
 
 
 @each_part
-def test_loads_every_weight(make, load):
+def test_loads_every_weight(make):
     part = make()
     state = state_of(part, "model.")
     extra = {"model.pos_embed": np.zeros(3), "other.blocks.9.norm1.bias": np.zeros(2)}
-    names = load(part, state | extra, "model.")
-    assert names == set(state)
+    assert load_published(part, state | extra, "model.") == set(state)
     for name, weight in published_weights(part).items():
         array = state[f"model.{name}"]
         found = weight.to_published(to_numpy(weight.variable)).reshape(array.shape)
@@ -95,10 +73,26 @@ def test_loads_every_weight(make, load):
     assert not left
 
 
+@each_part
+def test_wrong_states_are_named_and_change_nothing(make):
+    part = make()
+    state = state_of(part)
+    before = to_numpy(part.weights)
+    gone = sorted(published_weights(part))[-1]
+    without = {name: array for name, array in state.items() if name != gone}
+    with pytest.raises(ValueError, match=f"lacks 1 weights.*{gone}"):
+        load_published(part, without)
+    name = next(name for name in state if name.endswith("weight"))
+    with pytest.raises(ValueError, match=rf"'{name}' in `state` .*\(3, 5\)"):
+        load_published(part, state | {name: np.zeros((3, 5), "float32")})
+    for old, weight in zip(before, part.weights, strict=True):
+        np.testing.assert_array_equal(old, to_numpy(weight))
+
+
 def test_layouts():
     part = backbone()
     state = state_of(part)
-    load_published_backbone(part, state)
+    load_published(part, state)
     dense = part.blocks[1].mlp_hidden
     np.testing.assert_array_equal(
         to_numpy(dense.kernel), state["blocks.1.mlp.fc1.weight"].T
@@ -109,49 +103,76 @@ def test_layouts():
     assert kernel[3, 1, 2, 7] == published[7, 2, 3, 1]
 
 
-@each_part
-def test_missing_weight_is_named_and_nothing_changes(make, load):
-    part = make()
-    state = state_of(part)
-    gone = sorted(published_weights(part))[-1]
-    del state[gone]
-    before = [to_numpy(weight) for weight in part.weights]
-    with pytest.raises(ValueError, match=f"lacks 1 weights.*{gone}"):
-        load(part, state)
-    for old, weight in zip(before, part.weights, strict=True):
-        np.testing.assert_array_equal(old, to_numpy(weight))
-
-
-@each_part
-def test_wrong_shape_is_named(make, load):
-    part = make()
-    state = state_of(part)
-    name = next(name for name in state if name.endswith("weight"))
-    state[name] = np.zeros((3, 5), "float32")
-    with pytest.raises(ValueError, match=rf"'{name}' in `state` .*\(3, 5\)"):
-        load(part, state)
-
-
-def test_deeper_network():
+def test_deeper_networks_and_wrong_parts():
     part = backbone()
-    state = state_of(part) | {"blocks.2.norm1.bias": np.zeros(16)}
-    with pytest.raises(ValueError, match=r"blocks that .* lacks: .*blocks\.2\.norm1"):
-        load_published_backbone(part, state)
-
-
-def test_wrong_part():
-    with pytest.raises(ValueError, match=r"Expected a CodeDecoder. Received: BridleB"):
-        load_published_decoder(backbone(), {})
-    with pytest.raises(ValueError, match=r"`part` must be one of .*Received: Dense"):
-        published_weights(keras.layers.Dense(3))
-    with pytest.raises(ValueError, match=r"`part` must be built first"):
-        published_weights(CodeDecoder(2, 8, **SIZES))
+    deeper = state_of(part) | {"blocks.2.norm1.bias": np.zeros(16)}
+    with pytest.raises(ValueError, match=r"blocks\.2\.norm1"):
+        load_published(part, deeper)
+    for wrong in (keras.layers.Dense(3), CodeDecoder(2, 8, **SIZES)):
+        with pytest.raises(ValueError, match="`part` must be"):
+            published_weights(wrong)
 
 
 @pytest.mark.parametrize("kind", [TransformerBlock, WindowTransformerBlock])
 def test_block_weights_are_all_of_them(kind):
-    block = kind(2, 8)
-    block.build((None, None, 12))
-    weights = published_block_weights(block)
-    ours = {id(weight.variable) for weight in weights.values()}
+    block = built(kind(2, 8), None, 12)
+    ours = {id(weight.variable) for weight in published_weights(block).values()}
     assert ours == {id(weight) for weight in block.weights}
+
+
+def classifier(seed=0, rows=8, pooling="mean", **settings):
+    encoder = BridleBackbone(4, input_dims=(rows, 12, 1), **SIZES, **settings)
+    made = BridleAudioClassifier(encoder, 3, pooling=pooling, compile=False)
+    perturb(made.weights, seed)
+    return made
+
+
+def classifier_state(made, prefix=""):
+    return {
+        prefix + name: np.array(weight.to_published(to_numpy(weight.variable)))
+        for name, weight in published_weights(made).items()
+    }
+
+
+def logits(made):
+    x = np.random.default_rng(0).normal(size=(2, 8, 12, 1)).astype("float32")
+    return run(lambda: made(x), made)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+def test_classifier(pooling):
+    original, loaded = classifier(pooling=pooling), classifier(1, pooling=pooling)
+    state = classifier_state(original, "model.")
+    positions = original.backbone.position_encoding.table((2, 3), 16)
+    table = np.concatenate([np.zeros((1, 16)), to_numpy(positions)])
+    state["model.pos_embed"] = table[None]
+    names = load_published(loaded, state, "model.")
+    assert names == set(state) - {"model.pos_embed"}
+    np.testing.assert_array_equal(logits(loaded), logits(original))
+    assert ("model.fc_norm.bias" in names) == (pooling == "mean")
+    assert ("model.norm.bias" in names) == (pooling == "first")
+
+
+def test_learned_positions():
+    original = classifier(position_layout="learned")
+    loaded = classifier(1, position_layout="learned")
+    state = classifier_state(original)
+    # Published ones have a row of their own for the class token.
+    row = np.full((1, 1, 16), 0.5, "float32")
+    state["pos_embed"] = np.concatenate([row, state["pos_embed"]], axis=1)
+    state["cls_token"] = state["cls_token"] - row
+    assert load_published(loaded, state) == set(state)
+    np.testing.assert_allclose(logits(loaded), logits(original), 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "layout, rows", [("transposed_grid", 8), ("grid", 12), ("sequence", 8)]
+)
+def test_other_positions_are_an_error(layout, rows):
+    loaded = classifier()
+    other = classifier(rows=rows, position_layout=layout).backbone
+    table = to_numpy(other.position_encoding.table((rows // 4, 3), 16))
+    table = np.concatenate([np.zeros((1, 16)), table])
+    state = classifier_state(loaded) | {"pos_embed": table[None]}
+    with pytest.raises(ValueError, match="positions in `state` are not"):
+        load_published(loaded, state)
