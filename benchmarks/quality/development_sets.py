@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_bridle.data.readers import read_clip
+from keras_bridle.data.readers import AudioReader
 from keras_bridle.data.samples import load_fashion, load_syllables, synthetic_pans
 
 
@@ -27,11 +27,12 @@ def other_speaker(directory, num_samples):
     """
     folders = Path(directory, "usr/share/gcin-voice/ogg")
     initials, parts = known_syllables()
+    read = AudioReader(num_samples=num_samples)
     found = {"train": [], "test": []}
     for path in sorted(folders.glob("*/3.ogg")):
         syllable = re.sub(r"\d$", "", path.parent.name)
         if syllable in initials:
-            clip = read_clip(str(path), num_samples, 16000)
+            clip = read(str(path), (0.0, 0.5, 0.5))
             found[parts[syllable]].append((clip, initials[syllable]))
     return [
         (np.stack([clip for clip, _ in pairs]), np.array([i for _, i in pairs]))

@@ -188,14 +188,8 @@ def file_dataset(backbone, manifest, batch_size, **options):
         A `tf.data.Dataset` of tuples `(inputs, places)`; files that cannot be read are
         left out.
     """
-    numbered = type(manifest)(
-        manifest.files,
-        labels=range(len(manifest)),
-        class_names=range(len(manifest)),
-        **({"segments": manifest.segments} if hasattr(manifest, "segments") else {}),
-    )
     make_dataset = _DATASETS[modality_of(backbone)]
-    return make_dataset(numbered, batch_size=batch_size, **options)
+    return make_dataset(manifest.numbered(), batch_size=batch_size, **options)
 
 
 def clip_shape(backbone, options):

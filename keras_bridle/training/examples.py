@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_bridle.config import ArgumentError
 from keras_bridle.data.files import ReadReport
-from keras_bridle.data.pipeline import build_dataset
+from keras_bridle.data.pipeline import file_dataset
 from keras_bridle.data.readers import import_tensorflow
 from keras_bridle.data.video_reader import VideoReader
 from keras_bridle.training.batches import ArrayBatches, epoch_order
@@ -317,7 +317,7 @@ def file_views(
     Returns:
         A list of `FileExamples`, one for each view.
     """
-    reader = VideoReader(num_frames, sampling_rate, image_size, channels)
+    reader = VideoReader(image_size, num_frames, sampling_rate, channels)
     read_report = ReadReport() if read_report is None else read_report
     return [
         FileExamples(
@@ -330,33 +330,9 @@ def file_views(
     ]
 
 
-def _clips_at(reader, position, manifest, *, batch_size, strict, report, **_):
-    """Makes a data set of the clips that lie at one place of their files."""
-
-    def read(index, position):
-        path = manifest.files[index]
-        clip = reader.read(path, position)
-        if clip.missing:
-            report.add_incomplete(path, clip.missing)
-        return clip.frames
-
-    return build_dataset(
-        manifest,
-        read,
-        shape=(reader.num_frames, *reader.image_size, reader.channels),
-        dtype="uint8",
-        position=position,
-        batch_size=batch_size,
-        shuffle=False,
-        repeat=False,
-        drop_remainder=False,
-        labels=True,
-        seed=0,
-        initial_epoch=0,
-        strict=strict,
-        report=report,
-        num_parallel=None,
-    )
+def _clips_at(reader, position, files, *, crop=None, **options):
+    """Makes a data set of the clips that lie at one position of their files."""
+    return file_dataset(files, reader, crop=position, **options)
 
 
 def _positions(segments, crops):

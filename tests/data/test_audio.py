@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sound_files import noise, which, write, write_constants
 
-from keras_bridle.data import pipeline
+from keras_bridle.data import clips
 from keras_bridle.data import readers as soundfile_audio
 from keras_bridle.data.files import ReadReport
 from keras_bridle.data.layouts import AudioManifest
@@ -320,7 +320,7 @@ def test_a_lost_disk_is_an_error(tmp_path):
 
 
 def test_many_unreadable_files_among_readable_ones_are_no_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "_MAX_FAILURES", 10)
+    monkeypatch.setattr(clips, "_MAX_FAILURES", 10)
     files = write_constants(tmp_path, 8)
     missing = [str(tmp_path / f"none{i}.wav") for i in range(24)]
     mixed = [name for i in range(8) for name in (files[i], *missing[3 * i : 3 * i + 3])]

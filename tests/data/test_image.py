@@ -9,7 +9,7 @@ from PIL import Image
 from keras_bridle.data.files import ReadReport
 from keras_bridle.data.layouts import ImageManifest
 from keras_bridle.data.pipeline import image_dataset
-from keras_bridle.data.readers import read_image
+from keras_bridle.data.readers import ImageReader
 
 
 def batches(dataset, count=None):
@@ -52,7 +52,7 @@ def test_formats_sizes_and_colors_may_be_mixed(tmp_path):
     color, same, gray = batches(image_dataset(tmp_path, batch_size=3, image_size=24))[0]
     assert np.abs(color.astype(int) - same).mean() < 3
     assert (gray[..., 0] == gray[..., 2]).all()
-    np.testing.assert_array_equal(color, read_image(tmp_path / "a.jpg", 24))
+    np.testing.assert_array_equal(color, ImageReader(24)(tmp_path / "a.jpg"))
 
 
 def test_labels_stay_with_their_files(tmp_path):

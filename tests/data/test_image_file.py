@@ -7,7 +7,24 @@ import pytest
 from image_files import gradient
 from PIL import Image
 
-from keras_bridle.data.readers import as_size, fit_array, read_image
+from keras_bridle.data.readers import ImageReader, as_size
+
+
+def read_image(path, size=None, channels=3, position=(0.5, 0.5)):
+    """Reads an image, by default as large as it is."""
+    if size is None:
+        with Image.open(path) as image:
+            size = image.size[::-1]
+            if image.getexif().get(0x0112, 1) > 4:
+                size = size[::-1]
+    return ImageReader(size, channels)(path, (0.5, *position))
+
+
+def resized(pixels, size):
+    """Resizes an image whose proportions are those of the size."""
+    image = Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
 
 LOSSY = {"jpg": {"quality": 95}, "webp": {"quality": 95}}
 
@@ -88,7 +105,7 @@ def test_orientation(tmp_path, orientation):
     assert image.shape == upright.shape
     assert np.abs(image.astype(int) - upright).mean() < 2
     small = read_image(path, (10, 16))
-    expected = fit_array(upright, (10, 16), 3, (0.5, 0.5))
+    expected = resized(upright, (10, 16))
     assert np.abs(small.astype(int) - expected).mean() < 3
 
 
@@ -146,7 +163,7 @@ def test_the_contents_decide_not_the_name(tmp_path):
 
 def test_large_jpegs_are_decoded_smaller_but_look_the_same(tmp_path):
     path = save(tmp_path / "a.jpg", gradient(1200, 1600), quality=95)
-    expected = fit_array(gradient(1200, 1600), (60, 60), 3, (0.5, 0.5))
+    expected = resized(gradient(1200, 1600)[:, 200:1400], (60, 60))
     difference = np.abs(read_image(path, 60).astype(int) - expected)
     assert difference.mean() < 2
 

@@ -6,7 +6,12 @@ import soundfile
 import soxr
 from sound_files import decibels, noise, write
 
-from keras_bridle.data.readers import fit_length, plan_cut, read_clip
+from keras_bridle.data.readers import AudioReader, plan_cut
+
+
+def read_clip(path, num_samples, sample_rate, position=0.5, segment=None):
+    reader = AudioReader(num_samples=num_samples, sample_rate=sample_rate)
+    return reader(path, (position, 0.5, 0.5), segment)
 
 
 @pytest.mark.parametrize(
@@ -165,10 +170,6 @@ def test_other_unreadable_files(tmp_path):
     for path in (text, empty):
         with pytest.raises(soundfile.LibsndfileError):
             read_clip(str(path), 100, 16000)
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        read_clip(str(tmp_path / "missing.wav"), 100, 16000)
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        read_clip(str(tmp_path), 100, 16000)
     with pytest.raises(ValueError, match="holds no samples"):
         read_clip(write(tmp_path / "none.wav", np.zeros(0)), 100, 16000)
     undefined = write(tmp_path / "nan.wav", np.array([0.0, np.nan]), subtype="FLOAT")
@@ -186,12 +187,6 @@ def test_margin_is_a_whole_number_of_samples():
             cut = plan_cut(rate * 3, rate, 16000, 16000, position, (0.25, 2.75))
             room = last - first - rate
             start = first + min(int(position * (room + 1)), room)
-            assert first <= cut.start <= start
-            assert start + rate <= cut.start + cut.frames <= last
-            assert (start - cut.start) * 16000 == cut.skip * rate
-
-
-def test_fit_length():
-    values = np.array([0.5, -2.0, 3.0], "float32")
-    np.testing.assert_array_equal(fit_length(values, 2), [0.5, -1.0])
-    np.testing.assert_array_equal(fit_length(values, 4), [0.5, -1.0, 1.0, 0.0])
+            assert first <= cut[0] <= start
+            assert start + rate <= cut[0] + cut[1] <= last
+            assert (start - cut[0]) * 16000 == cut[2] * rate

@@ -7,7 +7,7 @@ from video_files import decode_all, scene, write_video
 from keras_bridle.data.files import ReadReport
 from keras_bridle.data.layouts import VideoManifest
 from keras_bridle.data.pipeline import video_dataset
-from keras_bridle.data.video_reader import read_video_clip
+from keras_bridle.data.video_reader import VideoReader
 
 
 def batches(dataset, count=None):
@@ -34,6 +34,10 @@ def videos(tmp_path_factory):
 
 def which(clips):
     return np.round((clips.mean(axis=(1, 2, 3, 4)) - 16) / 32).astype(int).tolist()
+
+
+def read_video_clip(path, start=0, num_frames=16, sampling_rate=1, size=(48, 64)):
+    return VideoReader(size, num_frames, sampling_rate).read_at(str(path), start)[0]
 
 
 OPTIONS = {"image_size": 16, "num_frames": 4, "sampling_rate": 3}

@@ -10,7 +10,7 @@ from keras_bridle.data.samples import (
     load_clips,
     synthetic_pans,
 )
-from keras_bridle.data.video_reader import read_video_clip
+from keras_bridle.data.video_reader import VideoReader
 
 SAMPLES = resources.files("keras_bridle.data") / "sample_files" / "video"
 
@@ -18,7 +18,7 @@ SAMPLES = resources.files("keras_bridle.data") / "sample_files" / "video"
 def frames(name, size):
     with resources.as_file(SAMPLES / name) as path:
         count = len(decode_all(path))
-        return read_video_clip(path, num_frames=count, image_size=size)
+        return VideoReader(size, count, 1).read_at(str(path), 0)[0]
 
 
 def test_clips_come_from_the_part_of_the_videos_they_should():

@@ -1,0 +1,232 @@
+"""Lists of the files of well-known data sets."""
+
+import csv
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from keras_bridle.config import ArgumentError
+from keras_bridle.data.files import (
+    FileList,
+    class_folders,
+    csv_table,
+    find_files,
+    joined,
+    number_labels,
+    read_table,
+)
+
+
+def audioset(
+    kind: str,
+    root: Path,
+    segments: str | Path | None = None,
+    test_segments: str | Path | None = None,
+    test_data: str | Path | None = None,
+) -> FileList:
+    """AudioSet, multi-label: Gemmeke et al., ICASSP 2017."""
+    if segments is None:
+        raise ArgumentError("segments", "AudioSet's table of segments", None)
+    labels = Path(segments).parent / "class_labels_indices.csv"
+    classes = read_table(labels, ["index", "mid", "display_name"])
+    classes.sort(key=lambda row: int(row["index"]))
+    parts = {"train": _audioset_clips(kind, root, Path(segments), classes)}
+    if test_segments is not None:
+        folder = root if test_data is None else Path(test_data)
+        parts["test"] = _audioset_clips(kind, folder, Path(test_segments), classes)
+    return joined(parts)
+
+
+def _audioset_clips(
+    kind: str, root: Path, table: Path, classes: list[dict[str, str]]
+) -> FileList:
+    number = {row["mid"]: i for i, row in enumerate(classes)}
+    rows = dict(_audioset_rows(table, number))
+    paths = _paths_by_id(find_files(kind, root), rows)
+    if not paths:
+        raise ValueError(
+            f"'{root}' holds none of the {len(rows)} recordings of '{table}'. Expected "
+            f"names such as '{next(iter(rows), 'id')}.wav'"
+        )
+    return FileList(
+        kind,
+        [str(root / paths[name]) for name in rows if name in paths],
+        [labels for name, labels in rows.items() if name in paths],
+        [row["display_name"] for row in classes],
+        missing=[name for name in rows if name not in paths],
+    )
+
+
+def _audioset_rows(
+    path: Path, number: dict[str, int]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yields `(id, classes)` of a table with # comment lines."""
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.reader(file, skipinitialspace=True):
+            if not row or row[0].startswith("#"):
+                continue
+            try:
+                name, _, _, mids = row
+                yield name, tuple(number[mid] for mid in mids.split(",") if mid)
+            except (ValueError, KeyError) as error:
+                raise ValueError(
+                    f"'{path}' has a row that is not AudioSet's 'id, start, end, "
+                    f'"classes"\', or names an unknown class: {row}'
+                ) from error
+
+
+def _paths_by_id(paths: list[Path], wanted: Collection[str]) -> dict[str, Path]:
+    """Maps YouTube ids (11 characters, which may be `_` or `-`) to their files.
+
+    Files may be called `Y--PJHxphWEs.wav` or `--PJHxphWEs_30.000_40.000.flac`.
+    """
+    by_id: dict[str, Path] = {}
+    for path in paths:
+        # The id itself first: it may begin with a Y of its own.
+        for text in (path.stem, path.stem[1:] if path.stem.startswith("Y") else ""):
+            if text[:11] in wanted and (len(text) == 11 or text[11] == "_"):
+                by_id.setdefault(text[:11], path)
+                break
+    return by_id
+
+
+def esc50(kind: str, root: Path) -> FileList:
+    """ESC-50, 2,000 recordings of 5 s in 50 classes: Piczak, ACM MM 2015."""
+    table = root / "meta" / "esc50.csv"
+    rows = read_table(table, ["target", "category"])
+    by_target = {int(row["target"]): row["category"] for row in rows}
+    return csv_table(
+        kind,
+        table,
+        root=root / "audio",
+        file_column="filename",
+        label_column="category",
+        split_column="fold",
+        class_names=[by_target[target] for target in sorted(by_target)],
+    )
+
+
+def speech_commands(kind: str, root: Path) -> FileList:
+    """Speech Commands version 2, one of 35 words per second: arXiv 1804.03209."""
+    split_of = {
+        name: split
+        for split, table in (
+            ("validation", "validation_list.txt"),
+            ("test", "testing_list.txt"),
+        )
+        for name in (root / table).read_text("utf-8").split()
+    }
+    # `_background_noise_` is no class.
+    paths = [
+        path
+        for path in find_files(kind, root)
+        if len(path.parts) == 2 and not path.parts[0].startswith("_")
+    ]
+    labels, names = number_labels([path.parts[0] for path in paths])
+    files = [str(root / path) for path in paths]
+    splits = [split_of.get(path.as_posix(), "train") for path in paths]
+    return FileList(kind, files, labels, names, splits=splits)
+
+
+def imagenet(
+    kind: str,
+    root: Path,
+    ground_truth: str | Path | None = None,
+    meta: str | Path | None = None,
+) -> FileList:
+    """ImageNet-1K, whose classes are synsets: arXiv 1409.0575."""
+    synsets = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
+    train = class_folders(kind, root / "train", synsets)
+    if ground_truth is None:
+        return joined(
+            {"train": train, "val": class_folders(kind, root / "val", synsets)}
+        )
+    paths = find_files(kind, root / "val")
+    by_stem = _ground_truth(Path(ground_truth), meta, synsets, paths)
+    unlisted = [path.name for path in paths if path.stem not in by_stem]
+    if unlisted:
+        raise ValueError(
+            f"'{ground_truth}' does not tell the class of {len(unlisted)} images, such "
+            f"as '{unlisted[0]}'"
+        )
+    labels, names = number_labels([by_stem[path.stem] for path in paths], synsets)
+    files = [str(root / "val" / path) for path in paths]
+    return joined({"train": train, "val": FileList(kind, files, labels, names)})
+
+
+def _ground_truth(
+    path: Path, meta: str | Path | None, synsets: list[str], images: list[Path]
+) -> dict[str, str]:
+    """Reads the synsets of images, by the stem of the file's name."""
+    if path.suffix == ".csv":
+        rows = read_table(path, ["ImageId", "PredictionString"])
+        return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+    lines = [line.split() for line in path.read_text("utf-8-sig").splitlines() if line]
+    names = {str(index): name for index, name in enumerate(synsets)}
+    if all(len(line) == 1 for line in lines):
+        if meta is None:
+            raise ArgumentError("meta", f"the kit's `meta.mat` for '{path}'", None)
+        if len(lines) != len(images):
+            raise ValueError(
+                f"'{path}' must have one line for each of the {len(images)} images. "
+                f"Received: {len(lines)}"
+            )
+        # The kit has an order of its own, and inner nodes of WordNet's tree.
+        from scipy.io import loadmat
+
+        names = {
+            str(int(row["ILSVRC2012_ID"])): str(row["WNID"])
+            for row in loadmat(meta, squeeze_me=True)["synsets"]
+            if int(row["num_children"]) == 0
+        }
+        lines = [[image.name, *line] for image, line in zip(images, lines, strict=True)]
+    return {Path(line[0]).stem: names.get(line[-1], line[-1]) for line in lines}
+
+
+def kinetics(kind: str, path: Path, root: str | Path | None = None) -> FileList:
+    """A table of Kinetics, or a list without a header."""
+    lines = path.read_text("utf-8-sig").splitlines()
+    lines = [line.strip() for line in lines if line.strip()]
+    folder = path.parent if root is None else Path(root)
+    if lines and "youtube_id" in lines[0].replace('"', "").split(","):
+        return _kinetics_table(kind, path, folder)
+    # Paths may contain spaces.
+    separator = "," if all("," in line for line in lines) else None
+    pairs = [[part.strip() for part in line.rsplit(separator, 1)] for line in lines]
+    for line, pair in zip(lines, pairs, strict=True):
+        if len(pair) < 2 or not all(pair):
+            raise ValueError(
+                f"'{path}': every line must be 'path label' or 'path,label'. "
+                f"Received: {line!r}"
+            )
+    files = [str(folder / name) for name, _ in pairs]
+    classes = [name for _, name in pairs]
+    if not all(name.isdecimal() for name in classes):
+        return FileList(kind, files, *number_labels(classes))
+    labels = [int(name) for name in classes]
+    names = [str(number) for number in range(max(labels, default=-1) + 1)]
+    return FileList(kind, files, labels, names)
+
+
+def _kinetics_table(kind: str, path: Path, folder: Path) -> FileList:
+    rows = read_table(path, ["youtube_id", "time_start", "time_end"])
+    by_stem = {file.stem: str(folder / file) for file in find_files(kind, folder)}
+    found, missing = {}, []
+    for number, row in enumerate(rows):
+        start, end = int(row["time_start"]), int(row["time_end"])
+        stem = f"{row['youtube_id']}_{start:06d}_{end:06d}"
+        file = by_stem.get(stem) or by_stem.get(row["youtube_id"])
+        if file is None:
+            missing.append(stem)
+        else:
+            found[number] = file
+    if not found:
+        raise FileNotFoundError(
+            f"'{folder}' holds none of the {len(rows)} videos that '{path}' lists. "
+            f"Expected names such as '{missing[0]}.mp4'; is `root` right?"
+        )
+    labels = None
+    names: tuple[str, ...] = ()
+    if "label" in rows[0]:
+        classes = [rows[number]["label"] for number in found]
+        labels, names = number_labels(classes, sorted({row["label"] for row in rows}))
+    return FileList(kind, list(found.values()), labels, names, missing=missing)
