@@ -76,7 +76,12 @@ def work(devices, args):
     sys.path.insert(0, str(FOLDER))
     from pretraining_steps import SAMPLE_RATE, StepTimes, make_trainer
 
-    from keras_bridle.distribution import array_shard, distribute, is_chief, num_devices
+    from keras_bridle.distribution import (
+        distribute,
+        is_chief,
+        num_devices,
+        process_shard,
+    )
     from keras_bridle.training.batches import ArrayBatches
     from keras_bridle.training.optimizers import adamw
 
@@ -94,7 +99,7 @@ def work(devices, args):
         inputs = np.broadcast_to(noise, (steps, *shape)).reshape(-1, shape[1])
         times = StepTimes()
         trainer.fit(
-            ArrayBatches(inputs, batch_size, shard=array_shard()),
+            ArrayBatches(inputs, batch_size, shard=process_shard()),
             shuffle=False,
             callbacks=[times],
             verbose=0,

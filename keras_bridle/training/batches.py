@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_bridle.distribution import all_examples, array_shard, num_devices
+from keras_bridle.distribution import all_examples, num_devices, process_shard
 
 
 def epoch_order(num_examples, seed, epoch, weights=None, length=None):
@@ -274,7 +274,7 @@ def batches_by_epoch(inputs, input_dims, batch_size, steps_per_epoch, seed):
             f"{num_devices()}. Received: batches of {size}"
         )
     return functools.partial(
-        ArrayBatches, inputs, batch_size, seed, shard=array_shard()
+        ArrayBatches, inputs, batch_size, seed, shard=process_shard()
     )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from keras.src.random.seed_generator import global_seed_generator
 
 from keras_bridle.distribution import is_alone, is_chief, total
-from keras_bridle.training.losses import FiniteLoss
+from keras_bridle.replicas import summing
 
 # A quota is as good as a full disk.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -223,22 +223,13 @@ def skipping(optimizer):
     """Makes an optimizer skip steps whose gradients are not finite.
 
     Keras' scaling of losses does just that, and each step skipped halves the scale,
-    which is exact. In half precision Keras scales losses anyway.
+    which is exact. Half precision needs it anyway.
     """
-    if keras.config.dtype_policy().compute_dtype == "float16":
-        return optimizer
-    return keras.optimizers.LossScaleOptimizer(
-        optimizer, initial_scale=1.0, dynamic_growth_steps=2**31 - 1
-    )
-
-
-def skip_nonfinite_steps(trainer):
-    """Keeps steps that an optimizer of `skipping()` skips out of the mean loss, too.
-
-    The logs of the compiled model get `skipped_steps`, counted in each epoch.
-    """
-    # Past Keras' book-keeping, which would list it as a metric a second time.
-    object.__setattr__(trainer, "_loss_tracker", FiniteLoss())
+    is_float16 = keras.config.dtype_policy().compute_dtype == "float16"
+    exact = {"initial_scale": 1.0, "dynamic_growth_steps": 2**31 - 1}
+    optimizer.is_within = True  # see `SummedGradients`
+    scaling = summing(keras.optimizers.LossScaleOptimizer)
+    return scaling(optimizer, **({} if is_float16 else exact))
 
 
 class Preempted(SystemExit):

@@ -1,6 +1,5 @@
 """The whole of BRIDLE: cold start, then tokenizer and encoder in turn."""
 
-import contextlib
 import functools
 import json
 import numbers
@@ -13,7 +12,6 @@ from keras import ops
 
 from keras_bridle.distribution import (
     broadcast_variables,
-    distributed_input,
     is_alone,
     is_chief,
     local_function,
@@ -35,7 +33,6 @@ from keras_bridle.training.batches import (
 )
 from keras_bridle.training.checkpoint import (
     NonFiniteSteps,
-    skip_nonfinite_steps,
     skipping,
     write_history,
 )
@@ -51,7 +48,6 @@ from keras_bridle.training.trainers import (
     EncoderPretrainer,
     JointPretrainer,
     TokenizerPretrainer,
-    check_tokenize,
 )
 
 
@@ -293,15 +289,18 @@ def fit_phase(trainer, phase, make_batches, options, checkpoint=None):
     )
     callbacks = _Callbacks(make_batches, options, checkpoint, progress)
 
-    def fit(epoch, step, epochs):
+    def fit(epoch, step, epochs, kept=None):
         batches = make_batches(epoch, first_batch=step)
+        keep = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: kept.extend(trainer.get_weights())
+        )
         return trainer.fit(
-            distributed_input(batches if clock is None else clock.wrap(batches)),
+            batches if clock is None else clock.wrap(batches),
             epochs=epochs,
             initial_epoch=epoch,
             steps_per_epoch=_steps_per_epoch(batches, step, options),
             shuffle=False,
-            callbacks=callbacks.of(batches, step),
+            callbacks=[*callbacks.of(batches, step), *([] if kept is None else [keep])],
             verbose=2 if options.verbose == 2 else 0,
         ).history
 
@@ -311,8 +310,11 @@ def fit_phase(trainer, phase, make_batches, options, checkpoint=None):
             progress.throughput.in_rest_of_epoch(
                 step, options.num_batches, phase.epochs
             )
-            with _without_end_of_training(trainer, epoch + 1 == phase.epochs):
-                fit(epoch, step, epoch + 1)
+            kept = [] if options.ema_momentum and epoch + 1 < phase.epochs else None
+            fit(epoch, step, epoch + 1, kept)
+            if kept:
+                # Keras ends a `fit()` with moving averages in place of the weights.
+                trainer.set_weights(kept)
             epoch += 1
         history = (
             fit(epoch, 0, phase.epochs) if epoch < phase.epochs or not step else {}
@@ -337,19 +339,6 @@ def _steps_per_epoch(batches, step, options):
     if step == 0:
         return options.steps_per_epoch
     return options.num_batches - step
-
-
-@contextlib.contextmanager
-def _without_end_of_training(trainer, is_end):
-    """Keeps `fit()` from putting moving averages in the place of the weights."""
-    if is_end:
-        yield
-        return
-    trainer.optimizer.finalize_variable_values = lambda variables: None
-    try:
-        yield
-    finally:
-        del trainer.optimizer.finalize_variable_values
 
 
 class _Callbacks:
@@ -490,7 +479,7 @@ class InterleavedPretraining:
         tokenize="all",
         seed=0,
     ):
-        check_tokenize(tokenize)
+        _check_choice("tokenize", tokenize, ("all", "masked"))
         _check_choice("tokenizer_start", tokenizer_start, ("encoder", "random"))
         _check_choice("decoder_start", decoder_start, ("previous", "random"))
         self.backbone = backbone
@@ -769,7 +758,7 @@ class InterleavedPretraining:
             options.optimizer(trainer, phase), jit_compile=options.jit_compile
         )
         if options.max_nonfinite_steps:
-            skip_nonfinite_steps(trainer)
+            trainer.skip_nonfinite_steps()
         if not is_alone():
             # Of all processes at once, as variables are made on TensorFlow.
             trainer.optimizer.build(trainer.trainable_variables)

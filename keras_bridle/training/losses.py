@@ -16,9 +16,6 @@ def code_prediction_loss(codes, logits, weights=None):
             `(batch, num_patches, num_levels, codebook_size)`.
         weights: optional float tensor of shape `(batch, num_patches)`; patches of
             weight 0 do not count.
-
-    Returns:
-        float32 scalar.
     """
     logits = ops.cast(logits, "float32")
     if len(codes.shape) == len(logits.shape):
@@ -34,23 +31,14 @@ def code_prediction_loss(codes, logits, weights=None):
 
 
 def cosine_similarity(first, second, weights=None):
-    """Cosine between two sets of vectors, averaged over patches.
-
-    Args:
-        first: float tensor of shape `(batch, num_patches, dim)`.
-        second: tensor like `first`.
-        weights: optional float tensor of shape `(batch, num_patches)`.
-
-    Returns:
-        float32 scalar.
-    """
+    """Cosine between vectors of shape `(batch, num_patches, dim)`, averaged."""
     first = ops.normalize(ops.cast(first, "float32"), axis=-1, epsilon=1e-8)
     second = ops.normalize(ops.cast(second, "float32"), axis=-1, epsilon=1e-8)
     return weighted_mean(ops.sum(first * second, axis=-1), weights)
 
 
 def weighted_mean(values, weights):
-    """Mean of `values`, or 0 where all weights are."""
+    """This replica's share of the batch's mean of `values`, 0 if all weights are."""
     if weights is None:
         return ops.mean(values) / num_replicas()
     weights = ops.cast(weights, "float32")
@@ -59,22 +47,7 @@ def weighted_mean(values, weights):
 
 
 class FiniteMean(keras.metrics.Mean):
-    """The mean of the finite numbers among those it is given.
-
-    Args:
-        name: string.
-        dtype: dtype of the sums.
-
-    Example:
-    ```python
-    from keras_bridle.training.losses import FiniteMean
-
-    mean = FiniteMean(name="cosine")
-    for value in (1.0, float("nan"), 2.0):
-        mean.update_state(value)
-    print(float(mean.result()))  # 1.5
-    ```
-    """
+    """The mean of the finite numbers among those it is given."""
 
     def update_state(self, values, sample_weight=None):
         values = ops.convert_to_tensor(values)
@@ -87,14 +60,9 @@ class FiniteMean(keras.metrics.Mean):
 
 
 class FiniteLoss(FiniteMean):
-    """The mean of the finite losses of an epoch, and how many others there were.
+    """The mean of an epoch's finite losses, and the number of others there were.
 
-    Args:
-        name: string, also of the mean in the result.
-        dtype: dtype of the sums.
-
-    Returns:
-        A dict: `loss`, under the metric's name, and `skipped_steps`.
+    Its result is a dict of the loss, under the metric's name, and `skipped_steps`.
     """
 
     def __init__(self, name="loss", dtype=None):

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_bridle.config import ArgumentError
+from keras_bridle.replicas import summing
 
 # Which weights come before the first block, and which number a block has. Names are
 # those that `BridleBackbone` gives to its parts.
@@ -54,7 +55,7 @@ def adamw(model, learning_rate, weight_decay=1e-4, **kwargs):
     Keras keeps what is excluded from the decay in no file: an optimizer that is loaded
     with a model decays everything.
     """
-    optimizer = keras.optimizers.AdamW(
+    optimizer = summing(keras.optimizers.AdamW)(
         learning_rate, weight_decay=weight_decay, **{"beta_2": 0.95, **kwargs}
     )
     learned_vectors = ("class_token", "mask_token", "code_vectors")

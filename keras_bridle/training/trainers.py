@@ -6,12 +6,12 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_bridle.config import ArgumentError
 from keras_bridle.engine import after
 from keras_bridle.layers.masks import RandomMask, gather_patches
 from keras_bridle.quantizer.usage import CodeUsage
 from keras_bridle.replicas import (
     cond,
-    logs_of_replica,
     metric_increment,
     num_replicas,
     sum_gradients,
@@ -19,6 +19,7 @@ from keras_bridle.replicas import (
     with_value_of_batch,
 )
 from keras_bridle.training.losses import (
+    FiniteLoss,
     FiniteMean,
     code_prediction_loss,
     cosine_similarity,
@@ -54,19 +55,21 @@ class ModelOfParts(keras.Model):
 
 
 class Pretrainer(ModelOfParts):
-    """Base of the phase trainers: a model made of parts, some of which it trains.
+    """Base of the phase trainers, which train the parts named in `trained_parts`.
 
-    Subclasses name their constructor's arguments in `parts`, and which of them the
-    phase trains in `trained_parts`.
+    Subclasses make a dict of outputs in `call()`, with `codes` and their `weights`, and
+    of these the loss in `loss_share()`.
     """
 
     trained_parts: tuple[str, ...] = ()
+    finite_loss: Any = None
 
-    def build_parts(self, input_shape, *parts):
-        """Builds parts now: TensorFlow never trains what was frozen when built."""
-        for part in parts:
-            if not part.built:
-                part.build(input_shape)
+    def build_parts(self, **shapes):
+        """Builds parts now, by name: TensorFlow never trains what was frozen then."""
+        for name, shape in shapes.items():
+            part = getattr(self, name)
+            if part is not None and not part.built:
+                part.build(shape)
         self.built = True
 
     def set_trained_parts(self):
@@ -87,45 +90,29 @@ class Pretrainer(ModelOfParts):
     def compile(self, *args, **kwargs):
         self.set_trained_parts()
         super().compile(*args, **kwargs)
-        if self.optimizer is not None:
-            sum_gradients(self.optimizer)
+        sum_gradients(self.trainable_variables)
+        if keras.backend.backend() == "torch":
+            # Each part lists its own parameters before the whole does, by paths, which
+            # are the same in the encoder and the tokenizer's own.
+            for name in self.parts:
+                if getattr(self, name) is not None:
+                    getattr(self, name).named_parameters()
 
     def compile_from_config(self, config):
-        """Compiles a loaded trainer as the saved one was.
-
-        Args:
-            config: dict that `get_compile_config()` made.
-        """
         # Keras leaves it out for models with a `compile()` of their own.
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
-    def zero_grad(self, set_to_none=True):
-        """Forgets the last step's gradients; Keras calls it on torch alone.
+    def skip_nonfinite_steps(self):
+        """Leaves steps without a finite loss out of its mean; logs `skipped_steps`."""
+        self.finite_loss = FiniteLoss()
 
-        Keras finds a model's torch parameters by their paths, which are the same in
-        parts of one kind, such as the encoder and the tokenizer's own. It would miss
-        all but one of them, and their gradients would add up from step to step.
-        """
-        for variable in self.trainable_variables:
-            gradient = getattr(variable.value, "grad", None)
-            if gradient is not None and not set_to_none:
-                gradient.zero_()
-            elif gradient is not None:
-                variable.value.grad = None
-
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Builds the optimizer; Keras calls it on TensorFlow's strategies alone.
-
-        Keras would also look at a batch, which fails with several workers. The model
-        is built.
-        """
-        if self._distribute_strategy is not None and not self.optimizer.built:
-            with self.distribute_strategy.scope():
-                self.optimizer.build(self.trainable_variables)
-
-    def get_metrics_result(self):
-        return logs_of_replica(super().get_metrics_result())
+    @property
+    def metrics(self):
+        metrics = super().metrics
+        if self.finite_loss is None:
+            return metrics
+        return [self.finite_loss, *(x for x in metrics if x.name != "loss")]
 
     def prepare(self, backbone, inputs, training):
         """Augments raw input and turns it into the maps that are cut into patches."""
@@ -133,39 +120,37 @@ class Pretrainer(ModelOfParts):
             inputs = self.augmentation(inputs, training=training)
         return backbone.features(inputs)
 
-    def count_codes(self, codes, weights):
-        """Updates `self.code_usage` with the codes of real patches."""
-        real = ops.cast(weights, "bool")
+    def loss_share(self, outputs):
+        """This replica's share of the loss, a float32 scalar."""
+        raise NotImplementedError
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        return with_value_of_batch(self.loss_share(y_pred))
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        codes, real = y_pred["codes"], ops.cast(y_pred["weights"], "bool")
+        if self.finite_loss is not None:
+            loss = sum_over_replicas(self.loss_share(y_pred))
+            self.finite_loss.update_state(loss, ops.shape(codes)[0])
         if len(codes.shape) == 4:
             # Several codes of a level, which all count.
             codes = ops.swapaxes(codes, 2, 3)
             real = ops.broadcast_to(ops.expand_dims(real, 2), ops.shape(codes)[:3])
         self.code_usage.update_state(codes, real)
+        return self.get_metrics_result()
+
+    def update_means(self, outputs, weight=None):
+        """Updates the means of the tokenizer's cosine and quantizer loss."""
+        cosine, loss = sum_over_replicas((outputs["cosine"], outputs["quantizer_loss"]))
+        self.cosine_tracker.update_state(cosine, weight)
+        self.quantizer_loss_tracker.update_state(loss, weight)
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class CodeAccuracy(keras.metrics.Metric):
-    """Share of right codes at each level.
-
-    Args:
-        num_levels: int.
-        name: string, the prefix of the results' names.
-        **kwargs: keyword arguments of `keras.metrics.Metric`.
-
-    Returns:
-        A dict, `{"accuracy_1": ..., "accuracy_2": ...}`, levels counted from 1.
-
-    Example:
-    ```python
-    import numpy as np
-    from keras_bridle.training.trainers import CodeAccuracy
-
-    metric = CodeAccuracy(num_levels=2)
-    logits = np.eye(4)[[[[0, 1], [2, 3]]]]
-    metric.update_state(np.array([[[0, 1], [2, 2]]]), logits)
-    print({name: float(value) for name, value in metric.result().items()})
-    ```
-    """
+    """Share of right codes at each level, `{"accuracy_1": ..., "accuracy_2": ...}`."""
 
     def __init__(self, num_levels, name="accuracy", **kwargs):
         super().__init__(name=name, **kwargs)
@@ -174,14 +159,7 @@ class CodeAccuracy(keras.metrics.Metric):
         self.seen = self.add_variable((), "zeros", name="seen")
 
     def update_state(self, codes, logits, weights=None):
-        """Counts a batch.
-
-        Args:
-            codes: int32 tensor of shape `(batch, num_patches, num_levels)`, or with a
-                last axis more where several codes are right.
-            logits: tensor of shape `(batch, num_patches, num_levels, codebook_size)`.
-            weights: optional tensor of shape `(batch, num_patches)`.
-        """
+        """Counts a batch; arguments are those of `code_prediction_loss()`."""
         predicted = ops.cast(ops.argmax(logits, axis=-1), "int32")
         codes = ops.cast(codes, "int32")
         if len(codes.shape) == 4:
@@ -295,16 +273,20 @@ class EncoderPretrainer(Pretrainer):
         super().__init__(**kwargs)
         self.tokenizer = tokenizer
         self.earlier_tokenizer = earlier_tokenizer
+        if tokenize not in ("all", "masked"):
+            raise ArgumentError("tokenize", "'all' or 'masked'", tokenize)
         check_decoder(decoder, [t.quantizer for t in self.tokenizers], backbone)
-        check_tokenize(tokenize)
         check_own_backbone(tokenizer, backbone)
         self.backbone = backbone
         self.decoder = decoder
         self.mask = RandomMask() if mask is None else mask
         self.augmentation = augmentation
         self.tokenize = tokenize
-        self.build_parts(backbone.features_shape, *self.tokenizers)
-        self.build_parts((None, None, backbone.hidden_dim), decoder)
+        self.build_parts(
+            tokenizer=backbone.features_shape,
+            earlier_tokenizer=backbone.features_shape,
+            decoder=(None, None, backbone.hidden_dim),
+        )
         self.code_accuracy = CodeAccuracy(decoder.num_levels)
         self.code_usage = CodeUsage(decoder.num_levels, decoder.codebook_size)
 
@@ -344,18 +326,7 @@ class EncoderPretrainer(Pretrainer):
         return self.mask(patches, grid=grid)
 
     def predict_codes(self, features, padding_mask, patch_mask, codes, training):
-        """Predicts the codes of masked patches from the others.
-
-        Args:
-            features: tensor of shape `(batch, *sides, channels)`.
-            padding_mask: bool tensor of shape `(batch, rows)`, or `None`.
-            patch_mask: `PatchMask`.
-            codes: int32 tensor of shape `(batch, num_masked, num_levels)`.
-            training: bool, whether examples skip blocks of the encoder at random.
-
-        Returns:
-            The dict that `call()` returns.
-        """
+        """Predicts the codes of masked patches from the others, as `call()` returns."""
         grid = self.backbone.grid(features)
         tokens = self.backbone.encode(
             features, padding_mask, patch_mask.visible, training=training
@@ -368,63 +339,41 @@ class EncoderPretrainer(Pretrainer):
             weights = gather_patches(ops.cast(is_real, "float32"), patch_mask.masked)
         return {"logits": logits, "codes": ops.stop_gradient(codes), "weights": weights}
 
-    def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
-        return with_value_of_batch(encoder_loss(y_pred))
+    def loss_share(self, outputs):
+        return code_prediction_loss(
+            outputs["codes"], outputs["logits"], outputs["weights"]
+        )
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        codes, weights = y_pred["codes"], y_pred["weights"]
-        self.code_accuracy.update_state(codes, y_pred["logits"], weights)
-        self.count_codes(codes, weights)
-        return self.get_metrics_result()
+        self.code_accuracy.update_state(
+            y_pred["codes"], y_pred["logits"], y_pred["weights"]
+        )
+        return super().compute_metrics(x, y, y_pred)
 
     def get_config(self):
         return {**super().get_config(), "tokenize": self.tokenize}
 
 
-def encoder_loss(outputs):
-    """The encoder phase's loss, a float32 scalar."""
-    return code_prediction_loss(outputs["codes"], outputs["logits"], outputs["weights"])
-
-
 def check_decoder(decoder, quantizers, backbone):
-    """Raises a `ValueError` if a decoder does not fit quantizers and an encoder."""
-    if decoder.use_class_token != backbone.use_class_token:
-        raise ValueError(
-            "`decoder` and `backbone` must have the same `use_class_token`. "
-            f"Received: {decoder.use_class_token} and {backbone.use_class_token}"
-        )
+    """Raises an `ArgumentError` if a decoder does not fit quantizers and an encoder."""
     num_levels = sum(quantizer.num_levels for quantizer in quantizers)
-    if decoder.num_levels != num_levels:
-        raise ValueError(
-            "`decoder` and the tokenizer's quantizer must have the same `num_levels`. "
-            f"Received: {decoder.num_levels} and {num_levels}"
-        )
-    sizes = {quantizer.codebook_size for quantizer in quantizers}
-    if sizes != {decoder.codebook_size}:
-        raise ValueError(
-            "`decoder` and the tokenizer's quantizer must have the same "
-            f"`codebook_size`. Received: {decoder.codebook_size} and {sorted(sizes)}"
-        )
+    expected = [("use_class_token", backbone.use_class_token)]
+    expected += [("num_levels", num_levels)]
+    expected += [("codebook_size", x.codebook_size) for x in quantizers]
+    for name, value in expected:
+        if getattr(decoder, name) != value:
+            wanted = f"{value}, as the backbone's or the tokenizer's"
+            raise ArgumentError(f"decoder.{name}", wanted, getattr(decoder, name))
 
 
 def check_own_backbone(tokenizer, backbone):
-    """Raises a `ValueError` if a tokenizer has no encoder of its own."""
+    """Raises an `ArgumentError` if a tokenizer has no encoder of its own."""
     if getattr(tokenizer, "backbone", None) is backbone:
-        raise ValueError(
-            "The tokenizer must have an encoder of its own, as one is frozen where the "
-            "other is trained. Received: the same backbone for both. A copy is "
-            "`keras.models.clone_model(backbone)`, with `set_weights()`"
+        expected = (
+            "another backbone than the one beside it, as one of the two is frozen: a "
+            "copy is `keras.models.clone_model(backbone)`, with `set_weights()`"
         )
-
-
-def check_tokenize(tokenize):
-    """Raises a `ValueError` if there is no such way to tokenize."""
-    if tokenize not in ("all", "masked"):
-        raise ValueError(
-            f"`tokenize` must be 'all' or 'masked'. Received: tokenize={tokenize!r}"
-        )
+        raise ArgumentError("tokenizer.backbone", expected, backbone)
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
@@ -493,7 +442,7 @@ class TokenizerPretrainer(Pretrainer):
         self.teacher = teacher
         self.augmentation = augmentation
         quantizer = tokenizer.quantizer
-        self.build_parts((None, None, quantizer.dim), estimator)
+        self.build_parts(estimator=(None, None, quantizer.dim))
         self.cosine_tracker = FiniteMean(name="cosine")
         self.quantizer_loss_tracker = FiniteMean(name="quantizer_loss")
         self.code_usage = CodeUsage(quantizer.num_levels, quantizer.codebook_size)
@@ -505,34 +454,16 @@ class TokenizerPretrainer(Pretrainer):
             self.estimator, self.teacher, features, padding_mask, quantized
         )
 
-    def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
-        return with_value_of_batch(tokenizer_loss(y_pred))
+    def loss_share(self, outputs):
+        return tokenizer_loss(outputs)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        cosine, quantizer_loss = sum_over_replicas(
-            (teacher_cosine(y_pred), y_pred["quantizer_loss"])
-        )
-        self.cosine_tracker.update_state(cosine)
-        self.quantizer_loss_tracker.update_state(quantizer_loss)
-        self.count_codes(y_pred["codes"], y_pred["weights"])
-        return self.get_metrics_result()
+        self.update_means(y_pred)
+        return super().compute_metrics(x, y, y_pred)
 
 
 def estimate_teacher(estimator, teacher, features, padding_mask, quantized):
-    """Estimates a teacher's features from quantized vectors.
-
-    Args:
-        estimator: `FeatureEstimator`.
-        teacher: `BridleBackbone`; it gets no gradient.
-        features: tensor of shape `(batch, *sides, channels)`.
-        padding_mask: bool tensor of shape `(batch, rows)`, or `None`.
-        quantized: `ResidualQuantizerOutput`.
-
-    Returns:
-        The dict that `TokenizerPretrainer.call()` returns.
-    """
+    """Estimates a teacher's features, as `TokenizerPretrainer.call()` returns it."""
     is_real = teacher.patch_padding_mask(features, padding_mask)
     estimate = estimator(
         quantized.quantized, grid=teacher.grid(features), padding_mask=is_real
@@ -540,38 +471,30 @@ def estimate_teacher(estimator, teacher, features, padding_mask, quantized):
     target = teacher.drop_class_token(
         teacher.encode(features, padding_mask, training=False)
     )
+    target = ops.stop_gradient(target)
     if is_real is None:
         is_real = ops.ones_like(estimate[..., 0])
+    weights = ops.cast(is_real, "float32")
     return {
         "estimate": estimate,
-        "teacher": ops.stop_gradient(target),
+        "teacher": target,
         "codes": quantized.codes,
-        "weights": ops.cast(is_real, "float32"),
+        "weights": weights,
+        "cosine": cosine_similarity(estimate, target, weights),
         "quantizer_loss": quantized.loss,
     }
 
 
-def teacher_cosine(outputs):
-    """Cosine between estimated and true features of the teacher, a scalar."""
-    return cosine_similarity(
-        outputs["estimate"], outputs["teacher"], outputs["weights"]
-    )
-
-
 def tokenizer_loss(outputs):
-    """The tokenizer phase's loss, a float32 scalar."""
-    one = 1.0 / num_replicas()
-    return one - teacher_cosine(outputs) + outputs["quantizer_loss"]
+    """This replica's share of the tokenizer phase's loss, a float32 scalar."""
+    return 1.0 / num_replicas() - outputs["cosine"] + outputs["quantizer_loss"]
 
 
 def check_estimator(estimator, teacher):
-    """Raises a `ValueError` if an estimator does not fit a teacher."""
+    """Raises an `ArgumentError` if an estimator does not fit a teacher."""
     if estimator.output_dim != teacher.hidden_dim:
-        raise ValueError(
-            "`estimator` must give vectors of the teacher's size. "
-            f"Received: estimator.output_dim={estimator.output_dim}, "
-            f"teacher.hidden_dim={teacher.hidden_dim}"
-        )
+        expected = f"the encoder's {teacher.hidden_dim}"
+        raise ArgumentError("estimator.output_dim", expected, estimator.output_dim)
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
@@ -659,10 +582,7 @@ class JointPretrainer(EncoderPretrainer):
     ):
         check_estimator(estimator, backbone)
         if tokenizer_every < 1:
-            raise ValueError(
-                "`tokenizer_every` must be a positive int. "
-                f"Received: tokenizer_every={tokenizer_every}"
-            )
+            raise ArgumentError("tokenizer_every", "1 or more", tokenizer_every)
         super().__init__(
             backbone,
             decoder,
@@ -677,7 +597,7 @@ class JointPretrainer(EncoderPretrainer):
         self.estimator = estimator
         self.tokenizer_every = tokenizer_every
         self.tokenizer_loss_ratio = tokenizer_loss_ratio
-        self.build_parts((None, None, tokenizer.quantizer.dim), estimator)
+        self.build_parts(estimator=(None, None, tokenizer.quantizer.dim))
         self.step = self.add_weight(
             shape=(), initializer="zeros", dtype="int32", trainable=False, name="step"
         )
@@ -703,21 +623,11 @@ class JointPretrainer(EncoderPretrainer):
         losses, state = cond(
             is_due,
             lambda: self._tokenizer_step(features, padding_mask, True, state, draws),
-            lambda: ({name: ops.zeros(()) for name in _LOSSES}, state),
+            lambda: (self._losses_between(), state),
         )
         quantizer.assign_state(state)
         self.step.assign(step + 1)
         return {**outputs, **losses}
-
-    def zero_grad(self, set_to_none=True):
-        """Sets gradients to zeros; Keras calls it on torch alone.
-
-        At steps without the tokenizer its gradients are zeros on the other backends,
-        where the optimizer's averages go on. On torch they would be missing, and the
-        optimizer would leave the tokenizer out.
-        """
-        for variable in self.trainable_variables:
-            variable.value.grad = ops.zeros_like(variable.value)
 
     def _tokenizer_step(self, features, padding_mask, training, state=None, draws=None):
         """The tokenizer's losses, and the state that its quantizer comes to."""
@@ -735,25 +645,30 @@ class JointPretrainer(EncoderPretrainer):
         )
         losses = {
             "tokenizer_loss": tokenizer_loss(outputs),
-            "cosine": teacher_cosine(outputs),
+            "cosine": outputs["cosine"],
             "quantizer_loss": ops.cast(outputs["quantizer_loss"], "float32"),
             "is_due": ops.ones(()),
         }
         return losses, state
 
-    def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
-        loss = self.tokenizer_loss_ratio * y_pred["tokenizer_loss"]
-        return with_value_of_batch(encoder_loss(y_pred) + loss)
+    def _losses_between(self):
+        """Zeros at the steps that do not train the tokenizer."""
+        zero = ops.zeros(())
+        for part in (self.tokenizer, self.estimator):
+            for variable in part.trainable_variables:
+                # Else torch would have no gradients instead of zeros, and its optimizer
+                # would leave these variables out.
+                rows = ops.reshape(ops.convert_to_tensor(variable), (-1,))
+                zero = zero + ops.sum(rows[:0])
+        names = ("tokenizer_loss", "cosine", "quantizer_loss", "is_due")
+        return dict.fromkeys(names, zero)
+
+    def loss_share(self, outputs):
+        loss = self.tokenizer_loss_ratio * outputs["tokenizer_loss"]
+        return super().loss_share(outputs) + loss
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        is_due = y_pred["is_due"]
-        cosine, quantizer_loss = sum_over_replicas(
-            (y_pred["cosine"], y_pred["quantizer_loss"])
-        )
-        self.cosine_tracker.update_state(cosine, is_due)
-        self.quantizer_loss_tracker.update_state(quantizer_loss, is_due)
+        self.update_means(y_pred, y_pred["is_due"])
         return super().compute_metrics(x, y, y_pred)
 
     def get_config(self):
@@ -764,6 +679,3 @@ class JointPretrainer(EncoderPretrainer):
             "tokenizer_every": self.tokenizer_every,
             "tokenizer_loss_ratio": self.tokenizer_loss_ratio,
         }
-
-
-_LOSSES = ("tokenizer_loss", "cosine", "quantizer_loss", "is_due")

@@ -123,7 +123,7 @@ def trainers():
 
 def trained(make, is_divided=False):
     """Losses, metrics and weights of a few steps of `fit()`."""
-    from keras_bridle.distribution import array_shard, broadcast_variables
+    from keras_bridle.distribution import broadcast_variables, process_shard
     from keras_bridle.training.batches import ArrayBatches
     from keras_bridle.training.optimizers import adamw
 
@@ -135,7 +135,7 @@ def trained(make, is_divided=False):
     broadcast_variables(model.variables)
     # Gradients that are nothing but rounding errors must not become steps.
     model.compile(adamw(model, 1e-3, epsilon=1e-4, global_clipnorm=0.5))
-    batches = ArrayBatches(waveforms(), BATCH, seed=3, shard=array_shard())
+    batches = ArrayBatches(waveforms(), BATCH, seed=3, shard=process_shard())
     history = model.fit(batches, epochs=2, shuffle=False, verbose=0).history
     if is_divided:
         kernels = (x for x in model.weights if x.path.endswith("mlp_output/kernel"))

@@ -181,7 +181,7 @@ def test_blocks_are_skipped_in_training_alone():
 
 def test_encoder_and_tokenizer_must_be_two():
     shared = backbone()
-    with pytest.raises(ValueError, match="encoder of its own"):
+    with pytest.raises(ValueError, match="backbone"):
         EncoderPretrainer(shared, decoder(), BridleTokenizer(shared, quantizer()))
 
 
@@ -202,7 +202,7 @@ def test_augmentation_acts_in_training_alone():
 @pytest.mark.parametrize(("levels", "size"), [(3, 8), (2, 9)])
 def test_decoder_must_fit(levels, size):
     name = "num_levels" if levels == 3 else "codebook_size"
-    with pytest.raises(ValueError, match=f"`{name}`. Received: {max(levels, size)}|3"):
+    with pytest.raises(ValueError, match=f"decoder.{name}"):
         EncoderPretrainer(
             backbone(),
             CodeDecoder(levels, size, 16, num_layers=1, num_heads=2, mlp_dim=32),
@@ -235,7 +235,7 @@ def test_codes_of_two_tokenizers(tmp_path, tokenize):
         alone = trainer_of((2, 1)[number], tokenizers[number])
         expected = outputs_of(alone, inputs)["codes"]
         np.testing.assert_array_equal(codes[:, :, levels], expected)
-    with pytest.raises(ValueError, match=r"`num_levels`\. Received: 2 and 3"):
+    with pytest.raises(ValueError, match="num_levels"):
         trainer_of(2, *tokenizers)
 
     trainer.compile(keras.optimizers.AdamW(1e-2))
@@ -253,7 +253,7 @@ def test_codes_of_two_tokenizers(tmp_path, tokenize):
 
 
 def test_decoder_and_encoder_with_different_tokens():
-    with pytest.raises(ValueError, match="Received: False and True"):
+    with pytest.raises(ValueError, match="use_class_token"):
         EncoderPretrainer(
             backbone(),
             CodeDecoder(3, 16, 16, 1, 2, 32, use_class_token=False),

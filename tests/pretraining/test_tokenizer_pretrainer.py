@@ -185,12 +185,12 @@ def test_blocks_are_skipped_in_training_alone():
 
 def test_tokenizer_and_teacher_must_be_two():
     shared = backbone()
-    with pytest.raises(ValueError, match="encoder of its own"):
+    with pytest.raises(ValueError, match="backbone"):
         TokenizerPretrainer(BridleTokenizer(shared, quantizer()), estimator(), shared)
 
 
 def test_estimator_must_fit():
-    with pytest.raises(ValueError, match=r"output_dim=24, teacher\.hidden_dim=16"):
+    with pytest.raises(ValueError, match="output_dim"):
         TokenizerPretrainer(
             BridleTokenizer(backbone(), quantizer()),
             FeatureEstimator(24, 16, num_layers=1, num_heads=2, mlp_dim=32),

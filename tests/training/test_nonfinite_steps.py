@@ -16,7 +16,6 @@ from tiny_pretraining import (
 from keras_bridle.training.checkpoint import (
     NonFiniteLoss,
     NonFiniteSteps,
-    skip_nonfinite_steps,
     skipping,
 )
 from keras_bridle.training.losses import FiniteLoss, FiniteMean
@@ -46,7 +45,7 @@ def compiled(make, may_skip=True, **kwargs):
     optimizer = adamw(trainer, 1e-2, global_clipnorm=1.0)
     trainer.compile(skipping(optimizer) if may_skip else optimizer)
     if may_skip:
-        skip_nonfinite_steps(trainer)
+        trainer.skip_nonfinite_steps()
     return trainer
 
 
