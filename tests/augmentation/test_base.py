@@ -1,0 +1,153 @@
+import keras
+import numpy as np
+import pytest
+from harness import to_numpy
+from keras import ops
+
+from keras_bridle.augmentation.audio import (
+    RandomWaveformGain,
+    RandomWaveformMix,
+    RandomWaveformRoll,
+    SpecAugment,
+)
+from keras_bridle.augmentation.base import mix_labels
+from keras_bridle.augmentation.image import (
+    ImageAugmentation,
+    RandAugment,
+    RandomHorizontalFlip,
+    RandomImageMix,
+    RandomMultiScaleCrop,
+    RandomResizedCrop,
+)
+
+
+def erasing(seed=None):
+    settings = {"fill_value": 0, "seed": seed, "dtype": "float32"}
+    return ImageAugmentation(keras.layers.RandomErasing((1.0, 1.0), **settings))
+
+
+def augmented_clips(seed=None):
+    return ImageAugmentation(RandAugment(seed=seed))
+
+
+def resized(seed=None):
+    return RandomResizedCrop((6, 8), seed=seed)
+
+
+def cropped(seed=None):
+    return RandomMultiScaleCrop((6, 8), seed=seed)
+
+
+WAVEFORMS = np.random.default_rng(0).normal(size=(8, 50)).astype("float32")
+MAPS = np.random.default_rng(0).normal(size=(8, 30, 20, 1)).astype("float32")
+IMAGES = np.random.default_rng(0).integers(0, 256, (8, 12, 16, 3), "uint8")
+CLIPS = np.repeat(IMAGES[:, None], 3, axis=1)
+
+LAYERS = [
+    (RandomWaveformGain, WAVEFORMS),
+    (RandomWaveformRoll, WAVEFORMS),
+    (RandomWaveformMix, WAVEFORMS),
+    (SpecAugment, MAPS),
+    (RandomHorizontalFlip, CLIPS),
+    (resized, CLIPS),
+    (cropped, CLIPS),
+    (RandAugment, IMAGES),
+    (augmented_clips, CLIPS),
+    (erasing, CLIPS[..., :1]),
+    (RandomImageMix, CLIPS),
+]
+
+
+@pytest.mark.parametrize(("kind", "inputs"), LAYERS)
+def test_seed_inference_and_frames(kind, inputs):
+    first, same, other = (kind(seed=seed) for seed in (1, 1, 2))
+    one, two, three, later = (
+        to_numpy(keras.tree.flatten(layer(inputs, training=True))[0])
+        for layer in (first, same, other, first)
+    )
+    np.testing.assert_array_equal(one, two)
+    assert (one != three).any() and (one != later).any()
+    if kind not in (resized, cropped):
+        found = to_numpy(keras.tree.flatten(first(inputs, training=False)))
+        np.testing.assert_array_equal(found[0], inputs)
+        if len(found) == 3:
+            np.testing.assert_array_equal(found[1], np.arange(8))
+            np.testing.assert_array_equal(found[2], np.ones(8))
+    if inputs.ndim == 5:
+        # All frames of a clip are changed alike.
+        np.testing.assert_allclose(one[:, 1:], one[:, :-1], atol=1e-3)
+
+
+def test_inside_a_training_step():
+    clips = np.random.default_rng(0).normal(size=(64, 100)).astype("float32")
+
+    def losses():
+        inputs = keras.Input((None,))
+        outputs = RandomWaveformGain(seed=3)(RandomWaveformRoll(seed=3)(inputs))
+        model = keras.Model(inputs, outputs)
+        # Compiling takes torch minutes on a CPU.
+        jit_compile = keras.backend.backend() != "torch"
+        model.compile("sgd", loss="mae", jit_compile=jit_compile)
+        steps = [float(model.train_on_batch(clips, clips)) for _ in range(2)]
+        assert model.test_on_batch(clips, clips) == 0
+        return steps
+
+    first = losses()
+    assert first == losses()
+    assert first[0] != first[1]
+
+
+def test_labels_are_mixed_alike():
+    labels = ops.convert_to_tensor(np.eye(3, dtype="float32"))
+    partners, shares = np.int32([1, 2, 0]), np.float32([1.0, 0.75, 0.5])
+    found = to_numpy(mix_labels(labels, partners, shares))
+    np.testing.assert_allclose(found, [[1, 0, 0], [0, 0.75, 0.25], [0.5, 0, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (RandomWaveformGain, {"concentration": 0}),
+        (RandomWaveformGain, {"concentration": 2.5}),
+        (RandomWaveformRoll, {"factor": -0.1}),
+        (RandomWaveformMix, {"rate": 1.5}),
+        (RandomWaveformMix, {"alpha": 0}),
+        (SpecAugment, {"max_bins": -1}),
+        (SpecAugment, {"max_frames": -1}),
+        (SpecAugment, {"num_masks": 0}),
+        (RandomHorizontalFlip, {"rate": 1.5}),
+        (RandomResizedCrop, {"size": 0}),
+        (RandomResizedCrop, {"size": (2, 3, 4)}),
+        (RandomResizedCrop, {"scale": (0.0, 1.0), "size": 8}),
+        (RandomResizedCrop, {"ratio": (2.0, 1.0), "size": 8}),
+        (RandomResizedCrop, {"interpolation": "nearest", "size": 8}),
+        (RandomMultiScaleCrop, {"scales": (), "size": 8}),
+        (RandomMultiScaleCrop, {"scales": (1.2,), "size": 8}),
+        (RandomMultiScaleCrop, {"max_distortion": -1, "size": 8}),
+        (RandAugment, {"num_ops": 0}),
+        (RandAugment, {"factor": 1.5}),
+        (RandomImageMix, {"rate": -0.1}),
+        (RandomImageMix, {"mixup_alpha": -1}),
+        (RandomImageMix, {"mixup_alpha": 0, "cutmix_alpha": 0}),
+        (ImageAugmentation, {"layer": keras.layers.Dense(3)}),
+    ],
+)
+def test_wrong_settings(kind, settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        kind(**settings)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (RandomWaveformGain(), (4, 5, 1)),
+        (RandomWaveformRoll(), (5,)),
+        (SpecAugment(), (2, 30, 16)),
+        (RandomHorizontalFlip(), (4, 4)),
+        (RandomResizedCrop(8), (8, 8, 3)),
+        (erasing(), (2, 8, 8, 4)),
+    ],
+)
+def test_wrong_inputs(layer, shape):
+    with pytest.raises(ValueError, match=r"shape|channels"):
+        layer(np.ones(shape, "float32"), training=True)
