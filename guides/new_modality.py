@@ -20,7 +20,7 @@ import numpy as np
 from keras import ops
 
 import keras_bridle as kb
-from keras_bridle.evaluation.features import extract_features
+from keras_bridle.evaluation.features import FeatureExtractor
 from keras_bridle.evaluation.probes import linear_probe
 
 # ## The converter
@@ -116,9 +116,9 @@ def main(epochs=60, verbose=1):
 
     def probe():
         return linear_probe(
-            extract_features(backbone, train[:128]),
+            FeatureExtractor(backbone)(train[:128]),
             train_states[:128],
-            extract_features(backbone, test),
+            FeatureExtractor(backbone)(test),
             test_states,
         ).accuracy
 

@@ -23,8 +23,8 @@ import numpy as np
 
 import keras_bridle as kb
 from keras_bridle.data.samples import load_syllables
-from keras_bridle.evaluation.features import extract_features
-from keras_bridle.evaluation.plots import plot_masked_codes
+from keras_bridle.evaluation.features import FeatureExtractor
+from keras_bridle.evaluation.plots import plot_codes
 from keras_bridle.evaluation.probes import linear_probe
 from keras_bridle.training.optimizers import adamw, warmup_cosine
 
@@ -57,7 +57,7 @@ def probe():
     test = load_syllables("test", "initial", num_samples=5760)[:2]
     found = {}
     for name, sounds in (("train", waveforms), ("test", test[0])):
-        found[name] = extract_features(backbone, sounds, segments=8)
+        found[name] = FeatureExtractor(backbone, segments=8)(sounds)
     return linear_probe(found["train"], initials, found["test"], test[1]).accuracy
 
 
@@ -125,7 +125,7 @@ print(f"initials: {untrained:.1%} untrained, {probe():.1%} after the cold start"
 
 codes = keras.ops.convert_to_numpy(random_projection(features, padding_mask).codes)
 hidden = mask(np.zeros((4, grid[0] * grid[1], 1), "float32"), grid=grid)
-plot_masked_codes(
+plot_codes(
     keras.ops.convert_to_numpy(features)[0, ..., 0],
     keras.ops.convert_to_numpy(hidden.visible)[0],
     codes[0],

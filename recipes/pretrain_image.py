@@ -267,12 +267,13 @@ class ClothesProbe:
 
 def extractor_of_patches(backbone):
     """Makes an extractor of all patches' features, one after the other."""
+    extract = FeatureExtractor(backbone, per="patch")
 
-    def pooling(tokens):
-        patches = backbone.drop_class_token(tokens)
-        return keras.ops.reshape(patches, (keras.ops.shape(patches)[0], -1))
+    def joined_patches(images, batch_size):
+        patches = extract(images, batch_size).patches
+        return patches.reshape(len(patches), -1)
 
-    return FeatureExtractor(backbone, pooling)
+    return joined_patches
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ from masked_regression import MaskedRegression
 
 import keras_bridle as kb
 from keras_bridle.data.samples import load_fashion, load_syllables, synthetic_pans
-from keras_bridle.evaluation.features import extract_features
+from keras_bridle.evaluation.features import FeatureExtractor
 from keras_bridle.evaluation.probes import linear_probe
 from keras_bridle.models.presets import decoder_size
 from keras_bridle.training.examples import ArrayExamples, draw_few
@@ -97,7 +97,7 @@ class Syllables:
 
     def probe(self, backbone):
         sets = [
-            (extract_features(backbone, waveforms, segments=8), labels)
+            (FeatureExtractor(backbone, segments=8)(waveforms), labels)
             for waveforms, labels in (self.train, self.test)
         ]
         mean = [
@@ -150,11 +150,11 @@ class Clothes:
         return found
 
     def probe(self, backbone):
-        test = extract_features(backbone, self.test[0])
+        test = FeatureExtractor(backbone)(self.test[0])
         scores = {}
         for draw in range(3):
             for name, (images, labels) in self.labeled(draw).items():
-                train = extract_features(backbone, images)
+                train = FeatureExtractor(backbone)(images)
                 probe = probe_linearly(train, labels, test, self.test[1])
                 scores.setdefault(name, []).append(probe.accuracy)
         return {name: float(np.mean(values)) for name, values in scores.items()}
@@ -190,7 +190,7 @@ class Pans:
         return {"direction": self.train}
 
     def probe(self, backbone):
-        sets = [(extract_features(backbone, x), y) for x, y in (self.train, self.test)]
+        sets = [(FeatureExtractor(backbone)(x), y) for x, y in (self.train, self.test)]
         return {"direction": probe_linearly(*sets[0], *sets[1]).accuracy}
 
 

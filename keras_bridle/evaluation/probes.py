@@ -9,22 +9,23 @@ import numpy as np
 from keras import ops
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestNeighbors
+from sklearn.utils import check_array, check_consistent_length
 from threadpoolctl import threadpool_limits
 
+from keras_bridle.config import ArgumentError
 from keras_bridle.evaluation.features import (
-    FileModel,
+    FeatureExtractor,
     InputFeatures,
     PatchFeatures,
-    run_batches,
 )
 from keras_bridle.evaluation.metrics import (
-    check_features,
-    check_labels,
-    check_split,
     check_targets,
     classification_metrics,
+    mean_of,
 )
 
+PROBES = ("linear", "dense", "knn", "attentive")
 # Half decades; weaker ones than 10 no longer change the answers on standardized
 # features.
 REGULARIZATIONS = tuple(10.0 ** (power / 2) for power in range(-7, 3))
@@ -34,7 +35,7 @@ class ProbeResult(NamedTuple):
     """What a linear probe found.
 
     Args:
-        accuracy: float, share of the test rows that were classified rightly.
+        accuracy: float, share of the test rows that are classified correctly.
         majority: float, the same share when every test row gets the most frequent
             class of the training rows.
         chance: float, one over the number of training classes.
@@ -45,8 +46,7 @@ class ProbeResult(NamedTuple):
             of the penalties next to that choice.
         predictions: array of shape `(test_rows,)`, the predicted classes.
         classes: array of shape `(classes,)`, the training classes, sorted.
-        scores: float array of shape `(test_rows, classes)`, the logarithms of their
-            probabilities.
+        scores: float array of shape `(test_rows, classes)`, log-probabilities.
     """
 
     accuracy: float
@@ -78,8 +78,7 @@ def linear_probe(
     penalty is chosen by stratified cross-validation on the training rows: the test
     rows take part in nothing but the final score. What counts there is the likelihood
     of the held-out labels, and of penalties that come near each other the mean is
-    taken, so that rounding in the features does not change the choice: held-out
-    accuracies of weak penalties differ by less than such rounding moves them.
+    taken, so that rounding in the features does not change the choice.
 
     Args:
         train_features: array of shape `(train_rows, dim)`.
@@ -98,7 +97,8 @@ def linear_probe(
         seed: int, seeds the folds.
 
     Returns:
-        A `ProbeResult`.
+        A `ProbeResult`, a named tuple: `accuracy`, `majority`, `chance`, `per_class`,
+        `regularization`, `validation_accuracy`, `predictions`, `classes`, `scores`.
 
     Raises:
         ValueError: if shapes, lengths, values or numbers of classes do not fit.
@@ -119,23 +119,16 @@ def linear_probe(
         [He et al., 2022](https://arxiv.org/abs/2111.06377), appendix A.1, for the
         normalization.
     """
-    train_features, test_features = check_split(
+    train_features, test_features = _check_split(
         train_features, train_labels, test_features, test_labels
     )
-    train_labels = check_labels("train_labels", train_labels)
-    test_labels = check_labels("test_labels", test_labels)
+    train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
     classes, targets, sizes = np.unique(
         train_labels, return_inverse=True, return_counts=True
     )
     if len(classes) < 2:
-        raise ValueError(
-            "train_labels must hold at least 2 classes; received only "
-            f"{classes.tolist()}"
-        )
-    regularizations = _check_regularizations(regularizations)
-    mean, scale = _standardization(train_features)
-    inputs = (train_features - mean) * scale
-    test_inputs = (test_features - mean) * scale
+        raise ArgumentError("train_labels", "of 2 classes or more", classes)
+    inputs, test_inputs = standardized(train_features, test_features)
     if inputs.shape[1] > inputs.shape[0]:
         # The solution is a sum of training rows: to see only what lies in their span
         # changes nothing but the time it takes.
@@ -145,26 +138,25 @@ def linear_probe(
     # One thread: the products are so small that more of them only wait for each
     # other, up to a hundred times longer on a busy machine.
     with threadpool_limits(1):
-        if len(regularizations) == 1:
-            chosen, validation_accuracy = regularizations[0], float("nan")
-        else:
-            fold_ids = _fold_ids(targets, groups, folds, seed)
-            chosen, validation_accuracy = _cross_validate(
-                inputs, targets, fold_ids, regularizations
-            )
+        chosen, validation_accuracy = _cross_validated(
+            inputs, targets, groups, sorted(map(float, regularizations)), folds, seed
+        )
         # To the end: where it stops early depends on rounding.
         classifier = LogisticRegression(C=chosen, max_iter=5000, tol=1e-6)
         classifier.fit(inputs, targets)
-        predictions = classes[classifier.predict(test_inputs)]
-        scores = _log_shares(classifier.decision_function(test_inputs))
-
-    right = predictions == test_labels
+        logits = classifier.decision_function(test_inputs)
+    if logits.ndim == 1:  # of two classes
+        logits = np.stack([-logits / 2, logits / 2], axis=1)
+    # Not `predict_log_proba()`, which is not finite where probabilities are tiny.
+    scores = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    predictions = classes[logits.argmax(axis=1)]
+    is_right = predictions == test_labels
     return ProbeResult(
-        accuracy=float(right.mean()),
+        accuracy=float(is_right.mean()),
         majority=float(np.mean(test_labels == classes[np.argmax(sizes)])),
         chance=1.0 / len(classes),
         per_class={
-            name.item(): float(right[test_labels == name].mean())
+            name.item(): float(is_right[test_labels == name].mean())
             for name in np.unique(test_labels)
         },
         regularization=chosen,
@@ -175,53 +167,40 @@ def linear_probe(
     )
 
 
-def _log_shares(logits):
-    """Returns the logarithms of probabilities, finite however small these are."""
-    if logits.ndim == 1:  # of two classes
-        logits = np.stack([-logits / 2, logits / 2], axis=1)
-    logits = logits - logits.max(axis=1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+def _check_split(train_features, train_labels, test_features, test_labels):
+    """Gives both arrays of features as finite float64 of the same size."""
+    train = check_array(train_features, dtype="float64", input_name="train_features")
+    test = check_array(test_features, dtype="float64", input_name="test_features")
+    check_consistent_length(train, train_labels)
+    check_consistent_length(test, test_labels)
+    if train.shape[1] != test.shape[1]:
+        expected = f"of size {train.shape[1]}, as train_features"
+        raise ArgumentError("test_features", expected, test.shape)
+    kinds = {np.asarray(x).dtype.kind in "US" for x in (train_labels, test_labels)}
+    if len(kinds) > 1:
+        raise ValueError("train_labels and test_labels must be of one type")
+    return train, test
 
 
-def _check_regularizations(regularizations):
-    values = sorted({float(value) for value in regularizations})
-    if not values or values[0] <= 0 or not np.isfinite(values).all():
-        raise ValueError(
-            "regularizations must be one or more positive numbers; received "
-            f"{regularizations!r}"
-        )
-    return values
-
-
-def _standardization(features):
-    """Returns the mean and the factor that make each column of unit variance."""
-    mean = features.mean(axis=0)
-    spread = features.std(axis=0)
+def standardized(features, *others):
+    """Brings columns to mean 0 and deviation 1, those of `others` by the same rule."""
+    mean, spread = features.mean(axis=0), features.std(axis=0)
     # A column that varies by no more than float32 rounding holds no information;
     # dividing by its spread would blow that rounding up.
     constant = spread <= 1e-6 * np.abs(features).max(axis=0)
-    return mean, np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, spread))
+    scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, spread))
+    return [(x - mean) * scale for x in (features, *others)]
 
 
 def _fold_ids(targets, groups, folds, seed):
     """Deals rows (or whole groups) to folds, class by class, in random order."""
-    if folds < 2:
-        raise ValueError(f"folds must be at least 2; received {folds}")
-    if groups is None:
-        groups = np.arange(len(targets))
-    groups = check_labels("groups", groups)
-    if len(groups) != len(targets):
-        raise ValueError(
-            f"groups must have one entry for each of the {len(targets)} training "
-            f"rows; received {len(groups)}"
-        )
+    groups = np.arange(len(targets)) if groups is None else groups
+    check_consistent_length(targets, groups)
     names, first_rows, group_ids = np.unique(
         groups, return_index=True, return_inverse=True
     )
-    if len(names) < folds:
-        raise ValueError(
-            f"groups must hold at least folds={folds} groups; received {len(names)}"
-        )
+    if not 2 <= folds <= len(names):
+        raise ArgumentError("folds", f"2 to the {len(names)} groups of rows", folds)
     shuffled = np.random.default_rng(seed).permutation(len(names))
     by_class = shuffled[np.argsort(targets[first_rows][shuffled], kind="stable")]
     fold_of_group = np.empty(len(names), int)
@@ -229,62 +208,52 @@ def _fold_ids(targets, groups, folds, seed):
     return fold_of_group[group_ids]
 
 
-def _cross_validate(inputs, targets, fold_ids, regularizations):
+def _cross_validated(inputs, targets, groups, regularizations, num_folds, seed):
     """Returns the regularization that suits held-out rows, and the accuracy there."""
-    folds = _folds(inputs, targets, fold_ids)
-    losses, accuracies = [], []
-    # From the strongest penalty on; each solution is the start of the next one's. Once
-    # it is too weak it only gets worse, and takes the longest to fit.
-    for regularization in regularizations:
-        scores = [fold.score(regularization) for fold in folds]
-        loss, accuracy = np.average(scores, axis=0, weights=[f.rows for f in folds])
-        losses.append(loss)
-        accuracies.append(accuracy)
-        if len(losses) > np.argmin(losses) + 1:
-            break
-    # Weights by likelihood: all rows together tell two penalties apart, or do not.
-    evidence = sum(fold.rows for fold in folds) * (min(losses) - np.array(losses))
-    weights = np.exp(evidence) / np.exp(evidence).sum()
-    exponents = np.log(regularizations[: len(losses)])
-    return float(np.exp(weights @ exponents)), float(weights @ accuracies)
-
-
-def _folds(inputs, targets, fold_ids):
+    if len(regularizations) == 1:
+        return regularizations[0], float("nan")
     folds = []
-    for fold in np.unique(fold_ids):
-        is_held_out = fold_ids == fold
-        # Of a class that is held out as a whole nothing can be known.
-        known = np.isin(targets, targets[~is_held_out])
-        if len(np.unique(targets[~is_held_out])) > 1 and (known & is_held_out).any():
-            folds.append(_Fold(inputs, targets, ~is_held_out, known & is_held_out))
+    fold_ids = _fold_ids(targets, groups, num_folds, seed)
+    for fold in range(num_folds):
+        training = fold_ids != fold
+        # Nothing can be known of a class that is held out as a whole.
+        held_out = ~training & np.isin(targets, targets[training])
+        if len(np.unique(targets[training])) > 1 and held_out.any():
+            model = LogisticRegression(max_iter=200, tol=3e-4, warm_start=True)
+            folds.append((model, training, held_out))
     if not folds:
         raise ValueError(
             "train_labels have too few rows or groups per class to cross-validate; "
             "give a single value as regularizations"
         )
-    return folds
+    losses, accuracies = [], []
+    rows = np.array([held_out.sum() for *_, held_out in folds])
+    # From the strongest penalty on; each solution is the start of the next one's. Once
+    # it is too weak it only gets worse, and takes the longest to fit.
+    for regularization in regularizations:
+        scores = [_held_out(*fold, inputs, targets, regularization) for fold in folds]
+        loss, accuracy = np.average(scores, axis=0, weights=rows)
+        losses.append(loss)
+        accuracies.append(accuracy)
+        if len(losses) > np.argmin(losses) + 1:
+            break
+    # Weights by likelihood: all rows together tell two penalties apart, or do not.
+    evidence = rows.sum() * (min(losses) - np.array(losses))
+    weights = np.exp(evidence) / np.exp(evidence).sum()
+    exponents = np.log(regularizations[: len(losses)])
+    return float(np.exp(weights @ exponents)), float(weights @ accuracies)
 
 
-class _Fold:
-    """One fold of the cross-validation, and the last classifier fit on the others."""
-
-    def __init__(self, inputs, targets, training, held_out):
-        self.training = inputs[training], targets[training]
-        self.inputs, self.targets = inputs[held_out], targets[held_out]
-        self.rows = len(self.targets)
-        self.classifier = LogisticRegression(max_iter=200, tol=3e-4, warm_start=True)
-
-    def score(self, regularization):
-        """Returns the mean negative log-likelihood and the accuracy."""
-        self.classifier.C = regularization
-        with warnings.catch_warnings():
-            # Choosing needs no full convergence.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            self.classifier.fit(*self.training)
-        logs = self.classifier.predict_log_proba(self.inputs)
-        places = np.searchsorted(self.classifier.classes_, self.targets)
-        loss = -logs[np.arange(self.rows), places].mean()
-        return loss, np.mean(logs.argmax(axis=1) == places)
+def _held_out(model, training, held_out, inputs, targets, regularization):
+    """Fits one fold, returns its mean negative log-likelihood and its accuracy."""
+    with warnings.catch_warnings():
+        # Choosing needs no full convergence.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.set_params(C=regularization).fit(inputs[training], targets[training])
+    logs = model.predict_log_proba(inputs[held_out])
+    columns = np.searchsorted(model.classes_, targets[held_out])
+    loss = -logs[np.arange(len(columns)), columns].mean()
+    return loss, np.mean(logs.argmax(axis=1) == columns)
 
 
 def knn_probe(
@@ -310,7 +279,7 @@ def knn_probe(
             to the class that sorts first.
 
     Returns:
-        float, the share of the test rows that were classified rightly.
+        float, the share of the test rows that are classified correctly.
 
     Raises:
         ValueError: if shapes, lengths or values do not fit.
@@ -329,311 +298,146 @@ def knn_probe(
     Reference:
         [Wu et al., 2018](https://arxiv.org/abs/1805.01978), section 3.4.
     """
-    train_features, test_features = check_split(
-        train_features, train_labels, test_features, test_labels
-    )
-    classes, targets = np.unique(
-        check_labels("train_labels", train_labels), return_inverse=True
-    )
-    votes = neighbor_votes(
-        train_features,
-        np.eye(len(classes))[targets],
-        test_features,
-        neighbors,
-        temperature,
-    )
-    right = classes[votes.argmax(axis=1)] == np.asarray(test_labels)
-    return float(right.mean())
+    train, test = _check_split(train_features, train_labels, test_features, test_labels)
+    classes, targets = np.unique(train_labels, return_inverse=True)
+    hot = np.eye(len(classes))[targets]
+    votes = neighbor_votes(train, hot, test, neighbors, temperature)
+    return float(np.mean(classes[votes.argmax(axis=1)] == np.asarray(test_labels)))
 
 
-def neighbor_votes(train_features, hot, test_features, neighbors, temperature):
-    """Lets the nearest training rows vote for each test row.
-
-    Args:
-        train_features: finite array of shape `(train_rows, dim)`.
-        hot: array of zeros and ones of shape `(train_rows, classes)`.
-        test_features: finite array of shape `(test_rows, dim)`.
-        neighbors: as of `knn_probe`.
-        temperature: likewise.
-
-    Returns:
-        Array of shape `(test_rows, classes)`, the share of the votes for each class.
-    """
-    if not 1 <= neighbors <= len(train_features):
-        raise ValueError(
-            f"neighbors must lie between 1 and the {len(train_features)} training "
-            f"rows; received {neighbors}"
-        )
+def neighbor_votes(train, hot, test, neighbors=10, temperature=0.07):
+    """The share of the nearest training rows' votes for each class of `hot`."""
     if temperature is not None and temperature <= 0:
-        raise ValueError(f"temperature must be positive or None; got {temperature}")
-    train, test = _unit_rows(train_features), _unit_rows(test_features)
-    shares = []
-    for start in range(0, len(test), 1024):
-        similarity = test[start : start + 1024] @ train.T
-        nearest = np.argpartition(-similarity, neighbors - 1, axis=1)[:, :neighbors]
-        similarity = np.take_along_axis(similarity, nearest, axis=1)
-        weights = np.ones_like(similarity)
-        if temperature is not None:
-            # Against the nearest neighbor's, so that no weight overflows.
-            highest = similarity.max(axis=1, keepdims=True)
-            weights = np.exp((similarity - highest) / temperature)
-        votes = np.zeros((len(similarity), hot.shape[1]))
-        for place in range(neighbors):
-            votes += weights[:, place, None] * hot[nearest[:, place]]
-        shares.append(votes / weights.sum(axis=1, keepdims=True))
-    return np.concatenate(shares)
+        raise ArgumentError("temperature", "positive or None", temperature)
+    search = NearestNeighbors(n_neighbors=neighbors, metric="cosine").fit(train)
+    distances, nearest = search.kneighbors(test)
+    weights = np.ones_like(distances)
+    if temperature is not None:
+        # Against the nearest neighbor's, so that no weight overflows.
+        weights = np.exp((distances[:, :1] - distances) / temperature)
+    votes = sum(weights[:, [rank]] * hot[nearest[:, rank]] for rank in range(neighbors))
+    return votes / weights.sum(axis=1, keepdims=True)
 
 
-def _unit_rows(features):
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.maximum(norms, 1e-12)
-
-
-@keras.saving.register_keras_serializable(package="keras_bridle")
 class AttentivePooling(keras.layers.Layer):
     """One vector from many: cross-attention of a learned query over patches.
 
-    Args:
-        num_heads: int, heads of the attention; the size of the patches must be a
-            multiple of it.
-        seed: optional int, seeds the weights.
-        **kwargs: keyword arguments of `keras.layers.Layer`.
+    Called with patches `(batch, num_patches, dim)` and bools `(batch, num_patches)`,
+    `False` at those that are not attended to; gives `(batch, dim)`.
 
-    Call arguments:
-        patches: tensor of shape `(batch, num_patches, dim)`.
-        is_real: optional bool tensor of shape `(batch, num_patches)`; the others are
-            not attended to.
-
-    Returns:
-        Tensor of shape `(batch, dim)`.
-
-    Raises:
-        ValueError: if the sizes do not fit.
-
-    Example:
-    ```python
-    import numpy as np
-    from keras_bridle.evaluation.probes import AttentivePooling
-
-    pooled = AttentivePooling(num_heads=4)(np.ones((2, 10, 32), "float32"))
-    print(pooled.shape)  # (2, 32)
-    ```
-
-    Reference:
+    References:
         - [Yu et al., 2022](https://arxiv.org/abs/2205.01917), section 3.2
         - [Bardes et al., 2024](https://arxiv.org/abs/2404.08471), section 4.1
     """
 
     def __init__(self, num_heads, seed=None, **kwargs):
         super().__init__(**kwargs)
-        if num_heads < 1:
-            raise ValueError(f"`num_heads` must be positive. Received: {num_heads}")
         self.num_heads = num_heads
         self.seed = seed
 
-    def build(self, patches_shape):
+    def build(self, patches_shape, is_real_shape=None):
         dim = patches_shape[-1]
-        if dim % self.num_heads:
-            raise ValueError(
-                "The size of the patches must be a multiple of `num_heads`. "
-                f"Received: {dim} and {self.num_heads}"
-            )
-        seeds = [None] * 4
-        if self.seed is not None:
-            seeds = [4 * self.seed + place for place in range(4)]
         self.query = self.add_weight(
-            shape=(self.num_heads, dim // self.num_heads),
-            initializer=keras.initializers.TruncatedNormal(stddev=0.02, seed=seeds[0]),
+            shape=(1, 1, dim),
+            initializer=keras.initializers.TruncatedNormal(stddev=0.02, seed=self.seed),
             name="query",
         )
-        for name, seed in zip(("key", "value", "output"), seeds[1:], strict=True):
-            dense = keras.layers.Dense(
-                dim,
-                kernel_initializer=keras.initializers.GlorotUniform(seed),
-                dtype=self.dtype_policy,
-                name=name,
-            )
-            dense.build((None, None, dim))
-            setattr(self, f"{name}_projection", dense)
+        self.attention = keras.layers.MultiHeadAttention(
+            self.num_heads,
+            dim // self.num_heads,
+            kernel_initializer=keras.initializers.GlorotUniform(self.seed),
+            dtype=self.dtype_policy,
+        )
+        self.attention.build((None, 1, dim), (None, None, dim))
 
-    def call(self, patches, is_real=None):
-        query = ops.convert_to_tensor(self.query)
-        heads, size = query.shape
-        shape = (-1, ops.shape(patches)[1], heads, size)
-        keys = ops.reshape(self.key_projection(patches), shape)
-        values = ops.reshape(self.value_projection(patches), shape)
-        scores = ops.sum(keys * ops.cast(query, keys.dtype), axis=-1)
-        scores = ops.cast(scores, "float32") / size**0.5
-        if is_real is not None:
-            scores = ops.where(is_real[:, :, None], scores, -1e9)
-        shares = ops.cast(ops.softmax(scores, axis=1), values.dtype)
-        pooled = ops.sum(values * shares[..., None], axis=1)
-        return self.output_projection(ops.reshape(pooled, (-1, heads * size)))
+    def call(self, patches, is_real):
+        query = ops.repeat(self.query, ops.shape(patches)[0], axis=0)
+        mask = is_real[:, None, :]
+        return self.attention(query, patches, attention_mask=mask)[:, 0]
 
-    def compute_output_shape(self, patches_shape):
+    def compute_output_shape(self, patches_shape, is_real_shape=None):
         return (patches_shape[0], patches_shape[-1])
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_heads": self.num_heads,
-            "seed": self.seed,
-        }
 
-
-def dense_scores(
-    train_features,
-    train_hot,
-    test_features,
+def trained_scores(
+    kind,
+    train,
+    hot,
+    test,
     multi_label=False,
-    epochs=100,
+    num_heads=None,
+    epochs=None,
     batch_size=64,
-    learning_rate=3e-3,
-    weight_decay=0.0,
+    learning_rate=None,
+    weight_decay=None,
     seed=0,
 ):
-    """Trains one dense layer on normalized features, as published for linear probes.
+    """Trains a small classifier by AdamW and a cosine, and gives logits of test rows.
 
-    The normalization is a batch normalization without scale and offset.
-
-    Args:
-        train_features: float array of shape `(train_rows, dim)`.
-        train_hot: array of zeros and ones of shape `(train_rows, classes)`.
-        test_features: float array of shape `(test_rows, dim)`.
-        multi_label: bool, whether a row may have several classes, or none.
-        epochs: int. The learning rate falls to 0 over them, by a cosine.
-        batch_size: int.
-        learning_rate: float, of AdamW.
-        weight_decay: float, likewise.
-        seed: int, of the order of the rows.
-
-    Returns:
-        Float array of shape `(test_rows, classes)`, logits.
+    `"dense"` takes vectors and is the published linear probe, a batch normalization
+    without scale and offset and a dense layer. `"attentive"` takes `PatchFeatures` and
+    is `AttentivePooling`, a layer normalization and a dense layer; by default it has
+    one head for each 64 numbers of a patch.
 
     Reference:
         [He et al., 2022](https://arxiv.org/abs/2111.06377), appendix A.1
     """
-    inputs = keras.Input(train_features.shape[1:])
-    normalized = keras.layers.BatchNormalization(
-        momentum=0.9, epsilon=1e-6, center=False, scale=False, dtype="float32"
-    )(inputs)
-    model = keras.Model(inputs, _head(train_hot.shape[1])(normalized))
-    _fit(
-        model,
-        [train_features],
-        train_hot,
-        multi_label,
-        epochs,
-        batch_size,
-        learning_rate,
-        weight_decay,
-        seed,
+    defaults = {"dense": (100, 3e-3, 0.0), "attentive": (40, 1e-3, 0.01)}[kind]
+    given = (epochs, learning_rate, weight_decay)
+    epochs, learning_rate, weight_decay = (
+        default if value is None else value
+        for value, default in zip(given, defaults, strict=True)
     )
-    return model.predict(test_features, batch_size=batch_size, verbose=0)
-
-
-def attentive_scores(
-    train_features,
-    train_hot,
-    test_features,
-    multi_label=False,
-    num_heads=None,
-    epochs=40,
-    batch_size=64,
-    learning_rate=1e-3,
-    weight_decay=0.01,
-    seed=0,
-):
-    """Trains `AttentivePooling`, a normalization and a dense layer on patches.
-
-    Args:
-        train_features: `PatchFeatures` of the training rows.
-        train_hot: array of zeros and ones of shape `(train_rows, classes)`.
-        test_features: `PatchFeatures` of the test rows.
-        multi_label: bool, whether a row may have several classes, or none.
-        num_heads: optional int; by default one for each 64 numbers of a patch, and
-            at least one.
-        epochs: int. The learning rate falls to 0 over them, by a cosine.
-        batch_size: int.
-        learning_rate: float, of AdamW.
-        weight_decay: float, likewise.
-        seed: int, of the weights and of the order of the rows.
-
-    Returns:
-        Float array of shape `(test_rows, classes)`, logits.
-    """
-    shape = train_features.patches.shape[1:]
-    patches = keras.Input(shape, name="patches")
-    is_real = keras.Input(shape[:1], dtype="bool", name="is_real")
-    if num_heads is None:
-        num_heads = shape[1] // 64 if shape[1] % 64 == 0 else 1
-    pooled = AttentivePooling(num_heads, seed=seed, dtype="float32")(patches, is_real)
-    pooled = keras.layers.LayerNormalization(epsilon=1e-6, dtype="float32")(pooled)
-    model = keras.Model([patches, is_real], _head(train_hot.shape[1])(pooled))
-    _fit(
-        model,
-        list(train_features),
-        train_hot,
-        multi_label,
-        epochs,
-        batch_size,
-        learning_rate,
-        weight_decay,
-        seed,
-    )
-    return model.predict(list(test_features), batch_size=batch_size, verbose=0)
-
-
-def _head(classes):
+    if kind == "dense":
+        train, test = [train], [test]
+        inputs = [keras.Input(train[0].shape[1:])]
+        normalized = keras.layers.BatchNormalization(
+            momentum=0.9, epsilon=1e-6, center=False, scale=False, dtype="float32"
+        )(inputs[0])
+    else:
+        train, test = list(train), list(test)
+        _, patches, dim = train[0].shape
+        inputs = [keras.Input((patches, dim)), keras.Input((patches,), dtype="bool")]
+        num_heads = num_heads or (dim // 64 if dim % 64 == 0 else 1)
+        pooled = AttentivePooling(num_heads, seed, dtype="float32")(*inputs)
+        normalized = keras.layers.LayerNormalization(epsilon=1e-6, dtype="float32")(
+            pooled
+        )
     # From zero: all classes are alike before the first step, whatever the seed.
-    return keras.layers.Dense(classes, kernel_initializer="zeros", dtype="float32")
-
-
-def _fit(
-    model,
-    inputs,
-    hot,
-    multi_label,
-    epochs,
-    batch_size,
-    learning_rate,
-    weight_decay,
-    seed,
-):
-    batches = _Batches(inputs, hot.astype("float32"), batch_size, seed)
+    head = keras.layers.Dense(hot.shape[1], kernel_initializer="zeros", dtype="float32")
+    model = keras.Model(inputs, head(normalized))
+    batches = _Batches([*train, hot.astype("float32")], batch_size, seed)
     losses = keras.losses
     loss = losses.BinaryCrossentropy if multi_label else losses.CategoricalCrossentropy
-    model.compile(
-        keras.optimizers.AdamW(
-            keras.optimizers.schedules.CosineDecay(
-                learning_rate, max(1, epochs * len(batches))
-            ),
-            weight_decay=weight_decay,
-        ),
-        loss(from_logits=True),
+    schedule = keras.optimizers.schedules.CosineDecay(
+        learning_rate, max(1, epochs * len(batches))
     )
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=weight_decay)
+    model.compile(optimizer, loss(from_logits=True))
     model.fit(batches, epochs=epochs, verbose=0, shuffle=False)
+    return model.predict(test, batch_size=batch_size, verbose=0)
 
 
 class _Batches(keras.utils.PyDataset):
-    """Full batches in an order drawn anew for each epoch."""
+    """Full batches of arrays, the last of them targets, in another order each epoch."""
 
-    def __init__(self, inputs, targets, batch_size, seed):
+    def __init__(self, arrays, batch_size, seed):
         super().__init__()
-        self.arrays = [*inputs, targets]
+        self.arrays = arrays
         # A small rest would distort the statistics of the normalization.
-        self.batch_size = min(batch_size, len(targets))
+        self.batch_size = min(batch_size, len(arrays[-1]))
         self.generator = np.random.default_rng(seed)
         self.on_epoch_end()
 
     def __len__(self):
-        return len(self.arrays[-1]) // self.batch_size
+        return len(self.order) // self.batch_size
 
     def __getitem__(self, index):
-        start = index * self.batch_size
-        rows = self.order[start : start + self.batch_size]
-        *inputs, targets = (array[rows] for array in self.arrays)
-        inputs = [x if x.dtype == bool else x.astype("float32") for x in inputs]
+        rows = self.order[index * self.batch_size :][: self.batch_size]
+        *inputs, targets = (
+            x[rows] if x.dtype == bool else x[rows].astype("float32")
+            for x in self.arrays
+        )
         return inputs[0] if len(inputs) == 1 else tuple(inputs), targets
 
     def on_epoch_end(self):
@@ -645,8 +449,8 @@ class ProbeData(NamedTuple):
 
     Args:
         inputs: function of a backbone that returns an array of raw inputs, or a
-            `tf.data.Dataset` of batches `(inputs, places)`, where places are rows of
-            `labels`; rows that it leaves out are left out.
+            `tf.data.Dataset` of batches `(inputs, indices)`, where indices are rows of
+            `labels`; unreadable rows may be missing.
         labels: int array of shape `(rows,)`, or zeros and ones of shape
             `(rows, classes)`.
         class_names: sequence of strings.
@@ -670,103 +474,75 @@ def probe_encoder(
     seed=0,
     options=None,
     most_gigabytes=8.0,
+    plain=False,
 ):
-    """Probes a frozen encoder.
+    """Probes a frozen encoder, or with `plain` the `InputFeatures` of its inputs.
 
     Args:
         backbone: `BridleBackbone`.
         data: `ProbeData`.
-        kinds: list of strings, as of `probe`.
-        segments: int, as of `extract_features`; the attentive probe has all patches.
-        batch_size: int, examples per step of the encoder.
+        kinds: list of strings, as of `probe`; plain features have no attentive probe.
+        segments: int, as of `FeatureExtractor`; the attentive probe has all patches.
+        batch_size: int, examples of a step of the encoder.
         seed: int, as of `probe`.
         options: optional dict from kind to a dict of more arguments of `probe`.
-        most_gigabytes: float, the most that the patches for the attentive probe may
-            take in memory.
+        most_gigabytes: float, the most memory that the patches for the attentive probe
+            may take.
+        plain: bool.
 
     Returns:
         A dict from kind to a list with the `ClassificationMetrics` of each split.
-
-    Raises:
-        ValueError: if no example can be read, or patches would need more memory.
     """
     found: dict[str, Any] = {}
-    vectors = [kind for kind in kinds if kind != "attentive"]
-    if vectors:
-        network = FileModel(backbone, segments=segments)
-        features, rows = _features(network, data, backbone, batch_size)
-        found |= _scores(vectors, features["features"], rows, data, seed, options)
-    if "attentive" in kinds:
-        network = FileModel(backbone, per="patch")
-        limit = most_gigabytes * 1e9
-        features, rows = _features(network, data, backbone, batch_size, limit)
-        patches = PatchFeatures(features["features"], features["is_real"])
-        found |= _scores(["attentive"], patches, rows, data, seed, options)
-    return {kind: found[kind] for kind in kinds}
-
-
-def probe_inputs(
-    backbone, data, kinds, segments=1, batch_size=32, seed=0, options=None
-):
-    """Probes plain features of what an encoder starts from, see `InputFeatures`.
-
-    Args:
-        backbone: as of `probe_encoder`, as the others.
-        data: as above.
-        kinds: as above; the attentive probe is left out.
-        segments: as above.
-        batch_size: as above.
-        seed: as above.
-        options: as above.
-
-    Returns:
-        A dict as of `probe_encoder`.
-    """
-    kinds = [kind for kind in kinds if kind != "attentive"]
-    if not kinds:
-        return {}
-    network = InputFeatures(backbone, segments)
-    features, rows = _features(network, data, backbone, batch_size)
-    return _scores(kinds, features["features"], rows, data, seed, options)
+    per_vector = [kind for kind in kinds if kind != "attentive"]
+    if per_vector:
+        extract = (InputFeatures if plain else FeatureExtractor)(
+            backbone, segments=segments
+        )
+        (vectors,), rows = _features(extract, data, batch_size)
+        found |= _of_splits(per_vector, vectors, rows, data, seed, options)
+    if "attentive" in kinds and not plain:
+        extract = FeatureExtractor(backbone, per="patch")
+        patches, rows = _features(extract, data, batch_size, most_gigabytes * 1e9)
+        patches = PatchFeatures(*patches)
+        found |= _of_splits(["attentive"], patches, rows, data, seed, options)
+    return {kind: found[kind] for kind in kinds if kind in found}
 
 
 def mean_per_class(several):
-    """Averages the lines of each class over splits, where they are defined.
+    """Averages the rows of each class over `ClassificationMetrics` of several splits.
 
-    Args:
-        several: list of `ClassificationMetrics`.
-
-    Returns:
-        A list of dicts, as `ClassificationMetrics.per_class`; examples are added up.
+    Means are of the splits where the metric is defined; examples are added up.
     """
-    rows = []
-    for lines in zip(*(metrics.per_class for metrics in several), strict=True):
-        row = {
-            "name": lines[0]["name"],
-            "examples": sum(line["examples"] for line in lines),
+    return [
+        {
+            "name": rows[0]["name"],
+            "examples": sum(row["examples"] for row in rows),
+            **{
+                name: mean_of(rows, name)
+                for name in ("accuracy", "average precision", "AUC")
+            },
         }
-        for name in ("accuracy", "average precision", "AUC"):
-            known = [line[name] for line in lines if line[name] is not None]
-            row[name] = float(np.mean(known)) if known else None
-        rows.append(row)
-    return rows
+        for rows in zip(*(metrics.per_class for metrics in several), strict=True)
+    ]
 
 
-def _features(network, data, backbone, batch_size, limit=float("inf")):
+def probe_inputs(backbone, data, kinds, **options):
+    """Probes plain `InputFeatures` in place of the encoder's."""
+    return probe_encoder(backbone, data, kinds, plain=True, **options)
+
+
+def _features(extract, data, batch_size, limit=float("inf")):
     """Returns features of all examples that can be read, and which those are."""
-    columns: dict[str, list] = {}
-    rows: list[np.ndarray] = []
-    count = size = 0
-    for outputs, others in run_batches(network, data.inputs(backbone), batch_size):
-        if not isinstance(outputs, dict):
-            outputs = {"features": outputs}
-        if network.name == "file_model" and network.per == "patch":
-            outputs["features"] = outputs["features"].astype("float16")
-        for name, values in outputs.items():
-            columns.setdefault(name, []).append(values)
-        start, count = count, count + len(outputs["features"])
+    parts, rows, count, size = [], [], 0, 0
+    for outputs, others in extract.batches(data.inputs(extract.backbone), batch_size):
+        arrays = list(outputs.values())
+        if "patches" in outputs:
+            arrays[0] = arrays[0].astype("float16")
+        parts.append(arrays)
+        start, count = count, count + len(arrays[0])
         rows.append(others[0] if others else np.arange(start, count))
-        size += outputs["features"].nbytes
+        size += arrays[0].nbytes
         total = size / count * len(data.labels)
         if total > limit:
             raise ValueError(
@@ -776,45 +552,35 @@ def _features(network, data, backbone, batch_size, limit=float("inf")):
             )
     if not rows:
         raise ValueError("No example can be read.")
-    joined = {name: np.concatenate(values) for name, values in columns.items()}
-    return joined, np.concatenate(rows)
+    return [np.concatenate(x) for x in zip(*parts, strict=True)], np.concatenate(rows)
 
 
-def _scores(kinds, features, rows, data, seed, options):
+def _of_splits(kinds, features, rows, data, seed, options):
     # Where a row of the labels is among the features, -1 if it could not be read.
-    places = np.full(len(data.labels), -1)
-    places[rows] = np.arange(len(rows))
+    position = np.full(len(data.labels), -1)
+    position[rows] = np.arange(len(rows))
     found: dict[str, list] = {kind: [] for kind in kinds}
     for split in data.splits:
-        train, test = (part[places[part] >= 0] for part in split)
-        for name, part in (("training", train), ("test", test)):
-            if not len(part):
-                raise ValueError(f"No {name} example can be read.")
-        take = (
-            features.take
-            if isinstance(features, PatchFeatures)
-            else features.__getitem__
-        )
+        train, test = (part[position[part] >= 0] for part in split)
+        if not (len(train) and len(test)):
+            missing = "test" if len(train) else "training"
+            raise ValueError(f"No {missing} example can be read.")
         for kind in kinds:
             more = dict((options or {}).get(kind, {}))
             if kind == "linear" and data.groups is not None:
                 more["groups"] = data.groups[train]
-            found[kind].append(
-                probe(
-                    kind,
-                    take(places[train]),
-                    data.labels[train],
-                    take(places[test]),
-                    data.labels[test],
-                    data.class_names,
-                    seed,
-                    **more,
-                )
+            metrics = probe(
+                kind,
+                features[position[train]],
+                data.labels[train],
+                features[position[test]],
+                data.labels[test],
+                data.class_names,
+                seed,
+                **more,
             )
+            found[kind].append(metrics)
     return found
-
-
-PROBES = ("linear", "dense", "knn", "attentive")
 
 
 def probe(
@@ -830,128 +596,58 @@ def probe(
     """Fits a probe on frozen features of training rows, and scores it on test rows.
 
     Args:
-        kind: string. `"linear"`: logistic regression, whose penalty cross-validation on
-            the training rows chooses (`linear_probe`). `"dense"`: the same classifier
-            as published, batch normalization without scale and offset and one dense
-            layer, trained by AdamW. `"knn"`: a vote of the nearest training rows by
-            cosine similarity. `"attentive"`: cross-attention of a learned query over
-            the patches, then a dense layer.
-        train_features: array of shape `(train_rows, dim)`; for `"attentive"`, the
-            `PatchFeatures` that `extract_patches` gives, or an array of shape
-            `(train_rows, patches, dim)`. The others average patches.
+        kind: string. `"linear"`: logistic regression whose penalty cross-validation
+            chooses (`linear_probe`). `"dense"`: the same classifier as published.
+            `"knn"`: a vote of the nearest training rows. `"attentive"`:
+            cross-attention of a learned query over the patches, then a dense layer.
+        train_features: array of shape `(train_rows, dim)`; for `"attentive"`,
+            `PatchFeatures`, which the others average.
         train_labels: int array of shape `(train_rows,)`; for multi-label data, which
             all but `"linear"` take, zeros and ones of shape `(train_rows, classes)`.
         test_features: likewise.
         test_labels: likewise.
-        class_names: optional sequence of strings, also to tell how many classes there
-            are; by default numbers up to the highest label.
-        seed: int, of all that is drawn.
-        **options: of `"linear"`: `groups`, `regularizations`, `folds`, as of
-            `linear_probe`; of `"knn"`: `neighbors` (10, or as many as there are) and
-            `temperature`; of the two others: `epochs`, `batch_size`, `learning_rate`,
-            `weight_decay`, and `num_heads` of `"attentive"`.
+        class_names: optional sequence of strings, which also tells how many classes
+            there are; by default numbers up to the highest label.
+        seed: int, of all that is random.
+        **options: of `"linear"`, those of `linear_probe`; of `"knn"`, `neighbors` (10,
+            or as many as there are) and `temperature`; else those of `trained_scores`.
 
     Returns:
         `ClassificationMetrics` on the test rows.
-
-    Raises:
-        ValueError: for an unknown kind, or if shapes, lengths or values do not fit.
-
-    Example:
-    ```python
-    import numpy as np
-    from keras_bridle.evaluation.probes import probe
-
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, 200)
-    features = rng.normal(size=(200, 16)) + 4 * np.eye(3, 16)[labels]
-    train, test = (features[:150], labels[:150]), (features[150:], labels[150:])
-    for kind in ("linear", "knn"):
-        assert probe(kind, *train, *test).accuracy > 0.8
-    ```
     """
     if kind not in PROBES:
-        raise ValueError(f"kind must be one of {PROBES}; received {kind!r}")
-    train_features, test_features = (
-        _features_probe(name, features, kind == "attentive")
-        for name, features in (
-            ("train_features", train_features),
-            ("test_features", test_features),
+        raise ArgumentError("kind", f"one of {PROBES}", kind)
+    train, test = train_features, test_features
+    if kind != "attentive":
+        train, test = (
+            x.mean() if isinstance(x, PatchFeatures) else x for x in (train, test)
         )
+        train, test = _check_split(train, train_labels, test, test_labels)
+    train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
+    if class_names is not None:
+        classes = len(class_names)
+    elif train_labels.ndim == 2:
+        classes = train_labels.shape[1]
+    else:
+        classes = int(max(train_labels.max(), test_labels.max())) + 1
+    hot, numbers = check_targets(
+        "train_labels", train_labels, len(train_labels), classes
     )
-    classes = _count_classes(train_labels, test_labels, class_names)
-    train_rows, test_rows = len(train_features[0]), len(test_features[0])
-    hot, numbers = check_targets("train_labels", train_labels, train_rows, classes)
-    _, test_numbers = check_targets("test_labels", test_labels, test_rows, classes)
-    if (numbers is None) != (test_numbers is None):
-        raise ValueError("train_labels and test_labels must be of one kind")
-    if kind == "attentive":
-        scores = attentive_scores(
-            PatchFeatures(*train_features),
-            hot,
-            PatchFeatures(*test_features),
-            numbers is None,
-            seed=seed,
-            **options,
-        )
-        return classification_metrics(test_labels, scores, class_names)
-    train, test = train_features[0], test_features[0]
-    if train.shape[1] != test.shape[1]:
-        raise ValueError(
-            "train_features and test_features must have the same dim; received "
-            f"{train.shape[1]} and {test.shape[1]}"
-        )
     if kind == "linear":
         if numbers is None:
             raise ValueError(
                 'The "linear" probe takes one class for each row; "dense" is a linear '
                 "probe for multi-label data"
             )
-        scores = _linear_scores(
-            train, numbers, test, test_numbers, classes, seed, options
-        )
-    elif kind == "dense":
-        scores = dense_scores(train, hot, test, numbers is None, seed=seed, **options)
+        result = linear_probe(train, numbers, test, test_labels, seed=seed, **options)
+        # A class that training lacks comes last.
+        scores = np.full((len(test), classes), result.scores.min() - 1)
+        scores[:, result.classes] = result.scores
+    elif kind == "knn":
+        options = {"neighbors": min(10, len(train)), **options}
+        scores = neighbor_votes(train, hot, test, **options)
     else:
-        defaults = {"neighbors": min(10, len(train)), "temperature": 0.07}
-        scores = neighbor_votes(train, hot, test, **{**defaults, **options})
+        scores = trained_scores(
+            kind, train, hot, test, numbers is None, seed=seed, **options
+        )
     return classification_metrics(test_labels, scores, class_names)
-
-
-def _linear_scores(train, numbers, test, test_numbers, classes, seed, options):
-    found = linear_probe(train, numbers, test, test_numbers, seed=seed, **options)
-    # A class that training lacks comes last.
-    scores = np.full((len(test), classes), found.scores.min() - 1)
-    scores[:, found.classes] = found.scores
-    return scores
-
-
-def _features_probe(name, features, with_patches):
-    """Returns `(patches, is_real)`, or `(vectors,)`."""
-    if isinstance(features, PatchFeatures):
-        return features if with_patches else (check_features(name, features.mean()),)
-    features = np.asarray(features)
-    if features.ndim == 3 and 0 not in features.shape:
-        if with_patches:
-            return PatchFeatures(features, np.ones(features.shape[:2], bool))
-        features = features.mean(axis=1)
-    elif with_patches:
-        raise ValueError(
-            f'{name} of the "attentive" probe must be PatchFeatures or have shape '
-            f"(rows, patches, dim); received shape {features.shape}"
-        )
-    return (check_features(name, features),)
-
-
-def _count_classes(train_labels, test_labels, class_names):
-    if class_names is not None:
-        return len(class_names)
-    train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
-    if train_labels.ndim == 2:
-        return train_labels.shape[1]
-    if train_labels.dtype.kind not in "iu" or test_labels.dtype.kind not in "iu":
-        raise ValueError(
-            "labels must be ints; received dtypes "
-            f"{train_labels.dtype} and {test_labels.dtype}"
-        )
-    return int(max(train_labels.max(initial=0), test_labels.max(initial=0))) + 1

@@ -1,201 +1,321 @@
+import json
+
 import keras
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow as tf
-from PIL import Image
+from tiny_pretraining import PaddedMap
+from tiny_pretraining import backbone as tiny_backbone
 
-from keras_bridle.evaluation.features import extract_features, log_mel_features
-
-
-class Tokens(keras.layers.Layer):
-    """Returns tokens of shape (batch, 5, 4), and counts how often it is traced."""
-
-    def __init__(self):
-        super().__init__()
-        self.shapes = []
-        self.dropout = keras.layers.Dropout(0.5)
-        self.scale = self.add_weight(
-            shape=(5, 4), initializer="random_normal", name="scale"
-        )
-
-    def call(self, inputs):
-        self.shapes.append(tuple(inputs.shape))
-        return self.dropout(inputs[:, None, None] * self.scale)
+import keras_bridle as kb
+from keras_bridle.data.files import FileList, ReadReport
+from keras_bridle.data.layouts import list_files
+from keras_bridle.evaluation import features as features_module
+from keras_bridle.evaluation.features import (
+    FeatureExtractor,
+    InputFeatures,
+    load_file_features,
+    write_file_features,
+)
+from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
 
 
-class Backbone(Tokens):
-    def pooled_features(self, inputs):
-        return keras.ops.max(self(inputs), axis=1)
+@pytest.fixture(scope="module")
+def backbone():
+    return tiny_backbone(input_dims=(16, 24, 3), front_end=kb.PixelNormalization())
 
 
-@pytest.fixture
-def inputs():
-    return np.random.default_rng(0).normal(size=11).astype("float32")
+@pytest.fixture(scope="module")
+def tokenizer():
+    quantizer = ResidualQuantizer(2, 8, dim=4, seed=0)
+    tokenizer = kb.RandomProjectionTokenizer(8, 16, quantizer)
+    quantizer.adapt(np.random.default_rng(5).normal(size=(64, 4)).astype("float32"))
+    return tokenizer
 
 
-def _dataset(inputs, batch, labels=False):
-    arrays = (inputs, np.arange(len(inputs))) if labels else inputs
-    return tf.data.Dataset.from_tensor_slices(arrays).batch(batch)
+def _numpy(tensor):
+    return keras.ops.convert_to_numpy(tensor)
 
 
-def test_tokens_are_averaged_in_inference_mode(inputs):
-    layer = Tokens()
-    features = extract_features(layer, inputs, batch_size=4)
-    scale = keras.ops.convert_to_numpy(layer.scale)
-    # With dropout half of the entries would be zero, the others doubled.
-    np.testing.assert_allclose(
-        features, inputs[:, None] * scale.mean(axis=0), rtol=1e-5, atol=1e-7
-    )
+def _images():
+    return np.random.default_rng(0).integers(0, 256, (11, 16, 24, 3)).astype("uint8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for index, image in enumerate(_images()):
+        path = folder / f"class {index % 2}" / f"{index:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        PIL.Image.fromarray(image).save(path)
+    (folder / "class 0" / "05 broken.png").write_text("no image")
+    return folder
+
+
+# As they are sorted: the even ones first.
+ORDER = [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9]
+NAMES = [f"class {i % 2}/{i:02d}.png" for i in ORDER]
+
+
+@pytest.fixture(scope="module")
+def expected(backbone, tokenizer):
+    """Features, patches and codes of the images, computed directly."""
+    images = _images()[ORDER]
+    maps, padding_mask = backbone.features(images)
+    tokens = backbone.encode(maps, padding_mask)
+    return {
+        "file": _numpy(backbone.pooled_features(images)),
+        "patch": _numpy(backbone.drop_class_token(tokens)).reshape(66, 16),
+        "codes": _numpy(tokenizer(maps, padding_mask).codes),
+    }
+
+
+@pytest.mark.parametrize("batch_size", [4, 100])
+def test_arrays(backbone, tokenizer, expected, batch_size):
+    images = _images()[ORDER]
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    features, codes = FeatureExtractor(backbone, tokenizer)(images, batch_size)
     assert features.dtype == np.float32
-    assert features.shape == (11, 4)
-
-
-def test_pooled_features_of_the_model_are_used(inputs):
-    layer = Backbone()
-    scale = keras.ops.convert_to_numpy(layer.scale)
-    expected = (inputs[:, None, None] * scale).max(axis=1)
+    np.testing.assert_allclose(features, expected["file"], **close)
+    np.testing.assert_array_equal(codes, expected["codes"])
+    found = FeatureExtractor(backbone, per="patch")(images, batch_size)
     np.testing.assert_allclose(
-        extract_features(layer, inputs, batch_size=4), expected, rtol=1e-5, atol=1e-7
+        found.patches.reshape(66, 16), expected["patch"], **close
     )
+    assert found.is_real.shape == (11, 6) and found.is_real.all()
+    np.testing.assert_allclose(found.mean(), expected["file"], **close)
+    assert len(found[[3, 5]].patches) == 2
 
 
-class SegmentedBackbone(Tokens):
-    def pooled_features(self, inputs, segments=1):
-        return keras.ops.tile(keras.ops.mean(self(inputs), axis=1), (1, segments))
-
-
-def test_segments_are_asked_of_the_model(inputs):
-    model = SegmentedBackbone()
-    features = extract_features(model, inputs, segments=3)
-    expected = np.tile(extract_features(model, inputs), (1, 3))
-    assert features.shape == (11, 12)
-    np.testing.assert_allclose(features, expected, 1e-6)
-
-
-def test_segments_need_a_model_that_knows_them(inputs):
-    with pytest.raises(ValueError, match="received segments=2"):
-        extract_features(Tokens(), inputs, segments=2)
-
-
-def test_pooling_function(inputs):
-    layer = Backbone()
-    features = extract_features(layer, inputs, 3, pooling=lambda tokens: tokens[:, 0])
-    scale = keras.ops.convert_to_numpy(layer.scale)
-    np.testing.assert_allclose(features, inputs[:, None] * scale[0], rtol=1e-5)
-
-
-@pytest.mark.parametrize("batch_size", [1, 4, 11, 64])
-def test_batch_size_does_not_change_the_rows(inputs, batch_size):
-    layer = Tokens()
-    expected = extract_features(layer, inputs, batch_size=5)
-    features = extract_features(layer, inputs, batch_size=batch_size)
-    np.testing.assert_allclose(features, expected, rtol=1e-6, atol=1e-8)
-
-
-def test_every_batch_has_one_shape(inputs):
-    for data in (inputs, _dataset(inputs, 4)):
-        layer = Tokens()
-        extract_features(layer, data, batch_size=4)
-        # None: TensorFlow and the symbolic build may leave the batch axis open.
-        assert {shape for shape in layer.shapes if shape[0] is not None} <= {(4,)}
-
-
-@pytest.mark.parametrize("labels", [False, True])
-def test_dataset(inputs, labels):
-    layer = Tokens()
-    expected = extract_features(layer, inputs, batch_size=5)
-    features = extract_features(layer, _dataset(inputs, 4, labels))
-    np.testing.assert_allclose(features, expected, rtol=1e-6, atol=1e-8)
-
-
-def test_batches_larger_than_the_first(inputs):
-    layer = Tokens()
-    expected = extract_features(layer, inputs, batch_size=5)
-    features = extract_features(layer, iter([inputs[:2], inputs[2:9], inputs[9:]]))
-    np.testing.assert_allclose(features, expected, rtol=1e-6, atol=1e-8)
-
-
-def test_progress_bar_loses_nothing(inputs, capsys):
-    layer = Tokens()
-    quiet = extract_features(layer, inputs, batch_size=4)
+def test_datasets_and_progress(backbone, expected, capsys):
+    images = _images()[ORDER]
+    extract = FeatureExtractor(backbone)
+    dataset = tf.data.Dataset.from_tensor_slices((images, np.arange(11))).batch(4)
+    for inputs in (dataset, iter([images[:4], images[4:9], images[9:]])):
+        np.testing.assert_allclose(extract(inputs), expected["file"], 1e-4, 1e-5)
     assert capsys.readouterr().out == ""
-    loud = extract_features(
-        layer, inputs, batch_size=4, progress=True, description="probing"
+    extract(images, description="reading")
+    assert "reading" in capsys.readouterr().out
+    with pytest.raises(ValueError):
+        extract(images[:0])
+    # The encoder may learn in between.
+    other = tiny_backbone(input_dims=(16, 24, 3), front_end=kb.PixelNormalization())
+    extract = FeatureExtractor(other)
+    before = extract(images)
+    other.set_weights([weight + 0.1 for weight in other.get_weights()])
+    assert np.abs(extract(images) - before).max() > 0.01
+
+
+def test_padding_counts_neither_in_means_nor_rows():
+    encoder = tiny_backbone(front_end=PaddedMap())
+    maps = np.random.default_rng(0).normal(size=(3, 32, 16, 1)).astype("float32")
+    maps[1, 16:] = -100
+    found = FeatureExtractor(encoder, per="patch")(maps)
+    assert found.is_real.sum(axis=1).tolist() == [8, 4, 8]
+    segments = FeatureExtractor(encoder, segments=2)(maps)
+    np.testing.assert_allclose(
+        FeatureExtractor(encoder)(maps), found.mean(), rtol=1e-4, atol=1e-5
     )
-    assert "probing" in capsys.readouterr().out
-    np.testing.assert_array_equal(quiet, loud)
+    halves = segments.reshape(3, 2, 16).mean(axis=1)
+    np.testing.assert_allclose(halves, found.mean(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_model_is_left_as_it_was(inputs):
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(3)])
-    model.compile(optimizer="sgd", loss="mse")
-    optimizer = model.optimizer
-    extract_features(model, inputs[:, None], batch_size=4)
-    assert model.optimizer is optimizer
-    assert model.trainable
-    model.fit(inputs[:, None], np.zeros((11, 3)), verbose=0)
+def test_log_mel_features_leave_out_padding():
+    backbone = tiny_backbone(input_dims=(None,), front_end=kb.LogMelSpectrogram())
+    waveforms = np.random.default_rng(0).normal(size=(2, 8000)).astype("float32")
+    waveforms[1, 4000:] = 0
+    features = InputFeatures(backbone, segments=2)(waveforms)
+    resized = InputFeatures(backbone, shape=(4, 8))(waveforms)
+    maps, mask = (_numpy(x) for x in backbone.features(waveforms))
+    assert mask[1].sum() < mask[0].sum() == maps.shape[1]
+    for row in range(2):
+        real = maps[row, mask[row], :, 0]
+        halves = np.array_split(real, 2)
+        expected = np.concatenate([[x.mean(0), x.std(0)] for x in halves]).reshape(-1)
+        np.testing.assert_allclose(features[row], expected, rtol=1e-3, atol=1e-3)
+        # Of a linear resize the mean over bins and frames stays nearly the same.
+        assert abs(resized[row].mean() - real.mean()) < 0.2
+        bins = real.mean(axis=0).reshape(8, -1).mean(axis=1)
+        found = resized[row].reshape(4, 8).mean(axis=0)
+        assert np.corrcoef(found, bins)[0, 1] > 0.9
 
 
-def test_refusals(inputs):
-    layer = Tokens()
-    with pytest.raises(ValueError, match='pooling must be "mean" or a function'):
-        extract_features(layer, inputs, pooling="median")
-    with pytest.raises(ValueError, match="batch_size"):
-        extract_features(layer, inputs, batch_size=0)
-    with pytest.raises(ValueError, match=r"one array or an iterable .* a list"):
-        extract_features(layer, [inputs])
-    with pytest.raises(ValueError, match="at least one example"):
-        extract_features(layer, inputs[:0])
-    with pytest.raises(ValueError, match=r"shape \(11, 5, 4\)"):
-        extract_features(layer, inputs, pooling=lambda tokens: tokens)
-
-
-def _fold_spectrogram(waveforms):
-    """Stands in for a log-mel layer: (batch, 600) -> (batch, 30, 20)."""
-    return keras.ops.reshape(waveforms, (-1, 30, 20))
-
-
-@pytest.fixture
-def waveforms():
-    return np.random.default_rng(1).normal(size=(7, 600)).astype("float32")
-
-
-def test_log_mel_statistics(waveforms):
-    features = log_mel_features(_fold_spectrogram, waveforms, batch_size=3)
-    images = waveforms.reshape(7, 30, 20).astype("float64")
-    np.testing.assert_allclose(features[:, :20], images.mean(axis=1), atol=1e-6)
-    np.testing.assert_allclose(features[:, 20:], images.std(axis=1), atol=1e-6)
-
-
-@pytest.mark.parametrize("shape", [(64, 16), (8, 5), (30, 20), (12, 48)])
-def test_log_mel_resized_against_pillow(waveforms, shape):
-    features = log_mel_features(
-        _fold_spectrogram, waveforms, "resized", shape=shape, batch_size=3
+def test_small_gray_pixels():
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3)).astype("float32")
+    encoder = tiny_backbone(input_dims=(8, 8, 3))
+    cells = images.mean(axis=-1).reshape(2, 4, 2, 4, 2).mean(axis=(2, 4))
+    found = InputFeatures(encoder, shape=(4, 4))(images).reshape(2, 4, 4)
+    # Antialiasing reaches a little beyond a cell.
+    assert np.corrcoef(found.ravel(), cells.ravel())[0, 1] > 0.8
+    by_keras = keras.ops.image.resize(
+        images.mean(axis=-1, keepdims=True),
+        (4, 4),
+        antialias=True,
+        data_format="channels_last",
     )
-    for row, waveform in zip(features, waveforms, strict=True):
-        image = Image.fromarray(waveform.reshape(30, 20))
-        expected = image.resize(shape[::-1], Image.Resampling.BILINEAR)
-        np.testing.assert_allclose(row, np.asarray(expected).ravel(), atol=1e-5)
+    np.testing.assert_allclose(found, _numpy(by_keras)[..., 0], rtol=1e-3, atol=0.1)
+    padded = InputFeatures(encoder)(images).reshape(2, 16, 16)
+    np.testing.assert_allclose(padded[:, :8, :8], images.mean(axis=-1), rtol=1e-4)
+    assert not padded[:, 8:].any()
 
 
-@pytest.mark.parametrize("mode", ["statistics", "resized"])
-def test_log_mel_of_the_sounding_frames_only(waveforms, mode):
-    counts = np.array([30, 11, 5, 30, 1, 29, 17])
-    features = log_mel_features(_fold_spectrogram, waveforms, mode, counts)
-    changed = waveforms.reshape(7, 30, 20).copy()
-    for clip, count in zip(changed, counts, strict=True):
-        clip[count:] = 100.0
-    result = log_mel_features(_fold_spectrogram, changed.reshape(7, 600), mode, counts)
-    np.testing.assert_array_equal(result, features)
-    alone = log_mel_features(lambda x: x, changed[1:2, :11, :, None], mode)
-    np.testing.assert_allclose(features[1:2], alone, rtol=1e-6)
+def _check(found, expected, per="file"):
+    assert found.grid == (2, 3)
+    codes = expected["codes"]
+    if per == "file":
+        assert found.files.tolist() == NAMES
+        assert found.patch is None
+    else:
+        assert found.files.tolist() == np.repeat(NAMES, 6).tolist()
+        assert found.patch.tolist() == 11 * list(range(6))
+        codes = codes.reshape(66, 2)
+    np.testing.assert_allclose(found.features, expected[per], rtol=1e-4, atol=1e-5)
+    assert found.features.dtype == np.float32
+    np.testing.assert_array_equal(found.codes, codes)
 
 
-def test_log_mel_refusals(waveforms):
-    with pytest.raises(ValueError, match="mode"):
-        log_mel_features(_fold_spectrogram, waveforms, "mean")
-    with pytest.raises(ValueError, match=r"\(7, 600\)"):
-        log_mel_features(lambda x: x, waveforms)
-    for counts in ([1, 2], [0] + [1] * 6, [31] + [1] * 6):
-        with pytest.raises(ValueError, match="between 1 and 30"):
-            log_mel_features(_fold_spectrogram, waveforms, frame_counts=counts)
+@pytest.mark.parametrize("per", ["file", "patch"])
+def test_files_in_memory(backbone, tokenizer, folder, expected, per):
+    report = ReadReport()
+    extract = FeatureExtractor(backbone, tokenizer, per)
+    found = extract.files(folder, batch_size=4, report=report)
+    _check(found, expected, per)
+    assert found.labels is None
+    assert "broken" in report.skipped[0].path
+
+
+def test_labels(backbone, folder):
+    files = list_files("image", folder, labels=True).take([1, 7, 8])
+    extract = FeatureExtractor(backbone, segments=2)
+    found = extract.files(files)
+    assert found.labels.tolist() == ["class 0", "class 1", "class 1"]
+    assert found.codes is None
+    expected = extract(_images()[[2, 1, 3]])
+    np.testing.assert_allclose(found.features, expected, rtol=1e-4, atol=1e-5)
+    hot = FileList("image", files.files, [(0, 1), (), (1,)], files.class_names)
+    assert extract.files(hot).labels.tolist() == ["class 0; class 1", "", "class 1"]
+
+
+@pytest.mark.parametrize("format", ["npz", "parquet"])
+@pytest.mark.parametrize("per", ["file", "patch"])
+def test_parts(backbone, tokenizer, folder, expected, tmp_path, format, per):
+    if format == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+    extract = FeatureExtractor(backbone, tokenizer, per)
+    options = {"format": format, "part_size": 5, "progress": False}
+    report = extract.write(tmp_path, folder, batch_size=4, **options)
+    _check(load_file_features(tmp_path), expected, per)
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == [
+        f"part-00000{i}.{ending}" for i in range(3) for ending in ("json", format)
+    ]
+    (skipped,) = report.skipped
+    assert "05 broken.png" in skipped.path
+    assert "05 broken.png" in (tmp_path / "skipped_files.csv").read_text()
+    if format == "parquet":
+        rows = parquet.read_table(tmp_path / "parts/part-000000.parquet").to_pylist()
+        assert rows[0]["files"] == NAMES[0] and len(rows[0]["features"]) == 16
+
+
+class _Stop(Exception):
+    pass
+
+
+# Before the first part is written, between its rows and its note, and later.
+@pytest.mark.parametrize(("point", "calls"), [("save", 0), ("note", 0), ("save", 2)])
+def test_a_stopped_run_resumes_without_loss_or_duplicates(
+    backbone, tokenizer, folder, expected, tmp_path, monkeypatch, point, calls
+):
+    extract = FeatureExtractor(backbone, tokenizer)
+    options = {"batch_size": 3, "part_size": 2, "progress": False}
+    save, done = features_module.save_columns, []
+
+    def stopping_save(path, columns):
+        if point == "save" and len(done) == calls:
+            raise _Stop
+        save(path, columns)
+        done.append(path)
+        if point == "note":
+            raise _Stop
+
+    monkeypatch.setattr(features_module, "save_columns", stopping_save)
+    with pytest.raises(_Stop):
+        extract.write(tmp_path, folder, **options)
+    monkeypatch.setattr(features_module, "save_columns", save)
+    if done:
+        with pytest.raises(FileExistsError):
+            extract.write(tmp_path, folder, **options)
+    finished = {x: x.stat().st_mtime_ns for x in (tmp_path / "parts").glob("*.json")}
+    report = extract.write(tmp_path, folder, **options, resume=True)
+    _check(load_file_features(tmp_path), expected)
+    assert [x.path.endswith("05 broken.png") for x in report.skipped] == [True]
+    # What was done is not done again.
+    assert len(finished) == (calls if point == "save" else 0)
+    assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
+
+
+def test_another_encoder_or_other_files_cannot_resume(backbone, folder, tmp_path):
+    write_file_features(tmp_path, backbone, folder, progress=False)
+    other = tiny_backbone(input_dims=(16, 24, 3), front_end=kb.PixelNormalization())
+    other.set_weights([weight + 1 for weight in backbone.get_weights()])
+    for encoder, source in ((other, folder), (backbone, folder / "class 0")):
+        with pytest.raises(ValueError):
+            write_file_features(tmp_path, encoder, source, resume=True, progress=False)
+
+
+def test_parts_of_nothing_but_broken_files(backbone, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(6):
+        (folder / f"{index}.png").write_text("no image")
+    extract = FeatureExtractor(backbone)
+    with pytest.raises(ValueError, match="None of the 6 files can be read"):
+        extract.write(tmp_path / "out", folder, part_size=2, progress=False)
+    PIL.Image.fromarray(_images()[0]).save(folder / "0.png")
+    # Nothing was written: other settings do.
+    for options in ({}, {"resume": True}):
+        report = extract.write(
+            tmp_path / "out", folder, part_size=3, progress=False, **options
+        )
+        assert len(report.skipped) == 5
+    assert load_file_features(tmp_path / "out").files.tolist() == ["0.png"]
+    note = json.loads((tmp_path / "out/parts/part-000001.json").read_text())
+    assert note["rows"] == 0 and len(note["skipped"]) == 3
+
+
+@pytest.mark.one_backend
+def test_directories_of_the_first_version_load(tmp_path):
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    about = {"files": 2, "rows": 3, "grid": [2, 3], "skipped": [], "incomplete": []}
+    columns = {
+        "index": np.arange(3),
+        "files": np.array(["a.png", "a.png", "b.png"]),
+        "features": np.ones((3, 4), "float32"),
+        "places": np.int32([0, 1, 0]),
+    }
+    np.savez(parts / "part-000000.npz", about=np.array(json.dumps(about)), **columns)
+    (parts / "part-000000.json").write_text(json.dumps(about))
+    found = load_file_features(tmp_path)
+    assert found.files.tolist() == ["a.png", "a.png", "b.png"]
+    assert found.patch.tolist() == [0, 1, 0] and found.grid == (2, 3)
+    with pytest.raises(FileNotFoundError):
+        load_file_features(tmp_path / "other")
+
+
+def test_wrong_values(backbone, folder, tmp_path, monkeypatch):
+    for wrong in ({"per": "clip"}, {"per": "patch", "segments": 2}, {"segments": 0}):
+        with pytest.raises(ValueError):
+            FeatureExtractor(backbone, **wrong)
+    extract = FeatureExtractor(backbone)
+    for wrong in ({"format": "csv"}, {"part_size": 0}, {"batch_size": 0}):
+        with pytest.raises(ValueError):
+            extract.write(tmp_path / "x", folder, **wrong, progress=False)
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
+    with pytest.raises(ImportError):
+        extract.write(tmp_path / "y", folder, format="parquet")
+    assert not (tmp_path / "y").exists()
+    waveforms = tiny_backbone(input_dims=(None,), front_end=kb.LogMelSpectrogram())
+    (tmp_path / "a.wav").write_bytes(b"")
+    with pytest.raises(ValueError, match="seconds"):
+        FeatureExtractor(waveforms).files(tmp_path)

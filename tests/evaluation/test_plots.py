@@ -1,223 +1,234 @@
-import struct
+import types
 
-import matplotlib
+import keras
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
+from tiny_pretraining import backbone as tiny_backbone
 
+import keras_bridle as kb
+from keras_bridle.evaluation.metrics import code_usage
 from keras_bridle.evaluation.plots import (
+    cut_patches,
+    draw_codes,
+    nearest_patches,
+    plot_code_patches,
     plot_code_usage,
+    plot_codes,
+    plot_confusion_matrix,
+    plot_embedding,
     plot_history,
-    plot_masked_codes,
 )
 
-
-def _pixels(path):
-    """Returns the picture as RGB after checking that it is a PNG of the stated size."""
-    content = path.read_bytes()
-    assert content[:8] == b"\x89PNG\r\n\x1a\n"
-    image = imread(path)[..., :3]
-    assert struct.unpack(">II", content[16:24]) == (image.shape[1], image.shape[0])
-    return image
-
-
-def _history(epochs, factor=1.0):
-    epochs = np.arange(epochs)
-    return {
-        "loss": list(factor * np.exp(-epochs / 5)),
-        "code_accuracy_1": list(1 - 0.9 ** (1 + epochs)),
-        "code_accuracy_2": list(1 - 0.95 ** (1 + epochs)),
-    }
-
-
-def _write_csv(path, columns):
-    rows = zip(*columns.values(), strict=True)
-    lines = [",".join(columns)] + [",".join(map(str, row)) for row in rows]
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def test_history_grows_with_phases_and_rows(tmp_path):
-    one = _pixels(plot_history({"a": {"loss": [2, 1]}}, tmp_path / "x" / "1.png"))
-    two = _pixels(plot_history({"a": _history(9)}, tmp_path / "2.png"))
-    three = {
-        "a": _history(9),
-        "b": {"loss": [1, 0.5], "cosine": [0, 1]},
-        "c": _history(4),
-    }
-    wide = _pixels(plot_history(three, tmp_path / "3.png", dpi=60))
-    assert one.shape == (360, 540, 3)
-    assert two.shape == (672, 540, 3)
-    assert wide.shape == (336, 612, 3)
-
-
-def test_history_draws_what_it_is_given(tmp_path):
-    first = _pixels(plot_history({"a": _history(9)}, tmp_path / "1.png"))
-    again = _pixels(plot_history({"a": _history(9)}, tmp_path / "2.png"))
-    np.testing.assert_array_equal(first, again)
-    changed = _history(9)
-    changed["loss"][4] += 0.3
-    loss = _pixels(plot_history({"a": changed}, tmp_path / "3.png"))
-    rows = np.flatnonzero((loss != first).any(axis=(1, 2)))
-    assert rows.size
-    assert rows.max() < 340  # the upper panel only
-    changed = _history(9)
-    changed["code_accuracy_2"][4] += 0.1
-    accuracy = _pixels(plot_history({"a": changed}, tmp_path / "4.png"))
-    rows = np.flatnonzero((accuracy != first).any(axis=(1, 2)))
-    assert rows.size
-    assert rows.min() > 330
-
-
-def test_history_from_csv(tmp_path):
-    first, second = _history(5), _history(7, factor=2.0)
-    expected = _pixels(plot_history({"a": first, "b": second}, tmp_path / "1.png"))
-    paths = {
-        "a": _write_csv(tmp_path / "a.csv", first),
-        "b": str(_write_csv(tmp_path / "b.csv", second)),
-    }
-    np.testing.assert_array_equal(
-        _pixels(plot_history(paths, tmp_path / "2.png")), expected
-    )
-    together = {"phase": ["a"] * 5 + ["b"] * 7}
-    together |= {key: first[key] + second[key] for key in first}
-    path = _write_csv(tmp_path / "all.csv", together)
-    np.testing.assert_array_equal(
-        _pixels(plot_history(path, tmp_path / "3.png")), expected
-    )
-
-
-def test_history_with_gaps(tmp_path):
-    path = tmp_path / "gaps.csv"
-    path.write_text("epoch,loss,val_loss,usage_1\n0,3,,0.9\n1,2,2.5,\n2,1,,1.0\n")
-    gaps = _pixels(plot_history(path, tmp_path / "1.png"))
-    path.write_text("epoch,loss,val_loss,usage_1\n0,3,,0.9\n1,2,2.9,\n2,1,,1.0\n")
-    assert (gaps != _pixels(plot_history(path, tmp_path / "2.png"))).any()
-
-
-def test_history_refusals(tmp_path):
-    with pytest.raises(ValueError, match="at least one phase"):
-        plot_history({}, tmp_path / "a.png")
-    for columns in ({"accuracy": [1.0]}, {"loss": []}, {"loss": [float("nan")]}):
-        with pytest.raises(ValueError, match="phase 'b' must have a finite"):
-            plot_history({"b": columns}, tmp_path / "a.png")
-    with pytest.raises(FileNotFoundError, match=r"none\.csv"):
-        plot_history(tmp_path / "none.csv", tmp_path / "a.png")
-
-
-def test_code_usage(tmp_path):
-    counts = np.random.default_rng(0).integers(0, 50, (4, 64))
-    first = _pixels(plot_code_usage(counts, tmp_path / "1.png"))
-    assert first.shape == (360, 1488, 3)
-    # Codes have no order: which one is frequent does not show.
-    shuffled = np.random.default_rng(1).permuted(counts, axis=1)
-    same = _pixels(plot_code_usage(shuffled, tmp_path / "2.png"))
-    np.testing.assert_array_equal(first, same)
-    counts[3, :32] = 0
-    changed = _pixels(plot_code_usage(counts, tmp_path / "3.png"))
-    columns = np.flatnonzero((changed != first).any(axis=(0, 2)))
-    assert columns.size
-    assert columns.min() > 0.7 * 1488  # the last panel only
-    six = _pixels(plot_code_usage(np.ones((6, 8), int), tmp_path / "4.png", dpi=50))
-    assert six.shape == (280, 620, 3)
-
-
-@pytest.mark.parametrize(
-    ("counts", "message"),
-    [
-        (np.ones(8), "shape"),
-        (np.array([[1, 2], [0, 0]]), "all codes of a level"),
-        (np.array([[1, -2], [1, 1]]), "negative"),
-    ],
-)
-def test_code_usage_refusals(tmp_path, counts, message):
-    with pytest.raises(ValueError, match=message):
-        plot_code_usage(counts, tmp_path / "a.png")
+pytestmark = pytest.mark.one_backend
 
 
 @pytest.fixture
-def clip():
-    rng = np.random.default_rng(0)
-    return {
-        "spectrogram": rng.normal(size=(48, 128)),
-        "visible": np.array([0, 9, 23]),
-        "codes": rng.integers(0, 256, (24, 4)),
-        "grid": (3, 8),
-        "patch_size": (16, 16),
+def figures(monkeypatch):
+    """The figures that are written."""
+    written = []
+    save = Figure.savefig
+
+    def keep(self, path):
+        written.append(self)
+        save(self, path)
+        assert imread(path)[..., :3].std() > 0.02
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return written
+
+
+def _curves(axis):
+    return {line.get_label(): line.get_ydata().tolist() for line in axis.lines}
+
+
+def test_history(tmp_path, figures):
+    path = tmp_path / "phase.csv"
+    path.write_text(
+        "epoch,note,loss,val_loss,code_accuracy_1,code_accuracy_2\n"
+        "0,a,3,,0.1,0.2\n1,b,2,2.5,0.3,0.4\n2,c,1,,0.5,0.6\n"
+    )
+    phases = {
+        "cold start": path,
+        "tokenizer": {"loss": [1, 0.5], "cosine": [0, 1]},
+        "bare": {"loss": [1.0]},
     }
+    plot_history(phases, tmp_path / "new" / "history.png")
+    axes = np.array(figures[0].axes).reshape(2, 3)
+    assert _curves(axes[0, 0]) == {"training": [3, 2, 1], "validation": [2.5]}
+    assert axes[0, 0].lines[1].get_xdata().tolist() == [2]
+    assert _curves(axes[1, 0]) == {
+        "level 1": [0.1, 0.3, 0.5],
+        "level 2": [0.2, 0.4, 0.6],
+    }
+    assert axes[1, 1].get_ylabel() == "cosine"
+    assert not axes[1, 2].get_visible() and axes[0, 2].get_xlabel() == "epoch"
 
 
-def _changed_area(before, after):
-    rows, columns = np.nonzero((before != after).any(axis=-1))
-    return rows.min(), rows.max(), columns.min(), columns.max()
+def test_code_usage(tmp_path, figures):
+    codes = np.random.default_rng(0).integers(0, 40, (500, 6))
+    usage = code_usage(codes, 64)
+    plot_code_usage(usage, tmp_path / "usage.png")
+    axes = figures[0].axes
+    assert [axis.get_visible() for axis in axes] == 6 * [True] + 2 * [False]
+    shares = usage.counts[2] / usage.counts[2].mean()
+    heights = axes[2].collections[0].get_paths()[0].vertices[:, 1]
+    assert heights.max() == pytest.approx(shares.max())
+    assert "perplexity" in axes[5].get_title()
 
 
-def test_masked_codes_short_clip(tmp_path, clip):
-    first = _pixels(plot_masked_codes(**clip, path=tmp_path / "1.png"))
-    height, width, _ = first.shape
-    assert (height, width) == (678, 759)
-
-    # Patch 9 is the second in time, the second in mel: below, in the middle.
-    codes = clip["codes"].copy()
-    codes[9, 3] = (codes[9, 3] + 7) % 256
-    after = _pixels(
-        plot_masked_codes(**clip | {"codes": codes}, path=tmp_path / "2.png")
-    )
-    top, bottom, left, right = _changed_area(first, after)
-    assert 0.8 * height < top < bottom < 0.92 * height
-    assert bottom - top < 30
-    assert 0.65 * width < left < right < 0.88 * width
-
-    # Hiding the last patch changes the second picture and the codes' paleness.
-    hidden = clip | {"visible": np.array([0, 9])}
-    after = _pixels(plot_masked_codes(**hidden, path=tmp_path / "3.png"))
-    assert (first[:226, width // 2 :] != after[:226, width // 2 :]).any()
-    np.testing.assert_array_equal(first[:226, : width // 2], after[:226, : width // 2])
-    assert (first[226:] != after[226:]).any()
+def _codes(patches, levels=2, seed=0):
+    return np.random.default_rng(seed).integers(0, 64, (patches, levels))
 
 
-def test_masked_codes_long_clip_is_one_column(tmp_path):
+def test_codes_of_a_spectrogram(tmp_path, figures):
     rng = np.random.default_rng(0)
-    path = plot_masked_codes(
-        rng.normal(size=(1030, 128)),  # the last frames fill no patch
-        rng.permutation(512)[:100],
-        rng.integers(0, 1024, (512, 2)),
-        (64, 8),
-        (16, 16),
-        tmp_path / "long.png",
-        title="birds.flac",
-        dpi=50,
+    codes = _codes(24, 4)
+    codes[-8:] = -1
+    visible = np.array([0, 9])
+    spectrogram = rng.normal(size=(50, 128))
+    plot_codes(spectrogram, visible, codes, (3, 8), (16, 16), tmp_path / "codes.png")
+    axes = figures[0].axes
+    assert len(axes) == 6 and "2 of 24" in axes[1].get_title("left")
+    whole, seen = (axis.images[0].get_array() for axis in axes[:2])
+    assert whole.shape == (128, 48, 3)
+    # Patch 9 is the second in time and the second in frequency.
+    assert (seen == 0.8).all(axis=-1).mean() == pytest.approx(22 / 24)
+    np.testing.assert_array_equal(seen[16:32, 16:32], whole[16:32, 16:32])
+    numbers = [text.get_text() for text in axes[5].texts]
+    assert numbers[:2] == [str(codes[0, 3]), str(codes[8, 3])]
+    assert len(numbers) == 16
+    level = axes[5].images[0].get_array()
+    assert level.shape == (8, 3, 3) and (level[:, 2] == 1).all()
+    assert axes[4].get_xlabel() == "seconds"
+    assert axes[4].get_xlim() == (0, 0.48)
+
+
+def test_codes_of_long_spectrograms_images_and_clips(tmp_path, figures):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "codes.png"
+    long = rng.normal(size=(1030, 128))
+    many = 1000 + _codes(512)
+    plot_codes(long, [1], many, (64, 8), (16, 16), path, title="birds.flac")
+    assert len(figures[0].axes) == 4 and not figures[0].axes[3].texts
+    image = rng.integers(0, 256, (28, 28, 1), "uint8")
+    plot_codes(image, np.arange(16), _codes(16), (4, 4), (7, 7), path)
+    seen = figures[1].axes[1].images[0].get_array()
+    np.testing.assert_allclose(seen[..., 0], image[..., 0] / 255)
+    clip = rng.normal(size=(20, 16, 16, 3))
+    plot_codes(clip, [5], _codes(40), (10, 2, 2), (2, 8, 8), path)
+    assert len(figures[2].axes) == 4 * 8
+    for wrong in (_codes(15), np.zeros(16, int)):
+        with pytest.raises(ValueError):
+            plot_codes(image, [0], wrong, (4, 4), (7, 7), path)
+
+
+def test_patches_of_codes(tmp_path, figures):
+    clip = np.arange(4 * 4 * 6).reshape(4, 4, 6, 1)
+    cut = cut_patches(clip, (2, 2, 4), (2, 2, 2))
+    assert cut.shape == (16, 2, 2, 1)
+    np.testing.assert_array_equal(cut[1, ..., 0], clip[0, :2, 2:4, 0])
+    np.testing.assert_array_equal(cut[8, ..., 0], clip[2, :2, :2, 0])
+    assert not cut[3].any()  # beyond the clip
+    plot_code_patches({"code 3": cut[:5], "code 7": cut[5:7]}, tmp_path / "p.png")
+    axis = figures[0].axes[0]
+    assert len(axis.images) == 7
+    assert [x.get_text() for x in axis.get_yticklabels()] == ["code 3", "code 7"]
+
+
+def test_nearest_patches():
+    codes = np.array([[0, 0, 1], [1, 0, 0], [-1, -1, 0]])
+    distances = np.array([[0.3, 0.1, 0.2], [0.4, 0.5, 0.6], [0.0, 0.0, 0.3]])
+    found = nearest_patches(codes, distances)
+    assert list(found) == [0, 1]
+    assert found[0].tolist() == [[0, 1], [2, 2], [1, 1]]
+    assert found[1].tolist() == [[0, 2], [1, 0]]
+    few = nearest_patches(codes, distances, num_codes=1, num_patches=2)
+    assert few[0].tolist() == [[0, 1], [2, 2]]
+
+
+INPUTS = {
+    "audio": (np.random.default_rng(0).normal(size=(8, 4800)).astype("float32"), {}),
+    "image": (np.random.default_rng(0).integers(0, 256, (8, 30, 30, 3), "uint8"), {}),
+    "video": (
+        np.random.default_rng(0).integers(0, 256, (8, 4, 16, 16, 1), "uint8"),
+        {"mask": kb.TubeMask(0.5)},
+    ),
+}
+BACKBONES = {
+    "audio": {"input_dims": (None,), "front_end": kb.LogMelSpectrogram()},
+    "image": {"input_dims": (24, 24, 3), "front_end": kb.PixelNormalization()},
+    "video": {
+        "input_dims": (4, 16, 16, 1),
+        "patch_size": (2, 8, 8),
+        "position_layout": "sequence",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ["audio", "image", "video"])
+def test_codes_of_a_run(tmp_path, figures, kind):
+    inputs, options = INPUTS[kind]
+    backbone = tiny_backbone(**BACKBONES[kind])
+    augmentation = keras.layers.Resizing(24, 24) if kind == "image" else None
+    rows = {"audio": (28 + 7) // 8 * 16, "image": 9, "video": 8}[kind]
+    if kind == "audio":
+        maps = backbone.features(inputs[:1])[0]
+        rows = int(np.prod(backbone.grid(maps)))
+    codes = np.random.default_rng(0).integers(0, 8, (8, rows, 2))
+    pretraining = types.SimpleNamespace(
+        backbone=backbone,
+        augmentation=augmentation,
+        mask=options.get("mask"),
+        num_levels=2,
+        codes=lambda inputs, with_distances: (codes, np.ones((8, rows))),
     )
-    height, width, _ = _pixels(path).shape
-    assert (height, width) == (365, 455)
+    draw_codes(pretraining, inputs, tmp_path)
+    assert len(figures) == 2
+    assert {x.name for x in tmp_path.iterdir()} == {"codes.png", "code_patches.png"}
 
 
-def test_masked_codes_everything_hidden(tmp_path, clip):
-    for visible in (np.zeros(0, int), np.arange(24)):
-        _pixels(
-            plot_masked_codes(**clip | {"visible": visible}, path=tmp_path / "a.png")
-        )
+def test_confusion_matrix(tmp_path, figures):
+    confusion = np.array([[8, 2, 0], [1, 3, 0], [0, 0, 0]])
+    path = tmp_path / "c.png"
+    plot_confusion_matrix(confusion, path, ["cat", "dog", "owl"], "Cats")
+    axis = figures[0].axes[0]
+    drawn = axis.images[0].get_array()
+    np.testing.assert_allclose(drawn[:2], [[0.8, 0.2, 0], [0.25, 0.75, 0]])
+    assert np.ma.getmaskarray(drawn)[2].all()
+    assert [text.get_text() for text in axis.texts[:5]] == [
+        "80%",
+        "20%",
+        "0%",
+        "25%",
+        "75%",
+    ]
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    assert labels == ["cat", "dog", "owl"] and axis.get_title() == "Cats"
+    plot_confusion_matrix(np.eye(100, dtype=int), path)
+    axis = figures[1].axes[0]
+    assert not axis.texts and not len(axis.get_yticks())
+    assert max(figures[1].get_size_inches()) < 20
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"spectrogram": np.zeros((47, 128))}, r"at least \(48, 128\).*\(47, 128\)"),
-        ({"codes": np.zeros((23, 4), int)}, r"\(24, levels\)"),
-        ({"visible": np.array([24])}, "between 0 and 23; received 24"),
-        ({"visible": np.array([True] * 24)}, "patch indices"),
-    ],
-)
-def test_masked_codes_refusals(tmp_path, clip, change, message):
-    with pytest.raises(ValueError, match=message):
-        plot_masked_codes(**clip | change, path=tmp_path / "a.png")
+def test_embedding(tmp_path, figures):
+    labels = np.arange(150) % 25
+    noise = np.random.default_rng(0).normal(size=(150, 30))
+    features = 0.1 * noise + np.eye(25, 30)[labels]
+    plot_embedding(features, tmp_path / "plain.png", title="plain")
+    names = np.array([f"name {i}" for i in range(25)])
+    plot_embedding(features, tmp_path / "map.png", names[labels])
+    plain, colored = (figure.axes[0] for figure in figures)
+    assert plain.get_legend() is None and plain.get_title() == "plain"
+    texts = [text.get_text() for text in colored.get_legend().get_texts()]
+    assert texts[0] == "5 others" and len(texts) == 21
+    assert sum(len(group.get_offsets()) for group in colored.collections) == 150
+    with pytest.raises(ValueError):
+        plot_embedding(features, tmp_path / "x.png", method="tsne")
 
 
-def test_no_global_state_is_touched(tmp_path, clip):
-    before = matplotlib.get_backend(), dict(matplotlib.rcParams)
-    plot_masked_codes(**clip, path=tmp_path / "a.png")
-    plot_history({"a": _history(3)}, tmp_path / "b.png")
-    assert (matplotlib.get_backend(), dict(matplotlib.rcParams)) == before
-    import matplotlib.pyplot as plt
-
-    assert plt.get_fignums() == []
+def test_umap_is_optional(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "umap", None)
+    with pytest.raises(ImportError, match="umap-learn"):
+        plot_embedding(np.eye(5), tmp_path / "x.png", method="umap")

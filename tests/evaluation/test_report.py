@@ -1,19 +1,27 @@
 import csv
 import io
 import json
+import types
 from statistics import mean, stdev
 
 import numpy as np
 import pytest
 from rich.console import Console
+from tiny_pretraining import backbone as tiny_backbone
+from tiny_pretraining import maps
 
-from keras_bridle.evaluation.metrics import code_usage, published_code_usage
+from keras_bridle.evaluation.metrics import code_usage
 from keras_bridle.evaluation.report import (
+    RunReport,
     probe_table,
+    report_predictions,
     usage_rows,
     usage_table,
     write_results,
 )
+from keras_bridle.training.fine_tune import Predictions
+
+pytestmark = pytest.mark.one_backend
 
 SEEDS = [0.7141, 0.7312, 0.7003]
 ROWS = [
@@ -68,21 +76,24 @@ def test_usage_table(usages):
 
 
 def test_json_keeps_every_seed(tmp_path):
-    path = write_results(tmp_path / "new" / "probe.json", ROWS)
+    path = tmp_path / "new" / "probe.json"
+    write_results(path, ROWS)
     rows = json.loads(path.read_text(encoding="utf-8"))
     assert rows == [ROWS[0], ROWS[1] | {"final": 0.875}]
 
 
 def test_json_of_arrays(tmp_path):
     rows = [{"name": "ㄅ", "initial": np.array(SEEDS)}]
-    path = write_results(tmp_path / "probe.json", rows)
+    path = tmp_path / "probe.json"
+    write_results(path, rows)
     text = path.read_text(encoding="utf-8")
     assert json.loads(text) == [{"name": "ㄅ", "initial": SEEDS}]
     assert "ㄅ" in text
 
 
 def test_csv(tmp_path):
-    path = write_results(tmp_path / "probe.csv", ROWS)
+    path = tmp_path / "probe.csv"
+    write_results(path, ROWS)
     with path.open(newline="", encoding="utf-8") as file:
         first, second = csv.DictReader(file)
     assert list(first) == [
@@ -103,7 +114,8 @@ def test_csv(tmp_path):
 
 
 def test_markdown(tmp_path):
-    path = write_results(str(tmp_path / "probe.md"), ROWS)
+    path = tmp_path / "probe.md"
+    write_results(str(path), ROWS)
     assert path.read_text(encoding="utf-8").splitlines() == [
         "|  | initial | final | dim |",
         "| --- | ---: | ---: | ---: |",
@@ -131,33 +143,92 @@ def test_usage_rows(usages, tmp_path):
         "UE": 0.0,
         "ECU": np.inf,
     }
-    path = write_results(tmp_path / "usage.md", rows, percent=False)
+    path = tmp_path / "usage.md"
+    write_results(path, rows, percent=False)
     assert (
         "| tokenizer 1 | 1 | 8 | 0.125 | 1.000 | 0.125 | 0.000 | inf |"
         in path.read_text("utf-8")
     )
-    json_path = write_results(tmp_path / "usage.json", rows)
-    assert json.loads(json_path.read_text("utf-8")) == rows
+    write_results(tmp_path / "all", rows)
+    assert json.loads((tmp_path / "all.json").read_text("utf-8")) == rows
+    assert (tmp_path / "all.csv").exists() and (tmp_path / "all.md").exists()
 
 
-def test_usage_rows_have_what_was_published(tmp_path):
-    codes = np.random.default_rng(0).integers(0, 12, (500, 2))
-    path = tmp_path / "usage.csv"
-    write_results(path, usage_rows({"cold start": code_usage(codes, 16)}))
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    published = published_code_usage(codes, 16)
-    for name, values in zip(("CUR", "UE", "ECU"), published, strict=True):
-        assert [float(row[name]) for row in rows] == values.tolist()
+def test_predictions(tmp_path):
+    scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+    predictions = Predictions(scores, np.array([0, 1, 1]), np.arange(3))
+    console = Console(width=120, file=io.StringIO())
+    found = report_predictions(predictions, ["cat", "dog"], tmp_path, "fold", console)
+    assert found.accuracy == 2 / 3
+    assert _line(console.file.getvalue(), "fold")[1] == "66.7 %"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "confusion.png",
+        "predictions.npz",
+        *(
+            f"{stem}.{x}"
+            for stem in ("metrics", "per_class")
+            for x in ("json", "csv", "md")
+        ),
+    }
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "predictions.npz")["scores"], scores
+    )
 
 
-def test_refusals(tmp_path):
-    with pytest.raises(ValueError, match="at least one row"):
-        probe_table([])
-    with pytest.raises(ValueError, match="every row must have a"):
-        write_results(tmp_path / "a.csv", [{"initial": 0.5}])
-    with pytest.raises(ValueError, match=r"a\.txt"):
-        write_results(tmp_path / "a.txt", ROWS)
-    with pytest.raises(ValueError, match="usages"):
-        usage_table({})
+def _pretraining():
+    codes = np.random.default_rng(0).integers(0, 8, (4, 8, 2))
+    codes[0, 4:] = -1
+    return types.SimpleNamespace(
+        backbone=tiny_backbone(),
+        augmentation=None,
+        mask=None,
+        num_levels=2,
+        codebook_size=8,
+        history={"0_cold_start": {"loss": [2.0, 1.0]}},
+        codes=lambda inputs, with_distances=False: (
+            (codes, np.ones((4, 8))) if with_distances else codes
+        ),
+    )
+
+
+def test_a_resumed_report_adds_to_what_there_is(tmp_path):
+    inputs, pretraining = maps(), _pretraining()
+    asked = []
+
+    def probe(backbone):
+        asked.append(backbone)
+        return {"score": len(asked) / 10}
+
+    console = Console(width=120, file=io.StringIO())
+
+    def report(resume):
+        baselines = {"pixels": lambda: {"score": 0.5}}
+        return RunReport(tmp_path, inputs, probe, baselines, "A title", resume, console)
+
+    first = report(resume=False)
+    first.on_start(pretraining)
+    assert [row["name"] for row in first.rows] == ["pixels", "untrained"]
+    second = report(resume=True)
+    second.on_start(pretraining)
+    assert len(asked) == 1
+    for name, kind in (("0_cold_start", "cold_start"), ("1_tokenizer", "tokenizer")):
+        phase = types.SimpleNamespace(name=name, kind=kind)
+        second.on_phase_end(phase, pretraining)
+    assert second.usages["0_cold_start"].counts.sum() == 2 * 28
+    second.finish(pretraining)
+    state = json.loads((tmp_path / "results" / "report.json").read_text())
+    names = [row["name"] for row in state["rows"]]
+    assert names == ["pixels", "untrained", "0_cold_start"]
+    assert state["rows"][-1]["score"] == 0.2
+    for name in ("codes", "code_patches", "history", "code_usage"):
+        assert (tmp_path / "results" / f"{name}.png").exists()
+    assert "A title" in console.file.getvalue()
+    header = (tmp_path / "results" / "code_usage.csv").read_text().splitlines()[0]
+    assert header == "name,level,codes,usage,perplexity,CUR,UE,ECU"
+    assert report(resume=True).usages.keys() == {"0_cold_start", "1_tokenizer"}
+
+
+def test_nothing_to_write(tmp_path):
+    with pytest.raises(ValueError):
+        write_results(tmp_path / "a", [])
     assert list(tmp_path.iterdir()) == []

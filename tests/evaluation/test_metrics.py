@@ -1,3 +1,6 @@
+from collections import Counter
+from math import exp, log
+
 import numpy as np
 import pytest
 from scipy.stats import norm
@@ -8,7 +11,11 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from keras_bridle.evaluation.metrics import classification_metrics
+from keras_bridle.config import ArgumentError
+from keras_bridle.evaluation.metrics import classification_metrics, code_usage
+from keras_bridle.evaluation.probes import mean_per_class
+
+pytestmark = pytest.mark.one_backend
 
 
 def _scores(rows=300, classes=8, seed=0, decimals=None):
@@ -121,18 +128,73 @@ def test_of_equal_scores_the_first_class_is_predicted():
 
 
 @pytest.mark.parametrize(
-    ("labels", "scores", "names", "message"),
+    ("labels", "scores", "names"),
     [
-        ([0, 1], np.zeros((2, 1)), None, r"scores must have shape \(rows, classes\)"),
-        ([0, 1], [[0, 1], [0, np.nan]], None, "in 1 of 2 rows, first in row 1"),
-        ([0, 2], np.zeros((2, 2)), None, "between 0 and 1; received 0 to 2"),
-        ([0], np.zeros((2, 2)), None, "2 ints, one for each row; received 1"),
-        (["a", "b"], np.zeros((2, 2)), None, "ints"),
-        ([[0, 2], [0, 1]], np.zeros((2, 2)), None, r"zeros and ones of shape \(2, 2\)"),
-        ([[0, 1, 1]], np.zeros((1, 2)), None, r"received shape \(1, 3\)"),
-        ([0, 1], np.zeros((2, 2)), ["a"], "name the 2 classes of scores; received 1"),
+        ([0, 1], [[0, 1], [0, np.nan]], None),
+        ([0, 2], np.zeros((2, 2)), None),
+        ([-1, 0], np.zeros((2, 2)), None),
+        ([0], np.zeros((2, 2)), None),
+        ([[0, 2], [0, 1]], np.zeros((2, 2)), None),
+        ([0, 1], np.zeros((2, 2)), ["a"]),
     ],
 )
-def test_refusals(labels, scores, names, message):
-    with pytest.raises(ValueError, match=message):
+def test_wrong_values(labels, scores, names):
+    with pytest.raises(ArgumentError):
         classification_metrics(labels, scores, names)
+
+
+def test_mean_per_class():
+    several = [
+        classification_metrics([0, 0, 1], np.eye(3)[[0, 1, 1]]),
+        classification_metrics([0, 2], np.eye(3)[[0, 2]]),
+    ]
+    rows = mean_per_class(several)
+    assert [row["name"] for row in rows] == ["0", "1", "2"]
+    assert [row["examples"] for row in rows] == [3, 1, 1]
+    assert [row["accuracy"] for row in rows] == [0.75, 1.0, 1.0]
+    lonely = mean_per_class([classification_metrics([0, 1], np.eye(3)[:2])])
+    assert lonely[2]["AUC"] is None
+
+
+def _codes(size, rows=700, levels=3, seed=0):
+    rng = np.random.default_rng(seed)
+    columns = [
+        rng.choice(size, rows, p=rng.dirichlet(np.full(size, concentration)))
+        for concentration in (0.1, 1.0, 20.0)[:levels]
+    ]
+    return np.stack(columns, axis=-1).astype("int32")
+
+
+def test_code_usage_against_plain_python():
+    codes = _codes(50)
+    result = code_usage(codes.reshape(7, 100, 3), 50)
+    published = result.published()
+    for level in range(3):
+        counter = Counter(codes[:, level].tolist())
+        shares = [count / 700 for count in counter.values()]
+        assert result.counts[level].tolist() == [counter[code] for code in range(50)]
+        assert result.usage[level] == pytest.approx(len(counter) / 50, rel=1e-14)
+        entropy = -sum(share * log(share) for share in shares)
+        assert result.perplexity[level] == pytest.approx(exp(entropy), rel=1e-12)
+        bits = entropy / log(2)
+        assert published["CUR"][level] == result.usage[level]
+        assert published["UE"][level] == pytest.approx(bits, rel=1e-12)
+        assert published["ECU"][level] == pytest.approx(
+            len(counter) / 50 / (bits * log(50)), rel=1e-12
+        )
+
+
+def test_collapsed_codes():
+    result = code_usage(np.full((9, 2), 3), 8)
+    assert result.usage.tolist() == [1 / 8, 1 / 8]
+    assert result.perplexity.tolist() == [1.0, 1.0]
+    assert result.published()["UE"].tolist() == [0.0, 0.0]
+    assert result.published()["ECU"].tolist() == [np.inf, np.inf]
+
+
+@pytest.mark.parametrize(
+    "codes", [np.zeros((0, 2), int), np.zeros(5, int), [[0], [4]], [[-1], [0]]]
+)
+def test_wrong_codes(codes):
+    with pytest.raises(ValueError):
+        code_usage(codes, 4)

@@ -1,0 +1,183 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn.metrics import average_precision_score
+from tiny_pretraining import backbone as tiny_backbone
+
+from keras_bridle.evaluation.features import FeatureExtractor, PatchFeatures
+from keras_bridle.evaluation.probes import (
+    AttentivePooling,
+    ProbeData,
+    knn_probe,
+    linear_probe,
+    probe,
+    probe_encoder,
+    probe_inputs,
+)
+
+
+def _blobs(rows, seed, classes=4, dim=12):
+    rng = np.random.default_rng(seed)
+    centers = np.random.default_rng(99).normal(size=(classes, dim))
+    labels = rng.integers(0, classes, rows)
+    # Offsets and scales that only a normalization evens out.
+    scale = np.geomspace(0.01, 10, dim)
+    features = (centers[labels] + rng.normal(size=(rows, dim))) * scale + 5 * scale
+    return features.astype("float32"), labels
+
+
+TRAIN, TEST = _blobs(300, 0), _blobs(200, 1)
+
+
+def _patches(rows, seed, patches=9, dim=8, classes=3):
+    """One patch in nine tells the class; padding holds what would mislead."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, rows)
+    features = rng.normal(size=(rows, patches, dim))
+    sign = np.eye(classes, dim - 1)[labels]
+    features[np.arange(rows), rng.integers(0, 5, rows)] = np.concatenate(
+        [6 * np.ones((rows, 1)), 4 * sign], axis=1
+    )
+    is_real = np.arange(patches) < rng.integers(5, patches + 1, rows)[:, None]
+    features[~is_real] = [6, 0, 0, 0, 4, 4, 4, 4]
+    return PatchFeatures(features.astype("float16"), is_real), labels
+
+
+@pytest.mark.one_backend
+def test_linear_and_knn_are_the_functions():
+    options = {"regularizations": [0.1, 1.0], "folds": 2}
+    expected = linear_probe(*TRAIN, *TEST, **options)
+    found = probe("linear", *TRAIN, *TEST, **options)
+    assert found.accuracy == expected.accuracy
+    assert found.mean_average_precision == pytest.approx(
+        average_precision_score(np.eye(4)[TEST[1]], expected.scores), rel=1e-12
+    )
+    for options in ({}, {"neighbors": 3, "temperature": None}):
+        expected = knn_probe(*TRAIN, *TEST, **options)
+        assert probe("knn", *TRAIN, *TEST, **options).accuracy == expected
+    few = probe("knn", TRAIN[0][:4], TRAIN[1][:4], *TEST, class_names=list("abcd"))
+    assert [row["name"] for row in few.per_class] == list("abcd")
+
+
+def test_dense_agrees_with_logistic_regression():
+    expected = linear_probe(*TRAIN, *TEST, regularizations=[1.0])
+    found = probe("dense", *TRAIN, *TEST, epochs=12, learning_rate=0.05)
+    assert 0.6 < expected.accuracy < 0.95
+    assert abs(found.accuracy - expected.accuracy) < 0.04
+    short = [probe("dense", *TRAIN, *TEST, epochs=1, seed=5) for _ in range(2)]
+    assert short[0].summary() == short[1].summary() != found.summary()
+
+
+def test_attentive_finds_what_the_mean_hides_and_leaves_out_padding():
+    train, test = _patches(300, 0), _patches(200, 1)
+    options = {"epochs": 12, "learning_rate": 0.01}
+    found = probe("attentive", *train, *test, **options)
+    assert found.accuracy > 0.9
+    mean = probe("linear", *train, *test, regularizations=[1.0])
+    assert mean.accuracy < found.accuracy - 0.03
+    is_real = test[0].is_real
+    patches = np.where(is_real[..., None], test[0].patches, np.float16(-9))
+    other = PatchFeatures(patches, is_real)
+    np.testing.assert_allclose(test[0].mean(), other.mean(), rtol=1e-6, atol=1e-6)
+    again = probe("attentive", *train, other, test[1], **options)
+    assert again.summary() == found.summary()
+
+
+def test_attentive_pooling_of_one_real_patch_is_its_value():
+    patches = np.random.default_rng(0).normal(size=(2, 5, 8)).astype("float32")
+    is_real = np.arange(5) < np.array([[1], [5]])
+    pooled = AttentivePooling(2, seed=3)(patches, is_real)
+    alone = AttentivePooling(2, seed=3)(patches[:, :1], is_real[:, :1])
+    pooled, alone = map(keras.ops.convert_to_numpy, (pooled, alone))
+    np.testing.assert_allclose(pooled[0], alone[0], rtol=1e-4, atol=1e-6)
+    assert np.abs(pooled[1] - alone[1]).max() > 0.01
+
+
+def test_multi_label():
+    hot = [np.eye(4)[labels] for _, labels in (TRAIN, TEST)]
+    # The second class comes with the first.
+    for rows in hot:
+        rows[:, 1] = np.maximum(rows[:, 0], rows[:, 1])
+    for kind, options in (("knn", {}), ("dense", {"epochs": 8, "learning_rate": 0.05})):
+        found = probe(kind, TRAIN[0], hot[0], TEST[0], hot[1], **options)
+        assert found.accuracy is None and found.mean_average_precision > 0.6
+    with pytest.raises(ValueError, match='"dense" is a linear probe for multi-label'):
+        probe("linear", TRAIN[0], hot[0], TEST[0], hot[1])
+
+
+@pytest.mark.one_backend
+def test_a_class_that_training_lacks():
+    known = TRAIN[1] != 2
+    for kind, options in (("linear", {"regularizations": [1.0]}), ("knn", {})):
+        found = probe(kind, TRAIN[0][known], TRAIN[1][known], *TEST, **options)
+        assert len(found.per_class) == 4
+        assert found.per_class[2]["accuracy"] == 0
+    found = probe("knn", *TRAIN, *TEST, class_names=list("abcde"))
+    assert found.excluded == ("e",)
+    with pytest.raises(ValueError):
+        probe("svm", *TRAIN, *TEST)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return tiny_backbone()
+
+
+def _maps(rows=40):
+    rng = np.random.default_rng(0)
+    labels = np.arange(rows) % 3
+    patterns = 2 * rng.normal(size=(3, 32, 16, 1))
+    maps = rng.normal(size=(rows, 32, 16, 1)) + patterns[labels]
+    return maps.astype("float32"), labels
+
+
+def test_arrays_and_splits(backbone):
+    maps, labels = _maps()
+    order = np.random.default_rng(1).permutation(40)
+    splits = [(order[:25], order[25:]), (order[15:], order[:15])]
+    data = ProbeData(lambda backbone: maps, labels, list("abc"), splits)
+    found = probe_encoder(backbone, data, ["knn"], batch_size=16)
+    features = FeatureExtractor(backbone)(maps)
+    for metrics, (train, test) in zip(found["knn"], splits, strict=True):
+        expected = probe(
+            "knn", features[train], labels[train], features[test], labels[test]
+        )
+        assert metrics.accuracy == expected.accuracy
+    plain = probe_inputs(backbone, data, ["knn", "attentive"])
+    assert list(plain) == ["knn"]
+    assert np.mean([metrics.accuracy for metrics in plain["knn"]]) > 0.9
+
+
+def test_rows_that_were_not_read_are_left_out(backbone):
+    maps, labels = _maps()
+    read = np.array([i for i in range(40) if i not in (3, 30)])
+    dataset = tf.data.Dataset.from_tensor_slices((maps[read], read)).batch(7)
+    splits = [(np.arange(25), np.arange(25, 40))]
+    data = ProbeData(lambda backbone: dataset, labels, list("abc"), splits)
+    (metrics,) = probe_encoder(backbone, data, ["knn"])["knn"]
+    features = FeatureExtractor(backbone)(maps)
+    train, test = read[read < 25], read[read >= 25]
+    expected = probe(
+        "knn", features[train], labels[train], features[test], labels[test]
+    )
+    assert metrics.confusion.sum() == 14
+    np.testing.assert_array_equal(metrics.confusion, expected.confusion)
+    none_left = data._replace(splits=[(np.array([3]), np.arange(25, 40))])
+    with pytest.raises(ValueError, match="No training example can be read"):
+        probe_encoder(backbone, none_left, ["knn"])
+
+
+def test_patches_that_would_take_too_much_memory(backbone):
+    maps, labels = _maps()
+    data = ProbeData(
+        lambda backbone: maps, labels, list("abc"), [(np.arange(20), np.arange(20, 40))]
+    )
+    # 40 examples of 8 patches of 16 numbers at 2 bytes.
+    with pytest.raises(ValueError, match=r"40 examples would take 0\.0 GB of memory"):
+        probe_encoder(backbone, data, ["attentive"], most_gigabytes=10_239e-9)
+    options = {"attentive": {"epochs": 1}}
+    found = probe_encoder(
+        backbone, data, ["attentive"], options=options, most_gigabytes=10_241e-9
+    )
+    assert found["attentive"][0].confusion.sum() == 20
