@@ -17,10 +17,10 @@ import keras
 import numpy as np
 
 import keras_bridle as kb
+from keras_bridle.models.feature_extractor import FeatureModel
 from keras_bridle.models.heads import CodeDecoder
 from keras_bridle.models.presets import decoder_size
 from keras_bridle.training.batches import ArrayBatches
-from keras_bridle.training.interleaved import Tokenization
 from keras_bridle.training.optimizers import adamw
 from keras_bridle.training.run import cached_codes
 
@@ -70,7 +70,7 @@ def trained(args, waveforms, is_cached):
     trainer.compile(adamw(trainer, 1e-4))
     codes, start = None, time.perf_counter()
     if is_cached:
-        model = Tokenization(backbone, tokenizer, with_codes=True)
+        model = FeatureModel(backbone, tokenizer, ("codes",))
         codes = cached_codes(
             lambda batch: model.predict_on_batch(batch)["codes"],
             [tokenizer],

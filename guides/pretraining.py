@@ -167,7 +167,12 @@ print(f"encoder: loss {ended['loss']}; initials: {probe():.1%}")
 # makes of a folder of recordings.
 
 pretraining = kb.InterleavedPretraining(
-    backbone, LEVELS, CODES, code_dim=64, mask=mask, seed=0
+    backbone,
+    mask,
+    num_levels=LEVELS,
+    codebook_size=CODES,
+    code_dim=64,
+    seed=0,
 )
 pretraining.fit(
     waveforms[:128],

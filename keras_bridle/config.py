@@ -276,6 +276,17 @@ class MethodOptions(Options):
     seed: Natural = option(0, "seed of everything that is drawn", flag=True)
 
 
+def current_settings(settings):
+    """Gives the settings of a run, also of an earlier version, today's names."""
+    quantizer = dict(settings.get("quantizer_options", {}))
+    moved = {
+        name: quantizer.pop(name)
+        for name in ("normalize", "restart_threshold")
+        if name in quantizer
+    }
+    return {**settings, **moved, "quantizer_options": quantizer} if moved else settings
+
+
 @dataclasses.dataclass(kw_only=True)
 class OptimizerOptions(Options):
     """What pretraining and fine-tuning share."""

@@ -23,15 +23,32 @@ class InterleavedFromKeptColdStart(kb.InterleavedPretraining):
         super().__init__(*args, **kwargs)
         self.cold_starts = Path(cold_starts)
 
-    def _run_phase(self, index, phase, make_batches, options, files, on_phase_end):
+    def _run_phase(self, index, phase, call, files):
         if phase.kind == "cold_start":
-            settings = {**self._settings(), "phase": phase, "fit": options.settings()}
-            del settings["keep_cold_start_codes"]  # which matters afterwards
+            settings = {**self.settings(), **call.options.settings(), "phase": phase}
+            for name in AFTERWARDS:
+                del settings[name]
             settings["backend"] = keras.backend.backend()
             text = json.dumps(settings, sort_keys=True, default=str)
             name = hashlib.sha256(text.encode()).hexdigest()[:16]
             files = KeptColdStart(phase, self.cold_starts / name)
-        super()._run_phase(index, phase, make_batches, options, files, on_phase_end)
+        super()._run_phase(index, phase, call, files)
+
+
+# Options that matter after the cold start, or that its phase tells.
+AFTERWARDS = (
+    "keep_cold_start_codes",
+    "rounds",
+    "cold_start_epochs",
+    "tokenizer_epochs",
+    "encoder_epochs",
+    "joint",
+    "tokenizer_every",
+    "tokenizer_loss_ratio",
+    "encoder_learning_rate",
+    "tokenizer_learning_rate",
+    "cold_start_learning_rate",
+)
 
 
 class KeptColdStart(PhaseFiles):

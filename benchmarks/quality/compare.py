@@ -250,8 +250,8 @@ def interleaved(
     """The networks and settings of one way to pretrain by BRIDLE."""
     return InterleavedFromKeptColdStart(
         backbone,
-        levels,
-        codes,
+        num_levels=levels,
+        codebook_size=codes,
         code_dim=64,
         quantizer_options={
             "normalize": data.normalize,

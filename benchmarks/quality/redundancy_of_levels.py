@@ -15,7 +15,8 @@ import keras
 import numpy as np
 from compare import DATA, interleaved
 
-from keras_bridle.training.interleaved import Phase, Tokenization
+from keras_bridle.models.feature_extractor import FeatureModel
+from keras_bridle.training.phases import Phase
 
 CODES = 64
 
@@ -55,7 +56,7 @@ def quantized(data, examples):
     pretraining = interleaved(data, data.backbone(), 0, codes=CODES)
     cold_start = Phase("0_cold_start", "cold_start", 1, 1e-3)
     tokenizer = pretraining.new_tokenizer(cold_start)
-    model = Tokenization(pretraining.backbone, tokenizer)
+    model = FeatureModel(pretraining.backbone, tokenizer, ("vectors", "is_real"))
     found = model.predict(data.inputs[:examples], batch_size=50, verbose=0)
     vectors = found["vectors"][found["is_real"]]
     tokenizer.quantizer.adapt(vectors)

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_bridle.config import ArgumentError
 from keras_bridle.distribution import all_examples, num_devices, process_shard
 
 
@@ -26,23 +27,7 @@ def epoch_order(num_examples, seed, epoch, weights=None, length=None):
 
 
 class LaterBatches(keras.utils.PyDataset):
-    """The batches of a `PyDataset` from one on.
-
-    Args:
-        dataset: `keras.utils.PyDataset`.
-        start: int, the first batch.
-        repeat: bool, whether to begin again at its end, without an end.
-
-    Example:
-    ```python
-    import numpy as np
-    from keras_bridle.training.batches import ArrayBatches
-    from keras_bridle.training.batches import LaterBatches
-
-    later = LaterBatches(ArrayBatches(np.arange(10), batch_size=2), start=3)
-    print(later.num_batches)  # 2
-    ```
-    """
+    """The batches of a `PyDataset` from `start` on, with `repeat` without an end."""
 
     def __init__(self, dataset, start, repeat=False):
         super().__init__(
@@ -72,19 +57,11 @@ class LaterBatches(keras.utils.PyDataset):
 
 
 def from_batch_on(batches, start, repeat=False):
-    """Leaves out the first batches of whatever `fit()` takes.
+    """Skips the first batches of whatever `fit()` takes.
 
-    What is left out is still read where the data set knows no better way. A data set
-    that shuffles in another order at each reading gives other batches.
-
-    Args:
-        batches: a data set.
-        start: int, the first batch to give; 0 gives all, as they are.
-        repeat: bool, whether to begin again at the end, where training goes on over
-            more than one reading.
-
-    Returns:
-        What `fit()` takes.
+    Where the data set knows no better way they are read all the same. With `repeat` it
+    begins again at the end. A data set that shuffles in another order at each reading
+    gives other batches.
     """
     if start == 0:
         return batches
@@ -106,9 +83,9 @@ def _iterate(batches, start, repeat):
 class ArrayBatches(keras.utils.PyDataset):
     """Serves an array in shuffled batches of one size.
 
-    Keras' own shuffling of arrays goes on from wherever its random numbers stand; here
-    epoch `n` is in the same order however the run came to it. Examples that do not fill
-    a last batch are left out, other ones in each epoch, so that shapes stay static.
+    Keras' own shuffling of arrays depends on the random numbers drawn before; here
+    epoch `n` has the same order however the run came to it. Examples that do not fill a
+    last batch are dropped, other ones in each epoch, so that shapes stay static.
 
     Args:
         inputs: array of shape `(num_examples, ...)`. Batches of floats come in Keras'
@@ -124,21 +101,7 @@ class ArrayBatches(keras.utils.PyDataset):
         weights: optional array of shape `(num_examples,)` that sums to 1, by which
             examples are drawn with replacement.
         epoch_length: optional int, examples of an epoch.
-        shard: tuple of ints `(part, parts)`: give only that one of so many equal
-            parts of each batch, as one of several processes does.
-        **kwargs: keyword arguments of `keras.utils.PyDataset`.
-
-    Raises:
-        ValueError: if there are no examples, or batches cannot be divided.
-
-    Example:
-    ```python
-    import numpy as np
-    from keras_bridle.training.batches import ArrayBatches
-
-    batches = ArrayBatches(np.arange(10), batch_size=4, seed=0)
-    print(len(batches), batches[0].shape)  # 2 (4,)
-    ```
+        shard: tuple of ints, which of how many equal parts of each batch to give.
     """
 
     def __init__(
@@ -157,11 +120,7 @@ class ArrayBatches(keras.utils.PyDataset):
     ):
         super().__init__(**kwargs)
         if len(inputs) == 0:
-            raise ValueError("There are no examples. Received: an empty array")
-        if batch_size < 1:
-            raise ValueError(
-                f"`batch_size` must be positive. Received: batch_size={batch_size}"
-            )
+            raise ArgumentError("inputs", "an array with examples", inputs)
         self.inputs = inputs
         self.codes = codes
         self.labels = labels
@@ -173,10 +132,8 @@ class ArrayBatches(keras.utils.PyDataset):
         self.batch_size = min(batch_size, len(self._order))
         self.shard = tuple(shard)
         if self.batch_size % self.shard[1]:
-            raise ValueError(
-                "`batch_size` must be a multiple of the number of processes, "
-                f"{self.shard[1]}. Received: batches of {self.batch_size}"
-            )
+            expected = f"a multiple of {self.shard[1]} processes"
+            raise ArgumentError("batch_size", expected, self.batch_size)
 
     def start_epoch(self, epoch):
         """Puts the examples in the order of an epoch, counted from 0."""
@@ -206,14 +163,7 @@ class ArrayBatches(keras.utils.PyDataset):
 
 
 def in_order_of_epochs(batches):
-    """Makes the callback that puts examples in each epoch's order.
-
-    Args:
-        batches: what `fit()` is given: `ArrayBatches`, or others with `start_epoch()`.
-
-    Returns:
-        A `keras.callbacks.Callback`.
-    """
+    """Makes the callback that puts `ArrayBatches` in each epoch's order."""
     # Keras may draw a batch to look at it, which ends an epoch of its own.
     return keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: batches.start_epoch(epoch)
@@ -228,21 +178,10 @@ def in_floatx(batch):
 
 
 def batches_by_epoch(inputs, input_dims, batch_size, steps_per_epoch, seed):
-    """Makes the function from a position in the data to the batches from there on.
+    """Makes the function from an epoch and `first_batch` to batches from there on.
 
-    Args:
-        inputs: as of `InterleavedPretraining.fit()`.
-        input_dims: tuple of ints or `None`, the shape of an example of an array.
-        batch_size: int, for arrays.
-        steps_per_epoch: optional int, for what is no array.
-        seed: int, of the order of an array.
-
-    Returns:
-        A function of an epoch and, as `first_batch`, of a batch in it (0 by default)
-        that returns batches.
-
-    Raises:
-        ValueError: if the inputs do not fit the other arguments.
+    `inputs` are those of `InterleavedPretraining.fit()`, and `input_dims` the shape of
+    an example, with `None` for unknown sides.
     """
     if ops.is_tensor(inputs):
         inputs = ops.convert_to_numpy(inputs)
@@ -250,47 +189,25 @@ def batches_by_epoch(inputs, input_dims, batch_size, steps_per_epoch, seed):
         return _from_function(inputs)
     if not hasattr(inputs, "shape"):
         if isinstance(inputs, Iterator):
-            raise ValueError(
-                "`inputs` are read more than once, which an iterator cannot be: "
-                "pass a data set, or a function that makes one. "
-                f"Received: inputs of type {type(inputs).__name__}"
-            )
+            expected = "a data set, or a function that makes one, to be read repeatedly"
+            raise ArgumentError("inputs", expected, inputs)
         return functools.partial(_from_data_set, inputs, steps_per_epoch)
     if not _fits(tuple(inputs.shape[1:]), input_dims):
-        raise ValueError(
-            "`inputs` must have the shape (num_examples, *input_dims) with the "
-            f"backbone's input_dims={input_dims}. "
-            f"Received shape: {tuple(inputs.shape)}"
-        )
+        expected = f"of the shape (num_examples, *input_dims), input_dims={input_dims}"
+        raise ArgumentError("inputs", expected, f"shape {tuple(inputs.shape)}")
     if steps_per_epoch is not None:
-        raise ValueError(
-            "`steps_per_epoch` is for data sets; the epochs of an array are all of "
-            f"it. Received: steps_per_epoch={steps_per_epoch} and an array"
-        )
+        raise ArgumentError("steps_per_epoch", "None for an array", steps_per_epoch)
     size = min(batch_size, len(inputs))
     if size % num_devices():
-        raise ValueError(
-            "`batch_size` must be a multiple of the number of devices, "
-            f"{num_devices()}. Received: batches of {size}"
-        )
+        expected = f"a multiple of {num_devices()} devices"
+        raise ArgumentError("batch_size", expected, size)
     return functools.partial(
         ArrayBatches, inputs, batch_size, seed, shard=process_shard()
     )
 
 
 def count_batches(batches, steps_per_epoch=None):
-    """Counts the batches of an epoch, which the learning rates depend on.
-
-    Args:
-        batches: whatever `fit()` takes.
-        steps_per_epoch: optional int, the answer for what does not know it.
-
-    Returns:
-        int.
-
-    Raises:
-        ValueError: if there is no telling.
-    """
+    """Counts the batches of an epoch, which the learning rates depend on."""
     if steps_per_epoch is None:
         if isinstance(batches, keras.utils.PyDataset):
             steps_per_epoch = batches.num_batches
@@ -299,11 +216,8 @@ def count_batches(batches, steps_per_epoch=None):
         elif hasattr(batches, "__len__"):
             steps_per_epoch = len(batches)
     if steps_per_epoch is None or steps_per_epoch < 1:
-        raise ValueError(
-            "`inputs` do not tell how many batches an epoch has: pass "
-            f"`steps_per_epoch`. Received: steps_per_epoch={steps_per_epoch}, inputs "
-            f"of type {type(batches).__name__}"
-        )
+        expected = "an int, at least 1, for inputs of unknown length"
+        raise ArgumentError("steps_per_epoch", expected, steps_per_epoch)
     return steps_per_epoch
 
 
@@ -311,13 +225,6 @@ def first_batches(batches, count):
     """Yields the inputs of the first batches of whatever `fit()` takes.
 
     Where several processes read parts of each batch, they all get the whole of it.
-
-    Args:
-        batches: a data set of inputs, or of tuples that start with them.
-        count: int.
-
-    Yields:
-        Arrays, or dicts of them.
     """
     is_whole = getattr(batches, "shard", None) == (0, 1)
     if isinstance(batches, keras.utils.PyDataset):
@@ -331,14 +238,7 @@ def first_batches(batches, count):
 
 
 def timing_of(batches):
-    """Gives the module that times the reading of batches, or `None` if none can.
-
-    Args:
-        batches: whatever `fit()` takes.
-
-    Returns:
-        `keras_bridle.data.pipeline` for a `tf.data.Dataset`, else `None`.
-    """
+    """Gives the module that times reading a `tf.data.Dataset`, else `None`."""
     if not hasattr(batches, "element_spec"):
         return None
     # Here, as the data room needs TensorFlow and decoders.

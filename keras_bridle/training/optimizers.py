@@ -40,10 +40,11 @@ def warmup_cosine(learning_rate, total_steps, warmup_steps=0, min_learning_rate=
 
 def shared_options(options):
     """Gives Keras' optimizers the `OptimizerOptions` of pretraining and fine-tuning."""
+    steps = options.gradient_accumulation_steps
     return {
         "weight_decay": options.weight_decay,
         "global_clipnorm": options.clip_norm,
-        "gradient_accumulation_steps": options.gradient_accumulation_steps,
+        "gradient_accumulation_steps": None if steps == 1 else steps,
         "use_ema": options.ema_momentum is not None,
         "ema_momentum": options.ema_momentum,
     }

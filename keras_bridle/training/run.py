@@ -12,6 +12,7 @@ import filelock
 import keras
 import numpy as np
 
+from keras_bridle.config import current_settings
 from keras_bridle.distribution import broadcast, is_alone, share_file
 from keras_bridle.training.batches import ArrayBatches, in_floatx
 from keras_bridle.training.checkpoint import (
@@ -89,10 +90,11 @@ class RunDirectory:
                 "`resume=True` to resume it, or name another directory"
             )
         saved = _read_json(settings_path)
+        before, now = current_settings(saved["settings"]), current_settings(settings)
         changes = "; ".join(
-            f"{name}: {saved['settings'][name]!r} then, {value!r} now"
-            for name, value in settings.items()
-            if name in saved["settings"] and _differ(saved["settings"][name], value)
+            f"{name}: {before[name]!r} then, {value!r} now"
+            for name, value in now.items()
+            if name in before and _differ(before[name], value)
         )
         if changes:
             raise ValueError(
@@ -101,10 +103,10 @@ class RunDirectory:
             )
         if self._state_path.exists():
             self._state = _read_json(self._state_path)
-        before = saved.get("about", {}).get("backend", backend)
-        if before != backend:
+        started = saved.get("about", {}).get("backend", backend)
+        if started != backend:
             self.note(
-                f"Started on {before}, resumed on {backend}: rounding and random "
+                f"Started on {started}, resumed on {backend}: rounding and random "
                 "numbers differ from a run on one backend"
             )
 
@@ -154,14 +156,15 @@ def _differ(one, other):
 
 
 @contextlib.contextmanager
-def open_run(directory, settings, options, resume=False):
+def open_run(directory, settings, options, resume=False, echo=False):
     """Keeps a run's directory for itself in a `with` block.
 
     Args:
         directory: string or path; `None` keeps nothing on disk.
         settings: function that makes the dict of the run's settings, for JSON.
-        options: object with `verbose` and the `checkpoint_...` options.
+        options: `TrainingOptions`.
         resume: bool, whether to resume the run in `directory`.
+        echo: bool, whether to print what goes into the log.
 
     Yields:
         A function of a `Phase` that gives its `PhaseFiles`.
@@ -170,7 +173,7 @@ def open_run(directory, settings, options, resume=False):
         yield PhaseFiles
         return
     with Preemption() as preemption, run_lock(directory):
-        run = RunDirectory(directory, settings(), resume, echo=options.verbose > 0)
+        run = RunDirectory(directory, settings(), resume, echo=echo)
         try:
             yield functools.partial(
                 PhaseFiles, run=run, options=options, preemption=preemption

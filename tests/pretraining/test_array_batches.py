@@ -47,7 +47,7 @@ def test_processes_share_each_batch_without_overlap_or_loss():
 
 
 def test_batches_that_cannot_be_shared_are_an_error():
-    with pytest.raises(ValueError, match=r"multiple of the number of processes, 4"):
+    with pytest.raises(ValueError, match="multiple of 4"):
         ArrayBatches(np.arange(20), batch_size=6, shard=(0, 4))
 
 
@@ -74,10 +74,8 @@ def test_few_examples_and_dtypes():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="no examples"):
+    with pytest.raises(ValueError, match="inputs"):
         ArrayBatches(np.zeros((0, 3)), 4)
-    with pytest.raises(ValueError, match="batch_size=0"):
-        ArrayBatches(np.zeros((2, 3)), 0)
 
 
 class Seen(keras.Model):

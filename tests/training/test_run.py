@@ -22,7 +22,6 @@ SETTINGS = {
 }
 PHASE = SimpleNamespace(name="0_cold_start")
 OPTIONS = SimpleNamespace(
-    verbose=0,
     checkpoint_every=1,
     checkpoint_every_steps=None,
     checkpoint_minutes=None,

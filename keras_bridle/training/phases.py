@@ -1,0 +1,177 @@
+"""The plan of phases, and the training of one."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+
+from keras_bridle.config import ArgumentError, TrainingOptions
+from keras_bridle.training.batches import (
+    ArrayBatches,
+    first_batches,
+    in_order_of_epochs,
+    timing_of,
+)
+from keras_bridle.training.checkpoint import NonFiniteSteps, skipping
+from keras_bridle.training.optimizers import adamw, shared_options, warmup_cosine
+from keras_bridle.training.progress import ProfileSteps, RichProgress, SpeedBoard
+from keras_bridle.training.run import as_history
+
+
+class Phase(NamedTuple):
+    """A phase of the plan, such as `("2_encoder", "encoder", 100, 5e-4)`.
+
+    Its kind is `"cold_start"`, `"tokenizer"`, `"encoder"` or `"joint"`, and its
+    learning rate the highest.
+    """
+
+    name: str
+    kind: str
+    epochs: int
+    learning_rate: float
+
+
+def phases(options):
+    """Lists the phases of a run with these `TrainingOptions`."""
+    if options.joint and options.rounds == 0:
+        raise ArgumentError("rounds", "1 or more for joint training", options.rounds)
+    encoder = ("encoder", options.encoder_epochs, options.encoder_learning_rate)
+    tokenizer = ("tokenizer", options.tokenizer_epochs, options.tokenizer_learning_rate)
+    _, epochs, rate = encoder
+    cold_start = (
+        "cold_start",
+        options.cold_start_epochs or epochs,
+        options.cold_start_learning_rate or rate,
+    )
+    if options.joint:
+        plan = [cold_start, ("joint", options.rounds * epochs, rate)]
+    else:
+        plan = [cold_start, *(options.rounds * [tokenizer, encoder])]
+    return [Phase(f"{i}_{kind}", kind, *rest) for i, (kind, *rest) in enumerate(plan)]
+
+
+@dataclasses.dataclass(frozen=True)
+class FitCall:
+    """What a call of `InterleavedPretraining.fit()` asks of each phase."""
+
+    options: TrainingOptions
+    make_batches: Callable
+    num_batches: int
+    steps_per_epoch: int | None
+    callbacks: tuple
+    on_phase_end: Callable | None
+    verbose: int
+    reading_speed: float | None = None
+
+    def compile(self, trainer, phase):
+        """Compiles a trainer for its phase."""
+        options = self.options
+        trainer.set_trained_parts()
+        # Schedules count batches, also where several of them make a step.
+        batches = phase.epochs * self.num_batches
+        warmup = int(options.warmup * batches)
+        schedule = warmup_cosine(phase.learning_rate, batches, warmup)
+        optimizer = adamw(trainer, schedule, **shared_options(options))
+        is_float16 = keras.config.dtype_policy().compute_dtype == "float16"
+        if is_float16 or options.max_nonfinite_steps:
+            optimizer = skipping(optimizer)
+        trainer.compile(optimizer, jit_compile=options.jit_compile)
+        if options.max_nonfinite_steps:
+            trainer.skip_nonfinite_steps()
+
+    def fit(self, trainer, phase, make_batches, checkpoint=None):
+        """Trains a compiled trainer to the end of its phase.
+
+        Args:
+            trainer: `Pretrainer`.
+            phase: `Phase`.
+            make_batches: function of an epoch and `first_batch` that returns raw input
+                from there on.
+            checkpoint: optional checkpoint, which says where to resume.
+
+        Returns:
+            The history of the phase, including what was trained before.
+        """
+        epoch, step = (checkpoint.epoch, checkpoint.step) if checkpoint else (0, 0)
+        first = make_batches(0)
+        timing = timing_of(first)
+        is_timed = self.verbose == 1 or (self.options.tensorboard and checkpoint)
+        clock = timing.InputClock() if timing is not None and is_timed else None
+        progress = RichProgress(
+            phase.name,
+            getattr(first, "batch_size", None) if clock is None else None,
+            clock=clock,
+            reading_speed=self.reading_speed,
+        )
+        finite, callbacks, close = self._callbacks(make_batches, checkpoint, progress)
+
+        def fit(epoch, step, epochs, more=()):
+            batches = make_batches(epoch, first_batch=step)
+            finite.first_step = step
+            if isinstance(batches, ArrayBatches):
+                more = [*more, in_order_of_epochs(batches)]
+            return trainer.fit(
+                batches if clock is None else clock.wrap(batches),
+                epochs=epochs,
+                initial_epoch=epoch,
+                steps_per_epoch=self.num_batches - step
+                if step
+                else self.steps_per_epoch,
+                shuffle=False,
+                callbacks=[*self.callbacks, *more, *callbacks],
+                verbose=2 if self.verbose == 2 else 0,
+            ).history
+
+        history: dict[str, list[float]] = {}
+        try:
+            if step:
+                progress.throughput.in_rest_of_epoch(
+                    step, self.num_batches, phase.epochs
+                )
+                self._fit_rest_of_epoch(trainer, phase, fit, epoch, step)
+                epoch, step = epoch + 1, 0
+            if epoch < phase.epochs or checkpoint is None or checkpoint.step == 0:
+                history = fit(epoch, 0, phase.epochs)
+        finally:
+            for callback in close:
+                callback.close()
+        if checkpoint is None:
+            return history
+        return as_history(checkpoint.logs)
+
+    def _fit_rest_of_epoch(self, trainer, phase, fit, epoch, step):
+        """Trains the rest of an epoch, which has fewer steps, in a `fit()` of its own.
+
+        Keras ends it with moving averages in place of the weights, which are taken
+        back unless it is the end of the phase.
+        """
+        kept: list = []
+        keep = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: kept.extend(trainer.get_weights())
+        )
+        is_end = epoch + 1 == phase.epochs
+        has_averages = self.options.ema_momentum is not None and not is_end
+        fit(epoch, step, epoch + 1, [keep] if has_averages else ())
+        if has_averages:
+            trainer.set_weights(kept)
+
+    def _callbacks(self, make_batches, checkpoint, progress):
+        """The phase's callbacks: the check of losses, all of them, those to close."""
+
+        def batch_at(epoch, step):
+            (batch,) = first_batches(make_batches(epoch, first_batch=step), 1)
+            return batch
+
+        folder = checkpoint and checkpoint.path.parent
+        finite = NonFiniteSteps(
+            folder and folder / "nonfinite", batch_at, self.options.max_nonfinite_steps
+        )
+        callbacks = [finite, progress if self.verbose == 1 else progress.throughput]
+        if checkpoint is None:
+            return finite, callbacks, [progress]
+        checkpoint.before_saving = finite.check
+        if self.options.tensorboard:
+            callbacks.append(SpeedBoard(folder / "tensorboard", progress.throughput))
+        traces = [ProfileSteps(folder / "profile")] if self.options.profile else []
+        return finite, [*callbacks, checkpoint, *traces], [progress, *traces]
