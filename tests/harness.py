@@ -37,7 +37,8 @@ def gradients(function, variables, state=()):
     """Runs a function and differentiates it.
 
     Args:
-        function: function without arguments that returns a float scalar.
+        function: function without arguments that returns a float scalar, or a tuple of
+            one and a nested structure of further outputs.
         variables: list of `keras.Variable`.
         state: list of other variables that the function may change, which then have
             their new values afterwards.
@@ -52,7 +53,7 @@ def gradients(function, variables, state=()):
         "torch": _torch_gradients,
     }[keras.backend.backend()]
     value, found = differentiate(function, list(variables), list(state))
-    return ops.convert_to_numpy(value), to_numpy(list(found))
+    return to_numpy(value), to_numpy(list(found))
 
 
 def run(function, *parts):
@@ -93,12 +94,14 @@ def _jax_gradients(function, variables, state):
         mapping += zip(state, state_values, strict=True)
         with keras.StatelessScope(state_mapping=mapping) as scope:
             value = function()
-        return value, [scope.get_current_value(variable) for variable in state]
+        scalar = value[0] if isinstance(value, tuple) else value
+        new_state = [scope.get_current_value(variable) for variable in state]
+        return scalar, (value, new_state)
 
     values = [variable.value for variable in variables]
     state_values = [variable.value for variable in state]
     step = jax.jit(jax.value_and_grad(stateless, has_aux=True))
-    (value, new_state), found = step(values, state_values)
+    (_, (value, new_state)), found = step(values, state_values)
     for variable, new in zip(state, new_state, strict=True):
         variable.assign(new)
     return value, found
@@ -112,7 +115,8 @@ def _tensorflow_gradients(function, variables, state):
         with tf.GradientTape() as tape:
             tape.watch([variable.value for variable in variables])
             value = function()
-        return value, tape.gradient(value, [variable.value for variable in variables])
+            scalar = value[0] if isinstance(value, tuple) else value
+        return value, tape.gradient(scalar, [variable.value for variable in variables])
 
     return step()
 
@@ -126,7 +130,8 @@ def _torch_gradients(function, variables, state):
     value = function()
     if not values:
         return value, []
-    return value, torch.autograd.grad(value, values, allow_unused=True)
+    scalar = value[0] if isinstance(value, tuple) else value
+    return value, torch.autograd.grad(scalar, values, allow_unused=True)
 
 
 def perturb(weights, seed=0, scale=0.2):

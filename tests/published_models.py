@@ -3,14 +3,11 @@
 import re
 
 import numpy as np
+from golden_files import load
 from harness import gradients, relative_error, to_numpy
 from keras import ops
 
-from keras_bridle.conversion.published_weights import (
-    load_published_backbone,
-    load_published_decoder,
-    published_weights,
-)
+from keras_bridle.conversion.published_weights import load_published, published_weights
 from keras_bridle.layers.masks import RandomMask, TimeFrequencyMask
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.heads import CodeDecoder
@@ -19,6 +16,35 @@ from keras_bridle.models.heads import CodeDecoder
 WINDOWS = {"attention": "window", "window_size": (4, 4), "window_shift": (2, 0)}
 GRADIENT, QUANTIZER = 2e-5, 1e-5
 ENCODER, TOKENIZER = "encoder_decoder.", "tokenizer."
+
+
+class GoldenNetworks:
+    """A golden file, with our networks made from it once and restored for each test.
+
+    Subclasses make them in methods such as `make_decoder()`.
+    """
+
+    def __init__(self, path):
+        self.config, self.arrays = load(path)
+        self.state = weights_of(self.arrays)
+        self.made = {}
+
+    def __getattr__(self, name):
+        """A network by its name, made at its first use."""
+        make = getattr(type(self), f"make_{name}", None)
+        if make is None:
+            raise AttributeError(name)
+        if name not in self.made:
+            part = make(self)
+            self.made[name] = part, part.get_weights()
+        return self.made[name][0]
+
+    def restore(self):
+        """Brings the weights back to those of the file."""
+        for part, weights in self.made.values():
+            part.trainable = True
+            part.set_weights(weights)
+        return self
 
 
 def weights_of(arrays):
@@ -52,7 +78,7 @@ def backbone_of(config, state, prefix, input_dims, epsilon):
         position_layout=layout_of(config),
         layer_norm_epsilon=epsilon,
     )
-    load_published_backbone(backbone, state, prefix)
+    load_published(backbone, state, prefix)
     return backbone
 
 
@@ -93,7 +119,7 @@ def decoder_of(config, state, prefix, num_levels, codebook_size, epsilon, **kwar
         **kwargs,
     )
     decoder.build((None, None, config["embed_dim"]))
-    load_published_decoder(decoder, state, prefix)
+    load_published(decoder, state, prefix)
     return decoder
 
 
@@ -127,13 +153,7 @@ def hidden_of(patch_mask, length):
 
 
 def check_gradients(weights, found, expected):
-    """Compares gradients with published ones.
-
-    Args:
-        weights: dict of `PublishedWeight` by published name.
-        found: dict of our gradients by published name.
-        expected: dict of the published gradients by name.
-    """
+    """Compares gradients with published ones, dicts by published name."""
     largest = max(np.linalg.norm(array) for array in expected.values())
     for name, right in expected.items():
         gradient = weights[name].to_published(found[name]).reshape(right.shape)
@@ -163,14 +183,7 @@ def gradients_of(arrays, block):
 
 
 def check_codebooks(arrays, stem, quantizer, absolute=QUANTIZER):
-    """Compares codebooks and counts with published ones.
-
-    Args:
-        arrays: dict of the arrays of a file.
-        stem: string in front of their names.
-        quantizer: `PublishedResidualQuantizer`.
-        absolute: float, the absolute part of the tolerance.
-    """
+    """Compares codebooks and counts with those of a file, whose names have a stem."""
     if f"{stem}embedding.weight" in arrays:
         codes = [arrays[f"{stem}embedding.weight"]]
         counts = [arrays[f"{stem}cluster_size"]]
@@ -199,14 +212,14 @@ def weights_by_name(trainer):
 
 
 def step_of(trainer, x, weights, names):
-    """One training step without an optimizer: loss and gradients by name."""
+    """One training step without an optimizer: loss, gradients by name and outputs."""
     x = ops.convert_to_tensor(x)
     state = [v for v in trainer.variables if not v.trainable]
 
     def loss():
         outputs = trainer(x, training=True)
-        return trainer.compute_loss(x=x, y_pred=outputs)
+        return trainer.compute_loss(x=x, y_pred=outputs), outputs
 
     variables = [weights[name].variable for name in names]
-    value, found = gradients(loss, variables, state)
-    return value, dict(zip(names, found, strict=True))
+    (value, outputs), found = gradients(loss, variables, state)
+    return value, dict(zip(names, found, strict=True)), outputs

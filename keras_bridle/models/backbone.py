@@ -12,6 +12,7 @@ from keras_bridle.layers.positions import (
     check_layout,
 )
 from keras_bridle.layers.transformer import TransformerBlock, check_drop_path_rate
+from keras_bridle.models.arguments import constructor_arguments
 from keras_bridle.models.presets import backbone_preset, preset_folder
 
 
@@ -318,26 +319,7 @@ class BridleBackbone(keras_hub.models.Backbone):
         return cls(**{**config, "name": preset, **kwargs})
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            **{name: getattr(self, name) for name in _ARGUMENTS},
-            "front_end": keras.saving.serialize_keras_object(self.front_end),
-        }
-
-
-_ARGUMENTS = (
-    "patch_size",
-    "hidden_dim",
-    "num_layers",
-    "num_heads",
-    "mlp_dim",
-    "input_dims",
-    "use_class_token",
-    "position_layout",
-    "trained_grid",
-    "layer_norm_epsilon",
-    "drop_path_rate",
-)
+        return {**super().get_config(), **constructor_arguments(self)}
 
 
 def with_class_token(mask):

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_bridle.config import ArgumentError
 from keras_bridle.layers.masks import gather_patches
+from keras_bridle.models.arguments import constructor_arguments, with_layers
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.converters import (
     BridleAudioPreprocessor,
@@ -23,9 +24,6 @@ from keras_bridle.models.presets import (
     preset_modality,
     saved_classifier_config,
 )
-
-# Layers among the constructor's arguments.
-_LAYERS = ("token_mask", "feature_augmentation")
 
 
 class ClassScore(NamedTuple):
@@ -361,29 +359,16 @@ class BridleClassifier(keras_hub.models.Task):
         keras.saving.load_weights(self, filepath, objects_to_skip=skipped)
 
     def get_config(self):
+        activation = self.activation and keras.activations.get(self.activation)
         return {
             **super().get_config(),
-            "num_classes": self.num_classes,
-            "class_names": self.class_names and list(self.class_names),
-            "pooling": self.pooling,
-            "multi_label": self.multi_label,
-            "activation": self.activation
-            and keras.activations.serialize(keras.activations.get(self.activation)),
-            "dropout": self.dropout,
-            **{
-                name: keras.saving.serialize_keras_object(getattr(self, name))
-                for name in _LAYERS
-            },
+            **constructor_arguments(self),
+            "activation": activation and keras.activations.serialize(activation),
         }
 
     @classmethod
     def from_config(cls, config):
-        layers = {
-            name: keras.saving.deserialize_keras_object(config[name])
-            for name in _LAYERS
-            if isinstance(config.get(name), dict)
-        }
-        return super().from_config({**config, **layers})
+        return super().from_config(with_layers(config))
 
 
 class _PooledEncoder(keras.layers.Layer):

@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_bridle.config import ArgumentError
+from keras_bridle.models.arguments import constructor_arguments
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.presets import MODALITIES_BY_RANK
 
@@ -48,6 +49,10 @@ class _Converter:
         if _is_symbolic(inputs):
             return self._in_pipeline(inputs)
         return self.convert(as_array(inputs))
+
+    def get_config(self):
+        config = {**super().get_config(), **constructor_arguments(self)}
+        return {k: v for k, v in config.items() if k not in ("scale", "offset")}
 
     def convert_list(self, inputs):
         """Converts a list of inputs of any sizes."""
@@ -133,13 +138,6 @@ class BridleAudioConverter(_Converter, keras_hub.layers.AudioConverter):
         clips = [_mono(clip) for clip in clips]
         length = self.num_samples or max(map(len, clips))
         return np.stack([_fitted(clip, length) for clip in clips])
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "sampling_rate": self.sampling_rate,
-            "num_samples": self.num_samples,
-        }
 
 
 def _mono(clip):
@@ -233,9 +231,6 @@ class BridleImageConverter(_Converter, keras_hub.layers.ImageConverter):
         images = ops.convert_to_numpy(self.resizing(images.astype("float32")))
         # Bicubic filters overshoot at edges.
         return np.clip(images, 0.0, 255.0)
-
-    def get_config(self):
-        return {**super().get_config(), "channels": self.channels}
 
 
 def _is_gray(shape):
@@ -349,17 +344,6 @@ class BridleVideoConverter(_Converter, keras_hub.layers.VideoConverter):
             return slice(None, None, rate if kept is None else 1)
         first = (max(0, count - (kept - 1) * rate - 1) + 1) // 2
         return np.minimum(first + rate * np.arange(kept), count - 1)
-
-    def get_config(self):
-        config = {
-            **super().get_config(),
-            "channels": self.channels,
-            "num_frames": self.num_frames,
-            "sampling_rate": self.sampling_rate,
-            "interpolation": self.interpolation,
-        }
-        del config["scale"], config["offset"]
-        return config
 
 
 class _Preprocessor:

@@ -10,23 +10,12 @@ from keras_bridle.layers.transformer import (
     check_attention,
     run_blocks,
 )
+from keras_bridle.models.arguments import constructor_arguments
 from keras_bridle.models.backbone import with_class_token
 
 
 class _Head(keras.Model):
     """What decoder and estimator share: a transformer between two dense layers."""
-
-    arguments = (
-        "hidden_dim",
-        "num_layers",
-        "num_heads",
-        "mlp_dim",
-        "attention",
-        "window_size",
-        "window_shift",
-        "position_layout",
-        "layer_norm_epsilon",
-    )
 
     def __init__(
         self,
@@ -72,8 +61,7 @@ class _Head(keras.Model):
         self.built = True
 
     def get_config(self):
-        arguments = {name: getattr(self, name) for name in self.arguments}
-        return {**super().get_config(), **arguments}
+        return {**super().get_config(), **constructor_arguments(self)}
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
@@ -135,14 +123,6 @@ class CodeDecoder(_Head):
         - [BRIDLE, 2025](https://arxiv.org/abs/2502.02118)
         - [He et al., 2021](https://arxiv.org/abs/2111.06377)
     """
-
-    arguments = (
-        "num_levels",
-        "codebook_size",
-        *_Head.arguments,
-        "use_class_token",
-        "keep_class_token",
-    )
 
     def __init__(
         self,
@@ -269,8 +249,6 @@ class FeatureEstimator(_Head):
     Reference:
         - [BRIDLE, 2025](https://arxiv.org/abs/2502.02118)
     """
-
-    arguments = ("output_dim", *_Head.arguments)
 
     def __init__(
         self,

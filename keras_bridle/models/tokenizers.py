@@ -9,6 +9,7 @@ from keras_bridle.config import ArgumentError
 from keras_bridle.layers.masks import gather_patches
 from keras_bridle.layers.patches import PatchEmbedding
 from keras_bridle.layers.positions import SineCosinePositionEncoding
+from keras_bridle.models.arguments import constructor_arguments, with_layers
 
 
 class _Tokenizer(keras.Model):
@@ -34,14 +35,12 @@ class _Tokenizer(keras.Model):
         vectors = self.vectors(maps, padding_mask, visible, training)
         return self.quantizer(vectors, padding_mask=mask, training=training)
 
+    def get_config(self):
+        return {**super().get_config(), **constructor_arguments(self)}
+
     @classmethod
     def from_config(cls, config):
-        parts = {
-            name: keras.saving.deserialize_keras_object(config[name])
-            for name in ("backbone", "quantizer")
-            if name in config
-        }
-        return cls(**{**config, **parts})
+        return cls(**with_layers(config))
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
@@ -104,13 +103,6 @@ class BridleTokenizer(_Tokenizer):
         """Computes the vectors to quantize, `(batch, num_patches, code_dim)`."""
         tokens = self.backbone.encode(maps, padding_mask, visible, training=training)
         return self.projection(self.hidden(self.backbone.drop_class_token(tokens)))
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "backbone": keras.saving.serialize_keras_object(self.backbone),
-            "quantizer": keras.saving.serialize_keras_object(self.quantizer),
-        }
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
@@ -212,13 +204,3 @@ class RandomProjectionTokenizer(_Tokenizer):
         if visible is None:
             patches = self.flatten_grid(patches)
         return self.projection(patches)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "patch_size": self.patch_size,
-            "hidden_dim": self.hidden_dim,
-            "quantizer": keras.saving.serialize_keras_object(self.quantizer),
-            "position_layout": self.position_layout,
-            "center_patches": self.center_patches,
-        }

@@ -13,10 +13,7 @@ from published_models import (
 )
 
 from keras_bridle.conversion.published_video import from_published_video
-from keras_bridle.conversion.published_weights import (
-    load_published_classifier,
-    published_weights,
-)
+from keras_bridle.conversion.published_weights import load_published, published_weights
 from keras_bridle.layers.masks import RandomMask, TimeFrequencyMask, gather_patches
 from keras_bridle.layers.positions import SineCosinePositionEncoding
 from keras_bridle.models.backbone import BridleBackbone
@@ -77,7 +74,7 @@ class Maps:
             token_mask=token_mask_of(config, self.grid),
             compile=False,
         )
-        self.names = load_published_classifier(self.classifier, self.state)
+        self.names = load_published(self.classifier, self.state)
 
     def noise(self):
         if "in.noise" in self.arrays:
@@ -182,7 +179,7 @@ class Clips:
             pooling="mean" if config["mean_pooling"] else "first",
             compile=False,
         )
-        self.names = load_published_classifier(self.classifier, self.state)
+        self.names = load_published(self.classifier, self.state)
 
 
 @pytest.fixture(scope="module", params=CLIPS, ids=lambda path: path.stem)

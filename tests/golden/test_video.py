@@ -4,30 +4,24 @@ import types
 
 import numpy as np
 import pytest
-from golden_files import golden_files, load
+from golden_files import golden_files
 from harness import gradients, run, to_numpy
 from keras import ops
 from published_models import (
     ENCODER,
     TOKENIZER,
+    GoldenNetworks,
     channels_last,
     check_codebooks,
     check_gradients,
     gradients_of,
     step_of,
     weights_by_name,
-    weights_of,
 )
 
 from keras_bridle.conversion.published_quantizer import PublishedResidualQuantizer
 from keras_bridle.conversion.published_video import from_published_video
-from keras_bridle.conversion.published_weights import (
-    load_published_backbone,
-    load_published_decoder,
-    load_published_estimator,
-    load_published_random_projection,
-    load_published_tokenizer,
-)
+from keras_bridle.conversion.published_weights import load_published
 from keras_bridle.layers.masks import PatchMask
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
@@ -39,12 +33,12 @@ FILES = golden_files("video_*.npz", lambda config: "codebook_type" in config)
 EMBEDDING, LOSS = 2e-5, 5e-6
 
 
-class Golden:
-    """A file, with our networks made from it, with fresh weights each time."""
+class Golden(GoldenNetworks):
+    """A file of the video code."""
 
     def __init__(self, path):
-        self.config, self.arrays = load(path)
-        self.state = from_published_video(weights_of(self.arrays))
+        super().__init__(path)
+        self.state = from_published_video(self.state)
         self.x = ops.convert_to_tensor(channels_last(self.arrays["in.x"]))
         side = self.config["patch_size"]
         self.patch_size = (self.config["tubelet"], side, side)
@@ -79,58 +73,47 @@ class Golden:
             dim=self.config["code_dim"],
         )
 
-    def backbone(self, prefix=ENCODER):
+    def loaded(self, part, prefix, *shape):
+        if not part.built:
+            part.build(shape)
+        load_published(part, self.state, prefix)
+        return part
+
+    def make_backbone(self, prefix=ENCODER):
         backbone = BridleBackbone(
             patch_size=self.patch_size,
             input_dims=self.x.shape[1:],
             use_class_token=False,
             **self.settings("encoder"),
         )
-        load_published_backbone(backbone, self.state, prefix)
-        return backbone
+        return self.loaded(backbone, prefix)
 
-    def decoder(self):
+    def make_decoder(self):
         decoder = CodeDecoder(
             self.num_levels,
             self.config["code_num"],
             use_class_token=False,
             **self.settings("decoder"),
         )
-        decoder.build((None, None, self.dims["encoder"][0]))
-        load_published_decoder(decoder, self.state, ENCODER)
-        return decoder
+        return self.loaded(decoder, ENCODER, None, None, self.dims["encoder"][0])
 
-    def tokenizer(self):
-        tokenizer = BridleTokenizer(self.backbone(TOKENIZER), self.quantizer())
-        load_published_tokenizer(tokenizer, self.state, TOKENIZER)
-        return tokenizer
+    def make_tokenizer(self):
+        tokenizer = BridleTokenizer(self.make_backbone(TOKENIZER), self.quantizer())
+        return self.loaded(tokenizer, TOKENIZER)
 
-    def random_projection(self):
+    def make_random_projection(self):
         tokenizer = RandomProjectionTokenizer(
             self.patch_size,
             self.dims["encoder"][0],
             self.quantizer(),
             position_layout="sequence",
         )
-        tokenizer.build(self.x.shape)
-        load_published_random_projection(tokenizer, self.state, TOKENIZER)
-        return tokenizer
+        return self.loaded(tokenizer, TOKENIZER, *self.x.shape)
 
-    def estimator(self):
+    def make_estimator(self):
         dim = self.dims["encoder"][0]
         estimator = FeatureEstimator(dim, **self.settings("estimator"))
-        estimator.build((None, None, self.config["code_dim"]))
-        load_published_estimator(estimator, self.state, TOKENIZER)
-        return estimator
-
-    def parts(self):
-        """All networks by the names that trainers give them."""
-        return types.SimpleNamespace(
-            backbone=self.backbone(),
-            decoder=self.decoder(),
-            tokenizer=self.tokenizer(),
-            estimator=self.estimator(),
-        )
+        return self.loaded(estimator, TOKENIZER, None, None, self.config["code_dim"])
 
     def codes(self, name):
         codes = self.arrays[name]
@@ -143,77 +126,76 @@ class Golden:
 
 
 @pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
-def golden(request):
+def file(request):
     return Golden(request.param)
 
 
-def test_every_weight_has_a_place(golden):
-    ours = set(weights_by_name(golden.parts()))
-    cold = types.SimpleNamespace(tokenizer=golden.random_projection())
+@pytest.fixture
+def golden(file):
+    return file.restore()
+
+
+def test_every_weight_is_read(golden):
+    names = ("backbone", "decoder", "tokenizer", "estimator")
+    parts = types.SimpleNamespace(**{name: getattr(golden, name) for name in names})
+    ours = set(weights_by_name(parts))
+    cold = types.SimpleNamespace(tokenizer=golden.random_projection)
     ours |= set(weights_by_name(cold))
     published = {name for name in golden.state if ".quantizer." not in name}
     assert ours == {name for name in published if not name.endswith("pos_embed")}
 
 
 def test_positions_are_the_published_ones(golden):
-    parts = golden.parts()
-    grid = parts.backbone.grid(golden.x)
+    grid = golden.backbone.grid(golden.x)
     for name, part in (
-        ("encoder", parts.backbone),
-        ("decoder", parts.decoder),
-        ("estimator", parts.estimator),
+        ("encoder", golden.backbone),
+        ("decoder", golden.decoder),
+        ("estimator", golden.estimator),
     ):
         expected = golden.arrays[f"aux.pos_embed_{name}"][0]
         table = part.position_encoding.table(grid, expected.shape[1])
         np.testing.assert_allclose(to_numpy(table), expected, atol=1e-6)
 
 
-def test_embeddings_and_logits(golden):
+def test_values(golden):
+    """Embeddings, logits, and the codes of both tokenizers."""
     arrays, x, mask = golden.arrays, golden.x, golden.mask
-    backbone, decoder = golden.backbone(), golden.decoder()
+    backbone, decoder = golden.backbone, golden.decoder
+    cold, tokenizer = golden.random_projection, golden.tokenizer
+    cold.trainable = tokenizer.trainable = False
 
     def values():
         patches = backbone.patch_embedding(x)
         visible = backbone.encode(x, visible=mask.visible)
-        return {
+        floats = {
             "out.patch_tokens": ops.reshape(patches, (len(x), -1, patches.shape[-1])),
             "out.emb_full": backbone.encode(x),
             "out.emb_visible": visible,
             "out.logits": decoder(visible, mask, grid=backbone.grid(x)),
         }
+        codes = {
+            "out.codes_cold_masked": cold(x, visible=mask.masked).codes,
+            "out.codes_full_masked": tokenizer(x, visible=mask.masked).codes,
+            "out.codes_full_all": tokenizer(x).codes,
+        }
+        return floats, codes, cold(x).codes
 
-    found = run(values, backbone, decoder)
-    for name, value in found.items():
+    floats, codes, every = run(values, backbone, decoder, cold, tokenizer)
+    for name, value in floats.items():
         right = arrays[name].reshape(value.shape)
         np.testing.assert_allclose(value, right, EMBEDDING, EMBEDDING, err_msg=name)
-
-
-def test_codes(golden):
-    x, masked = golden.x, golden.mask.masked
-    cold, tokenizer = golden.random_projection(), golden.tokenizer()
-    cold.trainable = tokenizer.trainable = False
-    found = run(
-        lambda: {
-            "out.codes_cold_masked": cold(x, visible=masked).codes,
-            "out.codes_full_masked": tokenizer(x, visible=masked).codes,
-            "out.codes_full_all": tokenizer(x).codes,
-        },
-        cold,
-        tokenizer,
-    )
-    for name, codes in found.items():
-        np.testing.assert_array_equal(codes, golden.codes(name), err_msg=name)
-    # The random projection lets no patch see another.
-    every = to_numpy(cold(x).codes)
-    every = np.take_along_axis(every, masked[:, :, None], axis=1)
+    for name, value in codes.items():
+        np.testing.assert_array_equal(value, golden.codes(name), err_msg=name)
+    # In the random projection no patch sees another.
+    every = np.take_along_axis(every, mask.masked[:, :, None], axis=1)
     np.testing.assert_array_equal(every, golden.codes("out.codes_cold_masked"))
 
 
 @pytest.mark.parametrize("kind", ["cold", "full"])
 def test_encoder_phase(golden, kind):
     x, mask = golden.x, golden.mask
-    backbone, decoder = golden.backbone(), golden.decoder()
-    tokenizer = golden.random_projection() if kind == "cold" else golden.tokenizer()
+    backbone, decoder = golden.backbone, golden.decoder
+    tokenizer = golden.random_projection if kind == "cold" else golden.tokenizer
     tokenizer.trainable = False
     parts = types.SimpleNamespace(backbone=backbone, decoder=decoder)
     weights = weights_by_name(parts)
@@ -232,20 +214,14 @@ def test_encoder_phase(golden, kind):
     check_gradients(weights, dict(zip(expected, found, strict=True)), expected)
 
 
-def tokenizer_trainer(golden):
-    trainer = TokenizerPretrainer(
-        golden.tokenizer(), golden.estimator(), golden.backbone()
-    )
-    trainer.set_trained_parts()
-    return trainer
-
-
 def test_tokenizer_phase(golden):
-    arrays, trainer = golden.arrays, tokenizer_trainer(golden)
+    arrays = golden.arrays
+    trainer = TokenizerPretrainer(golden.tokenizer, golden.estimator, golden.backbone)
+    trainer.set_trained_parts()
     weights = weights_by_name(trainer)
     expected = golden.gradients_of("tokenizer")
     assert expected
-    value, found = step_of(trainer, golden.x, weights, list(expected))
+    value, found, outputs = step_of(trainer, golden.x, weights, list(expected))
     assert value == pytest.approx(float(arrays["tokenizer.loss"]), rel=LOSS)
     check_gradients(weights, found, expected)
     # Fresh codebooks of the video code jump to about 1e5, with errors in proportion.
@@ -253,29 +229,23 @@ def test_tokenizer_phase(golden):
     largest = max(
         np.abs(array).max() for name, array in arrays.items() if name.startswith(stem)
     )
-    check_codebooks(arrays, stem, trainer.tokenizer.quantizer, 1e-5 * largest)
-
-
-def test_outputs_of_the_tokenizer_phase(golden):
-    arrays, trainer = golden.arrays, tokenizer_trainer(golden)
-
-    def outputs():
-        quantized = trainer.tokenizer(golden.x, training=True)
-        estimate = trainer.estimator(
-            quantized.quantized, grid=trainer.teacher.grid(golden.x)
-        )
-        return {
-            "tokenizer.codes": quantized.codes,
-            "tokenizer.z_q": quantized.quantized,
-            "tokenizer.embed_loss": quantized.loss,
-            "tokenizer.estimator_emb": estimate,
-            "tokenizer.teacher": trainer.teacher(golden.x),
-        }
-
-    found = run(outputs, trainer)
-    codes = found.pop("tokenizer.codes")
-    np.testing.assert_array_equal(codes, golden.codes("tokenizer.codes"))
-    for name, value in found.items():
+    check_codebooks(arrays, stem, golden.tokenizer.quantizer, 1e-5 * largest)
+    for name, ours in (
+        ("tokenizer.embed_loss", outputs["quantizer_loss"]),
+        ("tokenizer.estimator_emb", outputs["estimate"]),
+        ("tokenizer.teacher", run(lambda: golden.backbone(golden.x), golden.backbone)),
+    ):
         right = arrays[name]
         absolute = EMBEDDING * max(1.0, np.abs(right).max())
-        np.testing.assert_allclose(value, right, EMBEDDING, absolute, err_msg=name)
+        np.testing.assert_allclose(ours, right, EMBEDDING, absolute, err_msg=name)
+
+
+def test_outputs_of_the_tokenizer(golden):
+    found = run(
+        lambda: golden.tokenizer(golden.x, training=True)._asdict(), golden.tokenizer
+    )
+    codes = golden.codes("tokenizer.codes")
+    np.testing.assert_array_equal(found["codes"], codes)
+    right = golden.arrays["tokenizer.z_q"]
+    absolute = EMBEDDING * max(1.0, np.abs(right).max())
+    np.testing.assert_allclose(found["quantized"], right, EMBEDDING, absolute)

@@ -5,12 +5,13 @@ import types
 import keras
 import numpy as np
 import pytest
-from golden_files import golden_files, load
+from golden_files import golden_files
 from harness import run, to_numpy
 from keras import ops
 from published_models import (
     ENCODER,
     TOKENIZER,
+    GoldenNetworks,
     backbone_of,
     block_settings,
     channels_last,
@@ -23,16 +24,10 @@ from published_models import (
     ratio_that_keeps,
     step_of,
     weights_by_name,
-    weights_of,
 )
 
 from keras_bridle.conversion.published_quantizer import PublishedResidualQuantizer
-from keras_bridle.conversion.published_weights import (
-    load_published_estimator,
-    load_published_random_projection,
-    load_published_tokenizer,
-    published_weights,
-)
+from keras_bridle.conversion.published_weights import load_published, published_weights
 from keras_bridle.layers.masks import RandomMask
 from keras_bridle.models.heads import FeatureEstimator
 from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
@@ -58,12 +53,11 @@ class MaskOfNoise(RandomMask):
         return super().call(patches, grid, noise=self.noise)
 
 
-class Golden:
-    """A file, with our networks made from it, with fresh weights each time."""
+class Golden(GoldenNetworks):
+    """A file of the audio and image code."""
 
     def __init__(self, path):
-        self.config, self.arrays = load(path)
-        self.state = weights_of(self.arrays)
+        super().__init__(path)
         self.x = channels_last(self.arrays["in.x"])
         self.epsilon = self.config["layer_norm_eps"]
         self.encoder_config = self.config["encoder_decoder"]
@@ -72,6 +66,8 @@ class Golden:
         self.is_vq = self.config.get("codebook_type") == "legacy"
         self.num_levels = self.tokenizer_config.get("codebook_set", 1)
         self.patches = self.arrays["in.noise"].shape[1]
+        ratio = ratio_that_keeps(self.config["mask_ratio"], self.patches)
+        self.mask = MaskOfNoise(ratio, self.arrays["in.noise"])
 
     def quantizer(self):
         return PublishedResidualQuantizer(
@@ -84,26 +80,21 @@ class Golden:
             commitment_weight=self.config.get("commitment", 0.25),
         )
 
-    def backbone(self, prefix=ENCODER):
+    def make_backbone(self, prefix=ENCODER):
         config = self.encoder_config if prefix == ENCODER else self.tokenizer_config
         return backbone_of(config, self.state, prefix, self.x.shape[1:], self.epsilon)
 
-    def decoder(self):
-        return decoder_of(
-            self.encoder_config,
-            self.state,
-            ENCODER,
-            self.num_levels,
-            self.tokenizer_config["code_num"],
-            self.epsilon,
-        )
+    def make_decoder(self):
+        levels, codes = self.num_levels, self.tokenizer_config["code_num"]
+        config, state, epsilon = self.encoder_config, self.state, self.epsilon
+        return decoder_of(config, state, ENCODER, levels, codes, epsilon)
 
-    def tokenizer(self):
-        tokenizer = BridleTokenizer(self.backbone(TOKENIZER), self.quantizer())
-        load_published_tokenizer(tokenizer, self.state, TOKENIZER)
+    def make_tokenizer(self):
+        tokenizer = BridleTokenizer(self.make_backbone(TOKENIZER), self.quantizer())
+        load_published(tokenizer, self.state, TOKENIZER)
         return tokenizer
 
-    def random_projection(self):
+    def make_random_projection(self):
         tokenizer = RandomProjectionTokenizer(
             self.tokenizer_config["patch_size"],
             self.tokenizer_config["embed_dim"],
@@ -111,10 +102,10 @@ class Golden:
             position_layout=layout_of(self.tokenizer_config),
         )
         tokenizer.build(self.x.shape)
-        load_published_random_projection(tokenizer, self.state, TOKENIZER)
+        load_published(tokenizer, self.state, TOKENIZER)
         return tokenizer
 
-    def estimator(self):
+    def make_estimator(self):
         config = self.tokenizer_config
         settings = block_settings(
             config,
@@ -127,149 +118,131 @@ class Golden:
         )
         estimator = FeatureEstimator(self.encoder_config["embed_dim"], **settings)
         estimator.build((None, None, config["code_dim"]))
-        load_published_estimator(estimator, self.state, TOKENIZER)
+        load_published(estimator, self.state, TOKENIZER)
         return estimator
 
-    def mask(self):
-        ratio = ratio_that_keeps(self.config["mask_ratio"], self.patches)
-        return MaskOfNoise(ratio, self.arrays["in.noise"])
-
-    def encoder_trainer(self, tokenizer):
-        backbone, decoder = self.backbone(), self.decoder()
-        trainer = EncoderPretrainer(backbone, decoder, tokenizer, self.mask())
+    def trainer(self, phase):
+        if phase == "tokenizer":
+            trainer = TokenizerPretrainer(self.tokenizer, self.estimator, self.backbone)
+        elif phase == "joint":
+            trainer = JointPretrainer(
+                self.backbone,
+                self.decoder,
+                self.tokenizer,
+                self.estimator,
+                tokenizer_loss_ratio=self.config["tokenizer_loss_ratio"],
+                mask=self.mask,
+            )
+        else:
+            is_cold = phase == "encoder_cold"
+            tokenizer = self.random_projection if is_cold else self.tokenizer
+            trainer = EncoderPretrainer(
+                self.backbone, self.decoder, tokenizer, self.mask
+            )
         trainer.set_trained_parts()
         return trainer
 
-    def tokenizer_trainer(self):
-        trainer = TokenizerPretrainer(
-            self.tokenizer(), self.estimator(), self.backbone()
-        )
-        trainer.set_trained_parts()
-        return trainer
+    def check_step(self, trainer, block, gradients=True):
+        """Compares loss and gradients of a step, and returns loss and outputs."""
+        weights = weights_by_name(trainer)
+        expected = gradients_of(self.arrays, block) if gradients else {}
+        assert bool(expected) == gradients
+        value, found, outputs = step_of(trainer, self.x, weights, list(expected))
+        right = float(self.arrays[f"{block}.loss"])
+        assert value == pytest.approx(right, rel=LOSS)
+        if gradients:
+            check_gradients(weights, found, expected)
+        return value, outputs
 
-    def joint_trainer(self):
-        trainer = JointPretrainer(
-            self.backbone(),
-            self.decoder(),
-            self.tokenizer(),
-            self.estimator(),
-            tokenizer_loss_ratio=self.config["tokenizer_loss_ratio"],
-            mask=self.mask(),
-        )
-        trainer.set_trained_parts()
-        return trainer
+    def check_codebooks(self, block):
+        """Compares codebooks and counts with those after a step."""
+        stem = f"{block}.after.quantizer."
+        check_codebooks(self.arrays, stem, self.tokenizer.quantizer)
 
     def codes(self, name):
         codes = self.arrays[name]
         return codes[..., None] if self.is_vq else codes
 
-    def check_codebooks(self, block, quantizer):
-        """Compares codebooks and counts with those after a step."""
-        check_codebooks(self.arrays, f"{block}.after.quantizer.", quantizer)
-
 
 @pytest.fixture(scope="module", params=PHASES, ids=lambda path: path.stem)
-def phases(request):
+def file_of_phases(request):
     return Golden(request.param)
+
+
+@pytest.fixture
+def phases(file_of_phases):
+    return file_of_phases.restore()
 
 
 @pytest.fixture(scope="module", params=JOINT, ids=lambda path: path.stem)
-def joint(request):
+def joint_file(request):
     return Golden(request.param)
 
 
-def test_every_weight_has_a_place(phases):
-    trainer = phases.encoder_trainer(phases.tokenizer())
-    ours = set(weights_by_name(trainer))
-    ours |= {TOKENIZER + name for name in published_weights(phases.random_projection())}
-    ours |= {TOKENIZER + name for name in published_weights(phases.estimator())}
+@pytest.fixture
+def joint(joint_file):
+    return joint_file.restore()
+
+
+def test_every_weight_is_read(phases):
+    ours = set(weights_by_name(phases.trainer("encoder_full")))
+    ours |= {TOKENIZER + name for name in published_weights(phases.random_projection)}
+    ours |= {TOKENIZER + name for name in published_weights(phases.estimator)}
     fixed = {name for name in phases.state if name.endswith("pos_embed")}
     codebooks = {name for name in phases.state if ".quantizer." in name}
     assert ours == set(phases.state) - fixed - codebooks
 
 
-def test_codes_and_vectors(phases):
-    arrays, x = phases.arrays, phases.x
-    cold, tokenizer = phases.random_projection(), phases.tokenizer()
-    for part in (cold, tokenizer):
-        part.trainable = False
-    found = run(
-        lambda: {
+def test_values(phases):
+    """Codes and vectors of both tokenizers, outputs of estimator and teacher."""
+    arrays, x = phases.arrays, ops.convert_to_tensor(phases.x)
+    cold, tokenizer = phases.random_projection, phases.tokenizer
+    estimator, teacher = phases.estimator, phases.backbone
+    cold.trainable = tokenizer.trainable = False
+    grid = teacher.grid(x)
+    random = ops.convert_to_tensor(arrays["in.estimator_random"])
+
+    def values():
+        full = tokenizer(x)
+        return {
             "cold": cold(x).codes,
-            "vectors": tokenizer.vectors(x),
-            "full": tokenizer(x)._asdict(),
-        },
-        cold,
-        tokenizer,
-    )
-    np.testing.assert_array_equal(found["cold"], phases.codes("out.codes_cold"))
-    full = found["full"]
+            "full": full._asdict(),
+            "out.quantizer_input": tokenizer.vectors(x),
+            "out.quantizer_output": full.quantized,
+            "out.estimator_of_random": estimator(random, grid=grid),
+            "out.estimator_emb_eval": estimator(full.quantized, grid=grid),
+            "out.teacher": teacher(x),
+        }
+
+    found = run(values, cold, tokenizer, estimator, teacher)
+    np.testing.assert_array_equal(found.pop("cold"), phases.codes("out.codes_cold"))
+    full = found.pop("full")
     np.testing.assert_array_equal(full["codes"], phases.codes("out.codes_full"))
-    np.testing.assert_allclose(
-        found["vectors"], arrays["out.quantizer_input"], EMBEDDING, EMBEDDING
-    )
-    np.testing.assert_allclose(
-        full["quantized"], arrays["out.quantizer_output"], QUANTIZER, QUANTIZER
-    )
     assert full["loss"] == pytest.approx(float(arrays["out.embed_loss_eval"]), rel=LOSS)
+    for name, value in found.items():
+        limit = QUANTIZER if name == "out.quantizer_output" else EMBEDDING
+        np.testing.assert_allclose(value, arrays[name], limit, limit, err_msg=name)
     codes = phases.codes("out.eval_codebooks_codes")
     np.testing.assert_array_equal(full["codes"], codes)
     each = arrays["out.eval_codebooks_z"].reshape(*codes.shape[:2], -1, codes.shape[2])
-    tables = to_numpy(tokenizer.quantizer.codebooks)
-    for level, table in enumerate(tables):
+    for level, table in enumerate(to_numpy(tokenizer.quantizer.codebooks)):
         chosen = table[full["codes"][..., level]]
         np.testing.assert_allclose(chosen, each[..., level], QUANTIZER, QUANTIZER)
 
 
-def test_estimator_and_teacher(phases):
-    arrays, x = phases.arrays, phases.x
-    estimator, teacher, tokenizer = (
-        phases.estimator(),
-        phases.backbone(),
-        phases.tokenizer(),
-    )
-    tokenizer.trainable = False
-    grid = teacher.grid(x)
-    found = run(
-        lambda: {
-            "out.estimator_of_random": estimator(
-                ops.convert_to_tensor(arrays["in.estimator_random"]), grid=grid
-            ),
-            "out.estimator_emb_eval": estimator(tokenizer(x).quantized, grid=grid),
-            "out.teacher": teacher(x),
-        },
-        estimator,
-        teacher,
-        tokenizer,
-    )
-    for name, value in found.items():
-        np.testing.assert_allclose(
-            value, arrays[name], EMBEDDING, EMBEDDING, err_msg=name
-        )
-
-
-@pytest.mark.parametrize("kind", ["cold", "full"])
-def test_encoder_phase(phases, kind):
-    tokenizer = phases.random_projection() if kind == "cold" else phases.tokenizer()
-    trainer = phases.encoder_trainer(tokenizer)
-    weights = weights_by_name(trainer)
-    expected = gradients_of(phases.arrays, f"encoder_{kind}")
-    before = [to_numpy(weight) for weight in tokenizer.weights]
-    value, found = step_of(trainer, phases.x, weights, list(expected))
-    right = float(phases.arrays[f"encoder_{kind}.loss"])
-    assert value == pytest.approx(right, rel=LOSS)
-    check_gradients(weights, found, expected)
-    for old, weight in zip(before, tokenizer.weights, strict=True):
+@pytest.mark.parametrize("phase", ["encoder_cold", "encoder_full"])
+def test_encoder_phase(phases, phase):
+    trainer = phases.trainer(phase)
+    before = to_numpy(trainer.tokenizer.weights)
+    _, outputs = phases.check_step(trainer, phase)
+    for old, weight in zip(before, trainer.tokenizer.weights, strict=True):
         np.testing.assert_array_equal(old, to_numpy(weight))
-
-
-def test_encoder_phase_logits(phases):
-    trainer = phases.encoder_trainer(phases.tokenizer())
-    mask = phases.mask()(ops.zeros((len(phases.x), phases.patches, 1)))
+    if phase == "encoder_cold":
+        return
+    mask = phases.mask(ops.zeros((len(phases.x), phases.patches, 1)))
     mask = types.SimpleNamespace(**{k: to_numpy(v) for k, v in mask._asdict().items()})
     hidden = hidden_of(mask, phases.patches)
     np.testing.assert_array_equal(hidden, phases.arrays["encoder_full.mask"])
-    outputs = run(lambda: trainer(phases.x, training=True), trainer)
     logits = phases.arrays["encoder_full.logits"]
     logits = logits.reshape(*logits.shape[:2], *outputs["logits"].shape[2:])
     logits = np.take_along_axis(logits, mask.masked[:, :, None, None], axis=1)
@@ -280,17 +253,9 @@ def test_encoder_phase_logits(phases):
 
 
 def test_tokenizer_phase(phases):
-    arrays, trainer = phases.arrays, phases.tokenizer_trainer()
-    weights = weights_by_name(trainer)
-    expected = gradients_of(phases.arrays, "tokenizer")
-    value, found = step_of(trainer, phases.x, weights, list(expected))
-    assert value == pytest.approx(float(arrays["tokenizer.loss"]), rel=LOSS)
-    check_gradients(weights, found, expected)
-    phases.check_codebooks("tokenizer", trainer.tokenizer.quantizer)
-
-    # The outputs are those of the same, first, step.
-    trainer = phases.tokenizer_trainer()
-    outputs = run(lambda: trainer(phases.x, training=True), trainer)
+    arrays = phases.arrays
+    value, outputs = phases.check_step(phases.trainer("tokenizer"), "tokenizer")
+    phases.check_codebooks("tokenizer")
     np.testing.assert_allclose(
         outputs["estimate"], arrays["tokenizer.estimator_emb"], EMBEDDING, EMBEDDING
     )
@@ -300,22 +265,12 @@ def test_tokenizer_phase(phases):
     assert value - outputs["quantizer_loss"] == pytest.approx(loss, rel=LOSS)
 
 
-def test_joint_step(joint):
-    trainer = joint.joint_trainer()
-    weights = weights_by_name(trainer)
-    expected = gradients_of(joint.arrays, "both")
-    value, found = step_of(trainer, joint.x, weights, list(expected))
-    assert value == pytest.approx(float(joint.arrays["both.loss"]), rel=LOSS)
-    check_gradients(weights, found, expected)
-    joint.check_codebooks("both", trainer.tokenizer.quantizer)
-
-
-def test_joint_step_of_the_encoder_alone(joint):
-    trainer = joint.joint_trainer()
-    trainer.step.assign(1)
-    value, _ = step_of(trainer, joint.x, weights_by_name(trainer), [])
-    assert value == pytest.approx(float(joint.arrays["encoder_only.loss"]), rel=LOSS)
-    joint.check_codebooks("encoder_only", trainer.tokenizer.quantizer)
+@pytest.mark.parametrize(("step", "block"), [(0, "both"), (1, "encoder_only")])
+def test_joint_step(joint, step, block):
+    trainer = joint.trainer("joint")
+    trainer.step.assign(step)
+    joint.check_step(trainer, block, gradients=block == "both")
+    joint.check_codebooks(block)
 
 
 def trajectory(trainer, x, steps):
@@ -333,13 +288,8 @@ def trajectory(trainer, x, steps):
 
 @pytest.mark.parametrize("phase", ["encoder", "tokenizer"])
 def test_trajectory(phases, phase):
-    name = f"trajectory.{phase}_loss"
-    if name not in phases.arrays:
-        pytest.skip(f"the file has no {name}")
-    if phase == "encoder":
-        trainer = phases.encoder_trainer(phases.tokenizer())
-    else:
-        trainer = phases.tokenizer_trainer()
-    expected = phases.arrays[name]
-    losses = trajectory(trainer, phases.x, len(expected))
+    expected = phases.arrays.get(f"trajectory.{phase}_loss")
+    if expected is None:
+        pytest.skip("the file has no trajectory")
+    losses = trajectory(phases.trainer(phase), phases.x, len(expected))
     np.testing.assert_allclose(losses, expected, TRAJECTORY)

@@ -1,0 +1,438 @@
+"""Tests of the classifiers of all modalities."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from harness import perturb, run, to_numpy
+
+from keras_bridle.layers.log_mel import LogMelSpectrogram
+from keras_bridle.layers.masks import RandomMask, TimeFrequencyMask, TubeMask
+from keras_bridle.layers.pixels import PixelNormalization
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.classifier import (
+    BridleAudioClassifier,
+    BridleImageClassifier,
+    BridleVideoClassifier,
+    ClassScore,
+)
+from keras_bridle.models.converters import BridleAudioConverter, BridleAudioPreprocessor
+
+SIZES = {"hidden_dim": 16, "num_heads": 2, "mlp_dim": 32}
+
+
+def backbone(num_layers=1, front_end=LogMelSpectrogram, **settings):
+    return BridleBackbone(
+        patch_size=(4, 8),
+        num_layers=num_layers,
+        input_dims=(None,),
+        front_end=front_end(num_mel_bins=16),
+        **SIZES,
+        **settings,
+    )
+
+
+def classifier(encoder=None, **settings):
+    settings = {"num_classes": 3, "compile": False, **settings}
+    made = BridleAudioClassifier(encoder or backbone(), **settings)
+    perturb(made.weights)
+    return made
+
+
+def clips(*frames, longest=12):
+    """Noise with so many real frames each, padded with zeros."""
+    rng = np.random.default_rng(0)
+    made = rng.uniform(-1, 1, (len(frames), 400 + (longest - 1) * 160))
+    for clip, count in zip(made, frames, strict=True):
+        clip[400 + (count - 1) * 160 :] = 0.0
+    return made.astype("float32")
+
+
+def head(model, vectors):
+    """Norm and dense layer in float64."""
+    centered = vectors - vectors.mean(-1, keepdims=True)
+    normed = centered / np.sqrt(vectors.var(-1, keepdims=True) + 1e-6)
+    norm = model.fc_norm
+    normed = normed * to_numpy(norm.gamma) + to_numpy(norm.beta)
+    return normed @ to_numpy(model.head.kernel) + to_numpy(model.head.bias)
+
+
+def outputs(model, inputs):
+    return run(lambda: model(inputs), model)
+
+
+def close(found, expected, tolerance=1e-5):
+    np.testing.assert_allclose(found, expected, tolerance, tolerance)
+
+
+def test_logits_are_what_the_formula_says():
+    model, x = classifier(), clips(12, 8)
+    maps, mask = model.backbone.maps(x)
+
+    def values():
+        tokens = model.backbone.encode(maps, mask, normalize=False)
+        return tokens, model(x), model.classify(maps, mask)
+
+    tokens, found, steps = run(values, model)
+    # Two patches to each row of four frames; the class token is left out.
+    means = np.stack([tokens[0, 1:7].mean(0), tokens[1, 1:5].mean(0)])
+    close(found, head(model, means.astype("float64")), 2e-5)
+    close(steps, found)
+    # A padded clip has the logits it has alone.
+    close(found[1:], outputs(model, x[1:, : 400 + 7 * 160]), 2e-5)
+
+
+def test_first_token():
+    model, x = classifier(pooling="first"), clips(12)
+    tokens, found = run(lambda: (model.backbone(x), model(x)), model)
+    kernel, bias = map(to_numpy, (model.head.kernel, model.head.bias))
+    close(found, tokens[:, 0] @ kernel + bias)
+    assert model.fc_norm is None
+    assert model.backbone.norm.trainable
+
+
+def test_masked_tokens_are_left_out_in_training_only():
+    model, x = classifier(token_mask=RandomMask(0.5)), clips(12, 4)
+    maps, mask = model.backbone.maps(x)
+    noise = np.float32([[5, 0, 3, 1, 4, 2], [1, 0, 2, 3, 4, 5]])
+    visible = np.int32([[1, 3, 5], [1, 0, 2]])
+
+    def values():
+        masked, whole = (
+            model.classify(maps, mask, noise=noise, training=training)
+            for training in (True, False)
+        )
+        tokens = model.backbone.encode(maps, mask, visible, normalize=False)
+        return tokens, masked, whole, model(x)
+
+    tokens, masked, whole, called = run(values, model)
+    # Of the second clip only the first row, patches 0 and 1, is real.
+    means = np.stack([tokens[0, 1:].mean(0), tokens[1, 1:3].mean(0)])
+    close(masked, head(model, means.astype("float64")), 2e-5)
+    close(whole, called)
+    assert np.abs(whole - masked).max() > 1e-2
+
+
+@keras.saving.register_keras_serializable(package="keras_bridle_tests")
+class Louder(keras.layers.Layer):
+    def call(self, features, training=None):
+        return features + 1.0 if training else features
+
+
+@pytest.mark.parametrize(
+    ("settings", "rate", "random"),
+    [
+        ({"token_mask": TimeFrequencyMask(0.5, 0.5, seed=1)}, 0.0, True),
+        ({"feature_augmentation": Louder()}, 0.0, False),
+        ({}, 0.9, True),
+    ],
+    ids=["masked", "louder", "dropped blocks"],
+)
+def test_what_happens_in_training_only(settings, rate, random):
+    model = classifier(backbone(2, drop_path_rate=rate), **settings)
+    plain, x = classifier(backbone(2)), clips(12, 12)
+    expected = outputs(plain, x)
+    close(outputs(model, x), expected)
+    maps, mask = model.backbone.maps(x)
+    # Within a call, and without one around it, as trainers do it.
+    drawn = [to_numpy(model(x, training=True)) for _ in range(3)]
+    drawn += [to_numpy(model.classify(maps, mask, training=True)) for _ in range(3)]
+    for three in (drawn[:3], drawn[3:]):
+        assert max(np.abs(logits - expected).max() for logits in three) > 1e-3
+        assert random == any((logits != three[0]).any() for logits in three)
+    if not random:
+        close(drawn[0], run(lambda: plain.classify(maps + 1.0, mask), plain))
+
+
+def tones(frequencies):
+    """Clips of unequal lengths of a tone in noise."""
+    rng = np.random.default_rng(1)
+    made = []
+    for index, frequency in enumerate(frequencies):
+        time = np.arange(1600 + 100 * (index % 5)) / 16000
+        clip = 0.5 * np.sin(2 * np.pi * frequency * time)
+        made.append((clip + rng.normal(scale=0.1, size=len(time))).astype("float32"))
+    return made
+
+
+def images(channels=3):
+    """Dark and light images of unequal sizes."""
+    rng = np.random.default_rng(0)
+    return [
+        rng.integers(0, 128, (20 + 2 * i, 30, channels)).astype("uint8") + 127 * (i % 2)
+        for i in range(8)
+    ]
+
+
+def video():
+    """Bright at the start or at the end, of unequal lengths and sizes."""
+    rng = np.random.default_rng(0)
+    made = []
+    for index in range(8):
+        clip = rng.integers(0, 100, (4 + index % 2, 8 + index, 12, 1))
+        half = [slice(None, len(clip) // 2), slice(len(clip) // 2, None)][index % 2]
+        clip[half] += 150
+        made.append(clip.astype("uint8"))
+    return made
+
+
+def image_backbone(**settings):
+    front_end = PixelNormalization(0.5, 0.25)
+    settings = {"trained_grid": "input", "input_dims": (8, 12, 1), **settings}
+    return BridleBackbone(4, num_layers=1, front_end=front_end, **SIZES, **settings)
+
+
+def video_backbone():
+    return BridleBackbone(
+        (2, 4, 4),
+        num_layers=1,
+        input_dims=(4, 8, 8, 1),
+        front_end=PixelNormalization(0.5, 0.25),
+        use_class_token=False,
+        position_layout="sequence",
+        **SIZES,
+    )
+
+
+FITS = {
+    "audio": (
+        BridleAudioClassifier,
+        backbone,
+        lambda: tones([200.0, 5000.0] * 4),
+        {"token_mask": TimeFrequencyMask(0.2, 0.2, seed=1)},
+    ),
+    "image": (BridleImageClassifier, image_backbone, images, {}),
+    "video": (
+        BridleVideoClassifier,
+        video_backbone,
+        video,
+        {"token_mask": TubeMask(0.5, seed=1)},
+    ),
+}
+each_modality = pytest.mark.parametrize("modality", FITS)
+
+
+@each_modality
+def test_fit_raw_inputs_and_name_their_classes(tmp_path, modality):
+    kind, make, inputs, settings = FITS[modality]
+    encoder, inputs, labels = make(), inputs(), [0, 1] * 4
+    perturb(encoder.weights)
+    encoder.save_to_preset(str(tmp_path / "run" / "preset"))
+    model = kind.from_preset(
+        str(tmp_path / "run"),
+        class_names=["first", "second"],
+        drop_path_rate=0.0,
+        **settings,
+    )
+    for ours, right in zip(model.backbone.weights, encoder.weights, strict=True):
+        np.testing.assert_array_equal(to_numpy(ours), to_numpy(right))
+    model.optimizer.learning_rate = 5e-3
+    validation = {"validation_data": (inputs, labels), "validation_freq": 25}
+    fit = {"batch_size": 4, "epochs": 25, "verbose": 0, **validation}
+    history = model.fit(inputs, labels, **fit).history
+    assert history["loss"][-1] < 0.3
+    assert history["val_accuracy"][-1] == 1.0
+    # What Keras takes as arrays may be lists.
+    heavy, _ = model.evaluate(inputs, labels, sample_weight=[2.0] * 8, verbose=0)
+    light, accuracy = model.evaluate(inputs, labels, verbose=0)
+    assert (heavy, accuracy) == (pytest.approx(2 * light, rel=1e-4), 1.0)
+    named = model.predict_classes(inputs, top=2, batch_size=5)
+    names = [model.class_names[label] for label in labels]
+    assert [best.name for best, _ in named] == names
+    # Its optimizer's state has no place in a preset.
+    model.save_to_preset(str(tmp_path / "classifier"))
+    loaded = kind.from_preset(str(tmp_path / "classifier"))
+    expected = model.predict(inputs, verbose=0)
+    close(loaded.predict(inputs, verbose=0), expected)
+
+
+def test_presets_of_other_modalities(tmp_path):
+    image_backbone().save_to_preset(str(tmp_path / "run" / "preset"))
+    BridleImageClassifier(image_backbone(), 3).save_to_preset(str(tmp_path / "whole"))
+    for folder in ("run", "run/preset", "whole"):
+        for kind in (BridleVideoClassifier, BridleAudioClassifier):
+            with pytest.raises(ValueError, match="which is one for image"):
+                kind.from_preset(str(tmp_path / folder), num_classes=2)
+
+
+def test_data_sets_are_preprocessed_batch_by_batch():
+    model = classifier(
+        preprocessor=BridleAudioPreprocessor(BridleAudioConverter(num_samples=1200)),
+        compile=True,
+    )
+    x, labels = clips(12, 8, 5), np.int32([0, 1, 2])
+    # 2,160 samples, then two clips of 1,520 and 1,040.
+    cropped = np.stack([x[0, 480:1680], x[1, 160:1360], x[2, :1200]])
+    data = tf.data.Dataset.from_tensor_slices((x, labels)).batch(2)
+    expected = outputs(model, cropped)
+    close(model.predict(data, verbose=0), expected)
+    close(model.predict(x, verbose=0), expected)
+    shares = np.exp(expected) / np.exp(expected).sum(axis=1, keepdims=True)
+    for row, scores in zip(shares, model.predict_classes(data, top=2), strict=True):
+        order = np.argsort(-row)[:2]
+        for score, index in zip(scores, order, strict=True):
+            right = ClassScore(str(index), index, pytest.approx(row[index], rel=1e-4))
+            assert score == right
+    right = float(np.mean(expected.argmax(axis=1) == labels))
+    found = model.evaluate(data, verbose=0, return_dict=True)
+    assert found["accuracy"] == pytest.approx(right)
+    history = model.fit(data, validation_data=data, verbose=0).history
+    assert np.isfinite([history["loss"], history["val_loss"]]).all()
+
+
+def test_arrays_are_shuffled():
+    if keras.backend.backend() == "jax":
+        pytest.skip("layers see tracers, no numbers")
+    seen = []
+
+    class Front(LogMelSpectrogram):
+        def call(self, waveforms):
+            seen.append(to_numpy(waveforms)[:, 0].tolist())
+            return super().call(waveforms)
+
+    model = classifier(backbone(front_end=Front))
+    model.compile(run_eagerly=True)
+    x = clips(*[4] * 8, longest=4)
+    model.fit(x, np.arange(8) % 3, batch_size=8, verbose=0)
+    order = x[:, 0].tolist()
+    assert sorted(seen[-1]) == sorted(order)
+    assert seen[-1] != order
+
+
+def test_defaults_of_compile():
+    model = classifier()
+    model.compile()
+    assert isinstance(model.optimizer, keras.optimizers.AdamW)
+    x, labels = clips(12, 8), np.int32([2, 0])
+    logits = outputs(model, x).astype("float64")
+    log_shares = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    loss = model.evaluate(x, labels, verbose=0)[0]
+    assert loss == pytest.approx(-log_shares[[0, 1], labels].mean(), rel=1e-5)
+    # The encoder's norm is not used.
+    assert not any("backbone/norm" in v.path for v in model.trainable_variables)
+    model.backbone.trainable = True
+    model.compile()
+    assert len(model.trainable_variables) == len(model.weights) - 2
+
+
+def test_several_labels():
+    model = classifier(multi_label=True, class_names=["a", "b", "c"])
+    model.compile()
+    x, labels = clips(12, 8), np.float32([[1, 0, 1], [0, 0, 0]])
+    shares = 1.0 / (1.0 + np.exp(-outputs(model, x).astype("float64")))
+    right = -np.log(np.where(labels, shares, 1 - shares)).mean()
+    assert model.evaluate(x, labels, verbose=0)[0] == pytest.approx(right, rel=1e-5)
+    found = model.predict_classes(x, top=3)
+    assert [s.probability for s in found[0]] == pytest.approx(-np.sort(-shares[0]))
+    with pytest.raises(ValueError, match="top"):
+        model.predict_classes(x, top=4)
+
+
+def test_run_without_a_preset_yet(tmp_path):
+    (tmp_path / "settings.json").write_text("{}")
+    for kind in (BridleAudioClassifier, BridleBackbone):
+        with pytest.raises(FileNotFoundError, match="no preset"):
+            kind.from_preset(str(tmp_path))
+
+
+def test_named_sizes():
+    model = BridleAudioClassifier.from_preset(
+        "bridle_audio_tiny", load_weights=False, num_classes=2
+    )
+    assert model.preprocessor.audio_converter.sampling_rate == 16000
+    with pytest.raises(ValueError, match="a size without weights"):
+        BridleAudioClassifier.from_preset("bridle_audio_tiny", num_classes=2)
+
+
+def test_preset_of_a_classifier(tmp_path):
+    path = str(tmp_path)
+    settings = {
+        "class_names": ["a", "b", "c"],
+        "token_mask": TimeFrequencyMask(0.5, 0.5, seed=1),
+        "feature_augmentation": Louder(),
+        "dropout": 0.1,
+        "multi_label": True,
+        "preprocessor": BridleAudioPreprocessor(BridleAudioConverter(num_samples=1500)),
+    }
+    model, x = classifier(**settings, compile=True), clips(12, 8)
+    model.save_to_preset(path)
+    config = json.loads((tmp_path / "task.json").read_text())["config"]
+    assert config["class_names"] == ["a", "b", "c"]
+    expected = model.predict(x, verbose=0)
+    loaded = BridleAudioClassifier.from_preset(path)
+    assert (loaded.class_names, loaded.multi_label) == (["a", "b", "c"], True)
+    assert (loaded.dropout, loaded.token_mask.time_mask_ratio) == (0.1, 0.5)
+    assert isinstance(loaded.feature_augmentation, Louder)
+    assert BridleAudioConverter.from_preset(path).num_samples == 1500
+    close(loaded.predict(x, verbose=0), expected, 1e-6)
+    for names in (["x", "y", "z"], ["a", "b", "c", "d"]):
+        with pytest.raises(ValueError, match=f"pass num_classes={len(names)} as well"):
+            BridleAudioClassifier.from_preset(path, class_names=names)
+    other = BridleAudioClassifier.from_preset(
+        path, num_classes=4, token_mask=None, drop_path_rate=0.3
+    )
+    assert (other.num_classes, other.class_names, other.token_mask) == (4, None, None)
+    assert other.backbone.drop_path_rate == 0.3
+    fresh = BridleAudioClassifier.from_preset(path, load_weights=False, num_classes=4)
+    for made, same in ((other, True), (fresh, False), (loaded, True)):
+        kernel = to_numpy(made.backbone.blocks[0].qkv.kernel)
+        right = to_numpy(model.backbone.blocks[0].qkv.kernel)
+        assert (kernel == right).all() == same
+
+
+def test_file_of_a_compiled_classifier(tmp_path):
+    model, x = classifier(activation="softmax"), clips(12, 8)
+    model.compile(keras.optimizers.SGD(0.5), metrics=[])
+    model.fit(x, np.int32([0, 1]), verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded.optimizer, keras.optimizers.SGD)
+    expected = outputs(model, x)
+    np.testing.assert_allclose(expected.sum(axis=1), 1.0, 1e-5)
+    close(outputs(loaded, x), expected, 1e-6)
+    scores = loaded.predict_classes(x)
+    assert [s[0].probability for s in scores] == pytest.approx(expected.max(axis=1))
+
+
+def test_float32_at_the_front_end_and_in_the_outputs():
+    model, plain = classifier(backbone(dtype="mixed_bfloat16")), classifier()
+    quiet = 1e-6 * clips(12)
+    assert model.backbone.blocks[0].compute_dtype == "bfloat16"
+    found, expected = to_numpy(model(quiet)), outputs(plain, quiet)
+    assert found.dtype == np.float32
+    close(found, expected, 0.1)
+    pooled = model.pooled(*model.backbone.maps(quiet))
+    assert keras.backend.standardize_dtype(pooled.dtype) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("settings", "argument"),
+    [
+        ({"num_classes": None}, "num_classes"),
+        ({"num_classes": 0}, "num_classes"),
+        ({"class_names": ["a"]}, "class_names"),
+        ({"pooling": "max"}, "pooling"),
+    ],
+)
+def test_settings_that_do_not_fit(settings, argument):
+    with pytest.raises(ValueError) as error:
+        BridleAudioClassifier(None, **{"num_classes": 3, **settings})
+    assert error.value.argument == argument
+
+
+def test_exported_classifier_takes_waveforms(tmp_path):
+    model, x = classifier(), clips(12, 8)
+    spec = [keras.InputSpec(shape=(2, x.shape[1]), dtype="float32")]
+    if keras.backend.backend() == "torch":
+        import torch
+
+        path = tmp_path / "exported.pt2"
+        model.export(path, format="torch", input_signature=spec, verbose=False)
+        served = to_numpy(torch.export.load(path).module()(torch.from_numpy(x)))
+    else:
+        path = tmp_path / "exported"
+        model.export(path, input_signature=spec, verbose=False)
+        served = tf.saved_model.load(str(path)).serve(x).numpy()
+    close(served, outputs(model, x), 1e-4)

@@ -1,0 +1,144 @@
+"""Tests of `CodeDecoder` and `FeatureEstimator`."""
+
+import numpy as np
+import pytest
+from harness import perturb, run, to_numpy
+from keras import ops
+
+from keras_bridle.layers.masks import PatchMask
+from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
+
+LEVELS, CODES, GRID = 2, 5, (4, 2)
+MASK = PatchMask(
+    np.int32([[3, 0, 6], [1, 7, 4]]), np.int32([[1, 2, 4, 5, 7], [0, 2, 3, 5, 6]])
+)
+WINDOWS = {"attention": "window", "window_size": (2, 2)}
+
+
+def decoder(**settings):
+    settings = {"hidden_dim": 16, "num_layers": 2, **settings}
+    made = CodeDecoder(LEVELS, CODES, num_heads=2, mlp_dim=32, **settings)
+    made.build((None, None, 12))
+    perturb(made.weights)
+    return made
+
+
+def estimator(**settings):
+    made = FeatureEstimator(10, 16, 2, 2, 32, **settings)
+    made.build((None, None, 6))
+    perturb(made.weights)
+    return made
+
+
+def random(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+def logits(decoder, x, mask=MASK, grid=GRID, padding_mask=None):
+    return run(lambda: decoder(x, mask, grid=grid, padding_mask=padding_mask), decoder)
+
+
+def features(estimator, x, grid=GRID, padding_mask=None):
+    return run(lambda: estimator(x, grid=grid, padding_mask=padding_mask), estimator)
+
+
+def test_decoder_step_by_step():
+    made, x = decoder(), random(2, 4, 12)
+    embedded = to_numpy(made.embedding(x))
+    patches = np.broadcast_to(to_numpy(made.mask_token), (2, 8, 16)).copy()
+    for example in range(2):
+        patches[example, MASK.visible[example]] = embedded[example, 1:]
+    patches = patches + to_numpy(made.position_encoding.table(GRID, 16))
+    inside = ops.convert_to_tensor(np.concatenate([embedded[:, :1], patches], axis=1))
+    for block in made.blocks:
+        inside = block(inside)
+    inside = to_numpy(made.head(made.norm(inside[:, 1:])))
+    expected = np.take_along_axis(inside, MASK.masked[:, :, None], axis=1)
+    expected = expected.reshape(2, 5, LEVELS, CODES)
+    np.testing.assert_allclose(logits(made, x), expected, 1e-5, 1e-5)
+
+
+def test_estimator_step_by_step():
+    made, x = estimator(), random(1, 8, 6)
+    tokens = made.embedding(x) + made.position_encoding.table(GRID, 16)
+    for block in made.blocks:
+        tokens = block(tokens)
+    expected = to_numpy(made.head(made.norm(tokens)))
+    np.testing.assert_allclose(features(made, x), expected, 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, WINDOWS])
+def test_order_of_visible_patches_does_not_matter(settings):
+    made, x = decoder(**settings), random(2, 4, 12)
+    order = [2, 0, 1]
+    other = x[:, [0, *(1 + index for index in order)]]
+    mask = PatchMask(MASK.visible[:, order], MASK.masked)
+    found = logits(made, other, mask)
+    np.testing.assert_allclose(found, logits(made, x), 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "matters"),
+    [({}, True), ({"keep_class_token": False}, False), (WINDOWS, False)],
+)
+def test_class_token(settings, matters):
+    made, x = decoder(**settings), random(2, 4, 12)
+    other = x.copy()
+    other[:, 0] += 1.0
+    changed = np.abs(logits(made, x) - logits(made, other)).max()
+    assert (changed > 1e-3) == matters
+
+
+def test_without_class_token():
+    made, x = decoder(use_class_token=False), random(2, 3, 12)
+    kept = decoder(keep_class_token=False)
+    with_token = np.concatenate([np.ones((2, 1, 12), "float32"), x], axis=1)
+    np.testing.assert_allclose(logits(made, x), logits(kept, with_token), 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {**WINDOWS, "window_shift": (0, 0)}])
+def test_padded_map_has_the_outputs_it_has_alone(settings):
+    made, x = decoder(**settings), random(1, 4, 12)
+    mask = PatchMask(np.int32([[0, 3, 6]]), np.int32([[1, 2, 4, 5, 7]]))
+    real = np.arange(8)[None] < 4
+    padded = logits(made, x, mask, GRID, real)[:, :2]
+    short = PatchMask(np.int32([[0, 3]]), np.int32([[1, 2]]))
+    alone = logits(made, x[:, :3], short, (2, 2))
+    np.testing.assert_allclose(padded, alone, 1e-5, 1e-5)
+    made, x = estimator(**settings), random(1, 8, 6)
+    padded = features(made, x, GRID, real)[:, :4]
+    alone = features(made, x[:, :4], (2, 2))
+    np.testing.assert_allclose(padded, alone, 1e-5, 1e-5)
+
+
+def test_windows_are_shifted_in_every_other_block():
+    made = estimator(**WINDOWS, window_shift=(1, 0))
+    assert [block.shift for block in made.blocks] == [(0, 0), (1, 0)]
+
+
+def test_copy_of_the_body_and_the_last_levels():
+    made, other, x = decoder(), decoder(), random(2, 4, 12)
+    perturb(other.weights, seed=5)
+    before, expected = logits(made, x), logits(other, x)
+    kept = to_numpy(made.head.kernel)
+    made.copy_body(other)
+    np.testing.assert_array_equal(to_numpy(made.head.kernel), kept)
+    made.copy_last_levels(other, LEVELS - 1)
+    found = logits(made, x)
+    np.testing.assert_allclose(found[:, :, 1:], expected[:, :, 1:], 1e-6)
+    assert (found[:, :, 0] != expected[:, :, 0]).any()
+    assert (found != before).any()
+    with pytest.raises(ValueError):
+        made.copy_body(decoder(num_layers=1))
+
+
+def test_float32_under_half_precision():
+    made = estimator(dtype="mixed_bfloat16")
+    out = made(ops.convert_to_tensor(random(1, 4, 6)), grid=(2, 2))
+    assert "float32" in str(out.dtype)
+
+
+@pytest.mark.parametrize("make", [decoder, estimator])
+def test_unknown_attention(make):
+    with pytest.raises(ValueError, match="attention"):
+        make(attention="local")
