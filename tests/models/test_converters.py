@@ -210,8 +210,8 @@ def test_frames_are_those_of_files(tmp_path, count):
     frames = np.tile(10 * np.arange(count).reshape(count, 1, 1, 1), (1, 16, 16, 3))
     frames = frames.astype("uint8")
     write_video(tmp_path / "clip.avi", "mjpeg", frames)
-    reader = VideoReader(4, 3, None, 3)
-    expected = reader.read(str(tmp_path / "clip.avi"), (0.5, 0.5, 0.5)).frames
+    reader = VideoReader(16, num_frames=4, sampling_rate=3)
+    expected = reader(str(tmp_path / "clip.avi"))
     found = BridleVideoConverter(num_frames=4, sampling_rate=3)(frames)
     np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=5)
 
