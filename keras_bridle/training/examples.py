@@ -89,7 +89,23 @@ def balanced_weights(labels, num_classes=None):
     return weights / weights.sum()
 
 
-class ArrayExamples:
+class Examples:
+    """What examples in memory and in files share."""
+
+    read_report = None
+
+    def __len__(self):
+        return len(self.labels)
+
+    def some_inputs(self, count, seed=0):
+        """Draws some examples at random, and gives their inputs, an array."""
+        # Neighbors are often of one class, so not the first.
+        drawn = np.random.default_rng(seed).permutation(len(self))[:count]
+        batches = self.subset(np.sort(drawn)).batches_in_order(32)
+        return np.concatenate([inputs for inputs, _ in batches])
+
+
+class ArrayExamples(Examples):
     """Labeled examples that are arrays in memory.
 
     Args:
@@ -97,8 +113,6 @@ class ArrayExamples:
         labels: int array of shape `(examples,)`; or, where an example may have several
             classes or none, 0/1 of shape `(examples, classes)`.
     """
-
-    read_report = None
 
     def __init__(self, inputs, labels):
         if len(inputs) != len(labels):
@@ -109,19 +123,9 @@ class ArrayExamples:
         self.inputs = inputs
         self.labels = np.asarray(labels)
 
-    def __len__(self):
-        return len(self.labels)
-
     def subset(self, indices):
         """Takes some of the examples, in the order of their indices."""
         return ArrayExamples(self.inputs[indices], self.labels[indices])
-
-    def some_inputs(self, count, seed=0):
-        """Draws some examples at random, and gives their inputs, an array."""
-        # Neighbors are often of one class, so not the first.
-        drawn = np.random.default_rng(seed).permutation(len(self))[:count]
-        batches = self.subset(np.sort(drawn)).batches_in_order(32)
-        return np.concatenate([inputs for inputs, _ in batches])
 
     def training_batches(self, batch_size, seed=0, weights=None, epoch_length=None):
         """Prepares the batches to train on.
@@ -157,13 +161,13 @@ class ArrayExamples:
             yield self.inputs[indices], indices
 
 
-class FileExamples(ArrayExamples):
+class FileExamples(Examples):
     """Labeled examples that are read from files when they are wanted.
 
     Args:
-        manifest: list of files with labels.
+        manifest: `FileList` with labels.
         make_dataset: function of such a list and keyword arguments, such as
-            `functools.partial(audio_dataset, seconds=5.0)`.
+            `functools.partial(file_dataset, reader=AudioReader(seconds=5.0))`.
         strict: bool, whether files that cannot be read are an error.
         read_report: optional `ReadReport`, to list them in.
     """
@@ -185,6 +189,7 @@ class FileExamples(ArrayExamples):
         return len(self.manifest)
 
     def subset(self, indices):
+        """Takes some of the examples, in the order of their indices."""
         return FileExamples(
             self._take(indices), self.make_dataset, self.strict, self.read_report
         )
@@ -194,6 +199,7 @@ class FileExamples(ArrayExamples):
         self._dataset(self.manifest, batch_size=1, drop_remainder=False)
 
     def training_batches(self, batch_size, seed=0, weights=None, epoch_length=None):
+        """Prepares the batches to train on, as `ArrayExamples` do."""
         length = len(self) if epoch_length is None else epoch_length
         steps = length // batch_size
         if steps == 0:
@@ -237,12 +243,11 @@ class FileExamples(ArrayExamples):
 
     def batches_in_order(self, batch_size):
         """Yields batches `(inputs, indices)`, each file that can be read once."""
-        names = [str(index) for index in range(len(self))]
-        numbered = dataclasses.replace(
-            self.manifest, labels=list(range(len(self))), class_names=names
-        )
         dataset = self._dataset(
-            numbered, batch_size=batch_size, crop="center", drop_remainder=False
+            self.manifest.numbered(),
+            batch_size=batch_size,
+            crop="center",
+            drop_remainder=False,
         )
         for inputs, indices in dataset:
             yield inputs.numpy(), indices.numpy()
@@ -253,11 +258,8 @@ class FileExamples(ArrayExamples):
         )
 
     def _take(self, indices):
-        manifest = self.manifest.take(indices)
         # What is missing was reported once.
-        if hasattr(manifest, "missing"):
-            manifest = dataclasses.replace(manifest, missing=())
-        return manifest
+        return dataclasses.replace(self.manifest.take(indices), missing=())
 
 
 def array_views(clips, labels, num_frames, image_size, segments=5, crops=3):
@@ -303,12 +305,11 @@ def file_views(
     """Reads several views of each video file, for `predict_examples()`.
 
     Args:
-        manifest: list of videos with labels.
-        image_size: int, side of a view in pixels, to which the shorter side of the
-            frames is scaled.
-        num_frames: int, frames of a view.
-        sampling_rate: int, from one frame of a view to the next, so many of the file.
-        channels: 3 for color or 1 for gray.
+        manifest: `FileList` of videos with labels.
+        image_size: int, as the next three an argument of `VideoReader`.
+        num_frames: int.
+        sampling_rate: int.
+        channels: int.
         segments: int, starts in time, as of `array_views()`.
         crops: int, crops along the longer side, likewise.
         strict: bool, whether files that cannot be read are an error.
@@ -319,20 +320,14 @@ def file_views(
     """
     reader = VideoReader(image_size, num_frames, sampling_rate, channels)
     read_report = ReadReport() if read_report is None else read_report
-    return [
-        FileExamples(
-            manifest,
-            functools.partial(_clips_at, reader, position),
-            strict,
-            read_report,
-        )
-        for position in _positions(segments, crops)
-    ]
 
+    def view(position):
+        def make_dataset(files, crop=None, **options):
+            return file_dataset(files, reader, crop=position, **options)
 
-def _clips_at(reader, position, files, *, crop=None, **options):
-    """Makes a data set of the clips that lie at one position of their files."""
-    return file_dataset(files, reader, crop=position, **options)
+        return FileExamples(manifest, make_dataset, strict, read_report)
+
+    return [view(position) for position in _positions(segments, crops)]
 
 
 def _positions(segments, crops):
