@@ -454,12 +454,12 @@ class LabeledDataOptions(DataOptions):
     )
     ground_truth: Existing | None = option(None, "classes of ImageNet's flat val")
     meta: Existing | None = option(None, "ImageNet's meta.mat, if they are numbers")
-    file_column: str = option("file", "a CSV file's column of files")
-    label_column: str = option("label", "its column of classes", flag=True)
+    file_column: str | None = option(None, "a CSV file's column of files: file")
+    label_column: str | None = option(None, "its column of classes: label", flag=True)
     label_separator: str | None = option(None, "text between several classes in it")
-    split_column: str = option("split", "its column of splits")
+    split_column: str | None = option(None, "its column of splits: split")
     test_split: str | None = option(None, "the split or folder to test on")
-    folds: Count = option(5, "folds to draw, where there are no splits")
+    folds: Count | None = option(None, "folds to draw without splits: 5")
     fold: Count | None = option(None, "from 1: test on this fold alone", flag=True)
 
 

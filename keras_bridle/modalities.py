@@ -1,6 +1,9 @@
-"""What differs between sounds, images and videos."""
+"""The one table of modalities: all that differs between audio, image and video."""
 
-import functools
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,17 +22,20 @@ from keras_bridle.augmentation.image import (
     RandomMultiScaleCrop,
     RandomResizedCrop,
 )
+from keras_bridle.config import ArgumentError
+from keras_bridle.data import samples
+from keras_bridle.data.layouts import LAYOUTS, MANIFESTS
 from keras_bridle.data.pipeline import audio_dataset, image_dataset, video_dataset
-from keras_bridle.data.samples import load_fashion, load_syllables, synthetic_pans
 from keras_bridle.layers.log_mel import LogMelSpectrogram
 from keras_bridle.layers.masks import TimeFrequencyMask
 from keras_bridle.layers.pixels import PixelNormalization
+from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.classifier import (
     BridleAudioClassifier,
     BridleImageClassifier,
     BridleVideoClassifier,
 )
-from keras_bridle.training.examples import ArrayExamples, array_views, file_views
+from keras_bridle.models.presets import backbone_preset, saved_encoder_config
 
 # Bopomofo, which few fonts have, in Pinyin.
 _PINYIN = {
@@ -40,278 +46,368 @@ _PINYIN = {
 
 
 class Modality:
-    """What differs from modality to modality in fine-tuning.
+    """Base of the modalities.
 
-    Args:
-        args: `argparse.Namespace` of the recipe's flags.
+    Attributes:
+        name: string.
+        rank: int, the sides of one raw input.
+        classifier_class: the task on top of an encoder.
+        reading_names: names of the options that say how files are read.
+        plain: string, what the features are called that no network has learned.
+        otherwise: dict, how files are read where neither options nor encoder tell.
+        sample_channels: dict, the channels of the sample data.
     """
 
-    def __init__(self, args):
-        self.args = args
-
-    def fit_sizes(self, backbone_config):
-        """Takes from an encoder the sizes that no flag gives.
-
-        Args:
-            backbone_config: dict, the configuration of the encoder.
-        """
-
-    def converter_options(self):
-        """Sizes of what was trained on, for the converter of raw input."""
-        raise NotImplementedError
-
-    def views(self, examples):
-        """The examples to test on; or a list of several views of them."""
-        return examples
-
-
-class Audio(Modality):
-    """Sounds: rolled, made louder or softer, and mixed as waveforms."""
-
-    classifier_class = BridleAudioClassifier
-    sample_rate = 16000
-
-    def fit_sizes(self, backbone_config):
-        front_end = backbone_config["front_end"]
-        if isinstance(front_end, dict):
-            self.sample_rate = front_end["config"].get("sample_rate", 16000)
-        (length,) = backbone_config["input_dims"]
-        if length not in (None, round(self.args.seconds * self.sample_rate)):
-            raise ValueError(
-                f"--seconds {self.args.seconds:g} does not fit the encoder, which "
-                f"takes {length / self.sample_rate:g}"
-            )
-
-    def sample(self):
-        """Training and test part of the syllables, labeled by their initials."""
-        if self.sample_rate != 16000:
-            raise ValueError(
-                f"The encoder takes sounds at {self.sample_rate} Hz, which need "
-                "--data: sample sounds have 16000"
-            )
-        length = round(16000 * self.args.seconds)
-        parts = []
-        for split in ("train", "test"):
-            waveforms, labels, names = load_syllables(split, "initial", length)
-            parts.append(ArrayExamples(waveforms, labels))
-        return (*parts, [_PINYIN.get(name, name) for name in names])
-
-    def reader(self):
-        """Function of a manifest that makes a data set."""
-        return functools.partial(
-            audio_dataset,
-            seconds=self.args.seconds,
-            sample_rate=self.sample_rate,
-            reader=self.args.reader,
-        )
-
-    def converter_options(self):
-        return {"num_samples": round(self.args.seconds * self.sample_rate)}
-
-    def from_scratch(self, examples):
-        """Arguments of a new encoder for these inputs."""
-        return {"front_end": LogMelSpectrogram.for_data(examples, name="log_mel")}
-
-    def augmentation(self):
-        """Layer for raw input."""
-        args = self.args
-        layers = []
-        if args.gain:
-            layers.append(RandomWaveformGain(seed=args.seed))
-        if args.roll:
-            layers.insert(0, RandomWaveformRoll(seed=args.seed))
-        return layers
-
-    def mix(self):
-        """Layer that mixes a batch, or `None`."""
-        args = self.args
-        if not (args.mixup and args.mix_rate):
-            return None
-        return RandomWaveformMix(args.mix_rate, args.mixup, seed=args.seed)
-
-    def classifier_options(self):
-        """What happens within the classifier in training."""
-        args = self.args
-        options = {}
-        if args.hide_bins or args.hide_frames:
-            options["feature_augmentation"] = SpecAugment(
-                args.hide_bins, args.hide_frames, seed=args.seed, name="spec_augment"
-            )
-        times, bands = args.token_drop
-        if times or bands:
-            options["token_mask"] = TimeFrequencyMask(
-                times, bands, seed=args.seed, name="token_drop"
-            )
-        return options
-
-
-class Pictures(Modality):
-    """What images and videos share."""
-
-    channels = 3
-
-    def from_scratch(self, examples):
-        """Arguments of a new encoder for these inputs."""
-        front_end = PixelNormalization.for_data(examples, name="pixel_normalization")
-        return {"input_dims": tuple(examples.shape[1:]), "front_end": front_end}
-
-    def fit_sizes(self, backbone_config):
-        dims = backbone_config["input_dims"]
-        self.channels = dims[-1]
-        if self.args.image_size is None:
-            if dims[-2] is None or dims[-2] != dims[-3]:
-                raise ValueError(
-                    "The encoder does not say how large its square pictures are, but "
-                    f"input_dims={tuple(dims)}: pass --image-size"
-                )
-            self.args.image_size = dims[-2]
-        if self.args.image_size < max(backbone_config["patch_size"][-2:]):
-            raise ValueError(
-                f"--image-size {self.args.image_size} is less than a patch of the "
-                f"encoder, {backbone_config['patch_size']}"
-            )
-
-    def converter_options(self):
-        return {"image_size": (self.args.image_size, self.args.image_size)}
-
-    def crop(self):
-        """The first layer of all, which gives inputs their size."""
-        raise NotImplementedError
+    name: str
+    rank: int
+    classifier_class: Any
+    reading_names: tuple[str, ...]
+    plain = "pixels"
+    otherwise: Mapping[str, Any] = types.MappingProxyType({})
+    sample_channels: Mapping[str, int] = types.MappingProxyType({})
+    _dataset: Any
 
     @property
-    def read_size(self):
-        """A little larger, so that crops lose less detail."""
-        return self.args.image_size * 8 // 7
+    def layouts(self):
+        """Names of the layouts of data sets."""
+        return LAYOUTS[self.name]
 
-    def augmentation(self):
-        """Layers for raw input."""
-        args = self.args
-        layers = [self.crop()]
-        if args.flip:
-            layers.append(RandomHorizontalFlip(seed=args.seed))
-        if args.rand_augment:
+    @property
+    def list_class(self):
+        """The class of lists of its files."""
+        return MANIFESTS[self.name]
+
+    def reading(self, encoder, **options):
+        """Says how files are read for an encoder, arguments of `dataset()`.
+
+        Args:
+            encoder: object with the encoder's `input_dims`, `front_end`, `patch_size`.
+            **options: what is to be other than the encoder says; `None` is filled in.
+
+        Raises:
+            ArgumentError: for a size that the encoder does not take, or without one.
+        """
+        given = {name: x for name, x in options.items() if x is not None}
+        found = {**self.otherwise, **self.sizes(encoder), **given}
+        for name, size in found.items():
+            if size is None:
+                raise ArgumentError(name, "given, as the encoder takes any", None)
+        self._check(encoder, found)
+        return found
+
+    def reading_of(self, options, encoder):
+        """As `reading()`, for an object of options."""
+        given = {name: getattr(options, name) for name in self.reading_names}
+        return self.reading(encoder, **given)
+
+    def list_files(self, data, layout="folder", segments=None):
+        """Lists files without labels.
+
+        Args:
+            data: string, a folder, searched through to any depth, or a CSV file; or a
+                known data set's folder or table.
+            layout: string, `"folder"` or the known data set's name.
+            segments: AudioSet's CSV file of segments.
+        """
+        kind: Any = self.list_class
+        if layout not in self.layouts:
+            raise ArgumentError("layout", f"one of {', '.join(self.layouts)}", layout)
+        if layout == "audioset":
+            if segments is None:
+                raise ArgumentError("segments", "given: AudioSet's CSV file", None)
+            return kind.from_audioset(segments, data)
+        if layout == "speech_commands":
+            return kind.from_speech_commands(data, split="train")
+        if layout != "folder":
+            return getattr(kind, f"from_{layout}")(data)
+        is_table = Path(data).suffix == ".csv"
+        return kind.from_csv(data) if is_table else kind.from_folder(data)
+
+    def dataset(self, files, reading, **options):
+        """Makes a `tf.data.Dataset` of files."""
+        return type(self)._dataset(files, **reading, **options)
+
+    def new_encoder(self, size, examples, reading, **changes):
+        """Builds an encoder of a named size, fitted to raw examples."""
+        if _is_constant(examples):
+            raise ValueError(
+                f"There is nothing to learn from: all {len(examples)} examples looked "
+                "at are silent, or a channel has one value"
+            )
+        return BridleBackbone.from_preset(
+            f"bridle_{self.name}_{size}",
+            load_weights=False,
+            front_end=self.front_end(examples),
+            input_dims=self.input_dims(reading),
+            **changes,
+        )
+
+    def input_dims(self, reading):
+        """The `input_dims` of a new encoder."""
+        return self.input_shape(reading)
+
+    def mix(self, options):
+        """A layer that mixes the examples of a batch, or `None`."""
+        if options.mix_rate and (options.mixup or options.cutmix):
+            return self._mix(options)
+        return None
+
+    def _check(self, encoder, reading):
+        """Raises an error for a size that an encoder does not take."""
+
+    def enlarged(self, reading):
+        """Reads a little more than an encoder takes, so that crops lose less detail."""
+        return reading
+
+    def classifier_options(self, options):
+        """Arguments of a classifier for what happens within it in training."""
+        return {}
+
+
+class _Audio(Modality):
+    name = "audio"
+    rank = 1
+    classifier_class = BridleAudioClassifier
+    reading_names = ("seconds", "reader")
+    plain = "log-mel"
+    _dataset = staticmethod(audio_dataset)
+
+    def sizes(self, encoder):
+        """What an encoder takes, `None` where any size fits."""
+        (length,), front_end = encoder.input_dims, encoder.front_end
+        if isinstance(front_end, dict):
+            front_end = types.SimpleNamespace(**front_end["config"])
+        rate = getattr(front_end, "sample_rate", 16000)
+        seconds = None if length is None else length / rate
+        return {"seconds": seconds, "sample_rate": rate}
+
+    def _check(self, encoder, reading):
+        expected = self.sizes(encoder)["seconds"]
+        if expected not in (None, reading["seconds"]):
+            words = f"{expected:g}, which the encoder takes"
+            raise ArgumentError("seconds", words, reading["seconds"])
+
+    def input_dims(self, reading):
+        return (None,)
+
+    def input_shape(self, reading):
+        """The shape of one input."""
+        return (round(reading["seconds"] * reading["sample_rate"]),)
+
+    def converter_options(self, reading):
+        """Arguments of the converter of raw inputs, as it was trained on."""
+        return {"num_samples": self.input_shape(reading)[0]}
+
+    def front_end(self, examples):
+        """A front end that is fitted to raw examples."""
+        return LogMelSpectrogram.for_data(examples, name="log_mel")
+
+    def sample(self, reading, **options):
+        """Training and test part of the sample data, and the names of its classes.
+
+        Syllables, labeled by their initials; the test part has other base syllables.
+        """
+        if reading["sample_rate"] != 16000:
+            raise ArgumentError(
+                "data", f"given for recordings of {reading['sample_rate']} Hz", None
+            )
+        (length,) = self.input_shape(reading)
+        splits = [
+            samples.load_syllables(split, "initial", length)
+            for split in ("train", "test")
+        ]
+        names = [_PINYIN.get(name, name) for name in splits[0][2]]
+        return splits[0][:2], splits[1][:2], names
+
+    def augmentation(self, options, reading):
+        """Lists layers for raw inputs."""
+        layers = []
+        if options.roll:
+            layers.append(RandomWaveformRoll(seed=options.seed))
+        if options.gain:
+            layers.append(RandomWaveformGain(seed=options.seed))
+        return layers
+
+    def _mix(self, options):
+        return RandomWaveformMix(options.mix_rate, options.mixup, seed=options.seed)
+
+    def classifier_options(self, options):
+        found = {}
+        bins, frames = options.hide_bins, options.hide_frames
+        if bins or frames:
+            found["feature_augmentation"] = SpecAugment(
+                bins, frames, seed=options.seed, name="spec_augment"
+            )
+        if any(options.token_drop):
+            found["token_mask"] = TimeFrequencyMask(
+                *options.token_drop, seed=options.seed, name="token_drop"
+            )
+        return found
+
+
+class _Pictures(Modality):
+    """What images and videos share."""
+
+    def sizes(self, encoder):
+        """What an encoder takes, `None` where any size fits."""
+        *frames, rows, columns, channels = encoder.input_dims
+        sides = rows if rows == columns else (rows, columns)
+        found = {"image_size": sides, "channels": channels}
+        return {**found, "num_frames": frames[0]} if frames else found
+
+    def _check(self, encoder, reading):
+        smallest = np.max(np.atleast_1d(encoder.patch_size)[-2:])
+        if min(_sides(reading)) < smallest:
+            words = f"{smallest} or more, a patch of the encoder"
+            raise ArgumentError("image_size", words, reading["image_size"])
+
+    def input_shape(self, reading):
+        """The shape of one input."""
+        frames = [reading["num_frames"]] if "num_frames" in reading else []
+        return (*frames, *_sides(reading), reading["channels"])
+
+    def converter_options(self, reading):
+        """Arguments of the converter of raw inputs, as it was trained on."""
+        found = {name: x for name, x in reading.items() if name != "channels"}
+        return {**found, "image_size": _sides(reading)}
+
+    def enlarged(self, reading):
+        sides = tuple(side * 8 // 7 for side in _sides(reading))
+        return {**reading, "image_size": sides}
+
+    def front_end(self, examples):
+        """A front end that is fitted to raw examples."""
+        return PixelNormalization.for_data(examples, name="pixel_normalization")
+
+    def augmentation(self, options, reading):
+        """Lists layers for raw inputs, the first of which gives them their size."""
+        layers = [self.crop(options, reading)]
+        if options.flip:
+            layers.append(RandomHorizontalFlip(seed=options.seed))
+        if options.rand_augment:
             rand_augment = RandAugment(
-                args.rand_augment_ops, args.rand_augment, seed=args.seed
+                options.rand_augment_ops, options.rand_augment, seed=options.seed
             )
             layers.append(ImageAugmentation(rand_augment))
-        if args.random_erasing:
-            rate = args.random_erasing
+        if options.random_erasing:
             # Of one number, Keras draws the rate from 0 to it.
+            rates = 2 * (options.random_erasing,)
             erasing = keras.layers.RandomErasing(
-                (rate, rate), seed=args.seed, dtype="float32"
+                rates, seed=options.seed, dtype="float32"
             )
             layers.append(ImageAugmentation(erasing))
         return layers
 
-    def mix(self):
-        """Layer that mixes a batch, or `None`."""
-        args = self.args
-        if not (args.mixup or args.cutmix) or not args.mix_rate:
-            return None
-        return RandomImageMix(args.mixup, args.cutmix, args.mix_rate, seed=args.seed)
-
-    def classifier_options(self):
-        """Nothing happens within the classifier."""
-        return {}
+    def _mix(self, options):
+        return RandomImageMix(
+            options.mixup, options.cutmix, options.mix_rate, seed=options.seed
+        )
 
 
-class Image(Pictures):
-    """Pictures: cropped, mirrored, blended."""
-
+class _Image(_Pictures):
+    name = "image"
+    rank = 3
     classifier_class = BridleImageClassifier
+    reading_names = ("image_size",)
+    sample_channels = types.MappingProxyType({"channels": 1})
+    _dataset = staticmethod(image_dataset)
 
-    def sample(self):
-        """Training and test part of the clothes."""
-        if self.args.image_size != 28:
-            raise ValueError(
-                f"--image-size {self.args.image_size} needs --data: sample pictures "
-                "have 28"
-            )
-        parts = []
-        for split in ("train", "test"):
-            pictures, labels, names = load_fashion(split)
-            # They are gray; encoders for color take them as well.
-            pictures = np.repeat(pictures, self.channels, axis=-1)
-            parts.append(ArrayExamples(pictures, labels))
-        return (*parts, list(names))
-
-    def reader(self):
-        """Function of a manifest that makes a data set."""
-        return functools.partial(
-            image_dataset, image_size=self.read_size, channels=self.channels
+    def sample(self, reading, **options):
+        """Clothes, as of `_Audio.sample()`."""
+        if _sides(reading) != (28, 28):
+            raise ArgumentError("image_size", "28 without data", reading["image_size"])
+        splits = [samples.load_fashion(split) for split in ("train", "test")]
+        # They are gray; encoders for color take them as well.
+        train, test = (
+            (np.repeat(images, reading["channels"], axis=-1), labels)
+            for images, labels, _ in splits
         )
+        return train, test, list(splits[0][2])
 
-    def crop(self):
-        """The first layer of all, which gives pictures their size."""
-        scale = (self.args.smallest_crop, 1.0)
-        return RandomResizedCrop(self.args.image_size, scale=scale, seed=self.args.seed)
+    def crop(self, options, reading):
+        """The layer that gives inputs their size."""
+        scale = (options.smallest_crop, 1.0)
+        return RandomResizedCrop(_sides(reading), scale=scale, seed=options.seed)
 
 
-class Video(Pictures):
-    """Clips: cropped and mirrored, all frames alike."""
-
+class _Video(_Pictures):
+    name = "video"
+    rank = 4
     classifier_class = BridleVideoClassifier
+    reading_names = ("image_size", "num_frames", "sampling_rate")
+    otherwise = types.MappingProxyType({"sampling_rate": 4})
+    sample_channels = types.MappingProxyType({"channels": 3})
+    _dataset = staticmethod(video_dataset)
 
-    def sample(self):
-        """Synthetic pans over the training and the test part of the videos."""
-        size = {
-            "num_frames": self.args.num_frames,
-            "image_size": self.args.image_size,
-            "channels": self.channels,
-        }
-        train = synthetic_pans("train", num_clips=800, **size)
-        test = synthetic_pans("test", num_clips=400, **size)
-        return ArrayExamples(*train[:2]), ArrayExamples(*test[:2]), list(train[2])
-
-    def fit_sizes(self, backbone_config):
-        super().fit_sizes(backbone_config)
-        if self.args.num_frames is None:
-            self.args.num_frames = backbone_config["input_dims"][0]
-
-    def reader(self):
-        """Function of a manifest that makes a data set."""
-        return functools.partial(
-            video_dataset,
-            image_size=self.read_size,
-            num_frames=self.args.num_frames,
-            sampling_rate=self.args.sampling_rate,
-            channels=self.channels,
-        )
-
-    def converter_options(self):
-        return {
-            **super().converter_options(),
-            "num_frames": self.args.num_frames,
-            "sampling_rate": self.args.sampling_rate,
-        }
-
-    def crop(self):
-        """The first layer of all, which gives clips their size."""
-        return RandomMultiScaleCrop(self.args.image_size, seed=self.args.seed)
-
-    def views(self, examples):
-        args = self.args
-        if args.view_segments * args.view_crops == 1:
-            return examples
-        views = {"segments": args.view_segments, "crops": args.view_crops}
-        if isinstance(examples, ArrayExamples):
-            return array_views(
-                examples.inputs,
-                examples.labels,
-                args.num_frames,
-                args.image_size,
-                **views,
+    def sample(self, reading, num_clips=(800, 400), seed=0):
+        """Synthetic pans over parts of the videos, as of `_Audio.sample()`."""
+        train, test = (
+            samples.synthetic_pans(
+                split,
+                num_clips=count,
+                num_frames=reading["num_frames"],
+                image_size=_sides(reading)[0],
+                channels=reading["channels"],
+                seed=seed,
             )
-        return file_views(
-            examples.manifest,
-            args.image_size,
-            args.num_frames,
-            args.sampling_rate,
-            self.channels,
-            strict=examples.strict,
-            read_report=examples.read_report,
-            **views,
+            for split, count in zip(("train", "test"), num_clips, strict=True)
         )
+        return train[:2], test[:2], list(train[2])
+
+    def crop(self, options, reading):
+        """The layer that gives inputs their size."""
+        return RandomMultiScaleCrop(_sides(reading), seed=options.seed)
 
 
-MODALITIES = {"audio": Audio, "image": Image, "video": Video}
+AUDIO, IMAGE, VIDEO = _Audio(), _Image(), _Video()
+MODALITIES = {modality.name: modality for modality in (AUDIO, IMAGE, VIDEO)}
+
+
+def modality_of(encoder):
+    """Finds the modality of an encoder, by its `input_dims`.
+
+    Raises:
+        ValueError: if its inputs are of none.
+    """
+    for modality in MODALITIES.values():
+        if modality.rank == len(encoder.input_dims):
+            return modality
+    raise ValueError(
+        "There are files for encoders of waveforms, images and clips. Received: "
+        f"input_dims={encoder.input_dims}"
+    )
+
+
+def encoder_of(preset):
+    """Reads what an encoder in a folder, or of a named size, takes.
+
+    Args:
+        preset: string or path, the directory of a run, a preset's folder, or a name
+            such as `"bridle_audio_base"`.
+
+    Returns:
+        An object whose attributes are the arguments of the encoder, `None` if it is not
+        here.
+    """
+    config = backbone_preset(preset) or saved_encoder_config(preset)
+    return None if config is None else types.SimpleNamespace(**config)
+
+
+def patch_grid(backbone, shape):
+    """Counts the patches along each side of an input of a shape, without the batch."""
+    shape = (None, *shape)
+    if backbone.front_end is not None:
+        shape = backbone.front_end.compute_output_shape(shape)
+    return backbone.patch_embedding.grid(shape[1:-1])
+
+
+def _sides(reading):
+    return tuple(np.broadcast_to(reading["image_size"], 2).tolist())
+
+
+def _is_constant(examples):
+    """Whether no waveform changes, or a channel of images has one value."""
+    if examples.ndim == 2:
+        return bool((examples == examples[:, :1]).all())
+    pixels = examples.reshape(-1, examples.shape[-1])
+    return bool((pixels == pixels[0]).all(axis=0).any())

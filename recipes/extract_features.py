@@ -1,4 +1,4 @@
-"""Writes what an encoder finds in a folder of files: embeddings, and codes.
+r"""Writes what an encoder finds in a folder of files: embeddings, and codes.
 
     KERAS_BACKEND=jax python recipes/extract_features.py --from runs/audio \
         --data my_recordings/ --seconds 10 --directory runs/features
@@ -7,15 +7,12 @@
 preset's folder, or a size without training such as `bridle_audio_tiny`. What the
 encoder takes, audio, images or video, is what is looked for in `--data`.
 
-The directory gets `parts/`, each of some files: NumPy archives, or with
-`--format parquet` (which needs pyarrow) Parquet files, with a row for each file, or
-`--per patch`; `skipped_files.csv`, the files that could not be read; and `map.png`, in
-which rows that are alike lie near each other. It can be stopped at any time, and goes
-on with the same command and `--resume`.
+The directory gets `parts/`, each of some files: NumPy archives or Parquet files, with a
+row for each file, or `--per patch`; `skipped_files.csv`, the files that could not be
+read; and `map.png`, in which rows that are alike lie near each other. The same command
+with `--resume` resumes a run that was stopped. In Python:
 
-In Python it is, and `extract_file_features` keeps them in memory:
-
-    run = keras_bridle.pretraining.load_run("runs/audio")
+    run = keras_bridle.training.interleaved.load_run("runs/audio")
     write_file_features("runs/features", run.backbone, "my_recordings/", seconds=10)
     features = load_file_features("runs/features").features
 """
@@ -24,133 +21,134 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from rich.console import Console
 
-from keras_bridle import cli as command_line
-from keras_bridle.cli import (
-    Setup,
-    check_paths,
-    list_skipped,
-    refuse_taken,
-    whole_number,
+from keras_bridle.cli import Setup, check_segments, load_encoder
+from keras_bridle.config import (
+    ArgumentError,
+    AudioReading,
+    Count,
+    Existing,
+    Natural,
+    RunOptions,
+    VideoReading,
+    option,
 )
-from keras_bridle.data.layouts import MANIFESTS
 from keras_bridle.evaluation.features import (
-    clip_shape,
     is_taken,
     load_file_features,
-    modality_of,
-    patch_grid,
     write_file_features,
 )
 from keras_bridle.evaluation.plots import import_umap, plot_embedding
+from keras_bridle.modalities import modality_of
 
 # More points hide each other, and UMAP takes long.
 MOST_POINTS = 5000
 
 
-def parse_arguments(arguments=None):
-    parser = command_line.encoder_parser(__doc__)
-    add = parser.add_argument
-    add("--from", dest="source", required=True, metavar="RUN_OR_PRESET")
-    add("--data", required=True, metavar="PATH", help="folder, or CSV file of files")
-    add("--class-folders", action="store_true", help="folders are classes: label rows")
-    add("--label-column", help="of a CSV file: label rows")
-    add("--per", choices=("file", "patch"), default="file", help="what a row is")
-    count = whole_number(1)
-    add(
-        "--segment-means",
-        type=count,
-        default=1,
-        metavar="N",
-        help="per file: join the means of N equal parts",
-    )
-    add("--no-codes", action="store_true", help="no codes, though there is a tokenizer")
-    add("--format", choices=("npz", "parquet"), default="npz")
-    add("--part-size", type=count, default=1024, help="files per part")
-    add("--picture", choices=("pca", "umap", "none"), default="pca", help="map.png")
-    add("--resume", action="store_true", help="go on with what is in --directory")
-    parser.set_defaults(directory="runs/features", fail=parser.error)
-    args = parser.parse_args(arguments)
-    if args.per == "patch" and args.segment_means != 1:
-        parser.error("--segment-means needs --per file")
-    check_paths(args)
-    refuse_taken(args, is_taken(args.directory))
-    if args.picture == "umap":
-        # Now, and not after all files are encoded.
-        try:
+@dataclasses.dataclass(kw_only=True)
+class Options(RunOptions, AudioReading, VideoReading):
+    """Options of this recipe."""
+
+    hidden = ("dtype_policy", "num_frames", "sampling_rate")
+
+    source: str | None = option(None, "run, preset or size", flag="--from")
+    data: Existing | None = option(None, "folder, or CSV file of files", flag=True)
+    class_folders: bool = option(False, "folders are classes: label rows", flag=True)
+    label_column: str | None = option(None, "of a CSV file: label rows", flag=True)
+    per: Literal["file", "patch"] = option("file", "a row: file or patch", flag=True)
+    segment_means: Count = option(1, "join the means of so many equal parts", flag=True)
+    codes: bool = option(True, "no codes, though there is a tokenizer", flag=True)
+    format: Literal["npz", "parquet"] = option("npz", "npz or parquet", flag=True)
+    part_size: Count = option(1024, "files to a part")
+    picture: Literal["pca", "umap", "none"] = option("pca", "of map.png", flag=True)
+    batch_size: Count = option(32, "examples to a step of the encoder", flag=True)
+    seed: Natural = option(0, "seed of the map", flag=True)
+
+
+class Extraction(Setup):
+    """The command line."""
+
+    def defaults(self, given):
+        return {"directory": "runs/features"}
+
+    def check(self):
+        options = self.options
+        for name in ("source", "data"):
+            if getattr(options, name) is None:
+                raise ArgumentError(name, "given", None)
+        if options.per == "patch" and options.segment_means != 1:
+            raise ArgumentError("segment_means", "1 for patches", options.segment_means)
+        if is_taken(options.directory):
+            super().check()
+        if options.picture == "umap":
+            # Now, and not after all files are encoded.
             import_umap()
-        except ImportError as error:
-            parser.error(f"--picture umap: {error}")
-    return args
 
 
 def main(arguments=None):
-    args = parse_arguments(arguments)
-    console = Console()
-    with Setup(args):
-        encoder = command_line.load_encoder(args.source)
-        reading = command_line.reading_of(args, encoder.backbone)
-        shape = clip_shape(encoder.backbone, reading)
-        command_line.check_segments(args, [patch_grid(encoder.backbone, shape)])
-        report = write_file_features(
-            args.directory,
+    with Extraction(Options, __doc__, arguments) as recipe:
+        options = recipe.options
+        encoder = load_encoder(options.source)
+        modality = modality_of(encoder.backbone)
+        recipe.refuse_idle(modality)
+        reading = modality.reading_of(options, encoder.backbone)
+        check_segments(options.segment_means, encoder, reading)
+        recipe.read_report = write_file_features(
+            options.directory,
             encoder.backbone,
-            read_source(args, modality_of(encoder.backbone)),
-            None if args.no_codes else encoder.tokenizer,
-            per=args.per,
-            segments=args.segment_means,
-            batch_size=args.batch_size,
-            format=args.format,
-            part_size=args.part_size,
-            resume=args.resume,
-            progress=not args.quiet,
-            console=console,
+            read_source(options, modality),
+            encoder.tokenizer if options.codes else None,
+            per=options.per,
+            segments=options.segment_means,
+            batch_size=options.batch_size,
+            format=options.format,
+            part_size=options.part_size,
+            resume=options.resume,
+            progress=not options.quiet,
+            console=recipe.console,
             **reading,
         )
-        found = load_file_features(args.directory)
-        if args.picture != "none" and len(found.features) >= 3:
-            draw(args, found)
-    codes = "" if found.codes is None else f", codes {found.codes.shape[1:]}"
-    console.print(
-        f"{len(found.features)} rows of {found.features.shape[1]} numbers{codes} are "
-        f"in {args.directory}",
-        markup=False,
-    )
-    list_skipped(report, args.directory, console)
+        found = load_file_features(options.directory)
+        if options.picture != "none" and len(found.features) >= 3:
+            draw(options, found)
+        codes = "" if found.codes is None else f", codes {found.codes.shape[1:]}"
+        rows, columns = found.features.shape
+        recipe.say(
+            f"{rows} rows of {columns} numbers{codes} are in {options.directory}"
+        )
+        recipe.list_skipped()
 
 
-def read_source(args, modality):
+def read_source(options, modality):
     """Lists the files; a folder as it is, so that names are relative to it."""
-    kind = MANIFESTS[modality]
-    if Path(args.data).is_file():
-        if args.class_folders:
-            raise ValueError("--class-folders needs a folder as --data")
-        if args.label_column is not None:
-            command_line.check_columns(args, ["label_column"])
-        return kind.from_csv(args.data, label_column=args.label_column)
-    if args.label_column is not None:
-        raise ValueError("--label-column needs a CSV file as --data")
-    if args.class_folders:
-        return kind.from_folder(args.data, class_folders=True)
-    return args.data
+    kind, is_table = modality.list_class, Path(options.data).is_file()
+    if is_table and options.class_folders:
+        raise ArgumentError("class_folders", "left out for a CSV file", True)
+    if not is_table and options.label_column is not None:
+        raise ArgumentError("label_column", "left out for a folder", "it")
+    if is_table:
+        return kind.from_csv(options.data, label_column=options.label_column)
+    if options.class_folders:
+        return kind.from_folder(options.data, class_folders=True)
+    return options.data
 
 
-def draw(args, found):
+def draw(options, found):
     """Draws a map of the rows, or of some of them."""
-    rows = np.arange(len(found.features))
-    if len(rows) > MOST_POINTS:
-        rows = np.sort(np.random.default_rng(args.seed).permutation(rows)[:MOST_POINTS])
+    rows = np.random.default_rng(options.seed).permutation(len(found.features))
+    rows = np.sort(rows[:MOST_POINTS])
     plot_embedding(
         found.features[rows],
-        Path(args.directory, "map.png"),
+        Path(options.directory, "map.png"),
         None if found.labels is None else found.labels[rows],
-        method=args.picture,
-        title=f"{args.source}: {args.data}",
-        seed=args.seed,
+        method=options.picture,
+        title=f"{options.source}: {options.data}",
+        seed=options.seed,
     )
 
 

@@ -19,7 +19,7 @@ SHORT = [
     "--batch-size=8",
     "--num-levels=2",
     "--codebook-size=8",
-    "--code-dim=8",
+    "--set=code_dim=8",
     "--preset=tiny",
 ]
 PHASES = ["0_cold_start", "1_tokenizer", "2_encoder"]
