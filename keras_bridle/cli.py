@@ -20,8 +20,7 @@ from keras_bridle.config import (
     kinds_of,
 )
 from keras_bridle.data.files import ReadReport
-from keras_bridle.data.layouts import labeled_files
-from keras_bridle.data.pipeline import unreadable_file
+from keras_bridle.data.layouts import list_files, splits_of
 from keras_bridle.distribution import (
     WorkerLostError,
     distribute,
@@ -266,9 +265,10 @@ class Setup:
             raise SystemExit(str(lost)) from error
         if isinstance(error, (SaveError, NonFiniteLoss)):
             raise SystemExit(str(error)) from error
-        unreadable = None if error is None else unreadable_file(error)
-        if unreadable is not None:
-            self.parser.error(f"{unreadable} (strict stops at such files)")
+        if error is not None and self.read_report.error is not None:
+            self.parser.error(
+                f"{self.read_report.error} (--strict stops at such files)"
+            )
         full = full_disk_error(error) if isinstance(error, Exception) else None
         if full is not None:
             raise SystemExit(
@@ -360,16 +360,14 @@ def labeled_data(options, modality, report):
         A tuple of the list of files, list of tuples `(train, test)` of indices, and the
         indices of validation or `None`.
     """
-    names = LabeledDataOptions.fields().keys() - {"data", "strict"}
-    given = {name: getattr(options, name) for name in names}
-    found = labeled_files(
-        modality.name,
-        options.data,
-        seed=options.seed,
-        **{name: x for name, x in given.items() if x is not None},
-    )
-    report.add_missing(found.manifest)
-    return found.manifest, found.splits, found.validation
+    data = options.of(LabeledDataOptions).asdict()
+    del data["strict"]
+    splitting = {name: data.pop(name) for name in ("test_split", "folds", "fold")}
+    if options.layout == "folder" and Path(options.data).is_dir():
+        data["test_split"] = options.test_split
+    files = list_files(modality.name, labels=True, **data)
+    report.add_missing(files)
+    return files, *splits_of(files, seed=options.seed, **splitting)
 
 
 def check_segments(count, encoder, reading):

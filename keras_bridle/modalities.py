@@ -2,7 +2,6 @@
 
 import types
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -24,8 +23,9 @@ from keras_bridle.augmentation.image import (
 )
 from keras_bridle.config import ArgumentError
 from keras_bridle.data import samples
-from keras_bridle.data.layouts import LAYOUTS, MANIFESTS
-from keras_bridle.data.pipeline import audio_dataset, image_dataset, video_dataset
+from keras_bridle.data.pipeline import file_dataset
+from keras_bridle.data.readers import AudioReader, ImageReader
+from keras_bridle.data.video_reader import VideoReader
 from keras_bridle.layers.log_mel import LogMelSpectrogram
 from keras_bridle.layers.masks import TimeFrequencyMask
 from keras_bridle.layers.pixels import PixelNormalization
@@ -65,17 +65,6 @@ class Modality:
     plain = "pixels"
     otherwise: Mapping[str, Any] = types.MappingProxyType({})
     sample_channels: Mapping[str, int] = types.MappingProxyType({})
-    _dataset: Any
-
-    @property
-    def layouts(self):
-        """Names of the layouts of data sets."""
-        return LAYOUTS[self.name]
-
-    @property
-    def list_class(self):
-        """The class of lists of its files."""
-        return MANIFESTS[self.name]
 
     def reading(self, encoder, **options):
         """Says how files are read for an encoder, arguments of `dataset()`.
@@ -100,32 +89,9 @@ class Modality:
         given = {name: getattr(options, name) for name in self.reading_names}
         return self.reading(encoder, **given)
 
-    def list_files(self, data, layout="folder", segments=None):
-        """Lists files without labels.
-
-        Args:
-            data: string, a folder, searched through to any depth, or a CSV file; or a
-                known data set's folder or table.
-            layout: string, `"folder"` or the known data set's name.
-            segments: AudioSet's CSV file of segments.
-        """
-        kind: Any = self.list_class
-        if layout not in self.layouts:
-            raise ArgumentError("layout", f"one of {', '.join(self.layouts)}", layout)
-        if layout == "audioset":
-            if segments is None:
-                raise ArgumentError("segments", "given: AudioSet's CSV file", None)
-            return kind.from_audioset(segments, data)
-        if layout == "speech_commands":
-            return kind.from_speech_commands(data, split="train")
-        if layout != "folder":
-            return getattr(kind, f"from_{layout}")(data)
-        is_table = Path(data).suffix == ".csv"
-        return kind.from_csv(data) if is_table else kind.from_folder(data)
-
     def dataset(self, files, reading, **options):
         """Makes a `tf.data.Dataset` of files."""
-        return type(self)._dataset(files, **reading, **options)
+        return file_dataset(files, self.reader(reading), **options)
 
     def new_encoder(self, size, examples, reading, **changes):
         """Builds an encoder of a named size, fitted to raw examples."""
@@ -170,7 +136,6 @@ class _Audio(Modality):
     classifier_class = BridleAudioClassifier
     reading_names = ("seconds", "reader")
     plain = "log-mel"
-    _dataset = staticmethod(audio_dataset)
 
     def sizes(self, encoder):
         """What an encoder takes, `None` where any size fits."""
@@ -193,6 +158,12 @@ class _Audio(Modality):
     def input_shape(self, reading):
         """The shape of one input."""
         return (round(reading["seconds"] * reading["sample_rate"]),)
+
+    def reader(self, reading):
+        """The reader of files."""
+        reading = {**reading, "decoder": reading.get("reader", "soundfile")}
+        reading.pop("reader", None)
+        return AudioReader(**reading)
 
     def converter_options(self, reading):
         """Arguments of the converter of raw inputs, as it was trained on."""
@@ -248,6 +219,8 @@ class _Audio(Modality):
 class _Pictures(Modality):
     """What images and videos share."""
 
+    reader_class: Any
+
     def sizes(self, encoder):
         """What an encoder takes, `None` where any size fits."""
         *frames, rows, columns, channels = encoder.input_dims
@@ -274,6 +247,10 @@ class _Pictures(Modality):
     def enlarged(self, reading):
         sides = tuple(side * 8 // 7 for side in _sides(reading))
         return {**reading, "image_size": sides}
+
+    def reader(self, reading):
+        """The reader of files."""
+        return self.reader_class(**reading)
 
     def front_end(self, examples):
         """A front end that is fitted to raw examples."""
@@ -308,9 +285,9 @@ class _Image(_Pictures):
     name = "image"
     rank = 3
     classifier_class = BridleImageClassifier
+    reader_class = ImageReader
     reading_names = ("image_size",)
     sample_channels = types.MappingProxyType({"channels": 1})
-    _dataset = staticmethod(image_dataset)
 
     def sample(self, reading, **options):
         """Clothes, as of `_Audio.sample()`."""
@@ -334,10 +311,10 @@ class _Video(_Pictures):
     name = "video"
     rank = 4
     classifier_class = BridleVideoClassifier
+    reader_class = VideoReader
     reading_names = ("image_size", "num_frames", "sampling_rate")
     otherwise = types.MappingProxyType({"sampling_rate": 4})
     sample_channels = types.MappingProxyType({"channels": 3})
-    _dataset = staticmethod(video_dataset)
 
     def sample(self, reading, num_clips=(800, 400), seed=0):
         """Synthetic pans over parts of the videos, as of `_Audio.sample()`."""

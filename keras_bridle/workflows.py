@@ -25,7 +25,7 @@ from keras_bridle.config import (
     ZeroToOne,
     option,
 )
-from keras_bridle.data.readers import import_tensorflow
+from keras_bridle.data.layouts import list_files
 from keras_bridle.distribution import (
     broadcast,
     is_chief,
@@ -137,7 +137,16 @@ class Pretraining(Setup):
 
     def _load_files(self):
         options, modality = self.options, self.modality
-        files = modality.list_files(options.data, options.layout, options.segments)
+        files = list_files(
+            modality.name,
+            options.data,
+            options.layout,
+            segments=options.segments,
+            split="train"
+            if options.layout in ("speech_commands", "imagenet")
+            else None,
+        )
+        self.read_report.add_missing(files)
         self.steps_per_epoch = len(files) // options.batch_size
         if self.steps_per_epoch == 0:
             raise ArgumentError(
@@ -162,13 +171,10 @@ class Pretraining(Setup):
                 **more,
             )
 
-        errors = import_tensorflow().errors
-        try:
+        with self.read_report.reraise():
             # Shuffled: the first files in order may be of one class.
             first = batches(0).take(4)
             self.examples = np.concatenate([batch.numpy() for batch in first])
-        except errors.OpError as error:
-            raise ValueError(error.message) from error
         self.inputs = functools.partial(batches, repeat=True, shard=process_shard())
 
     def backbone(self):

@@ -38,6 +38,7 @@ from keras_bridle.config import (
     VideoReading,
     option,
 )
+from keras_bridle.data.layouts import list_files
 from keras_bridle.evaluation.features import (
     is_taken,
     load_file_features,
@@ -126,15 +127,17 @@ def main(arguments=None):
 
 def read_source(options, modality):
     """Lists the files; a folder as it is, so that names are relative to it."""
-    kind, is_table = modality.list_class, Path(options.data).is_file()
+    is_table = Path(options.data).is_file()
     if is_table and options.class_folders:
         raise ArgumentError("class_folders", "left out for a CSV file", True)
     if not is_table and options.label_column is not None:
         raise ArgumentError("label_column", "left out for a folder", "it")
     if is_table:
-        return kind.from_csv(options.data, label_column=options.label_column)
+        return list_files(
+            modality.name, options.data, "csv", label_column=options.label_column
+        )
     if options.class_folders:
-        return kind.from_folder(options.data, class_folders=True)
+        return list_files(modality.name, options.data, labels=True)
     return options.data
 
 
