@@ -263,7 +263,7 @@ class Setup:
             self._scope.__exit__(kind, error, traceback)
         except WorkerLostError as lost:
             raise SystemExit(str(lost)) from error
-        if isinstance(error, (SaveError, NonFiniteLoss)):
+        if isinstance(error, (WorkerLostError, SaveError, NonFiniteLoss)):
             raise SystemExit(str(error)) from error
         if error is not None and self.read_report.error is not None:
             self.parser.error(

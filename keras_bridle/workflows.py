@@ -483,17 +483,14 @@ class FineTuning(Setup):
             f"{source}{scratch}: {len(train)} examples to train on{held_out}, "
             f"{len(test)} to test"
         )
-        for purpose, examples in (("train on", train), ("test", test)):
-            hot = np.eye(len(self.class_names), dtype=bool)[examples.labels]
-            counts = np.sum(hot if examples.labels.ndim == 1 else examples.labels, 0)
-            absent = [
-                name for name, x in zip(self.class_names, counts, strict=True) if not x
-            ]
-            if absent:
-                names = ", ".join(absent[:10]) + (", ..." if absent[10:] else "")
+        for purpose, labels in (("train on", train.labels), ("test", test.labels)):
+            numbers = labels if labels.ndim == 1 else np.nonzero(labels)[1]
+            absent = np.delete(np.array(self.class_names), np.unique(numbers))
+            if len(absent):
+                names = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
                 self.say(
-                    f"{len(absent)} of {len(counts)} classes have no example to "
-                    f"{purpose}: {names}",
+                    f"{len(absent)} of {len(self.class_names)} classes have no example "
+                    f"to {purpose}: {names}",
                     style="yellow",
                 )
 
