@@ -185,8 +185,8 @@ class Setup:
         read_report: `ReadReport`, for files that cannot be read.
     """
 
-    # A file that a run leaves in its directory, which nothing overwrites.
-    left_behind = "settings.json"
+    # The option that allows to use a directory again.
+    again = "resume"
 
     def __init__(self, kind, description, arguments=None, profiles=None):
         self.parser = RecipeParser(kind, description, profiles or {})
@@ -218,10 +218,13 @@ class Setup:
                 raise ArgumentError(
                     "directory", f"a folder, and {path} is none", folder
                 )
-        if Path(folder, self.left_behind).exists() and not options.resume:
-            raise ArgumentError(
-                "directory", "new, or that of a run to --resume", folder
-            )
+        if self.is_taken(folder) and not getattr(options, self.again):
+            expected = f"another folder, or used with {self.parser.flag(self.again)}"
+            raise ArgumentError("directory", expected, folder)
+
+    def is_taken(self, folder):
+        """Whether a folder holds a run."""
+        return (folder / "settings.json").exists()
 
     def refuse_idle(self, modality):
         """Raises an error for what the command line gives and would change nothing."""
@@ -264,7 +267,7 @@ class Setup:
         except WorkerLostError as lost:
             raise SystemExit(str(lost)) from error
         if isinstance(error, (WorkerLostError, SaveError, NonFiniteLoss)):
-            raise SystemExit(str(error)) from error
+            raise SystemExit(" ".join(str(error).split())) from error
         if error is not None and self.read_report.error is not None:
             self.parser.error(
                 f"{self.read_report.error} (--strict stops at such files)"

@@ -77,6 +77,9 @@ class Extraction(Setup):
     def defaults(self, given):
         return {"directory": "runs/features"}
 
+    def is_taken(self, folder):
+        return is_taken(folder)
+
     def check(self):
         options = self.options
         for name in ("source", "data"):
@@ -84,8 +87,7 @@ class Extraction(Setup):
                 raise ArgumentError(name, "given", None)
         if options.per == "patch" and options.segment_means != 1:
             raise ArgumentError("segment_means", "1 for patches", options.segment_means)
-        if is_taken(options.directory):
-            super().check()
+        super().check()
         if options.picture == "umap":
             # Now, and not after all files are encoded.
             import_umap()

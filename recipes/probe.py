@@ -92,10 +92,13 @@ class Options(RunOptions, AudioReading, VideoReading, LabeledDataOptions):
 class Probing(Setup):
     """The command line, the encoders, and the data that they are probed on."""
 
-    left_behind = "probes.json"
+    again = "overwrite"
 
     def defaults(self, given):
         return {"directory": "runs/probes"}
+
+    def is_taken(self, folder):
+        return (folder / "probes.json").exists()
 
     def check(self):
         options = self.options
@@ -103,7 +106,6 @@ class Probing(Setup):
             raise ArgumentError("source", "given", None)
         if "all" in options.probe:
             options.probe = PROBES
-        options.resume = options.overwrite
         super().check()
 
     def load(self):
