@@ -151,7 +151,7 @@ def test_the_lines_of_the_readme(pictures, run, tmp_path, monkeypatch, capsys):
     (block,) = [text for text in blocks if "write_file_features" in text]
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(run)
-    (tmp_path / "my_pictures").symlink_to(pictures / "b")
+    (tmp_path / "my_images").symlink_to(pictures / "b")
     monkeypatch.chdir(tmp_path)
     exec(block, {})
     assert "1.png (3, 16) (3, 4, 2)" in capsys.readouterr().out
