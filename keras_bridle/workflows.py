@@ -36,7 +36,7 @@ from keras_bridle.evaluation.report import (
     RunReport,
     probe_table,
     report_predictions,
-    write_in_all_forms,
+    write_results,
 )
 from keras_bridle.modalities import AUDIO, encoder_of, modality_of
 from keras_bridle.models.backbone import BridleBackbone
@@ -210,18 +210,16 @@ class Pretraining(Setup):
             }
             probe = functools.partial(_run_probes, probes)
             shown = {"probe": probe, "baselines": baselines, "title": title}
-        method = options.of(MethodOptions).asdict()
-        quantizer = {
-            name: method.pop(name) for name in ("normalize", "restart_threshold")
-        }
-        method["quantizer_options"] = {**quantizer, **method["quantizer_options"]}
-        method["decoder_options"] = {
-            **decoder_size(backbone, options.decoder_dim, options.decoder_layers),
-            **method["decoder_options"],
-        }
+        size = decoder_size(backbone, options.decoder_dim, options.decoder_layers)
+        size |= options.decoder_options
         if options.augmentation:
-            method["augmentation"] = keras.Sequential(augmentation, name="augmentation")
-        pretraining = InterleavedPretraining(backbone, mask=mask, **method)
+            layers = keras.Sequential(augmentation, name="augmentation")
+        pretraining = InterleavedPretraining(
+            backbone,
+            mask,
+            layers if options.augmentation else None,
+            options.of(MethodOptions).replace(decoder_options=size),
+        )
         report = RunReport(
             options.directory,
             self.examples,
@@ -238,16 +236,15 @@ class Pretraining(Setup):
                 self._save_options()
             report.on_start(pretraining)
 
-        training = options.of(TrainingOptions).asdict()
         pretraining.fit(
             self.inputs,
-            steps_per_epoch=self.steps_per_epoch,
-            directory=options.directory,
-            resume=options.resume,
+            options.directory,
+            options.resume,
+            self.steps_per_epoch,
+            options.of(TrainingOptions),
             on_start=on_start,
             on_phase_end=report.on_phase_end,
             verbose=0 if options.quiet else 1,
-            **training,
         )
         backbone.save_to_preset(str(Path(options.directory, "preset")))
         report.finish(pretraining)
@@ -393,13 +390,13 @@ class FineTuning(Setup):
             tuner,
             train,
             validation,
-            directory=folder,
-            resume=options.resume,
-            title=title,
+            folder,
+            options.resume,
+            options.of(FineTuningOptions),
+            title,
             on_start=lambda: self._start(train, validation, test),
             callbacks=[keras.callbacks.LambdaCallback(on_train_begin=self._set_over)],
             verbose=0 if options.quiet else 1,
-            **options.of(FineTuningOptions).asdict(),
         )
         tuner.classifier.save_to_preset(str(folder / "preset"))
         plot_history(
@@ -507,5 +504,5 @@ class FineTuning(Setup):
             if not isinstance(value, str)
         }
         rows = [{"name": f"{len(found)} folds", **row}]
-        write_in_all_forms(Path(self.options.directory, "results", "folds"), rows)
+        write_results(Path(self.options.directory, "results", "folds"), rows)
         self.console.print(probe_table(rows, title="Held-out examples, all folds"))

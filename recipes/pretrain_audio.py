@@ -21,13 +21,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import dataclasses
 import functools
 
-import keras
 import numpy as np
 
 import keras_bridle as kb
 from keras_bridle.config import AudioReading, Natural, option
 from keras_bridle.data import samples
-from keras_bridle.evaluation.features import FeatureExtractor, log_mel_features
+from keras_bridle.evaluation.features import FeatureExtractor, InputFeatures
 from keras_bridle.evaluation.probes import linear_probe
 from keras_bridle.modalities import AUDIO
 from keras_bridle.training.progress import keep_freed_memory
@@ -102,9 +101,7 @@ class SyllableProbes:
 
     def __init__(self, reading, backbone):
         length = AUDIO.input_shape(reading)[0]
-        self.baselines = {
-            "log-mel": functools.partial(self.of_log_mel, backbone.front_end)
-        }
+        self.baselines = {"log-mel": functools.partial(self.of_log_mel, backbone)}
         self.extractor = functools.cache(
             functools.partial(FeatureExtractor, segments=8)
         )
@@ -122,18 +119,14 @@ class SyllableProbes:
         mean = [x.reshape(len(x), 8, -1).mean(axis=1) for x in in_order]
         return self.probes(in_order, mean)
 
-    def of_log_mel(self, front_end):
+    def of_log_mel(self, backbone):
         """Lists the probes of plain spectrograms: stretched to 64 x 16, statistics."""
-        masks = map(front_end.padding_mask, self.waveforms)
-        lengths = [keras.ops.convert_to_numpy(mask).sum(axis=1) for mask in masks]
-        features = (
-            [
-                log_mel_features(front_end, waveforms, mode, length)
-                for waveforms, length in zip(self.waveforms, lengths, strict=True)
-            ]
-            for mode in ("resized", "statistics")
+        return self.probes(
+            *(
+                list(map(InputFeatures(backbone, shape=shape), self.waveforms))
+                for shape in ((64, 16), None)
+            )
         )
-        return self.probes(*features)
 
     def probes(self, in_order, mean):
         """Lists the probes of features in order, and of their means."""

@@ -24,8 +24,6 @@ import dataclasses
 import functools
 from typing import Literal
 
-import keras
-
 import keras_bridle as kb
 from keras_bridle.config import AboveZeroToOne, ImageReading, option
 from keras_bridle.evaluation.features import FeatureExtractor
@@ -120,16 +118,17 @@ class ClothesProbes:
     def __init__(self, reading, backbone):
         self.baselines = {"pixels": self.of_pixels}
         # Compiled once for all phases.
-        self.extractor = functools.cache(extractor_of_patches)
+        self.extractor = functools.cache(
+            functools.partial(FeatureExtractor, per="patch")
+        )
         self.data = IMAGE.sample(reading)[:2]
 
     def __call__(self, backbone):
         """Lists the probes of an encoder, functions by name."""
         extract = self.extractor(backbone)
-        patches = [extract(images, batch_size=250) for images, _ in self.data]
-        dim = backbone.hidden_dim
-        mean = [x.reshape(len(x), -1, dim).mean(axis=1) for x in patches]
-        return self.probes(mean, patches)
+        patches = [extract(images, batch_size=250).patches for images, _ in self.data]
+        mean = [features.mean(axis=1) for features in patches]
+        return self.probes(mean, [x.reshape(len(x), -1) for x in patches])
 
     def of_pixels(self):
         """Lists the probes of the pixels themselves."""
@@ -165,17 +164,6 @@ def linear(train_features, train_labels, *test):
     if len(train_labels) >= 1000:
         settings = {"regularizations": (1e-3, 1e-2, 1e-1), "folds": 2}
     return linear_probe(train_features, train_labels, *test, **settings).accuracy
-
-
-def extractor_of_patches(backbone):
-    """Makes an extractor of all patches' features, one after the other."""
-    extract = FeatureExtractor(backbone, per="patch")
-
-    def joined_patches(images, batch_size):
-        patches = extract(images, batch_size).patches
-        return patches.reshape(len(patches), -1)
-
-    return joined_patches
 
 
 if __name__ == "__main__":

@@ -45,18 +45,15 @@ from keras_bridle.config import (
 )
 from keras_bridle.data import samples
 from keras_bridle.data.layouts import LAYOUT_SECONDS
-from keras_bridle.evaluation.features import file_dataset
 from keras_bridle.evaluation.plots import plot_confusion_matrix
 from keras_bridle.evaluation.probes import (
     PROBES,
     ProbeData,
     mean_per_class,
     probe_encoder,
-    probe_inputs,
 )
 from keras_bridle.evaluation.report import (
     probe_table,
-    write_in_all_forms,
     write_results,
 )
 from keras_bridle.modalities import AUDIO, IMAGE, VIDEO, modality_of
@@ -155,13 +152,12 @@ class Probing(Setup):
         readings = {id(x.backbone): self.reading(x) for x in self.encoders}
 
         def inputs(backbone):
-            return file_dataset(
-                backbone,
-                files,
-                options.batch_size,
+            return self.modality.dataset(
+                files.numbered(),
+                readings[id(backbone)],
+                batch_size=options.batch_size,
                 report=self.read_report,
                 strict=options.strict,
-                **readings[id(backbone)],
             )
 
         return ProbeData(inputs, files.all_labels(), files.class_names, splits)
@@ -188,17 +184,17 @@ class Probing(Setup):
         return ProbeData(lambda backbone: inputs, labels, names, splits, groups)
 
     def networks(self):
-        """Yields what is probed: a name, a function and an encoder."""
+        """Yields what is probed: a name, an encoder, and whether plain features are."""
         if self.options.baselines:
             first = self.encoders[0].backbone
-            yield self.modality.plain, probe_inputs, first
+            yield self.modality.plain, first, True
             for name, backbone, _ in self.encoders:
                 config = {**backbone.get_config(), "name": "untrained"}
                 prefix = f"{name}, " if len(self.encoders) > 1 else ""
                 untrained = type(backbone).from_config(config)
-                yield f"{prefix}untrained", probe_encoder, untrained
+                yield f"{prefix}untrained", untrained, False
         for name, backbone, _ in self.encoders:
-            yield name, probe_encoder, backbone
+            yield name, backbone, False
 
     def show(self, found, data):
         """Prints the table, and writes all there is."""
@@ -225,7 +221,7 @@ class Probing(Setup):
                     )
             # Not every probe has baselines.
             rows += [row] if by_kind else []
-        write_in_all_forms(folder / "probes", rows)
+        write_results(folder / "probes", rows)
         write_results(folder / "metrics.csv", metrics)
         splits = f", {len(data.splits)} folds" if len(data.splits) > 1 else ""
         self.console.print(probe_table(rows, title=f"{main} of probes{splits}"))
@@ -244,11 +240,10 @@ def main(arguments=None):
         }
         given = {name: value for name, value in given.items() if value is not None}
         found = {}
-        for name, probe, backbone in recipe.networks():
+        for name, backbone, plain in recipe.networks():
             if not options.quiet:
                 recipe.say(f"Probing {name} ...")
-            limit = {"most_gigabytes": options.most_gigabytes}
-            found[name] = probe(
+            found[name] = probe_encoder(
                 backbone,
                 data,
                 options.probe,
@@ -256,7 +251,8 @@ def main(arguments=None):
                 batch_size=options.batch_size,
                 seed=options.seed,
                 options={"dense": given, "attentive": given},
-                **(limit if probe is probe_encoder else {}),
+                most_gigabytes=options.most_gigabytes,
+                plain=plain,
             )
             # The data can be read: what goes wrong now is a fault.
             recipe.is_over = True
