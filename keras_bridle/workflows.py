@@ -102,7 +102,7 @@ class Pretraining(Setup):
     def defaults(self, given):
         sample, published = self.profiles.values()
         found = sample if given.get("data") is None else published
-        if not Path(given.get("preset", "")).exists() or "preset" not in given:
+        if not ("preset" in given and Path(given["preset"]).exists()):
             return found
         if given.get("patch_size") is not None:
             raise ArgumentError("patch_size", "left to the encoder in --preset", "one")
@@ -195,9 +195,9 @@ class Pretraining(Setup):
             mask: mask layer.
             augmentation: list of layers for raw inputs.
             probes: class of what lists the probes of an encoder on the sample data: a
-                dict from a probe's name to a function that returns an accuracy, or a
-                list of such. Its `baselines` is a dict from a name to a function that
-                lists the same probes of something else.
+                dict from a probe's name to a list of functions, one for each draw of
+                labels, that return an accuracy. Its `baselines` is a dict from a name
+                to a function that lists the same probes of something else.
             title: string, above the table of probes.
         """
         options = self.options
@@ -261,19 +261,13 @@ class Pretraining(Setup):
 
 def _run_probes(probes, *backbone):
     """Runs what lists probes, two at a time, each on one thread."""
-
-    def is_several(one):
-        return isinstance(one, list)
-
     with threadpool_limits(1), ThreadPoolExecutor(2) as pool:
         waiting = {
-            name: [pool.submit(x) for x in one] if is_several(one) else pool.submit(one)
-            for name, one in probes(*backbone).items()
+            name: [pool.submit(probe) for probe in draws]
+            for name, draws in probes(*backbone).items()
         }
-        return {
-            name: [x.result() for x in one] if is_several(one) else one.result()
-            for name, one in waiting.items()
-        }
+        found = {name: [x.result() for x in draws] for name, draws in waiting.items()}
+    return {name: x[0] if len(x) == 1 else x for name, x in found.items()}
 
 
 class FineTuning(Setup):

@@ -131,7 +131,7 @@ class SyllableProbes:
     def probes(self, in_order, mean):
         """Lists the probes of features in order, and of their means."""
         return {
-            field + suffix: functools.partial(self.accuracy, features, field)
+            field + suffix: [functools.partial(self.accuracy, features, field)]
             for suffix, features in (("", in_order), (", mean", mean))
             for field in ("initial", "final")
         }

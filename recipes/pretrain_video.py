@@ -118,31 +118,21 @@ class PanProbes:
         self.extractor = functools.cache(FeatureExtractor)
         self.data = VIDEO.sample(reading, num_clips=(1000, 500), seed=1)[:2]
         self.baselines = {
-            "pixels, linear": lambda: self.linear(self.pixels(16)),
-            "pixels, RBF SVM": lambda: {"synthetic pan": self.svm},
+            "pixels, linear": lambda: self.probes(linear, self.pixels(side=16)),
+            "pixels, RBF SVM": lambda: self.probes(svm, self.pixels(side=32)),
         }
 
     def __call__(self, backbone):
         """Lists the probes of an encoder, functions by name."""
         extract = self.extractor(backbone)
-        return self.linear([extract(clips, batch_size=50) for clips, _ in self.data])
+        features = [extract(clips, batch_size=50) for clips, _ in self.data]
+        return self.probes(linear, features)
 
-    def linear(self, features):
-        """Lists the linear probe."""
+    def probes(self, accuracy, features):
+        """Lists the one probe of features."""
         (_, labels), (_, test_labels) = self.data
-        train, test = features
-        return {
-            "synthetic pan": lambda: (
-                linear_probe(train, labels, test, test_labels).accuracy
-            )
-        }
-
-    def svm(self):
-        """Probes gray pixels by a support vector machine with a Gaussian kernel."""
-        (_, labels), (_, test_labels) = self.data
-        train, test = self.pixels(side=32)
-        machine = make_pipeline(StandardScaler(), SVC(C=10.0)).fit(train, labels)
-        return machine.score(test, test_labels)
+        data = (features[0], labels, features[1], test_labels)
+        return {"synthetic pan": [functools.partial(accuracy, *data)]}
 
     def pixels(self, side):
         """Frames in gray, averaged down to so many pixels."""
@@ -154,6 +144,17 @@ class PanProbes:
             cells = gray.reshape(*gray.shape[:2], side, cell, side, cell)
             pixels.append(cells.mean(axis=(3, 5)).reshape(len(clips), -1) / 255)
         return pixels
+
+
+def linear(*data):
+    """A linear probe."""
+    return linear_probe(*data).accuracy
+
+
+def svm(train, labels, test, test_labels):
+    """A support vector machine with a Gaussian kernel."""
+    machine = make_pipeline(StandardScaler(), SVC(C=10.0)).fit(train, labels)
+    return machine.score(test, test_labels)
 
 
 if __name__ == "__main__":
