@@ -290,9 +290,13 @@ class FineTuning(Setup):
         source, size = given.get("source"), given.get("preset")
         if (source is None) == (size is None):
             raise ArgumentError("source", "given, or a size as --preset", source)
+        name = given.get("modality")
+        if size is not None and name is None:
+            raise ArgumentError("modality", "given with --preset", name)
         if source is not None:
             check_source(source)
-        name = given.get("modality")
+            if source.startswith("bridle_") and not given.get("scratch"):
+                raise ArgumentError("source", "trained: sizes are for --preset", source)
         self.encoder = encoder_of(source or f"bridle_{name}_{size}")
         self.modality = modality_of(self.encoder)
         if name not in (None, self.modality.name):

@@ -335,7 +335,7 @@ def weights_in(path):
         ("image", ["--preset=.", "--set=patch_size=4,4"], "--set patch_size"),
         ("image", ["--data=EMPTY"], "image"),
         ("video", ["--num-frames=0"], "--num-frames must be"),
-        ("video", ["--data=TABLE", "--layout=kinetics"], "table.csv"),
+        ("video", ["--data=TABLE", "--layout=kinetics"], "video"),
     ],
 )
 def test_what_is_wrong_is_one_line(name, arguments, message, files, tmp_path, capsys):
