@@ -52,8 +52,8 @@ from keras_bridle.quantizer.residual_quantizer import (
     ResidualQuantizer,
     ResidualQuantizerOutput,
 )
+from keras_bridle.quantizer.usage import CodeUsageLogger
 from keras_bridle.training.interleaved import InterleavedPretraining
-from keras_bridle.training.progress import CodeUsageLogger
 from keras_bridle.training.trainers import (
     EncoderPretrainer,
     JointPretrainer,

@@ -4,18 +4,31 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_bridle.config import ArgumentError
 from keras_bridle.engine import nearness
+from keras_bridle.quantizer.codebook import (
+    choose_codes,
+    counts_and_sums,
+    moved_tables,
+    sum_of_codes,
+    unit_vectors,
+)
 from keras_bridle.quantizer.residual_quantizer import (
     COUNT_OF_EMPTY,
     ResidualQuantizer,
-    ResidualQuantizerOutput,
-    unit_vectors,
+    arguments_of,
 )
 from keras_bridle.replicas import num_replicas
 
 KMEANS_ITERATIONS = 10
-# What the published video code adds to its counts.
-VIDEO_SMOOTHING = 1e-5
+# Published names of codebook, counts, sums and flag, in residual and plain quantizers.
+NAMES_OF_LEVEL = ("weight", "cluster_size_ema", "embed_ema", "initted")
+NAMES_OF_VQ = (
+    "embedding.weight",
+    "cluster_size",
+    "embedding.embed_avg",
+    "embedding.initted",
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
@@ -29,40 +42,16 @@ class PublishedResidualQuantizer(ResidualQuantizer):
       first batch only. Nothing moves if the layer is not trainable.
     - `top_k > 1` takes the farthest codes.
     - Restarts draw with repeats and leave counts and sums as they are.
-    - `flavor="video"` divides sums by counts for codes without vectors as well, so that
-      codebooks whose sums and counts do not fit each other jump.
     - With `ema=False` later levels pull on the codebooks of earlier ones.
-
-    Padding is unknown to it.
+    - Padding and replicas are unknown to it.
 
     Args:
         flavor: `"audio"` (images too), `"video"` or `"vq"` (one level, unit vectors).
-        num_levels: Integer, number of levels; 1 for `"vq"`.
-        codebook_size: Integer, number of code vectors per level.
-        dim: Integer, size of the vectors. `None` takes it from the input.
         ema: Boolean, whether codebooks follow moving averages rather than gradients.
         restart_unused_codes: Boolean, whether to replace the codes that the first batch
             does not use.
         kmeans_init: Boolean, whether to run k-means on the first batch.
-        decay: Float in `[0, 1)`, of the moving averages.
-        commitment_weight: Float, weight of the commitment loss.
-        shared_codebooks: Boolean, whether all levels share one codebook.
-        top_k: Integer, number of codes per level.
-        seed: Integer.
-        **kwargs: Further arguments of `keras.layers.Layer`.
-
-    Raises:
-        ValueError: if an argument is out of range or arguments exclude each other.
-
-    Example:
-    ```python
-    import numpy as np
-    from keras_bridle.conversion.published_quantizer import PublishedResidualQuantizer
-
-    quantizer = PublishedResidualQuantizer("audio", num_levels=2, codebook_size=16)
-    out = quantizer(np.random.normal(size=(4, 10, 8)), training=True)
-    print(out.codes.shape)
-    ```
+        **kwargs: See `ResidualQuantizer`.
     """
 
     def __init__(
@@ -82,16 +71,9 @@ class PublishedResidualQuantizer(ResidualQuantizer):
         **kwargs,
     ):
         if flavor not in ("audio", "video", "vq"):
-            raise ValueError(
-                '`flavor` must be "audio", "video" or "vq". '
-                f"Received: flavor={flavor!r}"
-            )
-        if flavor == "vq" and (num_levels, top_k, restart_unused_codes) != (1, 1, 0):
-            raise ValueError(
-                '`flavor="vq"` has num_levels=1, top_k=1 and '
-                f"restart_unused_codes=False. Received: num_levels={num_levels}, "
-                f"top_k={top_k}, restart_unused_codes={restart_unused_codes}"
-            )
+            raise ArgumentError("flavor", "audio, video or vq", flavor)
+        if flavor == "vq" and num_levels > 1:
+            raise ArgumentError("num_levels", '1 for flavor="vq"', num_levels)
         self.flavor = flavor
         self.ema = ema
         self.restart_unused_codes = restart_unused_codes
@@ -112,28 +94,23 @@ class PublishedResidualQuantizer(ResidualQuantizer):
             **kwargs,
         )
 
-    @property
-    def _draws(self):
-        return self.restart_unused_codes or self.kmeans_init
+    def _wanted_draws(self):
+        return {"kmeans": self.kmeans_init, "restart": self.restart_unused_codes}
 
     def build(self, input_shape):
         """Creates the codebooks, their statistics and what has been done to them."""
         super().build(input_shape)
-        for name, there in (
-            ("kmeans_done", self.kmeans_init),
-            ("restart_done", self.restart_unused_codes),
-        ):
-            if there:
-                weight = self._add_float_weight(name, (self._num_tables,), "zeros")
-                setattr(self, name, weight)
+        for name, wanted in self._wanted_draws().items():
+            if wanted:
+                done = self._add_state(f"{name}_done", (self._num_tables,))
+                setattr(self, f"{name}_done", done)
 
     def _state_weights(self):
-        weights = super()._state_weights()
-        if self.kmeans_init:
-            weights["kmeans_done"] = self.kmeans_done
-        if self.restart_unused_codes:
-            weights["restart_done"] = self.restart_done
-        return weights
+        return super()._state_weights() | {
+            f"{name}_done": getattr(self, f"{name}_done")
+            for name, wanted in self._wanted_draws().items()
+            if wanted
+        }
 
     def draws(self):
         """Draws the vectors that k-means starts from and restarts take.
@@ -143,12 +120,11 @@ class PublishedResidualQuantizer(ResidualQuantizer):
             float32 tensors of shape `(num_levels, codebook_size)`, in `[0, 1)`. A
             number `u` stands for vector `floor(u * num_vectors)`.
         """
-        wanted = {"kmeans": self.kmeans_init, "restart": self.restart_unused_codes}
         shape = (self.num_levels, self.codebook_size)
         return {
             name: keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
-            for name, needed in wanted.items()
-            if needed
+            for name, wanted in self._wanted_draws().items()
+            if wanted
         }
 
     def call(self, vectors, padding_mask=None, training=False):
@@ -162,189 +138,98 @@ class PublishedResidualQuantizer(ResidualQuantizer):
     def stateless_step(
         self, vectors, padding_mask=None, training=True, draws=None, state=None
     ):
-        """Quantizes `vectors` without assigning anything.
-
-        As in `ResidualQuantizer`, except that the state moves in evaluation too.
-
-        Args:
-            vectors: Float tensor of shape `(..., dim)`.
-            padding_mask: Must be `None`.
-            training: Boolean, whether the codebooks move.
-            draws: Dict from `draws()`. `None` draws here.
-            state: Dict as from `state()`. `None` takes the layer's own.
-
-        Returns:
-            Tuple `(output, new_state)`.
-
-        Raises:
-            ValueError: if there is a `padding_mask`, shapes do not fit, or the batch
-                is divided among several devices.
-        """
-        self._check_built("stateless_step")
-        if padding_mask is not None:
+        """As in `ResidualQuantizer`, except that the state moves in evaluation too."""
+        if padding_mask is not None or num_replicas() > 1:
             raise ValueError(
-                "PublishedResidualQuantizer knows no padding, so `padding_mask` must "
-                "be None. Use `ResidualQuantizer` for padded vectors."
+                "PublishedResidualQuantizer knows neither padding nor several devices. "
+                "Use ResidualQuantizer there."
             )
-        if num_replicas() > 1:
-            raise ValueError(
-                "PublishedResidualQuantizer knows the vectors of one device only. Use "
-                "`ResidualQuantizer` where a batch is divided among several."
-            )
-        vectors, _, lead = self._flat_vectors(vectors, None)
+        vectors, _, lead = self._flat_vectors(vectors)
         state = self.state() if state is None else state
         draws = self.draws() if draws is None else draws
-        trained = None if self.ema else ops.convert_to_tensor(self.code_vectors)
-        tables = [self._one_table(state, trained, t) for t in range(self._num_tables)]
-        residual, total, histogram = vectors, 0.0, []
-        codes, losses = [], []
+        tables = {"code_vectors": self._tables()} | state
+        histogram = tables.pop("code_histogram")
+        tables = [
+            {name: tensor[table] for name, tensor in tables.items()}
+            for table in range(self._num_tables)
+        ]
+        residual, codes, counts, losses = vectors, [], [], []
         for level in range(self.num_levels):
-            table = tables[self._table(level)]
-            level_codes, counts, chosen, table = self._level(
-                residual, table, draws, level, training
+            drawn = {name: numbers[level] for name, numbers in draws.items()}
+            t = self._table(level)
+            found, counted, chosen, tables[t] = self._level(
+                residual, tables[t], drawn, training
             )
-            tables[self._table(level)] = table
-            losses.append(self._published_loss(residual, chosen))
+            codes.append(found)
+            counts.append(counted)
+            error = ops.mean(ops.square(ops.stop_gradient(residual) - chosen))
+            error = ops.stop_gradient(error) if self.ema else error
+            commitment = ops.mean(ops.square(residual - ops.stop_gradient(chosen)))
+            losses.append(error + self.commitment_weight * commitment)
             residual = residual - (ops.stop_gradient(chosen) if self.ema else chosen)
-            total = total + chosen
-            codes.append(level_codes)
-            histogram.append(counts)
         if training:
-            counted = ops.cast(ops.stack(histogram), state["code_histogram"].dtype)
-            state = state | {"code_histogram": state["code_histogram"] + counted}
-        level_losses = ops.stack(losses)
-        quantized = vectors + ops.stop_gradient(total - vectors)
-        output = self._output(quantized, codes, level_losses, lead)
-        return output, self._joined(state, tables)
-
-    def _output(self, quantized, codes, level_losses, lead):
-        return ResidualQuantizerOutput(
-            quantized=ops.cast(
-                ops.reshape(quantized, (*lead, self.dim)), self.compute_dtype
-            ),
-            codes=self._shaped_codes(codes, lead),
-            loss=ops.mean(level_losses),
-            level_losses=level_losses,
-        )
-
-    def _one_table(self, state, trained, table):
-        parts = {
-            name: tensor[table]
-            for name, tensor in state.items()
-            if name != "code_histogram"
-        }
-        return parts if trained is None else parts | {"code_vectors": trained[table]}
-
-    def _joined(self, state, tables):
-        joined = {
+            histogram = histogram + ops.cast(ops.stack(counts), histogram.dtype)
+        state = {"code_histogram": histogram} | {
             name: ops.stack([table[name] for table in tables])
-            for name in state
-            if name != "code_histogram"
+            for name in tables[0].keys() & state.keys()
         }
-        return state | joined
+        losses = ops.stack(losses)
+        quantized = vectors - ops.stop_gradient(residual)
+        codes = ops.stack(codes, axis=1)
+        return self._output(quantized, codes, ops.mean(losses), losses, lead), state
 
-    def _level(self, residual, table, draws, level, training):
+    def _level(self, residual, table, drawn, training):
         """Returns codes, their counts, the chosen vectors and the moved table."""
-        looked_up = ops.stop_gradient(self._looked_up(residual))
+        vectors = ops.stop_gradient(self._looked_up(residual))
+
+        def vectors_of(numbers):
+            count = ops.shape(vectors)[0]
+            ids = ops.cast(numbers * ops.cast(count, "float32"), "int32")
+            return ops.take(vectors, ops.minimum(ids, count - 1), axis=0)
+
         if self.kmeans_init:
-            table = self._after_kmeans(table, looked_up, draws["kmeans"][level])
+            table = self._after_kmeans(table, vectors, vectors_of(drawn["kmeans"]))
         before = table["code_vectors"]
-        codes = self._search_one(looked_up, ops.stop_gradient(before))
-        counts, sums = self._statistics(looked_up, codes)
+        fixed = ops.stop_gradient(before)
+        scores = nearness(vectors, fixed, 0.5 * ops.sum(ops.square(fixed), axis=-1))
+        # The farthest come first.
+        codes = choose_codes(-scores if self.top_k > 1 else scores, self.top_k)
+        counts, sums = counts_and_sums(vectors, codes, self.codebook_size)
         if self.ema:
-            moved = self._moved_table(table, counts, sums, level)
+            options = self.decay, True, self.normalize_codes
+            moved = moved_tables(table, counts, sums, *options)
             # In evaluation only the counts move.
             table = table | (moved if training else {"counts": moved["counts"]})
         if self.restart_unused_codes:
-            table = self._after_restart(
-                table, counts, looked_up, draws["restart"][level]
-            )
+            unused = ops.logical_and(counts == 0, table["restart_done"] == 0)
+            seats = vectors_of(drawn["restart"])
+            seats = ops.where(unused[:, None], seats, table["code_vectors"])
+            done = ops.ones_like(table["restart_done"])
+            table = table | {"code_vectors": seats, "restart_done": done}
         after = before if self.flavor == "vq" else table["code_vectors"]
-        chosen = sum(ops.take(after, codes[:, k], axis=0) for k in range(self.top_k))
-        return codes, counts, chosen, table
+        return codes, counts, sum_of_codes(after, codes), table
 
-    def _search_one(self, looked_up, table):
-        penalty = 0.5 * ops.sum(ops.square(table), axis=-1)
-        return self._choose(nearness(looked_up, table, penalty))
-
-    def _choose(self, scores, drawn=None):
-        # The farthest come first.
-        return super()._choose(-scores if self.top_k > 1 else scores, drawn)
-
-    def _moved_table(self, table, batch_counts, batch_sums, level):
-        if self.flavor != "video":
-            return super()._moved_table(table, batch_counts, batch_sums, level)
-        counts = self.decay * table["counts"] + (1.0 - self.decay) * batch_counts
-        sums = self.decay * table["sums"] + (1.0 - self.decay) * batch_sums
-        total = ops.sum(counts)
-        size = (counts + VIDEO_SMOOTHING) * (
-            total / (total + self.codebook_size * VIDEO_SMOOTHING)
-        )
-        return {"code_vectors": sums / size[:, None], "sums": sums, "counts": counts}
-
-    def _after_kmeans(self, table, samples, drawn):
+    def _after_kmeans(self, table, vectors, start):
         def run():
-            ids = _indices(drawn, samples)
-            means, counts = ops.take(samples, ids, axis=0), 0.0
+            means = start
             for _ in range(KMEANS_ITERATIONS):
-                scores = ops.matmul(samples, ops.transpose(means))
-                codes = ops.cast(ops.argmax(scores, axis=-1), "int32")
-                counts, sums = self._statistics(samples, codes[:, None])
+                scores = ops.matmul(vectors, ops.transpose(means))
+                codes = choose_codes(scores)
+                counts, sums = counts_and_sums(vectors, codes, self.codebook_size)
                 means = ops.where(counts[:, None] > 0, unit_vectors(sums), means)
             return means, counts
 
-        done = table["kmeans_done"] > 0
-        old_counts = table.get("counts", ops.zeros((self.codebook_size,)))
-        means, counts = ops.cond(done, lambda: (table["code_vectors"], old_counts), run)
-        table = table | {
-            "code_vectors": means,
-            "kmeans_done": ops.ones_like(table["kmeans_done"]),
-        }
+        old = table["code_vectors"], table.get("counts", ops.zeros(len(start)))
+        means, counts = ops.cond(table["kmeans_done"] > 0, lambda: old, run)
+        done = ops.ones_like(table["kmeans_done"])
+        new = {"code_vectors": means, "kmeans_done": done}
         # The published VQ keeps the two kinds of counts apart.
-        keeps_counts = self.flavor == "vq" or "counts" not in table
-        return table if keeps_counts else table | {"counts": counts}
-
-    def _after_restart(self, table, counts, looked_up, drawn):
-        unused = ops.logical_and(counts == 0, table["restart_done"] == 0)
-        seats = ops.take(looked_up, _indices(drawn, looked_up), axis=0)
-        codes = ops.where(unused[:, None], seats, table["code_vectors"])
-        return table | {
-            "code_vectors": codes,
-            "restart_done": ops.ones_like(table["restart_done"]),
-        }
-
-    def _published_loss(self, residual, chosen):
-        error = ops.mean(ops.square(ops.stop_gradient(residual) - chosen))
-        commitment = ops.mean(ops.square(residual - ops.stop_gradient(chosen)))
-        if self.ema:
-            error = ops.stop_gradient(error)
-        return error + self.commitment_weight * commitment
-
-    def _set_tables(self, tables, samples):
-        super()._set_tables(tables, samples)
-        if self.kmeans_init:
-            self.kmeans_done.assign(ops.ones_like(self.kmeans_done))
+        return table | new | ({} if self.flavor == "vq" else {"counts": counts})
 
     def get_config(self):
         """Returns the constructor's arguments."""
-        config = super().get_config()
-        for name in (
-            "normalize",
-            "normalize_codes",
-            "codebook_update",
-            "restart_threshold",
-            "quantizer_dropout",
-            "sampling_temperature",
-        ):
-            del config[name]
-        names = ("flavor", "ema", "restart_unused_codes", "kmeans_init")
-        return config | {name: getattr(self, name) for name in names}
-
-
-def _indices(drawn, vectors):
-    count = ops.shape(vectors)[0]
-    ids = ops.cast(drawn * ops.cast(count, "float32"), "int32")
-    return ops.minimum(ids, count - 1)
+        layer = keras.layers.Layer.get_config(self)
+        return layer | arguments_of(self, PublishedResidualQuantizer)
 
 
 def load_published_quantizer(layer, state, prefix=""):
@@ -359,96 +244,33 @@ def load_published_quantizer(layer, state, prefix=""):
             one more row, which is left out), `codebooks.0.cluster_size_ema`,
             `codebooks.0.embed_ema` and so on, or `embedding.weight` and `cluster_size`.
         prefix: String in front of the names, such as `"tokenizer.quantizer."`.
-
-    Raises:
-        ValueError: if the layer is not built, an array is missing or has a wrong shape,
-            or the state has more levels than the layer.
-
-    Example:
-    ```python
-    import numpy as np
-    from keras_bridle.conversion.published_quantizer import load_published_quantizer
-    from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
-
-    quantizer = ResidualQuantizer(num_levels=1, codebook_size=16)
-    quantizer.build((None, 8))
-    state = {
-        "embedding.weight": np.random.normal(size=(16, 8)),
-        "cluster_size": np.ones(16),
-    }
-    load_published_quantizer(quantizer, state)
-    ```
     """
-    if not layer.built:
-        raise ValueError("`layer` must be built before weights are loaded into it.")
-    names = _published_names(layer, state, prefix)
-    size, dim = layer.codebook_size, layer.dim
-    tables = []
-    for part in names:
-        weight = _array(state, part["code_vectors"], (size, dim), extra_row=True)
-        counts = _array(state, part["counts"], (size,))
-        tables.append({"code_vectors": weight, "counts": counts})
-        if layer.codebook_update != "sums":
-            continue
-        if isinstance(layer, PublishedResidualQuantizer):
-            tables[-1]["sums"] = _array(state, part["sums"], (size, dim))
-        else:
-            tables[-1]["counts"] = counts = np.maximum(counts, COUNT_OF_EMPTY)
-            tables[-1]["sums"] = weight * counts[:, None]
-    weights = layer._state_weights() | {"code_vectors": layer.code_vectors}
-    for name in tables[0]:
-        if name in weights:
-            weights[name].assign(np.stack([table[name] for table in tables]))
+    is_vq = f"{prefix}embedding.weight" in state
+    levels = range(layer.num_levels + 1)
+    levels = [i for i in levels if f"{prefix}codebooks.{i}.weight" in state]
+    found, tables = (1 if is_vq else len(levels)), layer.code_vectors.shape[0]
+    if not tables <= found <= layer.num_levels:
+        expected = f"of {layer.num_levels} codebooks under {prefix!r}"
+        raise ArgumentError("state", expected, f"{found} codebooks")
+    names = NAMES_OF_VQ if is_vq else NAMES_OF_LEVEL
+    stems = [prefix if is_vq else f"{prefix}codebooks.{i}." for i in range(tables)]
+
+    def stacked(name):
+        return np.stack([np.float32(state[stem + name]) for stem in stems])
+
+    weights = layer._state_weights()
+    codes = stacked(names[0])
+    if codes.shape[1] == layer.codebook_size + 1:
+        codes = codes[:, :-1]
+    layer.code_vectors.assign(codes)
+    if "counts" in weights:
+        counts = stacked(names[1])
+        if "sums" in weights and isinstance(layer, PublishedResidualQuantizer):
+            layer.sums.assign(stacked(names[2]))
+        elif "sums" in weights:
+            counts = np.maximum(counts, COUNT_OF_EMPTY)
+            layer.sums.assign(codes * counts[..., None])
+        layer.counts.assign(counts)
     if "kmeans_done" in weights:
-        done = [float(_flag(state, part["kmeans_done"])) for part in names]
-        weights["kmeans_done"].assign(np.array(done, "float32"))
-
-
-def _published_names(layer, state, prefix):
-    if f"{prefix}embedding.weight" in state:
-        if layer.num_levels != 1:
-            raise ValueError(
-                "`state` holds one codebook, so `layer` must have one level. "
-                f"Received: num_levels={layer.num_levels}"
-            )
-        return [
-            {
-                "code_vectors": f"{prefix}embedding.weight",
-                "counts": f"{prefix}cluster_size",
-                "sums": f"{prefix}embedding.embed_avg",
-                "kmeans_done": f"{prefix}embedding.initted",
-            }
-        ]
-    if f"{prefix}codebooks.{layer.num_levels}.weight" in state:
-        raise ValueError(
-            "`state` has more levels than `layer`. "
-            f"Received: num_levels={layer.num_levels}"
-        )
-    levels = 1 if layer.shared_codebooks else layer.num_levels
-    return [
-        {
-            "code_vectors": f"{prefix}codebooks.{level}.weight",
-            "counts": f"{prefix}codebooks.{level}.cluster_size_ema",
-            "sums": f"{prefix}codebooks.{level}.embed_ema",
-            "kmeans_done": f"{prefix}codebooks.{level}.initted",
-        }
-        for level in range(levels)
-    ]
-
-
-def _array(state, name, shape, extra_row=False):
-    if name not in state:
-        raise ValueError(f"`state` lacks {name!r}. It has: {sorted(state)[:8]} ...")
-    array = np.asarray(state[name], dtype="float32")
-    if extra_row and array.shape == (shape[0] + 1, *shape[1:]):
-        array = array[:-1]
-    if array.shape != shape:
-        raise ValueError(
-            f"{name!r} in `state` must have shape {shape}. "
-            f"Received shape: {array.shape}"
-        )
-    return array
-
-
-def _flag(state, name):
-    return np.asarray(state[name]).any() if name in state else False
+        done = [np.any(state.get(stem + names[3], 0)) for stem in stems]
+        layer.kmeans_done.assign(np.float32(done))

@@ -1,7 +1,4 @@
-"""k-means on `keras.ops`, the same on every backend."""
-
-import itertools
-from typing import NamedTuple
+"""k-means in NumPy, the same on every backend."""
 
 import keras
 import numpy as np
@@ -9,19 +6,6 @@ from keras import ops
 
 # Rows compared with all means at a time: bounds the memory of the distances.
 ROWS_AT_ONCE = 4096
-
-
-class KMeansResult(NamedTuple):
-    """What `kmeans` finds.
-
-    Attributes:
-        means: Float32 array of shape `(num_clusters, dim)`.
-        counts: Int64 array of shape `(num_clusters,)`, the samples of each cluster in
-            the last assignment, which came before the last move of the means.
-    """
-
-    means: np.ndarray
-    counts: np.ndarray
 
 
 def kmeans(
@@ -45,27 +29,14 @@ def kmeans(
         seed: Integer, seeds all that is drawn.
 
     Returns:
-        A `KMeansResult`.
-
-    Raises:
-        ValueError: if the samples are no matrix of finite numbers, or an argument is
-            out of range.
-
-    Example:
-    ```python
-    import numpy as np
-    from keras_bridle.quantizer.kmeans import kmeans
-
-    samples = np.random.default_rng(0).normal(size=(500, 8))
-    result = kmeans(samples, num_clusters=16, seed=0)
-    print(result.means.shape, result.counts.sum())
-    ```
+        Tuple of the means, float32 of shape `(num_clusters, dim)`, and the samples of
+        each cluster in the last assignment, which came before the last move.
     """
-    samples = _checked_samples(samples)
-    if num_clusters < 1 or iterations < 1:
+    samples = np.ascontiguousarray(samples, dtype="float32")
+    if samples.ndim != 2 or not samples.size or not np.isfinite(samples).all():
         raise ValueError(
-            "`num_clusters` and `iterations` must be at least 1. "
-            f"Received: num_clusters={num_clusters}, iterations={iterations}"
+            "k-means needs a matrix of finite numbers with at least one row. "
+            f"Received: shape {samples.shape}, finite: {np.isfinite(samples).all()}"
         )
     rng = None
     if initial_ids is None:
@@ -73,39 +44,75 @@ def kmeans(
         initial_ids = rng.choice(
             len(samples), num_clusters, replace=len(samples) < num_clusters
         )
-    elif np.shape(initial_ids) != (num_clusters,):
-        raise ValueError(
-            "`initial_ids` must name one sample for each cluster. Received shape "
-            f"{np.shape(initial_ids)}, expected {(num_clusters,)}"
-        )
     means = samples[np.asarray(initial_ids)]
-    for _ in range(iterations):
-        labels = _assign(samples, means, cosine)
+    for _ in range(max(iterations, 1)):
+        labels = nearest_means(samples, means, cosine=cosine)[:, 0]
         if rng is not None:
             _fill_empty(samples, labels, means, rng)
-        means, counts = _move(samples, labels, means, cosine)
-    return KMeansResult(means, counts)
+        means, counts = _moved_means(samples, labels, means, cosine)
+    return means, counts
 
 
-def _checked_samples(samples):
-    samples = np.ascontiguousarray(samples, dtype="float32")
-    if samples.ndim != 2 or not samples.size:
-        raise ValueError(
-            "`samples` must be a matrix with at least one row. "
-            f"Received shape: {samples.shape}"
-        )
-    if not np.isfinite(samples).all():
-        raise ValueError("`samples` must be finite. Received infinite or NaN values.")
-    return samples
+def residual_kmeans(quantizer, vectors, iterations, seed):
+    """Clusters vectors, then level by level what the levels before have left of them.
+
+    Args:
+        quantizer: `ResidualQuantizer`, whose options say how.
+        vectors: Float32 array of shape `(num_vectors, dim)`.
+        iterations: Integer.
+        seed: Integer.
+
+    Returns:
+        Tuple of arrays as from `kmeans()`, with an axis of the codebooks in front.
+    """
+    levels, top_k = quantizer.num_levels, quantizer.top_k
+    by_level = quantizer.normalize == "level"
+    cosine = quantizer.normalize_codes or by_level
+
+    def rest(residual, means):
+        looked_up = unit_rows(residual) if by_level else residual
+        codes = nearest_means(looked_up, means, top_k)
+        return residual - sum(means[codes[:, k]] for k in range(top_k))
+
+    if quantizer.normalize == "input":
+        vectors = unit_rows(vectors)
+    tables, residuals = [], [vectors]
+    for level in range(levels):
+        rows = np.concatenate(residuals)
+        rows = unit_rows(rows) if by_level else rows
+        size = quantizer.codebook_size
+        means, counts = kmeans(rows, size, iterations, cosine, seed=[seed, level])
+        # The codes of one vector add up to it, so each is a share.
+        means = means if cosine else means * np.float32(1.0 / top_k)
+        if quantizer.shared_codebooks:
+            # All residuals change with the one codebook.
+            tables, residuals = [], [vectors]
+            for _ in range(min(level + 1, levels - 1)):
+                residuals.append(rest(residuals[-1], means))
+        else:
+            residuals = [rest(residuals[-1], means)]
+        tables.append((means, counts))
+    return tuple(map(np.stack, zip(*tables, strict=True)))
 
 
-def _assign(samples, means, cosine):
-    penalty = 0.0 if cosine else 0.5 * np.square(means).sum(axis=1)
-    labels = np.empty(len(samples), dtype="int64")
+def unit_rows(vectors):
+    """Brings rows to unit length; zeros stay zero."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.maximum(lengths, 1e-12)
+
+
+def nearest_means(samples, means, top_k=1, cosine=False):
+    """Finds the `top_k` nearest means of each sample, the nearest first."""
+    penalties = 0.0 if cosine else 0.5 * np.square(means).sum(axis=1)
+    nearest = np.empty((len(samples), top_k), dtype="int64")
     for start in range(0, len(samples), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        labels[rows] = np.argmax(samples[rows] @ means.T - penalty, axis=1)
-    return labels
+        distances = penalties - samples[rows] @ means.T
+        if top_k == 1:
+            nearest[rows, 0] = distances.argmin(axis=1)
+        else:
+            nearest[rows] = distances.argsort(axis=1)[:, :top_k]
+    return nearest
 
 
 def _fill_empty(samples, labels, means, rng):
@@ -113,11 +120,7 @@ def _fill_empty(samples, labels, means, rng):
     empty = np.flatnonzero(np.bincount(labels, minlength=len(means)) == 0)
     if not len(empty):
         return
-    misfits = np.empty(len(samples))
-    for start in range(0, len(samples), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        distances = np.square(samples[rows] - means[labels[rows]])
-        misfits[rows] = distances.sum(axis=1, dtype="float64")
+    misfits = np.square(samples - means[labels]).sum(axis=1, dtype="float64")
     count = min(len(empty), np.count_nonzero(misfits))
     if count:
         chances = misfits / misfits.sum()
@@ -125,7 +128,7 @@ def _fill_empty(samples, labels, means, rng):
         labels[drawn] = empty[:count]
 
 
-def _move(samples, labels, means, cosine):
+def _moved_means(samples, labels, means, cosine):
     counts = np.bincount(labels, minlength=len(means))
     occupied = np.flatnonzero(counts)
     # Sorted by cluster, the samples of one are a run that reduceat adds up.
@@ -133,43 +136,33 @@ def _move(samples, labels, means, cosine):
     order = np.argsort(labels, kind="stable")
     moved = np.add.reduceat(samples[order], starts, axis=0)
     moved /= counts[occupied, None]
-    if cosine:
-        moved /= np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
     means = means.copy()
-    means[occupied] = moved
+    means[occupied] = unit_rows(moved) if cosine else moved
     return means, counts
 
 
-def sample_vectors(data, padding_mask, max_vectors, steps, dim, seed):
+def sample_vectors(data, max_vectors, seed):
     """Draws at most `max_vectors` vectors, each with the same chance.
 
     Args:
         data: An array or tensor of shape `(..., dim)`, or an iterable of batches, each
             such an array or a tuple `(vectors, padding_mask)`.
-        padding_mask: Boolean array of shape `(...)` or `None`, if `data` is one array.
         max_vectors: Integer.
-        steps: Integer, number of batches to read, or `None` for all.
-        dim: Integer, the vectors' size, or `None` for that of the first batch.
         seed: Integer.
 
     Returns:
         Float32 array of shape `(num_vectors, dim)`, `1 <= num_vectors <= max_vectors`.
-
-    Raises:
-        ValueError: if there are no vectors, or a batch has a wrong shape or values.
     """
-    if max_vectors < 1:
-        raise ValueError(
-            f"`max_vectors` must be at least 1. Received: max_vectors={max_vectors}"
-        )
+    if isinstance(data, np.ndarray) or ops.is_tensor(data):
+        data = [data]
+    elif isinstance(data, keras.utils.PyDataset):
+        data = map(data.__getitem__, range(data.num_batches))
     rng = np.random.default_rng(seed)
-    drawn = None
-    seen = 0
-    for batch in itertools.islice(_batches(data, padding_mask), steps):
-        vectors = _real_vectors(batch, dim)
-        dim = vectors.shape[1]
+    drawn, seen = None, 0
+    for batch in data:
+        vectors = _real_vectors(batch)
         if drawn is None:
-            drawn = np.empty((0, dim), "float32")
+            drawn = np.empty((0, vectors.shape[1]), "float32")
         room = vectors[: max_vectors - len(drawn)]
         drawn = np.concatenate([drawn, room]) if len(room) else drawn
         # Algorithm R: the n-th vector takes a random seat of n, if it is in the sample.
@@ -184,64 +177,9 @@ def sample_vectors(data, padding_mask, max_vectors, steps, dim, seed):
     return drawn
 
 
-def _is_array(data):
-    return isinstance(data, np.ndarray) or ops.is_tensor(data)
-
-
-def _batches(data, padding_mask):
-    if _is_array(data):
-        yield data if padding_mask is None else (data, padding_mask)
-        return
-    if padding_mask is not None:
-        raise ValueError(
-            "`padding_mask` goes with one array. For batches, let `data` yield tuples "
-            "`(vectors, padding_mask)`."
-        )
-    if isinstance(data, keras.utils.PyDataset):
-        yield from (data[index] for index in range(data.num_batches))
-        return
-    try:
-        batches = iter(data)
-    except TypeError:
-        raise ValueError(
-            "`data` must be an array, a tensor or an iterable of batches. "
-            f"Received: {type(data)}"
-        ) from None
-    yield from batches
-
-
-def _real_vectors(batch, dim):
-    mask = None
-    if isinstance(batch, tuple):
-        if len(batch) != 2:
-            raise ValueError(
-                "A batch of `data` must be an array or a tuple "
-                f"`(vectors, padding_mask)`. Received a tuple of {len(batch)}"
-            )
-        batch, mask = batch
-    vectors = np.asarray(_to_numpy(batch), dtype="float32")
-    if vectors.ndim < 2 or dim not in (None, vectors.shape[-1]):
-        raise ValueError(
-            f"Batches of `data` must have shape `(..., {dim or 'dim'})` with at least "
-            f"two axes. Received shape: {vectors.shape}"
-        )
+def _real_vectors(batch):
+    batch, mask = batch if isinstance(batch, tuple) else (batch, None)
+    vectors = np.asarray(ops.convert_to_numpy(batch), dtype="float32")
     if mask is not None:
-        mask = np.asarray(_to_numpy(mask))
-        if mask.dtype != bool or mask.shape != vectors.shape[:-1]:
-            raise ValueError(
-                "`padding_mask` must be boolean with the shape of the vectors without "
-                f"the last axis, {vectors.shape[:-1]}. Received: dtype {mask.dtype}, "
-                f"shape {mask.shape}"
-            )
-        vectors = vectors[mask]
-    vectors = vectors.reshape(-1, vectors.shape[-1])
-    if not np.isfinite(vectors).all():
-        raise ValueError("`data` must be finite. Received infinite or NaN values.")
-    return vectors
-
-
-def _to_numpy(array):
-    if ops.is_tensor(array):
-        return ops.convert_to_numpy(array)
-    # Tensors of another library than the backend, such as tf.data's.
-    return array.numpy() if hasattr(array, "numpy") else array
+        vectors = vectors[np.asarray(ops.convert_to_numpy(mask), dtype=bool)]
+    return vectors.reshape(-1, vectors.shape[-1])

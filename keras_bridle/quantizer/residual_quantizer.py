@@ -1,5 +1,7 @@
 """Residual vector quantization as a Keras layer."""
 
+import functools
+import inspect
 import math
 import random
 from typing import Any, NamedTuple
@@ -8,25 +10,27 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_bridle.engine import argmax_of_rows, nearness, segment_sum
-from keras_bridle.quantizer.kmeans import kmeans, sample_vectors
-from keras_bridle.quantizer.usage import CodebookUsage, usage_of_counts
-from keras_bridle.replicas import (
-    all_rows,
-    draw_rows,
-    num_replicas,
-    sum_over_replicas,
-    take_rows,
+from keras_bridle.config import ArgumentError
+from keras_bridle.engine import nearness
+from keras_bridle.quantizer.codebook import (
+    choose_codes,
+    counts_and_sums,
+    map_rows,
+    moved_tables,
+    restarted_tables,
+    sum_of_codes,
+    uniform,
+    unit_vectors,
 )
+from keras_bridle.quantizer.kmeans import residual_kmeans, sample_vectors
+from keras_bridle.quantizer.usage import CodebookUsage, usage_of_counts
+from keras_bridle.replicas import draw_rows, num_replicas, sum_over_replicas
 
-# Rows whose distances to all codes exist at one time: large enough for a fast matrix
-# product, small enough to stay in the cache and out of the memory's peak.
-ROWS_AT_ONCE = 1024
-# Added to the EMA counts (Laplace smoothing), so that no code is divided by zero.
-SMOOTHING = 1e-5
 # The EMA count that k-means gives a code without samples, in shares of an even use:
-# small, so that the code moves freely, but far above SMOOTHING.
+# small, so that the code moves freely, but far above the smoothing.
 COUNT_OF_EMPTY = 0.01
+NORMALIZATIONS = ("input", "level", None)
+RULES = ("sums", "mean", "gradient")
 
 
 class ResidualQuantizerOutput(NamedTuple):
@@ -175,65 +179,34 @@ class ResidualQuantizer(keras.layers.Layer):
         self.quantizer_dropout = quantizer_dropout
         self.sampling_temperature = sampling_temperature
         self.seed = seed
-        self._check_arguments()
+        threshold = restart_threshold or 0.0
+        keeps_counts = codebook_update != "gradient"
+        for name, is_valid, expected in (
+            ("num_levels", num_levels >= 1, "at least 1"),
+            ("normalize", normalize in NORMALIZATIONS, f"one of {NORMALIZATIONS}"),
+            ("codebook_update", codebook_update in RULES, f"one of {RULES}"),
+            ("decay", 0.0 <= decay < 1.0, "at least 0 and below 1"),
+            ("commitment_weight", commitment_weight >= 0.0, "at least 0"),
+            ("restart_threshold", threshold >= 0.0, "at least 0"),
+            ("restart_threshold", keeps_counts or not threshold, "None for gradients"),
+            ("top_k", 1 <= top_k <= codebook_size, "1 to `codebook_size`"),
+            ("top_k", top_k == 1 or not sampling_temperature, "1 for sampling"),
+            ("sampling_temperature", sampling_temperature >= 0.0, "at least 0"),
+        ):
+            if not is_valid:
+                raise ArgumentError(name, expected, getattr(self, name))
         # Follows keras.utils.set_random_seed when no seed is given.
         self._seed = random.randrange(2**31) if seed is None else seed
-        if self._draws:
+        if any(self._wanted_draws().values()):
             self.seed_generator = keras.random.SeedGenerator(self._seed)
 
-    def _check_arguments(self):
-        for name in ("num_levels", "codebook_size", "dim", "top_k"):
-            value = getattr(self, name)
-            if name == "dim" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(
-                    f"`{name}` must be a positive integer. Received: {name}={value!r}"
-                )
-        for name, choices in (
-            ("normalize", ("input", "level", None)),
-            ("codebook_update", ("sums", "mean", "gradient")),
-        ):
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(
-                    f"`{name}` must be one of {choices}. Received: {name}={value!r}"
-                )
-        if not 0.0 <= self.decay < 1.0:
-            raise ValueError(
-                f"`decay` must be at least 0 and below 1. Received: decay={self.decay}"
-            )
-        for name in ("commitment_weight", "restart_threshold", "sampling_temperature"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(
-                    f"`{name}` must not be negative. Received: {name}={value}"
-                )
-        if self.top_k > self.codebook_size:
-            raise ValueError(
-                "`top_k` must not exceed `codebook_size`. Received: "
-                f"top_k={self.top_k}, codebook_size={self.codebook_size}"
-            )
-        if self.top_k > 1 and self.sampling_temperature:
-            raise ValueError(
-                "`sampling_temperature` draws one code per level, so it needs "
-                f"`top_k=1`. Received: top_k={self.top_k}"
-            )
-        if self.restart_threshold and self.codebook_update == "gradient":
-            raise ValueError(
-                "`restart_threshold` needs codebooks that follow statistics, so "
-                '`codebook_update` must be "sums" or "mean". '
-                'Received: codebook_update="gradient"'
-            )
-
-    @property
-    def _draws(self):
-        """Whether training needs random numbers."""
-        return bool(
-            self.restart_threshold
-            or self.quantizer_dropout
-            or self.sampling_temperature
-        )
+    def _wanted_draws(self):
+        """What training needs random numbers for, by name."""
+        return {
+            "num_levels": self.quantizer_dropout,
+            "choice": self.sampling_temperature,
+            "order": self.restart_threshold,
+        }
 
     @property
     def _num_tables(self):
@@ -242,68 +215,29 @@ class ResidualQuantizer(keras.layers.Layer):
     def _table(self, level):
         return 0 if self.shared_codebooks else level
 
-    def _looks_up_unit_vectors(self, level):
-        if self.normalize == "level":
-            return True
-        if self.shared_codebooks and self.num_levels > 1:
-            return False
-        return self.normalize == "input" and level == 0
-
     def build(self, input_shape):
-        """Creates the codebooks and their statistics.
-
-        Args:
-            input_shape: Shape of the vectors, `(..., dim)`.
-        """
-        if len(input_shape) < 2 or input_shape[-1] is None:
-            raise ValueError(
-                "`vectors` must have a shape `(..., dim)` with at least two axes and a "
-                f"known last one. Received shape: {tuple(input_shape)}"
-            )
+        """Creates the codebooks and their statistics."""
         if self.dim is None:
-            self.dim = int(input_shape[-1])
-        elif self.dim != input_shape[-1]:
-            raise ValueError(
-                f"`vectors` must have a last axis of size dim={self.dim}. "
-                f"Received shape: {tuple(input_shape)}"
-            )
-        learns_by_gradient = self.codebook_update == "gradient"
+            self.dim = input_shape[-1]
+        by_gradient = self.codebook_update == "gradient"
         tables = (self._num_tables, self.codebook_size)
-        unit = keras.constraints.UnitNorm(axis=-1)
-        self.code_vectors = self._add_float_weight(
-            "code_vectors",
-            (*tables, self.dim),
-            self._initial_code_vectors,
-            trainable=learns_by_gradient,
-            # The optimizer applies it after each of its steps.
-            constraint=unit if learns_by_gradient and self.normalize_codes else None,
-        )
-        if not learns_by_gradient:
-            self.counts = self._add_float_weight("counts", tables, "ones")
+        vectors, draw = (*tables, self.dim), self._initial_code_vectors
+        # The optimizer applies it after each of its steps.
+        unit = keras.constraints.UnitNorm(-1) if self.normalize_codes else None
+        learned = {"trainable": True, "constraint": unit} if by_gradient else {}
+        self.code_vectors = self._add_state("code_vectors", vectors, draw, **learned)
+        if not by_gradient:
+            self.counts = self._add_state("counts", tables, "ones")
         if self.codebook_update == "sums":
             # Counts are one, so consistent sums are the code vectors themselves.
-            self.sums = self._add_float_weight(
-                "sums", (*tables, self.dim), self._initial_code_vectors
-            )
+            self.sums = self._add_state("sums", vectors, draw)
         # Exact, for `usage()`: the EMA counts forget.
-        self.code_histogram = self.add_weight(
-            name="code_histogram",
-            shape=(self.num_levels, self.codebook_size),
-            initializer="zeros",
-            dtype="int",
-            trainable=False,
-        )
+        shape = (self.num_levels, self.codebook_size)
+        self.code_histogram = self._add_state("code_histogram", shape, dtype="int")
 
-    def _add_float_weight(self, name, shape, initializer, trainable=False, **kwargs):
-        return self.add_weight(
-            name=name,
-            shape=shape,
-            initializer=initializer,
-            dtype="float32",
-            trainable=trainable,
-            autocast=False,
-            **kwargs,
-        )
+    def _add_state(self, name, shape, initializer="zeros", **kwargs):
+        options = {"trainable": False, "dtype": "float32", "autocast": False} | kwargs
+        return self.add_weight(shape, initializer, name=name, **options)
 
     def _initial_code_vectors(self, shape, dtype=None):
         """Draws vectors of length about 1 at level 1 and half of it at each next."""
@@ -315,19 +249,20 @@ class ResidualQuantizer(keras.layers.Layer):
             vectors *= lengths[:, None, None]
         return ops.convert_to_tensor(vectors, dtype=dtype or "float32")
 
+    def _tables(self):
+        """All codebooks, a tensor of shape `(num_tables, codebook_size, dim)`."""
+        if not self.built:
+            raise ValueError(
+                f"{self.name} has no codebooks yet. Call it on vectors, or `adapt()` "
+                "it, first."
+            )
+        return ops.convert_to_tensor(self.code_vectors)
+
     @property
     def codebooks(self):
         """The code vectors, float32, `(num_levels, codebook_size, dim)`."""
-        self._check_built("codebooks")
         shape = (self.num_levels, self.codebook_size, self.dim)
-        return ops.broadcast_to(ops.convert_to_tensor(self.code_vectors), shape)
-
-    def _check_built(self, what):
-        if not self.built:
-            raise ValueError(
-                f"`{what}` needs codebooks, but this {type(self).__name__} is not "
-                "built. Call it on vectors, or `adapt()` it, first."
-            )
+        return ops.broadcast_to(self._tables(), shape)
 
     def call(self, vectors, padding_mask=None, training=False):
         """Quantizes `vectors`; see the class."""
@@ -354,7 +289,6 @@ class ResidualQuantizer(keras.layers.Layer):
 
     def _state_weights(self):
         """The weights that a training step moves, by name."""
-        self._check_built("state")
         weights = {"code_histogram": self.code_histogram}
         if self.codebook_update != "gradient":
             weights |= {"code_vectors": self.code_vectors, "counts": self.counts}
@@ -363,27 +297,19 @@ class ResidualQuantizer(keras.layers.Layer):
         return weights
 
     def state(self):
-        """Returns what a training step moves.
-
-        Returns:
-            A dict of tensors by weight name.
-        """
+        """Returns what a training step moves, a dict of tensors by weight name."""
         return {
             name: ops.convert_to_tensor(weight)
             for name, weight in self._state_weights().items()
         }
 
     def assign_state(self, state):
-        """Takes over a state that `stateless_step` returned.
-
-        Args:
-            state: Dict of tensors, as from `state()`.
-        """
+        """Takes over a state that `stateless_step` returned."""
         for name, weight in self._state_weights().items():
             weight.assign(state[name])
 
     def draws(self):
-        """Draws what one training step needs to draw its random numbers.
+        """Draws the seeds of one training step's random numbers.
 
         Call it outside `keras.ops.cond`, whose branches must not move a seed.
 
@@ -391,16 +317,8 @@ class ResidualQuantizer(keras.layers.Layer):
             A dict of seeds (tensors of shape `(2,)`) by what they are for; empty if the
             layer's options need none.
         """
-        wanted = {
-            "num_levels": self.quantizer_dropout,
-            "choice": self.sampling_temperature,
-            "order": self.restart_threshold,
-        }
-        return {
-            name: self.seed_generator.next()
-            for name, needed in wanted.items()
-            if needed
-        }
+        wanted = self._wanted_draws()
+        return {name: self.seed_generator.next() for name in wanted if wanted[name]}
 
     def stateless_step(
         self, vectors, padding_mask=None, training=True, draws=None, state=None
@@ -421,109 +339,113 @@ class ResidualQuantizer(keras.layers.Layer):
             Tuple `(output, new_state)`: a `ResidualQuantizerOutput`, and a dict as from
             `state()`, unchanged if not training.
 
-        Raises:
-            ValueError: if the shapes do not fit the layer or each other.
-
         Example:
         ```python
         import numpy as np
-        from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
+        import keras_bridle as kb
 
         vectors = np.random.default_rng(0).normal(size=(100, 8)).astype("float32")
-        quantizer = ResidualQuantizer(2, 16, dim=8, restart_threshold=0.1)
+        quantizer = kb.ResidualQuantizer(2, 16, dim=8, restart_threshold=0.1)
         quantizer.build(vectors.shape)
         draws = quantizer.draws()
         output, state = quantizer.stateless_step(vectors, draws=draws)
         quantizer.assign_state(state)
         ```
         """
-        self._check_built("stateless_step")
+        tables = self._tables()
         vectors, real, lead = self._flat_vectors(vectors, padding_mask)
         state = self.state() if state is None else state
+        tables = state.get("code_vectors", tables)
         if not training:
             draws = {}
         elif draws is None:
             draws = self.draws()
-        num_vectors = ops.shape(vectors)[0]
-        num_used = self._draw_num_used(draws)
-        choice = _uniform(draws, "choice", (num_vectors, self.num_levels), _draw_rows)
+        rows, levels = ops.shape(vectors)[0], self.num_levels
+        draw_each = functools.partial(draw_rows, keras.random.uniform)
+        choice = uniform(draws.get("choice"), (rows, levels), draw_each)
         # The order is that of the vectors of all replicas.
-        order = _uniform(draws, "order", (num_replicas() * num_vectors,))
-        tables = state.get("code_vectors", ops.convert_to_tensor(self.code_vectors))
+        order = uniform(draws.get("order"), (num_replicas() * rows,))
+        num_used = uniform(draws.get("num_levels"), ())
         codes = self._search(vectors, tables, choice)
-        codes = self._without_absent(codes, real, num_used)
         absent = real is not None or num_used is not None
-        residuals, chosen = self._descend(vectors, tables, codes, absent)
-        level_losses = self._level_losses(residuals, chosen, real, num_used)
-        loss = ops.sum(level_losses) / (
-            self.num_levels if num_used is None else ops.cast(num_used, "float32")
-        )
+        is_used = None
+        if num_used is not None:
+            num_used = ops.minimum(ops.cast(num_used * levels, "int32"), levels - 1) + 1
+            is_used = ops.arange(levels, dtype="int32") < num_used
+            codes = ops.where(is_used[:, None], codes, -1)
+        # Means are over the real rows of all replicas, whose shares of it add up.
+        share = float(num_replicas())
+        if real is not None:
+            codes = ops.where(real[:, None, None], codes, -1)
+            share = sum_over_replicas(ops.mean(ops.cast(real, "float32")))
+            share = ops.maximum(share, 1e-12)
+        residual, residuals, level_losses = vectors, [], []
+        for level in range(levels):
+            residuals.append(residual)
+            chosen = sum_of_codes(tables[self._table(level)], codes[:, level], absent)
+            residual = residual - ops.stop_gradient(chosen)
+            error = ops.mean(ops.square(residual)) / share
+            codebook_error = ops.stop_gradient(error)
+            if self.codebook_update == "gradient":
+                codebook_error = ops.stop_gradient(residuals[-1]) - chosen
+                codebook_error = ops.mean(ops.square(codebook_error)) / share
+            level_losses.append(codebook_error + self.commitment_weight * error)
+        level_losses, num_losses = ops.stack(level_losses), levels
+        if num_used is not None:
+            level_losses = ops.where(is_used, level_losses, 0.0)
+            num_losses = ops.cast(num_used, "float32")
+        loss = ops.sum(level_losses) / num_losses
         if training:
-            state = self._move(state, residuals, codes, real, num_used, order, loss)
+            state = self._moved(state, residuals, codes, real, num_used, order, loss)
         # What is left after the last level is what the codes' sum lacks.
-        quantized = vectors - ops.stop_gradient(residuals[-1])
-        output = ResidualQuantizerOutput(
-            quantized=ops.cast(
-                ops.reshape(quantized, (*lead, self.dim)), self.compute_dtype
-            ),
+        quantized = vectors - ops.stop_gradient(residual)
+        return self._output(quantized, codes, loss, level_losses, lead), state
+
+    def _output(self, quantized, codes, loss, level_losses, lead):
+        quantized = ops.reshape(quantized, (*lead, self.dim))
+        return ResidualQuantizerOutput(
+            quantized=ops.cast(quantized, self.compute_dtype),
             codes=self._shaped_codes(codes, lead),
             loss=loss,
             level_losses=level_losses,
         )
-        return output, state
 
-    def _draw_num_used(self, draws):
-        """Draws how many levels quantizer dropout leaves; `None` without dropout."""
-        drawn = _uniform(draws, "num_levels", ())
-        if drawn is None:
-            return None
-        drawn = ops.cast(drawn * self.num_levels, "int32")
-        return ops.minimum(drawn, self.num_levels - 1) + 1
+    def _shaped_codes(self, codes, lead):
+        shape = (*lead, self.num_levels)
+        shape = (*shape, self.top_k) if self.top_k > 1 else shape
+        return ops.reshape(ops.cast(codes, "int32"), shape)
 
-    def _check_vectors(self, vectors, padding_mask):
+    def _check_vectors(self, vectors, padding_mask=None):
         shape = tuple(vectors.shape)
         if len(shape) < 2 or shape[-1] != self.dim:
-            raise ValueError(
-                f"`vectors` must have shape `(..., {self.dim})` with at least two "
-                f"axes. Received shape: {shape}"
-            )
-        if 0 in shape:
-            raise ValueError(f"`vectors` must not be empty. Received shape: {shape}")
+            raise ArgumentError("vectors", f"of shape (..., {self.dim})", shape)
         if padding_mask is None:
             return
         mask_shape = tuple(padding_mask.shape)
-        fits = len(mask_shape) == len(shape) - 1 and all(
-            None in pair or pair[0] == pair[1]
-            for pair in zip(mask_shape, shape, strict=False)
-        )
-        if not fits:
-            raise ValueError(
-                "`padding_mask` must have the shape of `vectors` without the last "
-                f"axis, {shape[:-1]}. Received shape: {mask_shape}"
-            )
+        if len(mask_shape) != len(shape) - 1 or any(
+            None not in (ours, theirs) and ours != theirs
+            for ours, theirs in zip(mask_shape, shape, strict=False)
+        ):
+            raise ArgumentError("padding_mask", f"of shape {shape[:-1]}", mask_shape)
 
-    def _flat_vectors(self, vectors, padding_mask):
+    def _flat_vectors(self, vectors, padding_mask=None):
         """Returns vectors `(N, dim)`, mask `(N,)` or `None`, and the leading axes."""
-        vectors = ops.convert_to_tensor(vectors)
+        vectors, real = ops.convert_to_tensor(vectors), None
         if padding_mask is not None:
             padding_mask = ops.convert_to_tensor(padding_mask)
         self._check_vectors(vectors, padding_mask)
         lead = ops.shape(vectors)[:-1]
         vectors = ops.cast(ops.reshape(vectors, (-1, self.dim)), "float32")
-        if padding_mask is None:
-            return self._normalized_input(vectors), None, lead
-        real = ops.cast(ops.reshape(padding_mask, (-1,)), "bool")
-        # First, so that not even NaN in the padding gets any further.
-        vectors = ops.where(real[:, None], vectors, 0.0)
-        return self._normalized_input(vectors), real, lead
-
-    def _normalized_input(self, vectors):
-        return unit_vectors(vectors) if self.normalize == "input" else vectors
+        if padding_mask is not None:
+            real = ops.cast(ops.reshape(padding_mask, (-1,)), "bool")
+            # First, so that not even NaN in the padding gets any further.
+            vectors = ops.where(real[:, None], vectors, 0.0)
+        if self.normalize == "input":
+            vectors = unit_vectors(vectors)
+        return vectors, real, lead
 
     def _looked_up(self, residual):
         return unit_vectors(residual) if self.normalize == "level" else residual
-
-    # Search.
 
     def _search(self, vectors, tables, choice=None):
         """Finds all levels' codes, `(N, num_levels, top_k)`, some rows at a time."""
@@ -536,204 +458,65 @@ class ResidualQuantizer(keras.layers.Layer):
             codes = []
             for level in range(self.num_levels):
                 table = tables[self._table(level)]
-                scores = nearness(
-                    self._looked_up(residual), table, penalties[self._table(level)]
-                )
+                penalty = penalties[self._table(level)]
+                scores = nearness(self._looked_up(residual), table, penalty)
                 drawn = None if choice is None else choice[:, level]
-                codes.append(self._choose(scores, drawn))
+                found = choose_codes(
+                    scores, self.top_k, self.sampling_temperature, drawn
+                )
+                codes.append(found)
                 if level + 1 < self.num_levels:
-                    residual = residual - _sum_of_codes(table, codes[-1])
+                    residual = residual - sum_of_codes(table, codes[-1])
             return ops.stack(codes, axis=1)
 
-        rows = vectors if choice is None else (vectors, choice)
-        return _map_rows(search_rows, rows, ROWS_AT_ONCE)
+        return map_rows(search_rows, vectors if choice is None else (vectors, choice))
 
-    def _choose(self, scores, drawn=None):
-        """Turns scores `(rows, codebook_size)`, larger is nearer, into codes."""
-        if drawn is not None:
-            return self._sample(scores, drawn)[:, None]
-        if self.top_k > 1:
-            return ops.cast(ops.top_k(scores, self.top_k)[1], "int32")
-        return argmax_of_rows(scores)[:, None]
-
-    def _sample(self, scores, drawn):
-        """Draws codes by inverting the distribution: one random number a vector."""
-        # scores = (|x|^2 - squared distance) / 2, and softmax ignores |x|^2.
-        shares = ops.softmax(scores * (2.0 / self.sampling_temperature), axis=-1)
-        reached = ops.cumsum(shares, axis=-1)
-        threshold = drawn[:, None] * reached[:, -1:]
-        codes = ops.sum(ops.cast(reached <= threshold, "int32"), axis=-1)
-        return ops.minimum(codes, self.codebook_size - 1)
-
-    def _without_absent(self, codes, real, num_used):
-        """Splits codes by level and writes -1 for padding and unused levels."""
-        levels = []
-        for level in range(self.num_levels):
-            level_codes = codes[:, level]
-            if real is not None:
-                level_codes = ops.where(real[:, None], level_codes, -1)
-            if num_used is not None:
-                level_codes = ops.where(level < num_used, level_codes, -1)
-            levels.append(level_codes)
-        return levels
-
-    def _shaped_codes(self, codes, lead):
-        codes = ops.cast(ops.stack(codes, axis=1), "int32")
-        shape = (*lead, self.num_levels)
-        return ops.reshape(codes, (*shape, self.top_k) if self.top_k > 1 else shape)
-
-    # Residuals and losses.
-
-    def _descend(self, vectors, tables, codes, absent):
-        """Subtracts level by level the vectors that the codes stand for.
-
-        Returns the residuals before, between and after the levels, and the codes'
-        vectors where they have a gradient (otherwise none).
-        """
-        residuals, chosen = [vectors], []
-        for level in range(self.num_levels):
-            vectors_of_codes = _sum_of_codes(
-                tables[self._table(level)], codes[level], absent
-            )
-            if self.codebook_update == "gradient":
-                chosen.append(vectors_of_codes)
-            residuals.append(residuals[-1] - ops.stop_gradient(vectors_of_codes))
-        return residuals, chosen
-
-    def _level_losses(self, residuals, chosen, real, num_used):
-        losses = []
-        share = _share_of_real(real)
-        for level in range(self.num_levels):
-            error = _mean_square(residuals[level + 1], share)
-            if chosen:
-                target = ops.stop_gradient(residuals[level])
-                codebook_error = _mean_square(target - chosen[level], share)
-            else:
-                codebook_error = ops.stop_gradient(error)
-            loss = codebook_error + self.commitment_weight * error
-            if num_used is not None:
-                loss = ops.where(level < num_used, loss, 0.0)
-            losses.append(loss)
-        return ops.stack(losses)
-
-    # Statistics.
-
-    def _move(self, state, residuals, codes, real, num_used, order, loss):
+    def _moved(self, state, residuals, codes, real, num_used, order, loss):
         """Returns the state after this batch; the old one if the batch is unfit."""
-        targets = [self._target(residual) for residual in residuals[: self.num_levels]]
-        batch, loss, num_real = sum_over_replicas(
-            (
-                [
-                    self._statistics(level_targets, level_codes)
-                    for level_targets, level_codes in zip(targets, codes, strict=True)
-                ],
-                loss,
-                1.0 if real is None else ops.sum(ops.cast(real, "float32")),
-            )
-        )
-        histogram = ops.stack([counts for counts, _ in batch])
-        new_state = {
-            "code_histogram": state["code_histogram"]
-            + ops.cast(histogram, state["code_histogram"].dtype)
-        }
-        if self.codebook_update != "gradient":
-            new_state |= self._moved_tables(
-                state, self._by_table(batch), targets, real, num_used, order
-            )
+        # What each code of a vector should be, given the vector.
+        targets = [self._looked_up(ops.stop_gradient(x)) for x in residuals]
+        if self.top_k > 1 and self.normalize != "level":
+            targets = [target / self.top_k for target in targets]
+        statistics = [
+            counts_and_sums(target, codes[:, level], self.codebook_size)
+            for level, target in enumerate(targets)
+        ]
+        num_real = 1.0 if real is None else ops.sum(ops.cast(real, "float32"))
+        statistics, loss, num_real = sum_over_replicas((statistics, loss, num_real))
+        counts, sums = zip(*statistics, strict=True)
+        tables = dict(state)
+        histogram = tables.pop("code_histogram")
+        counted = ops.cast(ops.stack(counts), histogram.dtype)
+        if tables:
+            if self.shared_codebooks:
+                counts, sums = [sum(counts)], [sum(sums)]
+            batch, unit = (ops.stack(counts), ops.stack(sums)), self.normalize_codes
+            tables = moved_tables(tables, *batch, self.decay, self._unit_means(), unit)
+            if order is not None:
+                seats = (targets, order, self.restart_threshold, real, num_used)
+                tables = restarted_tables(tables, *seats, unit)
         # The loss holds every vector, so it is finite only if all of them are.
         fit = ops.isfinite(loss)
         if real is not None:
             fit = ops.logical_and(fit, num_real > 0)
-        return {name: ops.where(fit, new_state[name], state[name]) for name in state}
+        if num_used is not None and not self.shared_codebooks:
+            is_used = ops.arange(self.num_levels, dtype="int32") < num_used
+            fit = ops.logical_and(fit, is_used)
+        new = tables | {"code_histogram": histogram + counted}
 
-    def _target(self, residual):
-        """What each code of a vector should be, given the vector."""
-        target = self._looked_up(ops.stop_gradient(residual))
-        if self.top_k > 1 and self.normalize != "level":
-            target = target / self.top_k
-        return target
+        def kept(name, old):
+            axes = (-1,) + (1,) * (len(old.shape) - 1)
+            return ops.where(ops.reshape(fit, axes), new[name], old)
 
-    def _statistics(self, targets, codes):
-        """Returns the codes' counts `(codebook_size,)` and sums of targets."""
-        counts = sums = 0.0
-        for k in range(self.top_k):
-            # Codes of -1 go to a segment of their own, which is cut off.
-            ids = ops.where(codes[:, k] < 0, self.codebook_size, codes[:, k])
-            size = self.codebook_size + 1
-            ones = ops.ones_like(targets[:, 0])
-            counts = counts + segment_sum(ones, ids, size)[:-1]
-            if self.codebook_update != "gradient":
-                sums = sums + segment_sum(targets, ids, size)[:-1]
-        return counts, sums
+        return {name: kept(name, old) for name, old in state.items()}
 
-    def _by_table(self, batch):
-        if not self.shared_codebooks:
-            return batch
-        counts, sums = zip(*batch, strict=True)
-        return [(sum(counts[1:], counts[0]), sum(sums[1:], sums[0]))]
-
-    def _moved_tables(self, state, batch, targets, real, num_used, order):
-        seats = None
-        if order is not None:
-            seats = _Seats(targets, real, num_used, order)
-        tables = []
-        for table, (batch_counts, batch_sums) in enumerate(batch):
-            old = {
-                name: state[name][table]
-                for name in ("code_vectors", "counts", "sums")
-                if name in state
-            }
-            new = self._moved_table(old, batch_counts, batch_sums, table)
-            if seats is not None:
-                level = None if self.shared_codebooks else table
-                new = self._restarted(new, seats, level)
-            if num_used is not None and not self.shared_codebooks:
-                new = {
-                    name: ops.where(table < num_used, new[name], old[name])
-                    for name in old
-                }
-            tables.append(new)
-        return {
-            name: ops.stack([table[name] for table in tables]) for name in tables[0]
-        }
-
-    def _moved_table(self, table, batch_counts, batch_sums, level):
-        """Applies the update rule to one codebook."""
-        counts = self.decay * table["counts"] + (1.0 - self.decay) * batch_counts
-        if self.codebook_update == "sums":
-            sums = self.decay * table["sums"] + (1.0 - self.decay) * batch_sums
-            total = ops.sum(counts)
-            smoothed = (counts + SMOOTHING) * (
-                total / (total + self.codebook_size * SMOOTHING)
-            )
-            moved = {"code_vectors": sums / smoothed[:, None], "sums": sums}
-        else:
-            codes = table["code_vectors"]
-            means = batch_sums / ops.maximum(batch_counts, 1.0)[:, None]
-            if self._looks_up_unit_vectors(level):
-                means = unit_vectors(means)
-            step = self.decay * codes + (1.0 - self.decay) * means
-            moved = {"code_vectors": ops.where(batch_counts[:, None] > 0, step, codes)}
-        if self.normalize_codes:
-            moved["code_vectors"] = unit_vectors(moved["code_vectors"])
-        return moved | {"counts": counts}
-
-    def _restarted(self, table, seats, level):
-        """Re-seats the codes of one codebook that are hardly used."""
-        mean_count = ops.mean(table["counts"])
-        dead = table["counts"] < self.restart_threshold * mean_count
-        vectors = seats.draw(dead, level)
-        if self.normalize_codes:
-            vectors = unit_vectors(vectors)
-        restarted = {
-            "code_vectors": ops.where(dead[:, None], vectors, table["code_vectors"]),
-            "counts": ops.where(dead, mean_count, table["counts"]),
-        }
-        if "sums" in table:
-            restarted["sums"] = ops.where(
-                dead[:, None], vectors * mean_count, table["sums"]
-            )
-        return restarted
+    def _unit_means(self):
+        """Which codebooks look up vectors of unit length alone."""
+        if self.normalize == "level":
+            return True
+        is_first = np.arange(self._num_tables)[:, None, None] == 0
+        has_residuals = self.shared_codebooks and self.num_levels > 1
+        return is_first & (self.normalize == "input" and not has_residuals)
 
     # Codes without training.
 
@@ -747,10 +530,9 @@ class ResidualQuantizer(keras.layers.Layer):
             int32 tensor of shape `(..., num_levels)`, or `(..., num_levels, top_k)` for
             `top_k > 1`.
         """
-        self._check_built("encode")
-        vectors, _, lead = self._flat_vectors(vectors, None)
-        codes = self._search(vectors, ops.convert_to_tensor(self.code_vectors))
-        return self._shaped_codes(ops.unstack(codes, self.num_levels, axis=1), lead)
+        tables = self._tables()
+        vectors, _, lead = self._flat_vectors(vectors)
+        return self._shaped_codes(self._search(vectors, tables), lead)
 
     def decode(self, codes):
         """Returns the sum of the code vectors of `codes`.
@@ -763,39 +545,26 @@ class ResidualQuantizer(keras.layers.Layer):
         Returns:
             Tensor of shape `(..., dim)` in the compute dtype. With `normalize="input"`
             it approximates the vector brought to unit length.
-
-        Raises:
-            ValueError: if the codes are no integers or their shape does not fit.
         """
-        self._check_built("decode")
+        tables = self._tables()
         codes = ops.convert_to_tensor(codes)
-        if "int" not in keras.backend.standardize_dtype(codes.dtype):
-            raise ValueError(f"`codes` must be integers. Received dtype: {codes.dtype}")
+        dtype = keras.backend.standardize_dtype(codes.dtype)
+        levels, top_k = ((*codes.shape, 1) if self.top_k == 1 else codes.shape)[-2:]
+        if "int" not in dtype or top_k != self.top_k or levels > self.num_levels:
+            raise ArgumentError(
+                "codes",
+                f"integers of at most {self.num_levels} levels with {self.top_k} codes",
+                f"{dtype} of shape {tuple(codes.shape)}",
+            )
         if self.top_k == 1:
             codes = codes[..., None]
-        if len(codes.shape) < 2 or codes.shape[-1] != self.top_k:
-            raise ValueError(
-                f"`codes` must end in an axis of size top_k={self.top_k}. "
-                f"Received shape: {tuple(codes.shape)}"
-            )
-        levels = codes.shape[-2]
-        if levels is None or not 1 <= levels <= self.num_levels:
-            raise ValueError(
-                f"`codes` must have 1 to {self.num_levels} levels. "
-                f"Received: {levels} levels"
-            )
-        tables = ops.convert_to_tensor(self.code_vectors)
         vectors = sum(
-            _sum_of_codes(tables[self._table(level)], codes[..., level, :], True)
+            sum_of_codes(tables[self._table(level)], codes[..., level, :], True)
             for level in range(levels)
         )
         return ops.cast(vectors, self.compute_dtype)
 
-    # k-means.
-
-    def adapt(
-        self, data, padding_mask=None, max_vectors=65_536, iterations=10, steps=None
-    ):
+    def adapt(self, data, padding_mask=None, max_vectors=65_536, iterations=10):
         """Sets the codebooks by k-means on data, level after level.
 
         The same data and seed give the same codebooks on every backend. A layer that
@@ -810,70 +579,14 @@ class ResidualQuantizer(keras.layers.Layer):
             max_vectors: Integer. If there are more vectors, k-means runs on this many
                 drawn from all of them.
             iterations: Integer, k-means iterations per level.
-            steps: Integer, number of batches to read. `None` reads all.
-
-        Raises:
-            ValueError: if there is no vector, or shapes or numbers are wrong.
         """
-        vectors = sample_vectors(
-            data, padding_mask, max_vectors, steps, self.dim, self._seed
-        )
+        if padding_mask is not None:
+            data = [(data, padding_mask)]
+        vectors = sample_vectors(data, max_vectors, self._seed)
         if not self.built:
-            self.build((None, vectors.shape[1]))
-        if self.normalize == "input":
-            vectors = _unit_rows(vectors)
-        if self.shared_codebooks:
-            tables, counts = self._adapted_shared_table(vectors, iterations)
-        else:
-            tables, counts = self._adapted_tables(vectors, iterations)
-        self._set_tables(np.stack(tables), np.stack(counts))
-
-    def _clusters(self, residuals, iterations, level):
-        cosine = self.normalize_codes or self.normalize == "level"
-        if self.normalize == "level":
-            residuals = _unit_rows(residuals)
-        result = kmeans(
-            residuals,
-            self.codebook_size,
-            iterations,
-            cosine=cosine,
-            seed=[self._seed, level],
-        )
-        # The codes of one vector add up to it, so each is a share.
-        scale = 1.0 if cosine else 1.0 / self.top_k
-        return result.means * np.float32(scale), result.counts
-
-    def _adapted_tables(self, residual, iterations):
-        tables, counts = [], []
-        for level in range(self.num_levels):
-            means, samples = self._clusters(residual, iterations, level)
-            tables.append(means)
-            counts.append(samples)
-            residual = self._residual_after(residual, means)
-        return tables, counts
-
-    def _adapted_shared_table(self, vectors, iterations):
-        """Clusters the residuals of all levels, which clustering itself changes."""
-        residuals = [vectors]
-        for level in range(self.num_levels):
-            means, counts = self._clusters(np.concatenate(residuals), iterations, level)
-            residuals = [vectors]
-            for _ in range(min(level + 1, self.num_levels - 1)):
-                residuals.append(self._residual_after(residuals[-1], means))
-        return [means], [counts]
-
-    def _residual_after(self, residual, means):
-        after = np.empty_like(residual)
-        penalties = 0.5 * np.square(means).sum(axis=1)
-        for start in range(0, len(residual), ROWS_AT_ONCE):
-            rows = residual[start : start + ROWS_AT_ONCE]
-            looked_up = _unit_rows(rows) if self.normalize == "level" else rows
-            scores = looked_up @ means.T - penalties
-            codes = np.argsort(-scores, axis=1)[:, : self.top_k]
-            after[start : start + ROWS_AT_ONCE] = rows - means[codes].sum(axis=1)
-        return after
-
-    def _set_tables(self, tables, samples):
+            self.build(vectors.shape)
+        self._check_vectors(vectors)
+        tables, samples = residual_kmeans(self, vectors, iterations, self._seed)
         self.code_vectors.assign(tables)
         if self.codebook_update == "gradient":
             return
@@ -883,8 +596,6 @@ class ResidualQuantizer(keras.layers.Layer):
         if self.codebook_update == "sums":
             self.sums.assign(tables * counts[..., None])
 
-    # Usage.
-
     def usage(self):
         """Tells how well each codebook was used in training since `reset_usage()`.
 
@@ -892,169 +603,19 @@ class ResidualQuantizer(keras.layers.Layer):
             A `CodebookUsage` of float32 NumPy arrays of shape `(num_levels,)`: `usage`,
             `perplexity` and `dead_codes`.
         """
-        self._check_built("usage")
         usage = usage_of_counts(self.code_histogram)
-        return CodebookUsage(*(ops.convert_to_numpy(numbers) for numbers in usage))
+        return CodebookUsage(*map(ops.convert_to_numpy, usage))
 
     def reset_usage(self):
         """Forgets the codes counted for `usage()`."""
-        self._check_built("reset_usage")
-        self.code_histogram.assign(ops.zeros(self.code_histogram.shape, dtype="int32"))
+        self.code_histogram.assign(ops.zeros_like(self.code_histogram))
 
     def get_config(self):
         """Returns the constructor's arguments."""
-        names = (
-            "num_levels",
-            "codebook_size",
-            "dim",
-            "normalize",
-            "normalize_codes",
-            "codebook_update",
-            "decay",
-            "commitment_weight",
-            "restart_threshold",
-            "shared_codebooks",
-            "top_k",
-            "quantizer_dropout",
-            "sampling_temperature",
-            "seed",
-        )
-        return super().get_config() | {name: getattr(self, name) for name in names}
+        return super().get_config() | arguments_of(self, ResidualQuantizer)
 
 
-class _DrawnSeed(keras.random.SeedGenerator):
-    """A seed drawn before, in the form that `keras.random` takes."""
-
-    def __init__(self, seed):
-        # Without the parent's variable: there is no state to move.
-        self._seed = seed
-
-    def next(self, ordered=True):
-        """Returns the seed."""
-        return self._seed
-
-
-def _uniform(draws, name, shape, draw=keras.random.uniform):
-    if name not in draws:
-        return None
-    return draw(shape, dtype="float32", seed=_DrawnSeed(draws[name]))
-
-
-def _draw_rows(shape, **kwargs):
-    return draw_rows(keras.random.uniform, shape, **kwargs)
-
-
-class _Seats:
-    """Hands out a batch's vectors in random order, none twice if that can be.
-
-    The batch is that of all replicas: all of them draw the same vectors.
-    """
-
-    def __init__(self, targets, real, num_used, order):
-        self.targets = targets
-        self.num_used = num_used
-        if real is None:
-            self.num_rows = ops.shape(order)[0]
-        else:
-            # Padding comes last in the order, out of reach.
-            real = all_rows(ops.cast(real, "int32")) > 0
-            order = ops.where(real, order, 2.0)
-            self.num_rows = ops.maximum(ops.sum(ops.cast(real, "int32")), 1)
-        self.rows = ops.cast(ops.argsort(order), "int32")
-        self.handed_out = 0
-
-    def draw(self, dead, level):
-        """Returns a vector for each dead code (and any for the others).
-
-        `level` is the level whose vectors are asked for, `None` for all in turn.
-        """
-        rank = self.handed_out + ops.cumsum(ops.cast(dead, "int32")) - 1
-        rank = ops.maximum(rank, 0)
-        self.handed_out = self.handed_out + ops.sum(ops.cast(dead, "int32"))
-        rows = ops.take(self.rows, ops.mod(rank, self.num_rows), axis=0)
-        if level is not None:
-            return take_rows(self.targets[level], rows)
-        num_used = len(self.targets) if self.num_used is None else self.num_used
-        levels = ops.mod(rank, num_used)[:, None]
-        drawn = take_rows(self.targets[0], rows)
-        for other in range(1, len(self.targets)):
-            vectors = take_rows(self.targets[other], rows)
-            drawn = ops.where(levels == other, vectors, drawn)
-        return drawn
-
-
-def unit_vectors(vectors):
-    """Brings vectors to unit length; zero vectors stay zero.
-
-    Args:
-        vectors: Float tensor of shape `(..., dim)`.
-
-    Returns:
-        Tensor of the same shape.
-    """
-    squares = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
-    scale = ops.rsqrt(ops.maximum(squares, 1e-24))
-    # No gradient at zero either, where it would be 1e12 times too large.
-    return vectors * ops.where(squares > 1e-24, scale, 0.0)
-
-
-def _unit_rows(vectors):
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.maximum(lengths, 1e-12)
-
-
-def _sum_of_codes(table, codes, absent=False):
-    """Adds up the code vectors of `codes` `(..., k)`; those of -1 add nothing."""
-    total = 0.0
-    for k in range(codes.shape[-1]):
-        ids = codes[..., k]
-        vectors = ops.take(table, ops.maximum(ids, 0) if absent else ids, axis=0)
-        if absent:
-            vectors = vectors * ops.cast(ids >= 0, vectors.dtype)[..., None]
-        total = vectors if k == 0 else total + vectors
-    return total
-
-
-def _mean_square(differences, share):
-    """Averages squares over real rows, given that the other rows are zero."""
-    return ops.mean(ops.square(differences)) / share
-
-
-def _share_of_real(real):
-    """What the mean over this replica's rows is divided by.
-
-    That is the share of real rows, or more where there are replicas, so that their
-    quotients add up to the mean over the real rows of the batch.
-    """
-    if real is None:
-        return float(num_replicas())
-    share = sum_over_replicas(ops.mean(ops.cast(real, "float32")))
-    return ops.maximum(share, 1e-12)
-
-
-def _map_rows(function, rows, rows_at_once):
-    """Applies `function` to slices of about `rows_at_once` rows, one by one."""
-    total = ops.shape(keras.tree.flatten(rows)[0])[0]
-    if isinstance(total, int) and total <= rows_at_once:
-        return function(rows)
-    if isinstance(total, int):
-        num_slices = -(-total // rows_at_once)
-    else:
-        num_slices = ops.maximum((total + rows_at_once - 1) // rows_at_once, 1)
-    # Slices of equal size, so that little is padded.
-    size = (total + num_slices - 1) // num_slices
-    missing = num_slices * size - total
-    # Of rows that lie on several devices, each slice takes some from all of them.
-    is_spread = keras.distribution.distribution() is not None
-
-    def sliced(array):
-        rest = tuple(array.shape[1:])
-        array = ops.pad(array, [(0, missing)] + [(0, 0)] * len(rest))
-        if is_spread:
-            return ops.swapaxes(ops.reshape(array, (size, num_slices, *rest)), 0, 1)
-        return ops.reshape(array, (num_slices, size, *rest))
-
-    results = ops.map(function, keras.tree.map_structure(sliced, rows))
-    if is_spread:
-        results = ops.swapaxes(results, 0, 1)
-    return ops.reshape(results, (-1, *results.shape[2:]))[:total]
+def arguments_of(layer, cls):
+    """The arguments of a class's constructor, which are attributes of its objects."""
+    names = inspect.signature(cls.__init__).parameters.keys() - {"self", "kwargs"}
+    return {name: getattr(layer, name) for name in names}

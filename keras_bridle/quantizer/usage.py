@@ -1,6 +1,6 @@
-"""How much of a codebook is used."""
+"""How much of a codebook is used: numbers, a metric and a callback for `fit()`."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -19,63 +19,31 @@ class CodebookUsage(NamedTuple):
         dead_codes: Number of codes that do not occur.
     """
 
-    usage: object
-    perplexity: object
-    dead_codes: object
+    usage: Any
+    perplexity: Any
+    dead_codes: Any
 
 
 def usage_of_counts(counts):
-    """Computes usage, perplexity and dead codes from how often each code occurs.
-
-    Args:
-        counts: Tensor of shape `(..., codebook_size)`, how often each code occurs.
-
-    Returns:
-        A `CodebookUsage` of float32 tensors of shape `(...)`.
-
-    Example:
-    ```python
-    import numpy as np
-    from keras_bridle.quantizer.usage import usage_of_counts
-
-    print(usage_of_counts(np.array([[5, 5, 0, 0], [1, 2, 3, 4]])))
-    ```
-    """
+    """Computes `CodebookUsage` from how often each code occurs, `(..., size)`."""
     counts = ops.cast(counts, "float32")
-    used = ops.cast(counts > 0, "float32")
     total = ops.sum(counts, axis=-1, keepdims=True)
     share = counts / ops.maximum(total, 1.0)
     entropy = -ops.sum(share * ops.log(ops.where(counts > 0, share, 1.0)), axis=-1)
-    perplexity = ops.where(total[..., 0] > 0, ops.exp(entropy), 0.0)
+    used = ops.cast(counts > 0, "float32")
     return CodebookUsage(
         usage=ops.mean(used, axis=-1),
-        perplexity=perplexity,
+        perplexity=ops.where(total[..., 0] > 0, ops.exp(entropy), 0.0),
         dead_codes=ops.sum(1.0 - used, axis=-1),
     )
 
 
-__all__ = ["CodeUsage", "named_usage", "usage_of_counts"]
-
-
 def named_usage(counts, prefix=""):
-    """Computes usage as a flat dict, as Keras logs want it.
+    """Computes usage as a dict of scalars: `usage_1`, `perplexity_1`, `dead_codes_1`...
 
     Args:
-        counts: Tensor of shape `(num_levels, codebook_size)`, how often each code
-            occurs.
+        counts: Tensor of shape `(num_levels, codebook_size)`.
         prefix: String in front of every name.
-
-    Returns:
-        Dict of float32 scalars: `usage_1`, `perplexity_1`, `dead_codes_1`, `usage_2`
-        and so on, levels counted from 1.
-
-    Example:
-    ```python
-    import numpy as np
-    from keras_bridle.quantizer.usage import named_usage
-
-    print(named_usage(np.array([[5, 5, 0, 0], [1, 2, 3, 4]])))
-    ```
     """
     usage = usage_of_counts(counts)
     return {
@@ -89,33 +57,11 @@ def named_usage(counts, prefix=""):
 class CodeUsage(keras.metrics.Metric):
     """Usage, perplexity and dead codes of each level since the last reset.
 
-    Args:
-        num_levels: Integer, number of levels of the codes.
-        codebook_size: Integer, number of codes of a level.
-        name: String, the metric's name; the names of its results do not contain it.
-        dtype: Dtype of the results' computation.
-
-    Raises:
-        ValueError: if an argument is not positive.
-
-    Example:
-    ```python
-    import numpy as np
-    from keras_bridle.quantizer.usage import CodeUsage
-
-    metric = CodeUsage(num_levels=2, codebook_size=4)
-    metric.update_state(np.array([[0, 3], [0, 2], [1, 1]]))
-    print({name: float(value) for name, value in metric.result().items()})
-    ```
+    The names of its results, those of `named_usage()`, do not contain its own.
     """
 
     def __init__(self, num_levels, codebook_size, name="code_usage", dtype=None):
         super().__init__(name=name, dtype=dtype)
-        if num_levels < 1 or codebook_size < 1:
-            raise ValueError(
-                "`num_levels` and `codebook_size` must be at least 1. Received: "
-                f"num_levels={num_levels}, codebook_size={codebook_size}"
-            )
         self.num_levels = num_levels
         self.codebook_size = codebook_size
         # Integers: float32 stops counting at 2 ** 24.
@@ -127,33 +73,21 @@ class CodeUsage(keras.metrics.Metric):
         )
 
     def update_state(self, codes, mask=None):
-        """Counts codes.
+        """Counts codes `(..., num_levels)`, but negative ones and those masked out.
 
         Args:
-            codes: Integer tensor of shape `(..., num_levels)`. Negative codes do not
-                count.
+            codes: Integer tensor.
             mask: Boolean tensor of shape `(...)`, `True` for codes that count. `None`
                 counts all.
-
-        Raises:
-            ValueError: if the last axis of `codes` is not of size `num_levels`.
         """
         codes = ops.convert_to_tensor(codes)
-        if codes.shape[-1] != self.num_levels:
-            raise ValueError(
-                f"`codes` must have a last axis of size num_levels={self.num_levels}. "
-                f"Received shape: {tuple(codes.shape)}"
-            )
         if mask is not None:
-            mask = ops.cast(ops.convert_to_tensor(mask), "bool")
-            codes = ops.where(mask[..., None], codes, -1)
-        codes = ops.cast(ops.reshape(codes, (-1, self.num_levels)), "int32")
+            codes = ops.where(ops.cast(mask, "bool")[..., None], codes, -1)
         size = self.codebook_size + 1
-        ids = ops.where(codes < 0, self.codebook_size, codes)
+        ids = ops.where(codes < 0, self.codebook_size, ops.cast(codes, "int32"))
         # Each level's codes in a range of their own.
-        ids = ops.reshape(
-            ids + size * ops.arange(self.num_levels, dtype="int32"), (-1,)
-        )
+        ids = ids + size * ops.arange(self.num_levels, dtype="int32")
+        ids = ops.reshape(ids, (-1,))
         counts = segment_sum(ops.ones_like(ids), ids, self.num_levels * size)
         counts = ops.reshape(counts, (self.num_levels, size))[:, :-1]
         counts = metric_increment(counts)
@@ -165,8 +99,70 @@ class CodeUsage(keras.metrics.Metric):
 
     def get_config(self):
         """Returns the constructor's arguments."""
-        config = super().get_config()
-        return config | {
-            "num_levels": self.num_levels,
-            "codebook_size": self.codebook_size,
-        }
+        sizes = {"num_levels": self.num_levels, "codebook_size": self.codebook_size}
+        return super().get_config() | sizes
+
+
+class CodeUsageLogger(keras.callbacks.Callback):
+    """Adds usage, perplexity and dead codes of every codebook to the epoch's logs.
+
+    Works in the plain `fit()` of any model with `ResidualQuantizer` layers: they count
+    the codes they choose in training, and this callback reads the counts at the end of
+    each epoch. Layers that are frozen or not in training count nothing and are left
+    out. The numbers are in the `History` and the progress bar; put this callback
+    before those that read logs, such as `CSVLogger`.
+
+    The names are `usage_1`, `perplexity_1`, `dead_codes_1`, `usage_2` and so on; in a
+    model with several quantizers each starts with its layer's name and `_`.
+
+    Raises:
+        ValueError: in the first epoch, if the model has no `ResidualQuantizer`.
+
+    Example:
+    ```python
+    import keras
+    import keras_bridle as kb
+    import numpy as np
+
+    inputs = keras.Input((8,))
+    quantizer = kb.ResidualQuantizer(num_levels=2, codebook_size=16)
+    model = keras.Model(inputs, quantizer(keras.layers.Dense(4)(inputs)).quantized)
+    model.compile(optimizer="adam", loss="mse")
+    history = model.fit(
+        np.random.normal(size=(64, 8)),
+        np.random.normal(size=(64, 4)),
+        callbacks=[kb.CodeUsageLogger()],
+        verbose=0,
+    )
+    print(history.history["perplexity_1"])
+    ```
+    """
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Starts to count anew."""
+        for histogram in self._histograms():
+            histogram.assign(ops.zeros_like(histogram))
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Checks that there is something to log, once all layers are built."""
+        if batch == 0 and not self._histograms():
+            raise ValueError(
+                f"{self.model.name} has no `ResidualQuantizer`, whose codes "
+                "CodeUsageLogger could count."
+            )
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Puts the numbers into `logs`."""
+        histograms = self._histograms()
+        for histogram in histograms:
+            counts = ops.convert_to_numpy(histogram)
+            if logs is None or not counts.any():
+                continue
+            layer = histogram.path.split("/")[-2]
+            prefix = f"{layer}_" if len(histograms) > 1 else ""
+            for name, value in named_usage(counts, prefix).items():
+                logs[name] = float(value)
+
+    def _histograms(self):
+        """The weights in which quantizers count, found by their name."""
+        return [x for x in self.model.variables if x.name == "code_histogram"]

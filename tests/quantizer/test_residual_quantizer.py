@@ -830,19 +830,6 @@ def test_adapt_leaves_out_padding():
     np.testing.assert_array_equal(tables[2], tables[0])
 
 
-def test_adapt_samples_evenly_in_bounded_memory():
-    # Batch b holds vectors of angle b; the sample should hold each angle alike.
-    from keras_bridle.quantizer.kmeans import sample_vectors
-
-    batches = (np.full((100, 1), b, "float32") for b in range(50))
-    drawn = sample_vectors(batches, None, 1000, None, None, seed=0)
-    assert drawn.shape == (1000, 1)
-    counts = np.bincount(drawn[:, 0].astype(int), minlength=50)
-    assert counts.min() > 6 and counts.max() < 38
-    endless = (np.full((100, 1), b, "float32") for b in iter(int, 1))
-    assert sample_vectors(endless, None, 1000, 3, None, seed=0).shape == (300, 1)
-
-
 # Usage.
 
 
@@ -875,9 +862,7 @@ def test_usage_counts_the_training_codes():
     "arguments",
     [
         {"num_levels": 0},
-        {"codebook_size": 2.5},
-        {"dim": -1},
-        {"top_k": True},
+        {"codebook_size": 0},
         {"normalize": "both"},
         {"codebook_update": "ema"},
         {"decay": 1.0},
@@ -891,46 +876,23 @@ def test_usage_counts_the_training_codes():
     ids=str,
 )
 def test_wrong_arguments(arguments):
-    with pytest.raises(ValueError, match=f"`{list(arguments)[-1]}`"):
+    with pytest.raises(ValueError):
         ResidualQuantizer(**arguments)
 
 
 def test_wrong_calls():
-    quantizer = ResidualQuantizer(num_levels=2, codebook_size=8)
-    with pytest.raises(ValueError, match="not built"):
-        quantizer.encode(random_vectors(3, 8))
-    with pytest.raises(ValueError, match="not built"):
-        quantizer.decode(np.zeros((3, 2), "int32"))
-    with pytest.raises(ValueError, match="at least two axes"):
-        quantizer.build((8,))
-    quantizer = built(num_levels=2, codebook_size=8)
-    with pytest.raises(ValueError, match=r"`vectors` must have shape `\(..., 8\)`"):
-        quantizer(random_vectors(3, 7))
-    with pytest.raises(ValueError, match="must not be empty"):
-        quantizer(np.zeros((0, 8), "float32"))
-    with pytest.raises(ValueError, match="`padding_mask`"):
-        quantizer(random_vectors(3, 8), padding_mask=np.ones((2,), bool))
-    with pytest.raises(ValueError, match="1 to 2 levels"):
-        quantizer.decode(np.zeros((3, 3), "int32"))
-    with pytest.raises(ValueError, match="integers"):
-        quantizer.decode(np.zeros((3, 2), "float32"))
-    with pytest.raises(ValueError, match="dim=8"):
-        ResidualQuantizer(2, 8, dim=8).build((None, 7))
-
-
-def test_wrong_data_for_adapt():
-    quantizer = ResidualQuantizer(num_levels=2, codebook_size=8)
-    with pytest.raises(ValueError, match="at least one real vector"):
-        quantizer.adapt([])
-    with pytest.raises(ValueError, match="finite"):
-        quantizer.adapt(np.full((10, 8), np.nan))
-    with pytest.raises(ValueError, match="iterable"):
-        quantizer.adapt(3)
-    with pytest.raises(ValueError, match="`padding_mask` must be boolean"):
-        quantizer.adapt([(random_vectors(64, 8), np.zeros(10, "int32"))])
-    with pytest.raises(ValueError, match="goes with one array"):
-        quantizer.adapt([random_vectors(64, 8)], padding_mask=np.ones(10, bool))
-    with pytest.raises(ValueError, match="shape"):
-        built(num_levels=2, codebook_size=8).adapt(random_vectors(10, 7))
-    with pytest.raises(ValueError, match="`max_vectors`"):
-        quantizer.adapt(random_vectors(64, 8), max_vectors=0)
+    vectors = random_vectors(64, 8)
+    quantizer = built(num_levels=2, codebook_size=16)
+    for wrong in (
+        lambda: ResidualQuantizer(2, 16).encode(vectors),
+        lambda: ResidualQuantizer(2, 16).adapt([]),
+        lambda: ResidualQuantizer(2, 16).adapt(np.full((10, 8), np.nan)),
+        lambda: quantizer(vectors[:, :7]),
+        lambda: quantizer.encode(vectors.reshape(32, 16)),
+        lambda: quantizer(vectors, padding_mask=np.ones((2, 32), bool)),
+        lambda: quantizer.decode(np.zeros((3, 3), "int32")),
+        lambda: quantizer.decode(np.zeros((3, 2), "float32")),
+        lambda: quantizer.adapt(vectors[:, :7]),
+    ):
+        with pytest.raises(ValueError):
+            wrong()

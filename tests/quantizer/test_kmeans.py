@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+
+from keras_bridle.quantizer import kmeans as kmeans_module
+from keras_bridle.quantizer.kmeans import kmeans, sample_vectors
+
+pytestmark = pytest.mark.one_backend
+
+
+def samples(count=500, dim=6, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, dim)).astype("float32")
+
+
+def test_matches_scikit_learn_from_the_same_start():
+    data = samples()
+    ids = np.arange(12)
+    means, _ = kmeans(data, 12, iterations=10, initial_ids=ids)
+    theirs = KMeans(
+        12, init=data[ids], n_init=1, max_iter=10, tol=0.0, algorithm="lloyd"
+    ).fit(data)
+    np.testing.assert_allclose(means, theirs.cluster_centers_, atol=1e-5)
+
+
+def test_empty_cluster_keeps_its_mean():
+    data = np.float32([[0.0], [0.0], [1.0], [5.0]])
+    means, counts = kmeans(data, 3, iterations=1, initial_ids=[0, 1, 3])
+    # The first two start alike, and the first of equals wins.
+    np.testing.assert_allclose(means, [[1 / 3], [0.0], [5.0]], atol=1e-6)
+    np.testing.assert_array_equal(counts, [3, 0, 1])
+
+
+def test_no_cluster_stays_empty_where_many_samples_are_equal():
+    data = samples()
+    data[: len(data) // 2] = 0
+    means, counts = kmeans(data, 16, seed=0)
+    assert counts.min() > 0
+    distances = np.square(data[:, None] - means).sum(axis=-1)
+    assert len(np.unique(distances.argmin(axis=1))) == 16
+    # There are too few different samples for so many clusters, and no endless search.
+    few, _ = kmeans(np.repeat(np.eye(3), 9, axis=0), 5, seed=0)
+    assert np.isfinite(few).all()
+
+
+def test_slices_of_rows_change_nothing(monkeypatch):
+    data = samples()
+    whole = kmeans(data, 16, seed=0)
+    monkeypatch.setattr(kmeans_module, "ROWS_AT_ONCE", 37)
+    for ours, theirs in zip(kmeans(data, 16, seed=0), whole, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_seed_decides_the_start():
+    first, again, other = (kmeans(samples(), 16, seed=seed)[0] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.1
+
+
+def test_more_clusters_than_samples():
+    means, counts = kmeans(samples(count=5), 9, seed=0)
+    assert np.isfinite(means).all()
+    assert counts.sum() == 5
+
+
+@pytest.mark.parametrize(
+    "data", [np.zeros((0, 3)), np.zeros(3), np.full((4, 3), np.nan)]
+)
+def test_wrong_samples(data):
+    with pytest.raises(ValueError):
+        kmeans(data, 2)
+
+
+def test_samples_are_even_and_bounded():
+    # Batch b holds vectors of b; the sample should hold each number alike.
+    batches = (np.full((100, 1), b, "float32") for b in range(50))
+    drawn = sample_vectors(batches, 1000, seed=0)
+    assert drawn.shape == (1000, 1)
+    counts = np.bincount(drawn[:, 0].astype(int), minlength=50)
+    assert counts.min() > 6 and counts.max() < 38

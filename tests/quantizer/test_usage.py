@@ -1,0 +1,126 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
+from keras_bridle.quantizer.usage import CodeUsage, CodeUsageLogger, named_usage
+
+
+def reference(codes, size=16):
+    """Usage, perplexity and dead codes of codes (n, levels), by float64 NumPy."""
+    results = {}
+    for level, column in enumerate(np.asarray(codes).T, start=1):
+        counts = np.bincount(column[column >= 0], minlength=size)
+        share = counts[counts > 0] / counts.sum()
+        results[f"usage_{level}"] = np.mean(counts > 0)
+        results[f"perplexity_{level}"] = np.exp(-np.sum(share * np.log(share)))
+        results[f"dead_codes_{level}"] = np.sum(counts == 0)
+    return results
+
+
+def assert_close(ours, expected):
+    assert set(ours) >= set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(float(ours[name]), value, rtol=1e-5, err_msg=name)
+
+
+def random_codes(*shape, seed=0):
+    # Uneven: small codes are frequent, the last ones never occur.
+    codes = np.random.default_rng(seed).exponential(2.0, size=shape)
+    return np.minimum(codes, 12).astype("int32")
+
+
+def test_usage_without_any_codes():
+    usage = named_usage(np.zeros((1, 4)))
+    expected = {"usage_1": 0.0, "perplexity_1": 0.0, "dead_codes_1": 4.0}
+    assert {name: float(value) for name, value in usage.items()} == expected
+
+
+def test_metric_counts_until_it_is_reset():
+    metric = CodeUsage(num_levels=3, codebook_size=16)
+    assert CodeUsage.from_config(metric.get_config()).codebook_size == 16
+    batches = [random_codes(4, 50, 3), random_codes(2, 7, 3, seed=1)]
+    for codes in batches:
+        metric.update_state(codes)
+    everything = np.concatenate([codes.reshape(-1, 3) for codes in batches])
+    assert_close(metric.result(), reference(everything))
+    metric.reset_state()
+    # Masked and negative codes do not count.
+    codes, mask = random_codes(40, 3), np.arange(40) % 3 > 0
+    codes[4, 2] = -1
+    metric.update_state(codes, mask)
+    assert_close(metric.result(), reference(codes[mask]))
+
+
+@pytest.mark.parametrize("jit_compile", [False, "auto"])
+def test_metric_in_a_model(jit_compile):
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(1)
+            self.code_usage = CodeUsage(num_levels=2, codebook_size=16)
+
+        def call(self, codes):
+            return self.dense(ops.cast(codes, "float32"))
+
+        def compute_metrics(self, x, y, y_pred, sample_weight=None):
+            self.code_usage.update_state(x)
+            return self.get_metrics_result()
+
+    model = Model()
+    model.compile("sgd", "mse", jit_compile=jit_compile)
+    codes = random_codes(40, 2)
+    history = model.fit(codes, np.zeros((40, 1)), batch_size=16, epochs=2, verbose=0)
+    for epoch in range(2):
+        logs = {name: values[epoch] for name, values in history.history.items()}
+        assert_close(logs, reference(codes))
+
+
+VECTORS = np.random.default_rng(0).normal(size=(40, 8)).astype("float32")
+
+
+def fit(num_quantizers, **kwargs):
+    """Trains a model whose quantizers see its inputs unchanged."""
+    inputs = keras.Input((8,))
+    vectors = keras.layers.Dense(8, use_bias=False, kernel_initializer="identity")
+    total = vectors(inputs)
+    for index in range(num_quantizers):
+        quantizer = ResidualQuantizer(2, 16, seed=index, name=f"rq{index}")
+        quantizer.trainable = kwargs.pop("trainable", True)
+        total = total + quantizer(vectors(inputs)).quantized
+    model = keras.Model(inputs, total)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    callbacks = [CodeUsageLogger(), *kwargs.pop("callbacks", [])]
+    kwargs = {"batch_size": 16, "shuffle": False, "verbose": 0} | kwargs
+    return model.fit(VECTORS, VECTORS, callbacks=callbacks, **kwargs).history
+
+
+@pytest.mark.parametrize("num_quantizers", [1, 2])
+def test_logger_in_fit(num_quantizers, tmp_path):
+    file = tmp_path / "log.csv"
+    history = fit(
+        num_quantizers,
+        epochs=2,
+        validation_data=(VECTORS, VECTORS),
+        callbacks=[keras.callbacks.CSVLogger(str(file))],
+    )
+    for index in range(num_quantizers):
+        prefix = f"rq{index}_" if num_quantizers > 1 else ""
+        by_hand = ResidualQuantizer(num_levels=2, codebook_size=16, seed=index)
+        for epoch in range(2):
+            batches = np.split(VECTORS, [16, 32])
+            codes = [by_hand(batch, training=True).codes for batch in batches]
+            codes = np.concatenate([ops.convert_to_numpy(x) for x in codes])
+            expected = reference(codes)
+            logs = {name: history[prefix + name][epoch] for name in expected}
+            assert_close(logs, expected)
+    table = np.genfromtxt(file, delimiter=",", names=True)
+    name = f"{prefix}perplexity_2"
+    np.testing.assert_allclose(table[name], history[name], rtol=1e-6)
+
+
+def test_logger_leaves_out_frozen_quantizers_and_needs_one():
+    assert set(fit(1, trainable=False)) == {"loss"}
+    with pytest.raises(ValueError):
+        fit(0)
