@@ -4,8 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_bridle.config import ArgumentError
 from keras_bridle.engine import nearness
+from keras_bridle.layers.base import check
 from keras_bridle.quantizer.codebook import (
     choose_codes,
     counts_and_sums,
@@ -16,7 +16,6 @@ from keras_bridle.quantizer.codebook import (
 from keras_bridle.quantizer.residual_quantizer import (
     COUNT_OF_EMPTY,
     ResidualQuantizer,
-    arguments_of,
 )
 from keras_bridle.replicas import num_replicas
 
@@ -70,10 +69,10 @@ class PublishedResidualQuantizer(ResidualQuantizer):
         seed=None,
         **kwargs,
     ):
-        if flavor not in ("audio", "video", "vq"):
-            raise ArgumentError("flavor", "audio, video or vq", flavor)
-        if flavor == "vq" and num_levels > 1:
-            raise ArgumentError("num_levels", '1 for flavor="vq"', num_levels)
+        flavors = ("audio", "video", "vq")
+        check(flavor in flavors, "flavor", f"one of {flavors}", flavor)
+        is_vq = flavor == "vq"
+        check(not is_vq or num_levels == 1, "num_levels", "1 for VQ", num_levels)
         self.flavor = flavor
         self.ema = ema
         self.restart_unused_codes = restart_unused_codes
@@ -83,8 +82,8 @@ class PublishedResidualQuantizer(ResidualQuantizer):
             num_levels=num_levels,
             codebook_size=codebook_size,
             dim=dim,
-            normalize="input" if flavor == "vq" else "level",
-            normalize_codes=flavor == "vq" and ema,
+            normalize="input" if is_vq else "level",
+            normalize_codes=is_vq and ema,
             codebook_update=rule if ema else "gradient",
             decay=decay,
             commitment_weight=commitment_weight,
@@ -226,11 +225,6 @@ class PublishedResidualQuantizer(ResidualQuantizer):
         # The published VQ keeps the two kinds of counts apart.
         return table | new | ({} if self.flavor == "vq" else {"counts": counts})
 
-    def get_config(self):
-        """Returns the constructor's arguments."""
-        layer = keras.layers.Layer.get_config(self)
-        return layer | arguments_of(self, PublishedResidualQuantizer)
-
 
 def load_published_quantizer(layer, state, prefix=""):
     """Copies the arrays of a published state dict into a quantizer.
@@ -249,9 +243,8 @@ def load_published_quantizer(layer, state, prefix=""):
     levels = range(layer.num_levels + 1)
     levels = [i for i in levels if f"{prefix}codebooks.{i}.weight" in state]
     found, tables = (1 if is_vq else len(levels)), layer.code_vectors.shape[0]
-    if not tables <= found <= layer.num_levels:
-        expected = f"of {layer.num_levels} codebooks under {prefix!r}"
-        raise ArgumentError("state", expected, f"{found} codebooks")
+    expected = f"of {layer.num_levels} codebooks under {prefix!r}"
+    check(tables <= found <= layer.num_levels, "state", expected, f"{found} codebooks")
     names = NAMES_OF_VQ if is_vq else NAMES_OF_LEVEL
     stems = [prefix if is_vq else f"{prefix}codebooks.{i}." for i in range(tables)]
 

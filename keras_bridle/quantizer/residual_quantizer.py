@@ -1,7 +1,6 @@
 """Residual vector quantization as a Keras layer."""
 
 import functools
-import inspect
 import math
 import random
 from typing import Any, NamedTuple
@@ -10,8 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_bridle.config import ArgumentError
 from keras_bridle.engine import nearness
+from keras_bridle.layers.base import ConfiguredLayer, check
 from keras_bridle.quantizer.codebook import (
     choose_codes,
     counts_and_sums,
@@ -55,7 +54,7 @@ class ResidualQuantizerOutput(NamedTuple):
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class ResidualQuantizer(keras.layers.Layer):
+class ResidualQuantizer(ConfiguredLayer):
     """Quantizes vectors as sums of code vectors, one from each level's codebook.
 
     Level 1 picks the code vector nearest to the input, level 2 the one nearest to what
@@ -181,20 +180,27 @@ class ResidualQuantizer(keras.layers.Layer):
         self.seed = seed
         threshold = restart_threshold or 0.0
         keeps_counts = codebook_update != "gradient"
-        for name, is_valid, expected in (
+        for name, is_right, expected in (
             ("num_levels", num_levels >= 1, "at least 1"),
             ("normalize", normalize in NORMALIZATIONS, f"one of {NORMALIZATIONS}"),
             ("codebook_update", codebook_update in RULES, f"one of {RULES}"),
             ("decay", 0.0 <= decay < 1.0, "at least 0 and below 1"),
             ("commitment_weight", commitment_weight >= 0.0, "at least 0"),
             ("restart_threshold", threshold >= 0.0, "at least 0"),
-            ("restart_threshold", keeps_counts or not threshold, "None for gradients"),
-            ("top_k", 1 <= top_k <= codebook_size, "1 to `codebook_size`"),
-            ("top_k", top_k == 1 or not sampling_temperature, "1 for sampling"),
+            (
+                "restart_threshold",
+                keeps_counts or not threshold,
+                'None with codebook_update="gradient", which keeps no counts',
+            ),
             ("sampling_temperature", sampling_temperature >= 0.0, "at least 0"),
+            ("top_k", 1 <= top_k <= codebook_size, "1 to `codebook_size`"),
+            (
+                "top_k",
+                top_k == 1 or not sampling_temperature,
+                "1 with `sampling_temperature`, which draws one code a level",
+            ),
         ):
-            if not is_valid:
-                raise ArgumentError(name, expected, getattr(self, name))
+            check(is_right, name, expected, getattr(self, name))
         # Follows keras.utils.set_random_seed when no seed is given.
         self._seed = random.randrange(2**31) if seed is None else seed
         if any(self._wanted_draws().values()):
@@ -417,16 +423,16 @@ class ResidualQuantizer(keras.layers.Layer):
 
     def _check_vectors(self, vectors, padding_mask=None):
         shape = tuple(vectors.shape)
-        if len(shape) < 2 or shape[-1] != self.dim:
-            raise ArgumentError("vectors", f"of shape (..., {self.dim})", shape)
+        fits = len(shape) >= 2 and shape[-1] == self.dim
+        check(fits, "vectors", f"of shape (..., {self.dim})", shape)
         if padding_mask is None:
             return
         mask_shape = tuple(padding_mask.shape)
-        if len(mask_shape) != len(shape) - 1 or any(
-            None not in (ours, theirs) and ours != theirs
-            for ours, theirs in zip(mask_shape, shape, strict=False)
-        ):
-            raise ArgumentError("padding_mask", f"of shape {shape[:-1]}", mask_shape)
+        fits = len(mask_shape) == len(shape) - 1 and all(
+            None in pair or pair[0] == pair[1]
+            for pair in zip(mask_shape, shape, strict=False)
+        )
+        check(fits, "padding_mask", f"of shape {shape[:-1]}", mask_shape)
 
     def _flat_vectors(self, vectors, padding_mask=None):
         """Returns vectors `(N, dim)`, mask `(N,)` or `None`, and the leading axes."""
@@ -550,12 +556,12 @@ class ResidualQuantizer(keras.layers.Layer):
         codes = ops.convert_to_tensor(codes)
         dtype = keras.backend.standardize_dtype(codes.dtype)
         levels, top_k = ((*codes.shape, 1) if self.top_k == 1 else codes.shape)[-2:]
-        if "int" not in dtype or top_k != self.top_k or levels > self.num_levels:
-            raise ArgumentError(
-                "codes",
-                f"integers of at most {self.num_levels} levels with {self.top_k} codes",
-                f"{dtype} of shape {tuple(codes.shape)}",
-            )
+        check(
+            "int" in dtype and top_k == self.top_k and levels <= self.num_levels,
+            "codes",
+            f"integers of at most {self.num_levels} levels with {self.top_k} codes",
+            f"{dtype} of shape {tuple(codes.shape)}",
+        )
         if self.top_k == 1:
             codes = codes[..., None]
         vectors = sum(
@@ -609,13 +615,3 @@ class ResidualQuantizer(keras.layers.Layer):
     def reset_usage(self):
         """Forgets the codes counted for `usage()`."""
         self.code_histogram.assign(ops.zeros_like(self.code_histogram))
-
-    def get_config(self):
-        """Returns the constructor's arguments."""
-        return super().get_config() | arguments_of(self, ResidualQuantizer)
-
-
-def arguments_of(layer, cls):
-    """The arguments of a class's constructor, which are attributes of its objects."""
-    names = inspect.signature(cls.__init__).parameters.keys() - {"self", "kwargs"}
-    return {name: getattr(layer, name) for name in names}
