@@ -1,5 +1,6 @@
 """Random access to the clips of files: order, crops, unreadable files."""
 
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ CROPS = {"start": (0.0, 0.5, 0.5), "center": CENTER, "random": None}
 _MAX_FAILURES = 1000
 
 
+@dataclasses.dataclass(eq=False)
 class Clips:
     """Reads the clip at an index of an epoch, in any order and from any thread.
 
@@ -33,26 +35,16 @@ class Clips:
         seed: int. Decides order and crops.
     """
 
-    def __init__(
-        self,
-        files: FileList,
-        reader: Callable[..., np.ndarray],
-        *,
-        report: ReadReport,
-        shuffle: bool = False,
-        position: Position | None = CENTER,
-        replace: bool = False,
-        strict: bool = False,
-        seed: int = 0,
-    ) -> None:
-        self.files = files
-        self.report = report
-        self._reader = reader
-        self._shuffle = shuffle
-        self._position = position
-        self._replace = replace
-        self._strict = strict
-        self._seed = seed
+    files: FileList
+    reader: Callable[..., np.ndarray]
+    report: ReadReport
+    shuffle: bool = False
+    position: Position | None = CENTER
+    replace: bool = False
+    strict: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
         self._unreadable: dict[int, str] = {}
         self._failed_in_a_row = 0
         self._orders: dict[int, np.ndarray] = {}
@@ -69,9 +61,9 @@ class Clips:
     def clip(self, epoch: int, place: int) -> tuple[int, np.ndarray | None]:
         """Returns the file's index and its clip; -1 and `None` if it is skipped."""
         order = self._order(epoch)
-        position = self._position
+        position = self.position
         if position is None:
-            generator = np.random.default_rng((self._seed, epoch, place, 1))
+            generator = np.random.default_rng((self.seed, epoch, place, 1))
             time, vertical, horizontal = generator.random(3).tolist()
             position = (time, vertical, horizontal)
         for index in self._candidates(order, place):
@@ -79,7 +71,7 @@ class Clips:
             if clip is not None:
                 self.report.add_read()
                 return index, clip
-        if self._replace:
+        if self.replace:
             problem = f"No {self.files.kind} file can be read any more, such as"
             raise self._error(self.files.files[index], self._unreadable[index], problem)
         return -1, None
@@ -87,7 +79,7 @@ class Clips:
     def _candidates(self, order: np.ndarray, place: int) -> Iterator[int]:
         """Yields the file at a place, then those that may replace it."""
         yield int(order[place])
-        if self._replace:
+        if self.replace:
             # From half an epoch away, so that no batch holds the same file twice.
             other = place + len(order) // 2
             for offset in range(len(order)):
@@ -101,14 +93,14 @@ class Clips:
         try:
             if not Path(path).is_file():
                 raise FileNotFoundError("no such file")
-            clip = self._reader(path, position, segment, self.report)
+            clip = self.reader(path, position, segment, self.report)
             self._failed_in_a_row = 0
             return clip
         # soundfile's own error is a RuntimeError; a broken header may ask for any
         # amount of memory.
         except (OSError, RuntimeError, ValueError, MemoryError) as error:
             reason = f"{type(error).__name__}: {error}"
-        if self._strict:
+        if self.strict:
             raise self._error(path, reason)
         with self._lock:
             self._unreadable[index] = reason
@@ -131,8 +123,8 @@ class Clips:
         with self._lock:
             if epoch not in self._orders:
                 order = np.arange(len(self.files))
-                if self._shuffle:
-                    np.random.default_rng((self._seed, epoch)).shuffle(order)
+                if self.shuffle:
+                    np.random.default_rng((self.seed, epoch)).shuffle(order)
                 # Threads may be at the end of one epoch and the start of the next.
                 for old in sorted(self._orders)[:-1]:
                     del self._orders[old]

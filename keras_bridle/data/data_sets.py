@@ -1,7 +1,7 @@
 """Lists of the files of well-known data sets."""
 
 import csv
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
 from keras_bridle.config import ArgumentError
@@ -18,7 +18,7 @@ from keras_bridle.data.files import (
 
 def audioset(
     kind: str,
-    root: Path,
+    data: Path,
     segments: str | Path | None = None,
     test_segments: str | Path | None = None,
     test_data: str | Path | None = None,
@@ -29,9 +29,9 @@ def audioset(
     labels = Path(segments).parent / "class_labels_indices.csv"
     classes = read_table(labels, ["index", "mid", "display_name"])
     classes.sort(key=lambda row: int(row["index"]))
-    parts = {"train": _audioset_clips(kind, root, Path(segments), classes)}
+    parts = {"train": _audioset_clips(kind, data, Path(segments), classes)}
     if test_segments is not None:
-        folder = root if test_data is None else Path(test_data)
+        folder = data if test_data is None else Path(test_data)
         parts["test"] = _audioset_clips(kind, folder, Path(test_segments), classes)
     return joined(parts)
 
@@ -40,38 +40,33 @@ def _audioset_clips(
     kind: str, root: Path, table: Path, classes: list[dict[str, str]]
 ) -> FileList:
     number = {row["mid"]: i for i, row in enumerate(classes)}
-    rows = dict(_audioset_rows(table, number))
-    paths = _paths_by_id(find_files(kind, root), rows)
-    if not paths:
-        raise ValueError(
-            f"'{root}' holds none of the {len(rows)} recordings of '{table}'. Expected "
-            f"names such as '{next(iter(rows), 'id')}.wav'"
-        )
-    return FileList(
-        kind,
-        [str(root / paths[name]) for name in rows if name in paths],
-        [labels for name, labels in rows.items() if name in paths],
-        [row["display_name"] for row in classes],
-        missing=[name for name in rows if name not in paths],
-    )
-
-
-def _audioset_rows(
-    path: Path, number: dict[str, int]
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yields `(id, classes)` of a table with # comment lines."""
-    with path.open(newline="", encoding="utf-8") as file:
+    labels: dict[str, tuple[int, ...]] = {}
+    with table.open(newline="", encoding="utf-8") as file:
         for row in csv.reader(file, skipinitialspace=True):
             if not row or row[0].startswith("#"):
                 continue
             try:
                 name, _, _, mids = row
-                yield name, tuple(number[mid] for mid in mids.split(",") if mid)
+                labels[name] = tuple(number[mid] for mid in mids.split(",") if mid)
             except (ValueError, KeyError) as error:
                 raise ValueError(
-                    f"'{path}' has a row that is not AudioSet's 'id, start, end, "
+                    f"'{table}' has a row that is not AudioSet's 'id, start, end, "
                     f'"classes"\', or names an unknown class: {row}'
                 ) from error
+    paths = _paths_by_id(find_files(kind, root), labels)
+    if not paths:
+        raise ValueError(
+            f"'{root}' holds none of the {len(labels)} recordings of '{table}'. "
+            f"Expected names such as '{next(iter(labels), 'id')}.wav'"
+        )
+    found = [name for name in labels if name in paths]
+    return FileList(
+        kind,
+        [str(root / paths[name]) for name in found],
+        [labels[name] for name in found],
+        [row["display_name"] for row in classes],
+        missing=[name for name in labels if name not in paths],
+    )
 
 
 def _paths_by_id(paths: list[Path], wanted: Collection[str]) -> dict[str, Path]:
@@ -89,68 +84,62 @@ def _paths_by_id(paths: list[Path], wanted: Collection[str]) -> dict[str, Path]:
     return by_id
 
 
-def esc50(kind: str, root: Path) -> FileList:
+def esc50(kind: str, data: Path) -> FileList:
     """ESC-50, 2,000 recordings of 5 s in 50 classes: Piczak, ACM MM 2015."""
-    table = root / "meta" / "esc50.csv"
+    table = data / "meta" / "esc50.csv"
     rows = read_table(table, ["target", "category"])
-    by_target = {int(row["target"]): row["category"] for row in rows}
+    name_of = {int(row["target"]): row["category"] for row in rows}
     return csv_table(
         kind,
         table,
-        root=root / "audio",
+        root=data / "audio",
         file_column="filename",
         label_column="category",
         split_column="fold",
-        class_names=[by_target[target] for target in sorted(by_target)],
+        class_names=[name_of[target] for target in sorted(name_of)],
     )
 
 
-def speech_commands(kind: str, root: Path) -> FileList:
+def speech_commands(kind: str, data: Path) -> FileList:
     """Speech Commands version 2, one of 35 words per second: arXiv 1804.03209."""
+    tables = {"validation": "validation_list.txt", "test": "testing_list.txt"}
     split_of = {
         name: split
-        for split, table in (
-            ("validation", "validation_list.txt"),
-            ("test", "testing_list.txt"),
-        )
-        for name in (root / table).read_text("utf-8").split()
+        for split, table in tables.items()
+        for name in (data / table).read_text("utf-8").split()
     }
     # `_background_noise_` is no class.
     paths = [
         path
-        for path in find_files(kind, root)
+        for path in find_files(kind, data)
         if len(path.parts) == 2 and not path.parts[0].startswith("_")
     ]
     labels, names = number_labels([path.parts[0] for path in paths])
-    files = [str(root / path) for path in paths]
+    files = [str(data / path) for path in paths]
     splits = [split_of.get(path.as_posix(), "train") for path in paths]
     return FileList(kind, files, labels, names, splits=splits)
 
 
 def imagenet(
     kind: str,
-    root: Path,
+    data: Path,
     ground_truth: str | Path | None = None,
     meta: str | Path | None = None,
 ) -> FileList:
     """ImageNet-1K, whose classes are synsets: arXiv 1409.0575."""
-    synsets = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
-    train = class_folders(kind, root / "train", synsets)
+    train, val = data / "train", data / "val"
+    synsets = sorted(path.name for path in train.iterdir() if path.is_dir())
+    parts = {"train": class_folders(kind, train, synsets)}
     if ground_truth is None:
-        return joined(
-            {"train": train, "val": class_folders(kind, root / "val", synsets)}
-        )
-    paths = find_files(kind, root / "val")
-    by_stem = _ground_truth(Path(ground_truth), meta, synsets, paths)
-    unlisted = [path.name for path in paths if path.stem not in by_stem]
-    if unlisted:
-        raise ValueError(
-            f"'{ground_truth}' does not tell the class of {len(unlisted)} images, such "
-            f"as '{unlisted[0]}'"
-        )
-    labels, names = number_labels([by_stem[path.stem] for path in paths], synsets)
-    files = [str(root / "val" / path) for path in paths]
-    return joined({"train": train, "val": FileList(kind, files, labels, names)})
+        parts["val"] = class_folders(kind, val, synsets)
+    else:
+        paths = find_files(kind, val)
+        synset = _ground_truth(Path(ground_truth), meta, synsets, paths)
+        # What the list lacks is no class.
+        classes = [synset.get(path.stem, path.name) for path in paths]
+        labels, names = number_labels(classes, synsets)
+        parts["val"] = FileList(kind, [str(val / x) for x in paths], labels, names)
+    return joined(parts)
 
 
 def _ground_truth(
@@ -165,11 +154,6 @@ def _ground_truth(
     if all(len(line) == 1 for line in lines):
         if meta is None:
             raise ArgumentError("meta", f"the kit's `meta.mat` for '{path}'", None)
-        if len(lines) != len(images):
-            raise ValueError(
-                f"'{path}' must have one line for each of the {len(images)} images. "
-                f"Received: {len(lines)}"
-            )
         # The kit has an order of its own, and inner nodes of WordNet's tree.
         from scipy.io import loadmat
 

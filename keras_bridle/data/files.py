@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import os
 import threading
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,37 +139,26 @@ class FileList:
 def find_files(kind: str, root: Path) -> list[Path]:
     """Lists the files of a kind below a folder, sorted, relative to it.
 
-    Neither names that begin with a dot count nor the case of extensions.
+    Follows links, but not in circles; leaves out names that begin with a dot.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder '{root}'.")
-    found, others = [], Counter[str]()
-    for path in _walk(root):
-        extension = path.suffix.lower()
-        if extension in EXTENSIONS[kind]:
-            found.append(path.relative_to(root))
-        else:
-            others[extension or "(no extension)"] += 1
+    found, visited = [], {root.resolve()}
+    for folder, folders, names in os.walk(root, followlinks=True):
+        targets = {name: (Path(folder) / name).resolve() for name in sorted(folders)}
+        folders.clear()
+        for name, target in targets.items():
+            if not name.startswith(".") and target not in visited:
+                folders.append(name)
+                visited.add(target)
+        paths = (Path(folder, name) for name in names if not name.startswith("."))
+        found += [path for path in paths if path.suffix.lower() in EXTENSIONS[kind]]
     if not found:
-        seen = ", ".join(f"{count} {name}" for name, count in others.most_common(5))
         raise ValueError(
             f"No {kind} file in '{root}' or its subfolders. Looked for "
-            f"{', '.join(EXTENSIONS[kind])}; other files: {seen or 'none'}"
+            f"{', '.join(EXTENSIONS[kind])}"
         )
-    return sorted(found, key=Path.as_posix)
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    """Yields the files below a folder; follows links, but not in circles."""
-    visited = {root.resolve()}
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in list(folders):
-            target = (Path(folder) / name).resolve()
-            if target in visited:
-                folders.remove(name)
-            visited.add(target)
-        yield from (Path(folder, name) for name in names if not name.startswith("."))
+    return sorted((path.relative_to(root) for path in found), key=Path.as_posix)
 
 
 def class_folders(
@@ -213,24 +201,27 @@ def csv_table(
     file_column: str = "file",
     label_column: str | None = None,
     label_separator: str | None = None,
-    start_column: str | None = None,
-    end_column: str | None = None,
     split_column: str | None = None,
     class_names: Sequence[str] | None = None,
 ) -> FileList:
     """Lists the files of a table with a header, as `list_files()` says."""
     if labels and label_column is None:
         label_column = "label"
-    columns = (file_column, label_column, start_column, end_column, split_column)
+    columns = (file_column, label_column, split_column)
     rows = read_table(path, [name for name in columns if name])
     if split_column is None and "split" in rows[0]:
         split_column = "split"
-    numbers, segments, splits = None, None, None
+    numbers, splits = None, None
     names: tuple[str, ...] = ()
     if label_column:
         classes: list[Any] = [row[label_column].strip() for row in rows]
         if label_separator is not None:
-            classes = [_several(text, label_separator) for text in classes]
+            several = [text.split(label_separator) for text in classes]
+            # Each class once.
+            classes = [
+                tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+                for names in several
+            ]
         elif not all(classes):
             # The header is row 1.
             raise ValueError(
@@ -239,33 +230,18 @@ def csv_table(
                 "`label_separator`"
             )
         numbers, names = number_labels(classes, class_names)
-    if start_column or end_column:
-        segments = [
-            (_seconds(row, start_column) or 0.0, _seconds(row, end_column))
-            for row in rows
-        ]
     if split_column:
-        splits = [(row[split_column] or "").strip() for row in rows]
+        splits = [row[split_column].strip() for row in rows]
     folder = path.parent if root is None else Path(root)
     files = [str(folder / row[file_column]) for row in rows]
-    return FileList(kind, files, numbers, names, segments, splits)
-
-
-def _several(text: str, separator: str) -> tuple[str, ...]:
-    names = (name.strip() for name in text.split(separator))
-    return tuple(dict.fromkeys(name for name in names if name))
-
-
-def _seconds(row: dict[str, str], column: str | None) -> float | None:
-    text = row[column].strip() if column else ""
-    return float(text) if text else None
+    return FileList(kind, files, numbers, names, splits=splits)
 
 
 def read_table(path: str | Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Reads a CSV file with a header line, which must have some columns."""
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, restval="")
             header = list(reader.fieldnames or [])
             rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
@@ -275,9 +251,6 @@ def read_table(path: str | Path, columns: Sequence[str] = ()) -> list[dict[str, 
         raise ValueError(f"'{path}' has no column {absent}. Its columns: {header}")
     if not rows:
         raise ValueError(f"'{path}' has a header but no rows.")
-    for line, row in enumerate(rows, start=2):
-        if any(row[name] is None for name in columns):
-            raise ValueError(f"'{path}', row {line}: too few columns: {list(row)}")
     return rows
 
 
@@ -410,17 +383,13 @@ class ReadReport:
         """
         path = Path(directory) / "skipped_files.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_table(path, self.skipped)
+        tables = {path: self.skipped}
         if self.incomplete:
-            _write_table(path.with_name("incomplete_files.csv"), self.incomplete)
+            tables[path.with_name("incomplete_files.csv")] = self.incomplete
+        for table, files in tables.items():
+            with table.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([("file", "reason"), *files])
         return path
 
     def __repr__(self) -> str:
         return f"<ReadReport read={self.read} skipped={len(self._skipped)}>"
-
-
-def _write_table(path: Path, rows: Iterable[tuple[str, str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("file", "reason"))
-        writer.writerows(rows)

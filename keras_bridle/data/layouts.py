@@ -153,22 +153,22 @@ def list_files(
 
 
 def _folder(
-    kind: str, root: Path, labels: bool = False, test_split: str | None = None
+    kind: str, data: Path, labels: bool = False, test_split: str | None = None
 ) -> FileList:
     """A folder; with labels, class folders or folders of splits that hold these."""
     if not labels:
-        return FileList(kind, [str(root / path) for path in find_files(kind, root)])
-    names = sorted(path.name for path in root.iterdir() if path.is_dir())
+        return FileList(kind, [str(data / path) for path in find_files(kind, data)])
+    names = sorted(path.name for path in data.iterdir() if path.is_dir())
     train, test, validation = _roles(names, test_split)
     if train and test:
         splits = [name for name in (train, test, validation) if name]
-        return joined({name: class_folders(kind, root / name) for name in splits})
-    if test_split is not None or _are_splits(root, names):
+        return joined({name: class_folders(kind, data / name) for name in splits})
+    if test_split is not None or _are_splits(data, names):
         raise ValueError(
-            f"'{root}' has no folders `train` and `{test_split or 'test'}`. Its "
+            f"'{data}' has no folders `train` and `{test_split or 'test'}`. Its "
             f"folders: {names[:10]}"
         )
-    return class_folders(kind, root)
+    return class_folders(kind, data)
 
 
 def _are_splits(root: Path, names: list[str]) -> bool:
@@ -201,39 +201,13 @@ def splits_of(
     fold: int | None = None,
     seed: int = 0,
 ) -> tuple[Splits, np.ndarray | None]:
-    """Splits labeled files for training, testing and validation.
+    """Splits labeled files: gives `(train, test)` pairs of indices, and validation's.
 
-    A list with a test split is trained on its train split, or on all others if there is
-    none. A list whose splits are numbers is tested on each of these folds in turn. A
-    list without splits is dealt to folds at random, each with about as many files of
-    every class.
-
-    Args:
-        files: `FileList` with labels.
-        test_split: name of the split to test on. By default the first there is of
-            `test`, `testing`, `eval`, `val`, `valid`, `validation` and `dev`.
-        folds: int, how many folds to draw, by default 5.
-        fold: int from 1: test on this fold alone.
-        seed: int, seeds the folds.
-
-    Returns:
-        A tuple of a list of `(train, test)` arrays of indices, and the array of
-        indices of the validation split, in neither, or `None`.
-
-    Raises:
-        ValueError: if there are no labels, or of one class alone; if there is no such
-            split or fold; or for folds of a list with a test split.
-
-    Example:
-    ```python
-    from keras_bridle.data.files import FileList
-    from keras_bridle.data.layouts import splits_of
-
-    labels = [i % 2 for i in range(10)]
-    files = FileList("image", ["a.png"] * 10, labels, class_names=["x", "y"])
-    splits, validation = splits_of(files, folds=5)
-    print(len(splits), splits[0], validation)
-    ```
+    A list with a test split (`test_split`, or the first there is of `TEST_NAMES`) is
+    trained on its train split, or on all others if there is none; the validation split
+    is in neither. A list whose splits are numbers is tested on each of these folds in
+    turn; one without splits is dealt to `folds` (5) at random, each with about as many
+    files of every class. `fold` (from 1) is then the only one to test on.
     """
     if files.labels is None:
         raise ValueError("The files have no labels.")

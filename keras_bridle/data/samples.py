@@ -2,6 +2,7 @@
 
 import functools
 import io
+import shutil
 import zipfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -55,23 +56,13 @@ Examples = tuple[np.ndarray, np.ndarray, tuple[str, ...]]
 def load_syllables(
     split: str | None = None, field: str = "initial", num_samples: int = 8000
 ) -> Examples:
-    """Loads the spoken Mandarin syllables: one speaker, 0.2 to 0.43 s each at 16 kHz.
+    """Loads the spoken Mandarin syllables: one speaker, 0.2 to 0.43 s each, 16 kHz.
 
-    The test split shares no base syllable with the training split, so a probe must
-    recognize an initial next to a final that it never met with it.
-    The recordings are by ChionMeilin (voice Chu Lo), CC BY 3.0; see
-    `sample_files/NOTICE`.
-
-    Args:
-        split: `"train"` (801 syllables), `"test"` (357), or `None` for both.
-        field: what the labels say: `"initial"` (22 classes), `"final"` (36), `"tone"`
-            (5) or `"syllable"` (the base syllable; the splits share no class).
-        num_samples: int. Length of each waveform; longer recordings lose their end,
-            shorter ones get zeros after it.
-
-    Returns:
-        A tuple `(waveforms, labels, class_names)`: float32 of shape `(n, num_samples)`
-        in [-1, 1], int32 of shape `(n,)`, and the names that the labels index.
+    Gives float32 waveforms `(n, num_samples)`, int32 labels and class names, of
+    `"train"` (801 syllables), `"test"` (357, which share no base syllable with these)
+    or both (`None`). `field` is what the labels say: `"initial"` (22 classes),
+    `"final"` (36), `"tone"` (5) or the base `"syllable"`. By ChionMeilin (voice Chu
+    Lo), CC BY 3.0; see `sample_files/NOTICE`.
     """
     with _sample("audio/mandarin_syllables.csv") as path:
         table = read_table(path)
@@ -88,19 +79,12 @@ def load_syllables(
 
 
 def load_sonic_pi(seconds: float = 0.5, per_sound: int | None = None) -> np.ndarray:
-    """Loads the Sonic Pi samples, music and ambience at 16 kHz, in equal segments.
+    """Loads the Sonic Pi samples, 165 unlabeled sounds of 324 s in all, in segments.
 
-    165 unlabeled recordings, 324 s in all, CC0; see `sample_files/NOTICE`. The segments
-    of a recording follow one another; the last one ends where the recording ends, so it
-    overlaps the one before. A recording shorter than a segment gets zeros after it.
-
-    Args:
-        seconds: float. Length of a segment.
-        per_sound: int or `None`. At most so many segments of each recording, its first
-            and others spread evenly over it; `None` gives all.
-
-    Returns:
-        float32 array of shape `(n, round(16000 * seconds))` in [-1, 1].
+    Gives float32 `(n, round(16000 * seconds))` at 16 kHz. The last segment of a sound
+    ends where the sound ends; a shorter sound gets zeros after it. `per_sound` limits
+    the segments of each, its first and others spread evenly. CC0; see
+    `sample_files/NOTICE`.
     """
     length = round(16000 * seconds)
     segments = []
@@ -108,9 +92,8 @@ def load_sonic_pi(seconds: float = 0.5, per_sound: int | None = None) -> np.ndar
         last = max(len(recording) - length, 0)
         starts = np.array([*range(0, last, length), last])
         if per_sound is not None and per_sound < len(starts):
-            starts = starts[
-                np.linspace(0, len(starts) - 1, per_sound).round().astype(int)
-            ]
+            kept = np.linspace(0, len(starts) - 1, per_sound).round().astype(int)
+            starts = starts[kept]
         for start in starts:
             piece = recording[start : start + length]
             segments.append(np.pad(piece, (0, length - len(piece))))
@@ -122,17 +105,10 @@ def load_fashion(
 ) -> Examples:
     """Loads 10,000 images of Fashion-MNIST: clothes in 10 classes, 28 x 28, gray.
 
-    Copyright 2017 Zalando SE, MIT license; see `sample_files/NOTICE`. Reference:
-    [Xiao et al., 2017](https://arxiv.org/abs/1708.07747)
-
-    Args:
-        split: `"train"` (8,000 images), `"test"` (2,000), or `None` for both.
-        per_class: int. So many of each class, drawn at random. `None` takes all.
-        seed: int. Decides which ones `per_class` draws.
-
-    Returns:
-        A tuple `(images, labels, class_names)`: uint8 of shape `(n, 28, 28, 1)`, int32
-        of shape `(n,)`, and the names that the labels index.
+    Gives uint8 images `(n, 28, 28, 1)`, int32 labels and class names, of `"train"`
+    (8,000 images), `"test"` (2,000) or both (`None`); or so many `per_class`, drawn by
+    `seed`. [Xiao et al., 2017](https://arxiv.org/abs/1708.07747), copyright Zalando SE,
+    MIT license; see `sample_files/NOTICE`.
     """
     if split not in ("train", "test", None):
         raise ArgumentError("split", "'train', 'test' or None", split)
@@ -159,24 +135,14 @@ def load_clips(
     stride: int | None = None,
     channels: int = 3,
 ) -> np.ndarray:
-    """Loads clips of the two sample videos: a street and a concert.
+    """Loads clips of the two sample videos, a street and a concert.
 
-    They have 190 and 1,441 frames, and are split by time: training clips end within the
-    first 70 % of each video, test clips begin after them, and between the two lies at
-    least as much as one clip covers. The street is CC0, the concert CC BY 4.0; see
+    Gives uint8 `(n, num_frames, height, width, channels)`, clips of every
+    `sampling_rate`-th frame that start every `stride` frames (by default half of what a
+    clip covers). The videos have 190 and 1,441 frames and are split by time: training
+    clips end within the first 70 % of each, test clips begin after them, and between
+    the two lies at least as much as one clip covers. CC0 and CC BY 4.0; see
     `sample_files/NOTICE`.
-
-    Args:
-        split: `"train"` or `"test"`.
-        num_frames: int. Frames per clip.
-        image_size: int or `(height, width)` of the frames.
-        sampling_rate: int. From one frame of a clip to the next, so many of the video.
-        stride: int. From one clip's start to the next one's, so many frames. Defaults
-            to half of what a clip covers.
-        channels: 3 for color or 1 for gray.
-
-    Returns:
-        uint8 array of shape `(n, num_frames, height, width, channels)`.
     """
     size = as_size("image_size", image_size)
     span = (num_frames - 1) * sampling_rate + 1
@@ -187,9 +153,6 @@ def load_clips(
         for video in [_frames(name, size, channels)]
         for start in range(*_starts(len(video), split, span), stride)
     ]
-    if not clips:
-        expected = f"shorter: the {split} clips cover {span} frames"
-        raise ArgumentError("num_frames", expected, num_frames)
     return np.stack(clips)
 
 
@@ -204,37 +167,20 @@ def synthetic_pans(
 ) -> Examples:
     """Makes clips in which a camera pans in one of 8 directions: a probe for motion.
 
-    The pixels are real, **the motion is synthetic**: a window moves over the frames of
-    the two sample videos, by 1/16 of its shorter side a frame and in a straight line,
-    while the videos go on. (There is no labeled footage small enough to ship.) The
+    Gives uint8 clips `(num_clips, num_frames, height, width, channels)`, int32 labels
+    and the directions that they index. The pixels are real, **the motion is
+    synthetic**: a window moves over the frames of the sample videos (or of `videos`) in
+    a straight line, by 1/16 of its shorter side a frame, while the videos go on. The
     middles of the paths are spread over the same area for all directions, so that the
-    position does not give the direction away. The videos are split as in
-    `load_clips()`; longer videos give more clips.
-
-    Chance is 12.5 %. `benchmarks/pan_probe.py` has what simple classifiers of pixels
-    reach.
-
-    Args:
-        split: `"train"` or `"test"`.
-        num_clips: int. How many; directions take turns.
-        num_frames: int. Frames per clip, up to 21.
-        image_size: int or `(height, width)` of the frames.
-        channels: 3 for color or 1 for gray.
-        seed: int. Decides videos, times and positions.
-        videos: paths of videos to take instead of the two samples. All their frames
-            are kept in memory.
-
-    Returns:
-        A tuple `(clips, labels, class_names)`: uint8 of shape
-        `(num_clips, num_frames, height, width, channels)`, int32 of shape
-        `(num_clips,)`, and the directions that the labels index.
+    position does not give the direction away. Splits are as in `load_clips()`. Chance
+    is 12.5 %; `benchmarks/pan_probe.py` has what simple classifiers of pixels reach.
     """
     size = as_size("image_size", image_size)
     step = max(round(_STEP * min(size)), 1)
     travel = step * (num_frames - 1)
     scene = round(_SCENE * max(size))
-    if travel > scene - max(size):
-        most = (scene - max(size)) // step + 1
+    most = (scene - max(size)) // step + 1
+    if num_frames > most:
         raise ArgumentError("num_frames", f"at most {most}", num_frames)
     names = SAMPLE_VIDEOS if videos is None else tuple(map(str, videos))
     scenes = [_frames(name, _scene_size(name, scene), channels) for name in names]
@@ -262,15 +208,8 @@ def synthetic_pans(
 def extract_samples(directory: str | Path) -> Path:
     """Writes the samples as ordinary files, to try the file readers on.
 
-    Args:
-        directory: folder to write to; made if it does not exist. It gets
-            `mandarin_syllables/` and `sonic_pi/` with Ogg files,
-            `mandarin_syllables/mandarin_syllables.csv`, `fashion_mnist/` with a folder
-            of 20 PNG files for each class, all of the test split, `video/` with the two
-            videos, and the `NOTICE` with authors and licenses.
-
-    Returns:
-        The folder as a `pathlib.Path`.
+    Makes folders `mandarin_syllables` (Ogg files and a CSV table), `sonic_pi`,
+    `fashion_mnist` (20 PNG files of each class) and `video`. Returns the directory.
     """
     directory = Path(directory)
     for name in ("mandarin_syllables", "sonic_pi"):
@@ -283,20 +222,22 @@ def extract_samples(directory: str | Path) -> Path:
         for number, image in enumerate(images[labels == label][:20, ..., 0]):
             Image.fromarray(image).save(folder / f"{number:02}.png")
     (directory / "video").mkdir(exist_ok=True)
-    for name, target in (
-        ("audio/mandarin_syllables.csv", "mandarin_syllables/mandarin_syllables.csv"),
-        *((f"video/{name}", f"video/{name}") for name in SAMPLE_VIDEOS),
-        ("NOTICE", "NOTICE"),
-    ):
+    targets = {
+        "NOTICE": "NOTICE",
+        **{f"video/{x}": f"video/{x}" for x in SAMPLE_VIDEOS},
+    }
+    targets["audio/mandarin_syllables.csv"] = (
+        "mandarin_syllables/mandarin_syllables.csv"
+    )
+    for name, target in targets.items():
         with _sample(name) as path:
-            (directory / target).write_bytes(path.read_bytes())
+            shutil.copyfile(path, directory / target)
     return directory
 
 
 def _sample(name: str) -> AbstractContextManager[Path]:
-    return resources.as_file(
-        resources.files("keras_bridle.data") / "sample_files" / name
-    )
+    folder = resources.files("keras_bridle.data") / "sample_files"
+    return resources.as_file(folder / name)
 
 
 @functools.cache

@@ -79,3 +79,40 @@ def test_reading_speed():
     assert fastest(100, seconds=0.5) == pytest.approx(2 / DELAY, rel=0.4)
     assert reading_speed(slow(1)) is None
     assert reading_speed(slow(0)) is None
+
+
+# TensorFlow beside another backend
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A machine with one GPU, as TensorFlow would see it."""
+    visible = {"GPU": ["GPU:0"]}
+
+    def set_visible(devices, kind):
+        visible[kind] = devices
+
+    monkeypatch.setattr(tf.config, "get_visible_devices", visible.get)
+    monkeypatch.setattr(tf.config, "set_visible_devices", set_visible)
+    return visible
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("backend", "left"), [("jax", []), ("torch", []), ("tensorflow", ["GPU:0"])]
+)
+def test_gpus_are_hidden_unless_tensorflow_trains(gpus, monkeypatch, backend, left):
+    monkeypatch.setattr(keras.backend, "backend", lambda: backend)
+    assert import_tensorflow() is tf
+    assert gpus["GPU"] == left
+
+
+@pytest.mark.one_backend
+def test_too_late_to_hide_is_a_warning(gpus, monkeypatch):
+    def started(devices, kind):
+        raise RuntimeError("Visible devices cannot be modified after being initialized")
+
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    monkeypatch.setattr(tf.config, "set_visible_devices", started)
+    with pytest.warns(UserWarning, match="holds the GPUs"):
+        import_tensorflow()

@@ -1,4 +1,4 @@
-"""Thousands of small files of each kind, some of which cannot be read."""
+"""Many small files of each kind, some of which cannot be read."""
 
 import itertools
 import os
@@ -16,9 +16,14 @@ from PIL import Image
 from video_files import write_video
 
 from keras_bridle.data.files import ReadReport
-from keras_bridle.data.pipeline import audio_dataset, image_dataset, video_dataset
+from keras_bridle.data.layouts import list_files
+from keras_bridle.data.pipeline import file_dataset
+from keras_bridle.data.readers import AudioReader, ImageReader
+from keras_bridle.data.video_reader import VideoReader
 
-DISTINCT, COUNT, BATCH = 20, 2000, 20
+pytestmark = pytest.mark.one_backend
+
+DISTINCT, COUNT = 20, 200
 # Of any ending.
 BROKEN = {
     "empty": b"",
@@ -31,10 +36,10 @@ BROKEN = {
 class Kind(NamedTuple):
     """How files of a kind are written, read, and told apart."""
 
+    name: str
     ending: str
     write: Callable
-    dataset: Callable
-    options: dict
+    reader: Callable
     which: Callable
     opener: tuple[Any, str]
 
@@ -51,33 +56,21 @@ def which_videos(clips):
     return np.round(clips.mean(axis=(1, 2, 3, 4)) / 10).astype(int).tolist()
 
 
-KINDS = {
-    "audio": Kind(
+SOUNDFILE, PILLOW, PYAV = (soundfile, "SoundFile"), (Image, "open"), (av, "open")
+AUDIO, IMAGE = sound_files, image_files
+KINDS = (
+    Kind(
+        "audio",
         ".wav",
-        sound_files.write_constants,
-        audio_dataset,
-        {"seconds": 0.05},
-        sound_files.which,
-        (soundfile, "SoundFile"),
+        AUDIO.write_constants,
+        AudioReader(0.05),
+        AUDIO.which,
+        SOUNDFILE,
     ),
-    "image": Kind(
-        ".png",
-        image_files.write_gray,
-        image_dataset,
-        {"image_size": (10, 12)},
-        image_files.which,
-        (Image, "open"),
-    ),
-    "video": Kind(
-        ".mp4",
-        write_videos,
-        video_dataset,
-        {"image_size": 16, "num_frames": 2, "sampling_rate": 1},
-        which_videos,
-        (av, "open"),
-    ),
-}
-each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+    Kind("image", ".png", IMAGE.write_gray, ImageReader((10, 12)), IMAGE.which, PILLOW),
+    Kind("video", ".mp4", write_videos, VideoReader(16, 2, 1), which_videos, PYAV),
+)
+each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 
 
 def write_many(kind, folder, count):
@@ -119,9 +112,8 @@ def test_all_that_can_be_read_is_read(kind, tmp_path, monkeypatch):
     forbid(monkeypatch, kind, locked)
 
     report = ReadReport()
-    dataset = kind.dataset(
-        folder, batch_size=BATCH, labels=False, report=report, **kind.options
-    )
+    files = list_files(kind.name, folder)
+    dataset = file_dataset(files, kind.reader, batch_size=20, report=report)
     batches = list(dataset.as_numpy_iterator())
     numbers = np.concatenate([kind.which(batch) for batch in batches])
     np.testing.assert_array_equal(np.bincount(numbers), COUNT // DISTINCT)
@@ -135,15 +127,14 @@ def test_all_that_can_be_read_is_read(kind, tmp_path, monkeypatch):
 def test_files_that_vanish_while_they_are_read(kind, tmp_path):
     paths = write_many(kind, tmp_path, 40)
     report = ReadReport()
-    dataset = kind.dataset(
-        tmp_path / "found",
+    dataset = file_dataset(
+        list_files(kind.name, tmp_path / "found"),
+        kind.reader,
         batch_size=4,
         shuffle=True,
         repeat=True,
-        labels=False,
         report=report,
         num_parallel=1,
-        **kind.options,
     )
     batches = dataset.as_numpy_iterator()
     list(itertools.islice(batches, 3))

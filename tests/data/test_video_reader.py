@@ -7,8 +7,11 @@ import pytest
 from video_files import decode_all, scene, write_sound, write_video
 
 from keras_bridle.data import video_reader as video_file
-from keras_bridle.data.files import ReadReport
+from keras_bridle.data.files import FileList, ReadReport
+from keras_bridle.data.pipeline import file_dataset
 from keras_bridle.data.video_reader import VideoReader, list_packets
+
+pytestmark = pytest.mark.one_backend
 
 
 def native(path):
@@ -311,3 +314,71 @@ def test_packet_lists_are_kept_up_to_a_number_of_packets(folder, monkeypatch):
         reader.read_at(name, 3)
     # The third one takes the place of the second.
     assert [arguments[0] for arguments in listed] == [*names, names[1]]
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_frames": 0}, {"sampling_rate": 0}, {"channels": 4}]
+)
+def test_arguments_are_checked(options):
+    with pytest.raises(ValueError):
+        VideoReader(16, **options)
+
+
+# In a pipeline
+
+
+def clips_of(files, reader, **options):
+    dataset = file_dataset(FileList("video", files), reader, **options)
+    return np.concatenate(list(dataset.as_numpy_iterator()))
+
+
+def test_evaluation_gives_the_middle_of_every_file_in_order(folder):
+    files = [str(folder / name) for name in ("h264.mp4", "mpeg1.mpg", "vp8.webm")]
+    reader = VideoReader(16, num_frames=4, sampling_rate=3)
+    for crop, start in (("center", 35), ("start", 0)):
+        found = clips_of(files, reader, batch_size=2, crop=crop)
+        assert found.dtype == np.uint8 and len(found) == 3
+        for file, clip in zip(files, found, strict=True):
+            # 10 frames of 80: the clip may start at 0 to 70.
+            np.testing.assert_array_equal(clip, reader.read_at(file, start)[0])
+
+
+def test_training_takes_random_clips(folder):
+    file = str(folder / "h264.mp4")
+    reader = VideoReader((48, 64), num_frames=2, sampling_rate=5)
+    found = clips_of([file] * 400, reader, batch_size=400, shuffle=True)
+    everything = np.stack(decode_all(file))
+    starts = []
+    for clip in found:
+        (start,) = np.flatnonzero((everything == clip[0]).all(axis=(1, 2, 3)))
+        np.testing.assert_array_equal(clip[1], everything[start + 5])
+        starts.append(start)
+    # 75 starts, and both ends can be drawn.
+    counts = np.bincount(starts, minlength=75)
+    assert len(counts) == 75 and counts.max() < 20 and (counts > 0).sum() > 65
+
+
+def test_a_clips_frames_are_cropped_alike_and_clips_differently(tmp_path):
+    # Columns grow lighter; nothing moves.
+    ramp = np.linspace(0, 255, 96).astype("uint8")
+    frames = np.broadcast_to(ramp[None, None, :, None], (12, 16, 96, 3))
+    path = write_video(tmp_path / "a.mp4", "mpeg4", np.ascontiguousarray(frames))
+    reader = VideoReader(16, num_frames=4)
+    found = clips_of([path] * 64, reader, batch_size=64, shuffle=True)
+    means = found.mean(axis=(2, 3, 4))
+    assert np.ptp(means, axis=1).max() < 4
+    assert means.min() < 50 and means.max() > 200
+
+
+def test_what_is_short_is_read_and_noted(folder, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_text("no video in here" * 20)
+    short = write_video(tmp_path / "short.mp4", "libx264", scene(3))
+    files, report = [str(folder / "h264.mp4"), str(broken), short], ReadReport()
+    reader = VideoReader((48, 64), num_frames=4, sampling_rate=3)
+    found = clips_of(files, reader, batch_size=3, report=report)
+    assert len(found) == 2 and report.read == 2
+    np.testing.assert_array_equal(found[1, 1:], [decode_all(short)[-1]] * 3)
+    assert [item.path for item in report.skipped] == [str(broken)]
+    assert [item.path for item in report.incomplete] == [short]
+    assert "3 of a clip's 4 frames repeat" in report.incomplete[0].reason

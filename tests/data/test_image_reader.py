@@ -7,7 +7,11 @@ import pytest
 from image_files import gradient
 from PIL import Image
 
-from keras_bridle.data.readers import ImageReader, as_size
+from keras_bridle.data.files import FileList
+from keras_bridle.data.pipeline import file_dataset
+from keras_bridle.data.readers import ImageReader
+
+pytestmark = pytest.mark.one_backend
 
 
 def read_image(path, size=None, channels=3, position=(0.5, 0.5)):
@@ -180,12 +184,8 @@ def test_broken_files(tmp_path):
         "flipped.png": good[:60] + bytes(255 - b for b in good[60:120]) + good[120:],
     }.items():
         (tmp_path / name).write_bytes(contents)
-        with pytest.raises(ValueError, match=r"\w+(Error|Exception): "):
+        with pytest.raises(ValueError):
             read_image(tmp_path / name, 16)
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        read_image(tmp_path / "none.png")
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        read_image(tmp_path)
 
 
 def test_random_damage_gives_a_picture_or_a_value_error(tmp_path):
@@ -206,16 +206,29 @@ def test_random_damage_gives_a_picture_or_a_value_error(tmp_path):
 def test_bombs_are_errors(tmp_path, monkeypatch):
     path = save(tmp_path / "a.png", gradient())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match="DecompressionBombError"):
-        read_image(path)
+    with pytest.raises(ValueError):
+        read_image(path, 16)
 
 
 @pytest.mark.parametrize("size", [0, (3,), (3, -1), (2.5, 2)])
-def test_sizes_are_checked(size):
-    with pytest.raises(ValueError, match="`image_size` must be a positive int or"):
-        as_size("image_size", size)
+def test_arguments_are_checked(size):
+    with pytest.raises(ValueError):
+        ImageReader(size)
+    with pytest.raises(ValueError):
+        ImageReader(4, channels=2)
 
 
-def test_channels_are_checked(tmp_path):
-    with pytest.raises(ValueError, match=r"`channels` must be 1 .* Received: 2"):
-        read_image(tmp_path / "a.png", channels=2)
+def test_center_and_random_crops_in_a_pipeline(tmp_path):
+    # The red of a pixel tells its column.
+    path = save(tmp_path / "a.png", gradient(20, 256))
+    files = FileList("image", [path] * 400)
+
+    def columns(**options):
+        dataset = file_dataset(files, ImageReader(20), batch_size=400, **options)
+        return next(dataset.as_numpy_iterator())[:, 10, 10, 0].astype(int)
+
+    assert np.abs(columns() - 128).max() <= 2
+    found = columns(shuffle=True)
+    # Middles from column 10 to 246, all alike.
+    assert 8 <= found.min() < 20 and 236 < found.max() <= 248
+    assert np.histogram(found, bins=4, range=(9, 247))[0].min() > 70

@@ -1,0 +1,372 @@
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import soundfile
+from sound_files import noise, which, write, write_constants
+
+from keras_bridle.data import clips
+from keras_bridle.data.files import FileList, ReadReport, UnreadableFileError
+from keras_bridle.data.layouts import list_files
+from keras_bridle.data.pipeline import audio_dataset, file_dataset, image_dataset
+from keras_bridle.data.readers import AudioReader
+
+
+def read(source, num_samples=800, **options):
+    files = list_files("audio", source)
+    return file_dataset(files, AudioReader(num_samples=num_samples), **options)
+
+
+def batches(dataset, count=None):
+    return list(itertools.islice(dataset.as_numpy_iterator(), count))
+
+
+def epochs(dataset, count):
+    return [np.concatenate(batches(dataset)) for _ in range(count)]
+
+
+def broken(folder, *names):
+    for name in names:
+        (folder / name).write_text("no sound in here")
+
+
+# What comes out
+
+
+@pytest.mark.one_backend
+def test_evaluation_gives_every_file_once_in_order(tmp_path):
+    write_constants(tmp_path, 10)
+    dataset = read(tmp_path, batch_size=4)
+    result = batches(dataset)
+    assert [batch.shape for batch in result] == [(4, 800), (4, 800), (2, 800)]
+    assert all(batch.dtype == np.float32 for batch in result)
+    assert which(np.concatenate(result)) == list(range(10))
+    assert batches(dataset)[2].shape == (2, 800)
+
+
+@pytest.mark.one_backend
+def test_training_gives_full_static_batches_and_no_file_twice(tmp_path):
+    write_constants(tmp_path, 11)
+    dataset = read(tmp_path, batch_size=4, shuffle=True)
+    assert dataset.element_spec.shape == (4, 800)
+    assert len(dataset) == 2
+    orders = [which(epoch) for epoch in epochs(dataset, 6)]
+    assert all(len(set(order)) == 8 for order in orders)
+    assert len({tuple(order) for order in orders}) == 6
+    # What does not fill a batch is another rest each time.
+    assert set().union(*orders) == set(range(11))
+    rest = read(tmp_path, batch_size=4, shuffle=True, drop_remainder=False)
+    order = which(np.concatenate(batches(rest)))
+    assert sorted(order) == list(range(11)) and order != list(range(11))
+
+
+@pytest.mark.one_backend
+def test_order_and_crops_are_those_of_earlier_versions(tmp_path):
+    """A run that an earlier version started is resumed with the same batches."""
+    path = write(tmp_path / "a.wav", np.arange(1000) / 2**15, subtype="PCM_16")
+    files = FileList("audio", [path] * 7, list(range(7)), class_names="abcdefg")
+    options = {"seed": 3, "initial_epoch": 2, "first_batch": 1}
+    dataset = read(files, 10, batch_size=3, shuffle=True, repeat=True, **options)
+    found = [
+        (labels.tolist(), np.round(waveforms[:, 0] * 2**15).astype(int).tolist())
+        for waveforms, labels in batches(dataset, 2)
+    ]
+    assert found == [([1, 6, 3], [259, 27, 459]), ([1, 6, 5], [864, 694, 347])]
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("repeat", [False, True])
+def test_workers_share_each_batch_without_overlap_or_loss(tmp_path, repeat):
+    """A broken file is replaced by the same one, whoever should have read it."""
+    write_constants(tmp_path, 13)
+    broken(tmp_path, "broken.wav")
+    options = {"shuffle": True, "repeat": repeat, "seed": 3, "initial_epoch": 2}
+    whole = batches(read(tmp_path, batch_size=6, **options), 4 if repeat else None)
+    shards = [
+        batches(read(tmp_path, batch_size=6, shard=(i, 3), **options), len(whole))
+        for i in range(3)
+    ]
+    assert [len(shard) for shard in shards] == [len(whole)] * 3
+    assert {batch.shape for shard in shards for batch in shard} == {(2, 800)}
+    for batch, *pieces in zip(whole, *shards, strict=True):
+        np.testing.assert_array_equal(np.concatenate(pieces), batch)
+
+
+@pytest.mark.one_backend
+def test_labels_stay_with_their_files(tmp_path):
+    paths = write_constants(tmp_path, 12)
+    broken(tmp_path, "004.wav", "007.wav")
+    files = FileList("audio", paths, list(range(12)), [str(i) for i in range(12)])
+    for shuffle in (False, True):
+        for waveforms, labels in batches(
+            read(files, batch_size=5, shuffle=shuffle, num_parallel=4)
+        ):
+            assert labels.dtype == np.int32
+            assert which(waveforms) == labels.tolist()
+    alone = read(files, batch_size=5, labels=False)
+    assert batches(alone)[0].shape == (5, 800)
+    several = FileList("audio", paths[:3], [(0, 2), (), (1,)], ["a", "b", "c"])
+    dataset = read(several, batch_size=3)
+    assert dataset.element_spec[1].shape == (None, 3)
+    labels = batches(dataset)[0][1]
+    np.testing.assert_array_equal(labels, [[1, 0, 1], [0, 0, 0], [0, 1, 0]])
+
+
+@pytest.mark.one_backend
+def test_segments_of_one_file_are_recordings_of_their_own(tmp_path):
+    values = np.repeat([0.001, 0.002, 0.003], 1600)
+    file = write(tmp_path / "a.wav", values, subtype="FLOAT")
+    segments = [(0.2, 0.3), (0.0, 0.1), (0.1, 0.2)]
+    files = FileList("audio", [file] * 3, segments=segments)
+    assert which(batches(read(files, 1600, batch_size=3))[0]) == [2, 0, 1]
+
+
+# Crops
+
+
+def starts(dataset):
+    """Where the clips of a ramp start, in one epoch."""
+    return np.round(np.concatenate(batches(dataset))[:, 0] * 2**15)
+
+
+@pytest.fixture
+def ramp(tmp_path):
+    return write(tmp_path / "ramp.wav", np.arange(1003) / 2**15, subtype="PCM_16")
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("crop", "start"), [("start", 0), ("center", 452), ((1.0, 0.5, 0.5), 903)]
+)
+def test_fixed_crops(ramp, crop, start):
+    dataset = read([ramp], 100, batch_size=1, crop=crop)
+    assert [starts(dataset) for _ in range(2)] == [start] * 2
+
+
+@pytest.mark.one_backend
+def test_random_crops_are_uniform_and_others_in_every_epoch(ramp):
+    dataset = read([ramp] * 1000, 100, batch_size=1000, shuffle=True)
+    first, second = starts(dataset), starts(dataset)
+    # 1,000 draws: a tenth holds 100 with a deviation of 9.5.
+    counts = np.histogram(first, bins=10, range=(0, 904))[0]
+    assert counts.min() > 60 and counts.max() < 140
+    assert (first != second).mean() > 0.9
+    # Both ends can be drawn.
+    ends = starts(read([ramp] * 200, 1000, batch_size=200, crop="random"))
+    assert sorted(set(ends)) == [0, 1, 2, 3]
+
+
+# Seeds and epochs
+
+
+@pytest.mark.one_backend
+def test_seed_and_epoch_decide_however_many_threads_read(tmp_path):
+    for i in range(10):
+        write(tmp_path / f"{i}.wav", noise(0.2, seed=i))
+    options = {"batch_size": 4, "shuffle": True, "seed": 5}
+    first = epochs(read(tmp_path, num_parallel=1, **options), 3)
+    again = epochs(read(tmp_path, num_parallel=8, **options), 3)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first[0], first[1])
+    other = epochs(read(tmp_path, **{**options, "seed": 4}), 1)[0]
+    assert not np.array_equal(first[0], other)
+    apart = np.concatenate(first)
+    endless = read(tmp_path, repeat=True, **options)
+    np.testing.assert_array_equal(np.concatenate(batches(endless, 6)), apart)
+    # A new iterator starts again, as `fit()` needs after its look at one batch.
+    np.testing.assert_array_equal(np.concatenate(batches(endless, 2)), apart[:8])
+    assert int(endless.cardinality()) == -1
+    later = read(tmp_path, repeat=True, initial_epoch=2, **options)
+    np.testing.assert_array_equal(np.concatenate(batches(later, 2)), apart[16:])
+    resumed = read(tmp_path, initial_epoch=1, **options)
+    np.testing.assert_array_equal(np.concatenate(epochs(resumed, 2)), apart[8:])
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("shard", [(0, 1), (1, 2)])
+def test_a_run_resumed_within_an_epoch_reads_nothing_before(tmp_path, shard):
+    write_constants(tmp_path, 13)
+    broken(tmp_path, "004.wav")
+
+    def found(count, **options):
+        report = ReadReport()
+        options |= {"seed": 2, "shard": shard, "report": report, "num_parallel": 1}
+        dataset = read(tmp_path, batch_size=4, shuffle=True, repeat=True, **options)
+        return batches(dataset, count), report
+
+    whole, _ = found(7, initial_epoch=5)
+    rest, _ = found(3, initial_epoch=5, first_batch=2)
+    np.testing.assert_array_equal(rest, whole[2:5])
+    far, report = found(2, initial_epoch=5, first_batch=3 * 1000)
+    assert report.read < 100
+    expected, _ = found(2, initial_epoch=1005)
+    np.testing.assert_array_equal(far, expected)
+
+
+# Unreadable files
+
+
+@pytest.mark.one_backend
+def test_evaluation_leaves_unreadable_files_out(tmp_path):
+    files = write_constants(tmp_path, 8)
+    broken(tmp_path, "000.wav", "003.wav")
+    (tmp_path / "007.wav").unlink()
+    report = ReadReport()
+    dataset = read(files, batch_size=4, report=report)
+    for epoch in epochs(dataset, 2):
+        assert which(epoch) == [1, 2, 4, 5, 6]
+    assert int(dataset.cardinality()) == -2
+    assert report.read == 10
+    assert [item.path for item in report.skipped] == [files[0], files[3], files[7]]
+    reasons = [item.reason for item in report.skipped]
+    assert "LibsndfileError" in reasons[0]
+    assert reasons[2] == "FileNotFoundError: no such file"
+
+
+@pytest.mark.one_backend
+def test_training_replaces_unreadable_files(tmp_path, monkeypatch):
+    tried = []
+    original = soundfile.SoundFile.__init__
+
+    def open_file(self, path, *args, **options):
+        tried.append(path)
+        original(self, path, *args, **options)
+
+    files = write_constants(tmp_path, 12)
+    bad = [1, 2, 3, 8]
+    broken(tmp_path, *(f"{i:03}.wav" for i in bad))
+    monkeypatch.setattr(soundfile.SoundFile, "__init__", open_file)
+    report = ReadReport()
+    dataset = read(files, batch_size=4, shuffle=True, report=report)
+    assert len(dataset) == 3
+    for _ in range(5):
+        result = batches(dataset)
+        assert [len(batch) for batch in result] == [4, 4, 4]
+        # All readable files come, and the replacements are spread over them.
+        counts = np.bincount(which(np.concatenate(result)), minlength=12)
+        assert not counts[bad].any() and counts.sum() == 12
+        assert np.delete(counts, bad).min() >= 1
+    assert [item.path for item in report.skipped] == [files[i] for i in bad]
+    assert report.read == 60
+    # Tried once.
+    assert all(tried.count(files[i]) == 1 for i in bad)
+
+
+@pytest.mark.one_backend
+def test_files_that_vanish(tmp_path):
+    files = write_constants(tmp_path, 8)
+    report = ReadReport()
+    dataset = read(files, batch_size=4, shuffle=True, report=report)
+    batches(dataset)
+    assert not report.skipped
+    (tmp_path / "005.wav").unlink()
+    result = np.concatenate(batches(dataset))
+    assert len(result) == 8 and 5 not in which(result)
+    assert [item.path for item in report.skipped] == [files[5]]
+    endless = read(files, batch_size=2, repeat=True, report=report)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    # Not an endless loop.
+    with pytest.raises(UnreadableFileError, match="any more"), report.reraise():
+        batches(endless, 100)
+
+
+@pytest.mark.one_backend
+def test_many_unreadable_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(clips, "_MAX_FAILURES", 10)
+    files = write_constants(tmp_path, 8)
+    missing = [str(tmp_path / f"none{i}.wav") for i in range(24)]
+    mixed = [name for i in range(8) for name in (files[i], *missing[3 * i : 3 * i + 3])]
+    assert which(epochs(read(mixed, batch_size=4, num_parallel=1), 1)[0]) == [*range(8)]
+    # A lost disk is an error.
+    report = ReadReport()
+    dataset = read(files + missing, batch_size=4, report=report)
+    with pytest.raises(UnreadableFileError, match="in a row"), report.reraise():
+        batches(dataset)
+    for shuffle in (False, True):
+        with pytest.raises(UnreadableFileError, match="None of the 2") as caught:
+            read(missing[:2], batch_size=1, shuffle=shuffle)
+        assert caught.value.path == missing[0]
+
+
+@pytest.mark.one_backend
+def test_strict_names_the_file(tmp_path):
+    files = write_constants(tmp_path, 4)
+    broken(tmp_path, "002.wav")
+    report = ReadReport()
+    dataset = read(files, batch_size=2, strict=True, report=report)
+    for _ in range(2):
+        with pytest.raises(UnreadableFileError) as caught, report.reraise():
+            batches(dataset)
+        assert (caught.value.kind, caught.value.path) == ("audio", files[2])
+        assert "LibsndfileError" in caught.value.reason
+    broken(tmp_path, "000.wav")
+    with pytest.raises(UnreadableFileError):
+        read(files, batch_size=2, strict=True)
+    listed = FileList("audio", files[1:], missing=["abc", "def"])
+    read(listed, batch_size=1, strict=True, report=report)
+    assert [item.path for item in report.skipped] == ["abc", "def"]
+
+
+# With Keras
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+def test_fit_sees_the_same_number_of_batches_every_epoch(tmp_path, repeat):
+    paths = write_constants(tmp_path, 10)
+    broken(tmp_path, "001.wav", "006.wav")
+    files = FileList("audio", paths, [i % 2 for i in range(10)], ["even", "odd"])
+    train = read(files, batch_size=3, shuffle=True, repeat=repeat)
+    steps = []
+    count = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: steps.append(0),
+        on_train_batch_end=lambda batch, logs: steps.append(steps.pop() + 1),
+    )
+    model = keras.Sequential([keras.layers.Dense(2)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    history = model.fit(
+        train,
+        epochs=3,
+        steps_per_epoch=3 if repeat else None,
+        validation_data=read(files, batch_size=3),
+        callbacks=[count],
+        shuffle=False,
+        verbose=0,
+    )
+    assert steps == [3, 3, 3]
+    assert np.isfinite(history.history["val_loss"]).all()
+
+
+# Arguments
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("argument", "options"),
+    [
+        ("crop", {"crop": "end"}),
+        ("batch_size", {"batch_size": 0}),
+        ("batch_size", {"batch_size": 7, "shuffle": True}),
+        ("seed", {"seed": -1}),
+        ("initial_epoch", {"initial_epoch": -1}),
+        ("first_batch", {"first_batch": 1}),
+        ("shard", {"shard": (2, 2), "shuffle": True}),
+        ("shard", {"shard": (0, 4), "shuffle": True}),
+        ("drop_remainder", {"shard": (0, 3)}),
+    ],
+)
+def test_arguments_are_checked(tmp_path, argument, options):
+    write_constants(tmp_path, 6)
+    with pytest.raises(ValueError) as caught:
+        read(tmp_path, **{"batch_size": 6, **options})
+    assert caught.value.argument == argument
+
+
+@pytest.mark.one_backend
+def test_names_of_before(tmp_path):
+    files = write_constants(tmp_path, 3)
+    dataset = audio_dataset(files[::-1], batch_size=3, seconds=0.05)
+    assert which(batches(dataset)[0]) == [2, 1, 0]
+    with pytest.raises(ValueError):
+        image_dataset(tmp_path, batch_size=1, image_size=4)
