@@ -116,7 +116,8 @@ class Probing(Setup):
         self.refuse_idle(self.modality)
         data = self.sample() if options.data is None else self.files()
         for encoder in self.encoders:
-            check_segments(options.segment_means, encoder, self.reading(encoder))
+            reading = self.reading(encoder.backbone)
+            check_segments(options.segment_means, encoder, reading)
         if options.per_class is not None:
             splits = [
                 (
@@ -135,9 +136,9 @@ class Probing(Setup):
                 raise ArgumentError("probe", "dense: a linear one, too", "linear")
         return data
 
-    def reading(self, encoder):
+    def reading(self, backbone):
         """How files are read for an encoder."""
-        options, backbone = self.options, encoder.backbone
+        options = self.options
         given = {name: getattr(options, name) for name in self.modality.reading_names}
         if backbone.input_dims == (None,) and options.seconds is None:
             given["seconds"] = 0.36
@@ -149,12 +150,11 @@ class Probing(Setup):
         """Labeled files."""
         options = self.options
         files, splits, _ = labeled_data(options, self.modality, self.read_report)
-        readings = {id(x.backbone): self.reading(x) for x in self.encoders}
 
         def inputs(backbone):
             return self.modality.dataset(
                 files.numbered(),
-                readings[id(backbone)],
+                self.reading(backbone),
                 batch_size=options.batch_size,
                 report=self.read_report,
                 strict=options.strict,
@@ -164,7 +164,11 @@ class Probing(Setup):
 
     def sample(self):
         """The sample data; speakers say other syllables in training and test."""
-        options, reading, more = self.options, self.reading(self.encoders[0]), {}
+        options, reading, more = (
+            self.options,
+            self.reading(self.encoders[0].backbone),
+            {},
+        )
         if self.modality is VIDEO:
             more = {"num_clips": (1000, 500), "seed": 1}
         (train, labels), (test, test_labels), names = self.modality.sample(

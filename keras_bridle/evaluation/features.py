@@ -3,10 +3,8 @@
 import hashlib
 import importlib
 import json
-import types
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -14,10 +12,9 @@ from rich.progress import track
 
 from keras_bridle.config import ArgumentError
 from keras_bridle.data.files import ReadReport
-from keras_bridle.data.layouts import MANIFESTS
-from keras_bridle.data.pipeline import audio_dataset, image_dataset, video_dataset
+from keras_bridle.data.layouts import list_files
+from keras_bridle.modalities import modality_of, patch_grid
 from keras_bridle.models.feature_extractor import FeatureModel
-from keras_bridle.models.presets import MODALITIES_BY_RANK
 from keras_bridle.training.checkpoint import atomic_file
 from keras_bridle.training.run import RunDirectory, run_lock
 
@@ -42,20 +39,12 @@ class PatchFeatures(NamedTuple):
 
 
 class FileFeatures(NamedTuple):
-    """Features of files, a row for each file, or for each patch of each file.
+    """Features of files, a row for each file or patch that could be read.
 
-    Args:
-        files: string array of shape `(rows,)`, names below the folder they were read
-            from. Unreadable files have no row.
-        features: float32 array of shape `(rows, dim)`.
-        patch: int32 array of shape `(rows,)`, the patch's index in its file's grid, row
-            by row; `None` if rows are files.
-        codes: int32 array, the tokenizer's codes, -1 at padding: of shape
-            `(rows, levels)` if rows are patches, else `(rows, patches, levels)`; `None`
-            without a tokenizer.
-        labels: string array of shape `(rows,)`, the classes of labeled files, several
-            joined by `"; "`, else `None`.
-        grid: tuple of ints, how many patches a file has along each side.
+    Arrays of equal length: names of `files` below their folder, float32 `features`, the
+    `patch` (its index in its file's grid, `None` per file), int32 `codes` of shape
+    `(rows, levels)` or `(rows, patches, levels)`, -1 at padding, and class `labels`,
+    joined by `"; "`; and the `grid`, how many patches a file has along each side.
     """
 
     files: np.ndarray
@@ -87,7 +76,6 @@ class FeatureExtractor:
             counts.
         batch_size: int, examples of a step. Of an iterable, that of its first batch is
             used instead.
-        description: optional string, shown before a progress bar.
 
     Returns:
         float32 array of shape `(examples, segments * dim)`; per patch a named tuple of
@@ -131,16 +119,16 @@ class FeatureExtractor:
         wanted += [] if tokenizer is None else ["codes"]
         self.model = FeatureModel(backbone, tokenizer, wanted, segments)
 
-    def __call__(self, inputs, batch_size=32, description=None):
-        found = joined(out for out, _ in self.batches(inputs, batch_size, description))
+    def __call__(self, inputs, batch_size=32):
+        found = joined(out for out, _ in self.batches(inputs, batch_size))
         features = found.get("features")
         if features is None:
             features = PatchFeatures(found["patches"], found["is_real"])
         return features if self.tokenizer is None else (features, found["codes"])
 
-    def batches(self, inputs, batch_size=32, description=None):
+    def batches(self, inputs, batch_size=32):
         """Yields a dict of arrays for each batch, and what came with its inputs."""
-        for batch, size, others in _batches(inputs, batch_size, description):
+        for batch, size, others in _batches(inputs, batch_size):
             # The last batch is filled up to the size of the others.
             filling = np.repeat(batch[-1:], size - len(batch), axis=0)
             found = self.model.predict_on_batch(np.concatenate([batch, filling]))
@@ -181,14 +169,14 @@ class FeatureExtractor:
         console=None,
         **reading,
     ):
-        """Writes the features of any number of files to a directory, part by part.
+        """Writes the features of any number of files, part by part, and gives a report.
 
-        A run that was stopped at any time resumes with `resume=True` and gives the same
-        result. `load_file_features()` reads it.
+        `directory` gets `parts/`, `skipped_files.csv`, `settings.json`. A stopped run
+        resumes with `resume=True` and gives the same result, which
+        `load_file_features()` reads.
 
         Args:
-            directory: string or path, made if it is missing. It gets `settings.json`,
-                `parts/` and `skipped_files.csv`, which lists unreadable files.
+            directory: string or path, made if it is missing.
             source: as of `files()`, as `batch_size`.
             batch_size: as above.
             format: `"npz"` or `"parquet"`, which needs pyarrow.
@@ -200,10 +188,6 @@ class FeatureExtractor:
 
         Returns:
             The `ReadReport` of all files, those of earlier runs included.
-
-        Raises:
-            FileExistsError: if `directory` holds a run and `resume` is `False`.
-            ValueError: if a resumed run has other settings, or no file can be read.
         """
         if format not in FORMATS:
             raise ArgumentError("format", f"one of {FORMATS}", format)
@@ -253,12 +237,11 @@ def write_file_features(
 
 
 class InputFeatures:
-    """Features of raw inputs without a network, to compare an encoder's with.
+    """Features of raw inputs without a network; called like a `FeatureExtractor`.
 
     Of recordings: mean and standard deviation of each log-mel bin in `segments` equal
     parts; or, with `shape`, the spectrogram resized to `(frames, bins)`. Both leave
-    padding out. Of images and clips: gray pixels, resized to `shape`, by default 16 x
-    16. Called like a `FeatureExtractor`.
+    padding out. Of images and clips: gray pixels, resized to `shape`.
     """
 
     def __init__(self, backbone, segments=1, shape=None):
@@ -266,14 +249,13 @@ class InputFeatures:
         self.segments = segments
         self.shape = shape
 
-    def __call__(self, inputs, batch_size=32, description=None):
-        batches = self.batches(inputs, batch_size, description)
-        return joined(found for found, _ in batches)["features"]
+    def __call__(self, inputs, batch_size=32):
+        return joined(x for x, _ in self.batches(inputs, batch_size))["features"]
 
-    def batches(self, inputs, batch_size=32, description=None):
+    def batches(self, inputs, batch_size=32):
         """Yields dicts and others like those of a `FeatureExtractor`."""
         is_audio = len(self.backbone.input_dims) == 1
-        for batch, _, others in _batches(inputs, batch_size, description):
+        for batch, _, others in _batches(inputs, batch_size):
             maps, mask = self.backbone.features(batch)
             maps = keras.ops.convert_to_numpy(maps).astype("float32")
             if is_audio:
@@ -301,21 +283,7 @@ class InputFeatures:
     def _of_pixels(self, pixels):
         shape = (16, 16) if self.shape is None else self.shape
         frames = pixels.reshape(-1, *pixels.shape[-2:])
-        if (np.array(frames.shape[1:]) <= shape).all():
-            missing = [
-                (0, new - old) for new, old in zip(shape, frames.shape[1:], strict=True)
-            ]
-            return np.pad(frames, [(0, 0), *missing]).reshape(-1)
         return np.stack([_resized(frame, shape) for frame in frames]).reshape(-1)
-
-
-def log_mel_features(front_end, waveforms, mode, frame_counts=None):
-    """Plain features of waveforms, until recipes use `InputFeatures`."""
-    backbone = types.SimpleNamespace(
-        input_dims=(None,), features=lambda x: (front_end(x), front_end.padding_mask(x))
-    )
-    shape = (64, 16) if mode == "resized" else None
-    return InputFeatures(backbone, shape=shape)(waveforms)
 
 
 def _resized(array, shape):
@@ -330,17 +298,14 @@ def _resized(array, shape):
     return weights[0] @ array @ weights[1].T
 
 
-def _batches(inputs, batch_size, description):
+def _batches(inputs, batch_size):
     """Yields batches as arrays, the size of full ones, and what came with them."""
     if batch_size < 1:
         raise ArgumentError("batch_size", "at least 1", batch_size)
-    size = total = None
+    size = None
     if hasattr(inputs, "shape"):
         size = max(1, min(batch_size, len(inputs)))
-        total = -(-len(inputs) // size)
         inputs = np.split(inputs, range(size, len(inputs), size))
-    if description is not None:
-        inputs = track(inputs, description, total)
     for batch in inputs:
         batch, *others = batch if isinstance(batch, (tuple, list)) else (batch,)
         size = size or len(batch)
@@ -365,13 +330,15 @@ class _Files:
 
     def __init__(self, extract, source, batch_size, reading):
         self.extract = extract
-        self.files = manifest_of(extract.backbone, source)
+        self.modality = modality_of(extract.backbone)
+        self.files = list_files(self.modality.name, source)
+        labels = self.files.classes()
+        self.labels = np.array(["; ".join(np.atleast_1d(x)) for x in labels], str)
         self.batch_size = batch_size
-        self.reading = reading_options(extract.backbone, **reading)
+        self.reading = self.modality.reading(extract.backbone, **reading)
         self.root = source if isinstance(source, (str, Path)) else None
-        self.grid = patch_grid(
-            extract.backbone, clip_shape(extract.backbone, self.reading)
-        )
+        shape = self.modality.input_shape(self.reading)
+        self.grid = patch_grid(extract.backbone, shape)
 
     def settings(self):
         names = "\n".join(self._name(index) for index in range(len(self.files)))
@@ -387,12 +354,11 @@ class _Files:
 
     def columns(self, indices, report):
         """Reads some of the files and gives columns, one row a file or patch."""
-        dataset = file_dataset(
-            self.extract.backbone,
-            self.files.take(indices),
-            min(self.batch_size, len(indices)),
+        dataset = self.modality.dataset(
+            self.files.take(indices).numbered(),
+            self.reading,
+            batch_size=min(self.batch_size, len(indices)),
             report=report,
-            **self.reading,
         )
         return joined(
             self._columns(indices[rows], found)
@@ -410,8 +376,7 @@ class _Files:
             columns = dict(found)
         columns["files"] = np.array([self._name(index) for index in indices], str)
         if self.files.labels is not None:
-            labels = [self._label(index) for index in indices]
-            columns["labels"] = np.array(labels, str)
+            columns["labels"] = self.labels[indices]
         return columns
 
     def write_part(self, stem, indices, format):
@@ -437,16 +402,11 @@ class _Files:
         path = Path(self.files.files[index])
         if self.root is not None and path.is_relative_to(self.root):
             path = path.relative_to(self.root)
-        segments = getattr(self.files, "segments", None)
-        if segments is None:
+        if self.files.segments is None:
             return path.as_posix()
         # The same file may be listed with several segments.
-        start, end = segments[index]
+        start, end = self.files.segments[index]
         return f"{path.as_posix()}#t={start:g},{'' if end is None else f'{end:g}'}"
-
-    def _label(self, index):
-        numbers = np.atleast_1d(self.files.labels[index])
-        return "; ".join(str(self.files.class_names[n]) for n in numbers)
 
 
 def is_taken(directory):
@@ -459,8 +419,7 @@ def is_taken(directory):
 def load_file_features(directory):
     """Reads what `FeatureExtractor.write()` has written, `FileFeatures` in file order.
 
-    Parts whose note is missing were being written when the run was stopped, and are
-    left out. Raises a `FileNotFoundError` if there are no features.
+    Parts whose note is missing were being written when the run was stopped.
     """
     notes = [
         (path, json.loads(path.read_text()))
@@ -541,75 +500,3 @@ def _fingerprint(model):
         array = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
         digest.update(array.view("uint8").data)
     return digest.hexdigest()[:16]
-
-
-# Until the table of modalities and the one `file_dataset` have these.
-_DATASETS: dict[str, Callable] = {
-    "audio": audio_dataset,
-    "image": image_dataset,
-    "video": video_dataset,
-}
-
-
-def modality_of(backbone):
-    """Tells what an encoder takes: `"audio"`, `"image"` or `"video"`."""
-    return MODALITIES_BY_RANK[len(backbone.input_dims)]
-
-
-def manifest_of(backbone, source):
-    """Lists files of an encoder's modality."""
-    return MANIFESTS[modality_of(backbone)].from_source(source)
-
-
-def reading_options(backbone, **options):
-    """Fills in how files are read for an encoder, as its `input_dims` say."""
-    options = {name: value for name, value in options.items() if value is not None}
-    dims, modality = backbone.input_dims, modality_of(backbone)
-    defaults: dict[str, Any]
-    if modality == "audio":
-        rate = getattr(backbone.front_end, "sample_rate", 16000)
-        defaults = {"sample_rate": rate}
-        if not {"seconds", "num_samples"} & options.keys():
-            defaults["num_samples"] = dims[0]
-            if dims[0] is None:
-                raise ValueError(
-                    "The encoder takes waveforms of any length: say how many `seconds` "
-                    "of each recording to read"
-                )
-        return {**defaults, **options}
-    defaults = {"image_size": dims[-3:-1], "channels": dims[-1]}
-    if modality == "video":
-        defaults |= {"num_frames": dims[0], "sampling_rate": 4}
-        if dims[0] is None and "num_frames" not in options:
-            raise ValueError(
-                "The encoder takes clips of any length: say how many `num_frames` of "
-                "each video to read"
-            )
-    return {**defaults, **options}
-
-
-def file_dataset(backbone, manifest, batch_size, **options):
-    """Reads files in order, with their indices in the list in place of labels."""
-    make_dataset = _DATASETS[modality_of(backbone)]
-    return make_dataset(manifest.numbered(), batch_size=batch_size, **options)
-
-
-def clip_shape(backbone, options):
-    """The shape of one input as `reading_options()` has it read."""
-    modality = modality_of(backbone)
-    if modality == "audio":
-        samples = options.get("num_samples")
-        if samples is None:
-            samples = round(options["seconds"] * options["sample_rate"])
-        return (samples,)
-    sides = np.broadcast_to(options["image_size"], 2).tolist()
-    shape = (*sides, options["channels"])
-    return shape if modality == "image" else (options["num_frames"], *shape)
-
-
-def patch_grid(backbone, shape):
-    """How many patches an input of a shape, without the batch, has along each side."""
-    shape = (None, *shape)
-    if backbone.front_end is not None:
-        shape = backbone.front_end.compute_output_shape(shape)
-    return backbone.patch_embedding.grid(shape[1:-1])

@@ -46,21 +46,12 @@ class ClassificationMetrics(NamedTuple):
 
 
 def classification_metrics(labels, scores, class_names=None):
-    """Scores predictions of one class, or of several, for each row.
+    """Scores logits or probabilities of one class, or of several, for each row.
 
-    Args:
-        labels: int array of shape `(rows,)`; or, for multi-label data, an array of
-            zeros and ones of shape `(rows, classes)`.
-        scores: float array of shape `(rows, classes)`, logits or probabilities. Of
-            equal scores in a row, the first class' counts as the highest.
-        class_names: optional sequence of strings; numbers by default.
-
-    Returns:
-        A `ClassificationMetrics`. Averages leave out classes without examples.
-
-    References:
-        - [Gemmeke et al., 2017](https://research.google/pubs/pub45857/), for mAP
-        - [Kong et al., 2019](https://arxiv.org/abs/1903.00765), for d'
+    `labels` are ints `(rows,)` or, for multi-label data, zeros and ones `(rows,
+    classes)`. Of equal scores the first class' is the highest. References: [Gemmeke et
+    al., 2017](https://research.google/pubs/pub45857/) for mAP, [Kong et al.,
+    2019](https://arxiv.org/abs/1903.00765) for d'.
     """
     scores = np.asarray(scores)
     if scores.ndim != 2 or not scores.size or not np.isfinite(scores).all():

@@ -1,6 +1,5 @@
 """Plots of histories, codes, maps and confusions."""
 
-import csv
 import importlib
 import math
 import re
@@ -21,7 +20,6 @@ from keras_bridle.layers.masks import RandomMask
 
 # What the second row of a history shows: the first kind that a phase has.
 SECOND_ROW = ("accuracy", "cosine", "usage", "perplexity")
-GRAY = "0.45"
 # More names than these cannot be read, more numbers do not fit into their cells, and
 # more classes have no colors that can be told apart.
 MOST_NAMES, MOST_NUMBERS, MOST_COLORS = 60, 20, 20
@@ -57,50 +55,32 @@ def _level_colors(levels):
 
 
 def plot_history(history, path):
-    """Draws the loss of every phase and, below, its accuracy per level.
+    """Draws each phase's loss and, below, its accuracies per level or the like.
 
-    Phases without accuracy show their cosine to the teacher, usage or perplexity
-    there instead. Validation is dashed.
-
-    Args:
-        history: dict from phase to a dict from metric to a sequence of values, one per
-            epoch, or to the path of a CSV file with these columns. Names that end in a
-            number are the levels of one metric.
-        path: string or path of the plot.
+    `history` has a dict from metric to a value per epoch, or a CSV file's path, for
+    each phase. Names that end in a number are levels. Validation is dashed.
     """
-    phases = {}
-    for name, columns in history.items():
-        if not isinstance(columns, dict):
-            columns = _read_csv(columns)
-        phases[name] = {key: _numbers(values) for key, values in columns.items()}
+    phases = {name: _columns(columns) for name, columns in history.items()}
     figure, axes = _subplots(2, len(phases), 3.4, 2.6, sharex="col")
     for (name, columns), (top, bottom) in zip(phases.items(), axes.T, strict=True):
-        losses = [name for name in ("loss", "val_loss") if name in columns]
-        _draw_curves(top, columns, losses)
+        _draw_curves(top, columns, columns.keys() & {"loss", "val_loss"})
         _tidy(top, name, ylabel="loss")
         kind, names = _second_row(columns)
         _draw_curves(bottom, columns, names)
         _tidy(bottom, ylabel=kind)
         bottom.set_visible(bool(names))
-        lowest = bottom if names else top
-        lowest.set_xlabel("epoch")
-        lowest.tick_params(labelbottom=True)
+        (bottom if names else top).set_xlabel("epoch")
+        top.tick_params(labelbottom=not names)
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _save(figure, path)
 
 
-def _read_csv(path):
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {key: [row[key] for row in rows] for key in (rows[0] if rows else ())}
-
-
-def _numbers(values):
-    try:
-        # Cells of epochs without validation are empty.
-        return np.array([np.nan if x == "" else float(x) for x in values])
-    except ValueError:
-        return np.full(len(values), np.nan)
+def _columns(history):
+    if not isinstance(history, dict):
+        # Words and empty cells, as of epochs without validation, are NaN.
+        table = np.genfromtxt(history, delimiter=",", names=True, ndmin=1)
+        history = {name: table[name] for name in table.dtype.names}
+    return {name: np.asarray(x, "float64") for name, x in history.items()}
 
 
 def _second_row(columns):
@@ -125,7 +105,7 @@ def _level(name):
 def _draw_curves(axis, columns, names):
     levels = sorted({_level(name) for name in names} - {None})
     colors = dict(zip(levels, _level_colors(len(levels)), strict=True))
-    for name in names:
+    for name in sorted(names):
         values, level = columns[name], _level(name)
         # Validation may run in some epochs only: join those.
         known = np.isfinite(values)
@@ -144,14 +124,9 @@ def _draw_curves(axis, columns, names):
 
 
 def plot_code_usage(usage, path):
-    """Draws how often each code is used, from the most to the least frequent.
+    """Draws how often each code of a `CodeUsage` is used, from the most frequent on.
 
-    The axis is logarithmic, in multiples of the share that every code would have if
-    all were used equally often.
-
-    Args:
-        usage: what `code_usage()` returns.
-        path: string or path of the plot.
+    The logarithmic axis has multiples of the share that even use would give.
     """
     counts = usage.counts
     levels, size = counts.shape
@@ -181,8 +156,8 @@ def plot_code_usage(usage, path):
         axis.set(xlim=(0, size), yscale="log", ylim=(lowest, highest))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter(NullFormatter())
-        ylabel = None if level % columns else "frequency / even share"
-        _tidy(axis, title, "codes, most frequent first", ylabel)
+        _tidy(axis, title, "codes, most frequent first", "frequency / even share")
+        axis.label_outer()
     axes[0, -1].legend([even], ["all codes equally often"], fontsize=8, frameon=False)
     return _save(figure, path)
 
@@ -192,23 +167,10 @@ def plot_codes(
 ):
     """Draws an input, what its mask leaves visible, and the codes of each level.
 
-    Code numbers have no order: neighboring colors mean nothing, only equal colors do.
-    Visible patches, which are no targets of the encoder, have pale codes.
-
-    Args:
-        inputs: a spectrogram of shape `(frames, mel_bins)`, an image of shape
-            `(height, width, channels)` or a clip of shape `(frames, height, width,
-            channels)`, of which 8 frames at most are drawn. Integers are pixels from 0
-            to 255; the range of floats is stretched.
-        visible: int array of shape `(visible_patches,)`, indices of the patches that
-            the encoder sees.
-        codes: int array of shape `(patches, levels)`, the codes of all patches, row by
-            row; -1 is padding and stays white.
-        grid: tuple of ints, patches along each side.
-        patch_size: tuple of ints, the sides of a patch.
-        path: string or path of the plot.
-        frame_seconds: float, seconds from one frame of a spectrogram to the next.
-        title: optional string.
+    `inputs` is a spectrogram `(frames, mel_bins)`, an image `(height, width, channels)`
+    or a clip `(frames, height, width, channels)`, of which 8 frames at most are drawn;
+    `visible` the indices of visible patches, whose codes are pale; `codes` an array
+    `(patches, levels)`, row by row, -1 at padding. Only equal colors mean something.
     """
     inputs, codes = np.asarray(inputs), np.asarray(codes)
     grid, patch_size = tuple(grid), tuple(patch_size)
@@ -223,9 +185,8 @@ def plot_codes(
         colors = colormaps["magma"](colors[..., 0])[..., :3]
     colors = fill_up(colors, grid, patch_size)
     if len(grid) == 2:
-        colors, hidden, codes, patch_size = (
-            colors[None], hidden[None], codes[None], (1, *patch_size)
-        )  # fmt: skip
+        colors, hidden, codes = colors[None], hidden[None], codes[None]
+        patch_size = (1, *patch_size)
     times = np.linspace(0, len(codes) - 1, min(len(codes), 8)).round().astype(int)
     frames, hidden, codes = colors[times * patch_size[0]], hidden[times], codes[times]
     seen = frames.copy()
@@ -264,9 +225,10 @@ def _draw_panels(panels, hidden, is_spectrogram, frame_seconds, title):
     figure, axes = _subplots(
         rows, columns, across + 0.2, inches + 0.3, title, sharex=True, sharey=True
     )
-    extent = (0, width, height, 0)
+    extent, labels = (0, width, height, 0), {}
     if is_spectrogram:
         extent = (0, width * frame_seconds, 0, height)
+        labels = {"xlabel": "seconds", "ylabel": "mel bin"}
     flat = iter(axes.flat)
     for name, frames, numbers in panels:
         for index, frame in enumerate(frames):
@@ -281,48 +243,38 @@ def _draw_panels(panels, hidden, is_spectrogram, frame_seconds, title):
             if index == 0:
                 axis.set_title(name, fontsize=9, loc="left")
             if name != panels[0][0]:
-                _draw_grid(axis, hidden[index].shape, extent)
-            if numbers is not None:
-                inner = (across, inches)
-                _draw_numbers(axis, numbers[index], hidden[index], extent, inner)
+                codes = None if numbers is None else numbers[index]
+                _draw_cells(axis, hidden[index], codes, extent, (across, inches))
+            axis.set(**labels)
             if not is_spectrogram:
                 axis.set_axis_off()
+            axis.label_outer()
     for axis in flat:
         axis.set_visible(False)
-    if is_spectrogram:
-        for axis in axes[-1]:
-            axis.set_xlabel("seconds")
-        for axis in axes[:, 0]:
-            axis.set_ylabel("mel bin")
     return figure
 
 
-def _draw_grid(axis, grid, extent):
-    rows = np.linspace(extent[2], extent[3], grid[0] + 1)[1:-1]
-    columns = np.linspace(extent[0], extent[1], grid[1] + 1)[1:-1]
-    axis.hlines(rows, *extent[:2], color="white", linewidth=0.6)
-    axis.vlines(columns, *extent[2:], color="white", linewidth=0.6)
-
-
-def _draw_numbers(axis, numbers, hidden, extent, inches):
-    """Writes the codes into their cells, if they fit."""
-    rows, columns = numbers.shape
+def _draw_cells(axis, hidden, numbers, extent, inches):
+    """Draws lines between the patches, and codes into their cells, if they fit."""
+    rows, columns = hidden.shape
+    left, right, bottom, top = extent
+    lines = {"color": "white", "linewidth": 0.6}
+    axis.hlines(np.linspace(bottom, top, rows + 1)[1:-1], left, right, **lines)
+    axis.vlines(np.linspace(left, right, columns + 1)[1:-1], bottom, top, **lines)
+    if numbers is None:
+        return
     digits = len(str(numbers.max()))
     size = 72 * min(0.55 * inches[1] / rows, inches[0] / columns / (0.75 * digits))
-    if size < 5:
-        return
-    up = extent[2] < extent[3]
-    for (row, column), number in np.ndenumerate(numbers):
-        if number >= 0:
-            axis.text(
-                (column + 0.5) / columns * extent[1],
-                (row + 0.5) / rows * (extent[3] if up else extent[2]),
-                str(number),
-                ha="center",
-                va="center_baseline",
-                fontsize=min(size, 8),
-                color="black" if hidden[row, column] else GRAY,
-            )
+    for row, column in np.argwhere(numbers >= 0) if size >= 5 else ():
+        axis.text(
+            (column + 0.5) / columns * right,
+            (row + 0.5) / rows * max(bottom, top),
+            numbers[row, column],
+            ha="center",
+            va="center_baseline",
+            fontsize=min(size, 8),
+            color="black" if hidden[row, column] else "0.45",
+        )
 
 
 def code_colors(codes):
@@ -364,14 +316,7 @@ def cut_patches(inputs, grid, patch_size):
 
 
 def plot_code_patches(patches, path, title=None):
-    """Draws a contact sheet: in each row, patches of one code, the nearest first.
-
-    Args:
-        patches: dict from a row's name to an array of shape
-            `(n, height, width, channels)`.
-        path: string or path of the plot.
-        title: optional string.
-    """
+    """Draws a contact sheet of a dict from a row's name to its patches, an array."""
     colors = as_colors(np.concatenate(list(patches.values())))
     height, width = colors.shape[1:3]
     # A patch of a few frames by many bins would be a line: it is drawn wider.
@@ -398,20 +343,10 @@ def plot_code_patches(patches, path, title=None):
 def nearest_patches(codes, distances, num_codes=8, num_patches=12):
     """Finds, for some codes, the patches whose vectors are nearest to them.
 
-    The codes are chosen evenly from the most to the least frequent, and of each example
-    the nearest patch alone is taken, so that neighbors in one example do not fill it
-    all.
-
-    Args:
-        codes: int array of shape `(examples, patches)`, the codes of one level; -1 is
-            padding.
-        distances: float array of the same shape, from each patch's vector to its code.
-        num_codes: int, how many codes to choose.
-        num_patches: int, the most patches of a code.
-
-    Returns:
-        A dict from code to an int array of shape `(n, 2)`: example and patch, the
-        nearest first.
+    `codes` of one level, -1 at padding, and `distances` have shape `(examples,
+    patches)`. Codes are chosen evenly from the most to the least frequent. Each example
+    gives one patch, so that neighbors do not fill a row. The result has an array of
+    rows `(example, patch)` for each code, the nearest first.
     """
     names, counts = np.unique(codes[codes >= 0], return_counts=True)
     frequent_first = names[np.argsort(-counts, kind="stable")]
@@ -426,14 +361,7 @@ def nearest_patches(codes, distances, num_codes=8, num_patches=12):
 
 
 def draw_codes(pretraining, inputs, folder, most_examples=512):
-    """Writes `codes.png`, the first input's codes, and `code_patches.png`.
-
-    Args:
-        pretraining: `InterleavedPretraining`, after `fit()`.
-        inputs: array of raw inputs.
-        folder: string or path.
-        most_examples: int, how many inputs to look for patches in.
-    """
+    """Writes `codes.png`, the first input's codes, and `code_patches.png`."""
     backbone, augmentation = pretraining.backbone, pretraining.augmentation
     inputs = np.asarray(inputs[:most_examples])
     codes, distances = pretraining.codes(inputs, with_distances=True)
@@ -469,15 +397,9 @@ def draw_codes(pretraining, inputs, folder, most_examples=512):
 
 
 def plot_confusion_matrix(confusion, path, class_names=None, title=None):
-    """Draws a confusion matrix, its cells as shares of the rows of the true class.
+    """Draws a confusion matrix, true classes first, its cells as shares of their row.
 
-    Args:
-        confusion: int array of shape `(classes, classes)`, true classes first, as of
-            `ClassificationMetrics`. Classes that never occur are left white.
-        path: string or path of the plot.
-        class_names: optional sequence of strings; numbers by default. More than 60 are
-            not drawn, and of more than 20 classes no numbers.
-        title: optional string.
+    More than 60 names are not drawn, and of more than 20 classes no numbers.
     """
     confusion = np.asarray(confusion)
     classes = len(confusion)
@@ -504,22 +426,10 @@ def plot_confusion_matrix(confusion, path, class_names=None, title=None):
 
 
 def plot_embedding(features, path, labels=None, method="pca", title=None, seed=0):
-    """Draws features as points in the plane, in the colors of their classes.
+    """Draws standardized features as points in the plane, in their classes' colors.
 
-    The features are standardized first. Of more than 20 classes, the 20 most frequent
-    have colors.
-
-    Args:
-        features: array of shape `(rows, dim)`.
-        path: string or path of the plot.
-        labels: optional array or list of shape `(rows,)`, integers or strings.
-        method: `"pca"`, the two directions of most variance; or `"umap"`, which keeps
-            neighbors near each other and needs umap-learn.
-        title: optional string.
-        seed: int, of UMAP.
-
-    Reference:
-        [McInnes et al., 2018](https://arxiv.org/abs/1802.03426), for UMAP
+    `method` is `"pca"`, or `"umap"`, which keeps neighbors near each other and needs
+    umap-learn. Of more than 20 classes, the 20 most frequent have colors.
     """
     if method not in ("pca", "umap"):
         raise ArgumentError("method", '"pca" or "umap"', method)
@@ -547,22 +457,18 @@ def plot_embedding(features, path, labels=None, method="pca", title=None, seed=0
 def _draw_points(axis, points, labels):
     labels = np.zeros(len(points)) if labels is None else np.asarray(labels)
     classes, counts = np.unique(labels, return_counts=True)
-    shown = np.sort(np.argsort(-counts, kind="stable")[:MOST_COLORS])
-    colors = colormaps["tab10" if len(shown) <= 10 else "tab20"](range(len(shown)))
-    groups = [(str(classes[i]), labels == classes[i]) for i in shown]
-    groups = [(*group, color) for group, color in zip(groups, colors, strict=True)]
-    others = ~np.isin(labels, classes[shown])
-    if others.any():
-        groups.insert(0, (f"{len(classes) - len(shown)} others", others, "0.8"))
-    size = float(np.clip(16000 / len(points), 4, 30))
-    for name, is_in, color in groups:
-        axis.scatter(
-            *points[is_in].T, size, [color], alpha=0.8, linewidths=0, label=name
-        )
-    if len(groups) > 1:
-        axis.legend(
-            fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5)
-        )
+    shown = np.sort(classes[np.argsort(-counts, kind="stable")[:MOST_COLORS]])
+    colors = colormaps["tab10" if len(shown) <= 10 else "tab20"].colors
+    style = {"s": np.clip(16000 / len(points), 4, 30), "alpha": 0.8, "linewidths": 0}
+    others = points[~np.isin(labels, shown)]
+    if len(others):
+        label = f"{len(classes) - len(shown)} others"
+        axis.scatter(*others.T, color="0.8", label=label, **style)
+    for name, color in zip(shown, colors, strict=False):
+        axis.scatter(*points[labels == name].T, color=color, label=name, **style)
+    if len(classes) > 1:
+        beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        axis.legend(fontsize=8, frameon=False, **beside)
 
 
 def import_umap():
@@ -570,7 +476,5 @@ def import_umap():
     try:
         return importlib.import_module("umap")
     except ImportError as error:
-        raise ImportError(
-            'method="umap" needs umap-learn: pip install "keras-bridle[umap]". Or '
-            'choose "pca"'
-        ) from error
+        message = 'UMAP needs umap-learn: pip install "keras-bridle[umap]"'
+        raise ImportError(message) from error

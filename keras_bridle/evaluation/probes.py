@@ -26,32 +26,20 @@ from keras_bridle.evaluation.metrics import (
 )
 
 PROBES = ("linear", "dense", "knn", "attentive")
+# How the probes are trained that take steps.
+TRAINING: dict[str, dict[str, Any]] = {
+    "dense": {"epochs": 100, "learning_rate": 3e-3, "weight_decay": 0.0},
+    "attentive": {"epochs": 40, "learning_rate": 1e-3, "weight_decay": 0.01},
+}
 # Half decades; weaker ones than 10 no longer change the answers on standardized
 # features.
 REGULARIZATIONS = tuple(10.0 ** (power / 2) for power in range(-7, 3))
 
 
 class ProbeResult(NamedTuple):
-    """What a linear probe found.
-
-    Args:
-        accuracy: float, share of the test rows that are classified correctly.
-        majority: float, the same share when every test row gets the most frequent
-            class of the training rows.
-        chance: float, one over the number of training classes.
-        per_class: dict from class to the accuracy on that class' test rows.
-        regularization: float, the inverse penalty that cross-validation chose
-            (`C` in scikit-learn: small is strong).
-        validation_accuracy: float, the cross-validated accuracy on the training rows,
-            of the penalties next to that choice.
-        predictions: array of shape `(test_rows,)`, the predicted classes.
-        classes: array of shape `(classes,)`, the training classes, sorted.
-        scores: float array of shape `(test_rows, classes)`, log-probabilities.
-    """
+    """What a linear probe found; see `linear_probe()`."""
 
     accuracy: float
-    majority: float
-    chance: float
     per_class: dict[Any, float]
     regularization: float
     validation_accuracy: float
@@ -97,8 +85,10 @@ def linear_probe(
         seed: int, seeds the folds.
 
     Returns:
-        A `ProbeResult`, a named tuple: `accuracy`, `majority`, `chance`, `per_class`,
-        `regularization`, `validation_accuracy`, `predictions`, `classes`, `scores`.
+        A named tuple: `accuracy`, the share of test rows classified correctly;
+        `per_class`, a dict of it; `regularization`, the chosen inverse penalty;
+        `validation_accuracy`, of training rows near it; `predictions`; the training
+        `classes`, sorted; and `scores`, log-probabilities `(test_rows, classes)`.
 
     Raises:
         ValueError: if shapes, lengths, values or numbers of classes do not fit.
@@ -123,9 +113,7 @@ def linear_probe(
         train_features, train_labels, test_features, test_labels
     )
     train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
-    classes, targets, sizes = np.unique(
-        train_labels, return_inverse=True, return_counts=True
-    )
+    classes, targets = np.unique(train_labels, return_inverse=True)
     if len(classes) < 2:
         raise ArgumentError("train_labels", "of 2 classes or more", classes)
     inputs, test_inputs = standardized(train_features, test_features)
@@ -153,8 +141,6 @@ def linear_probe(
     is_right = predictions == test_labels
     return ProbeResult(
         accuracy=float(is_right.mean()),
-        majority=float(np.mean(test_labels == classes[np.argmax(sizes)])),
-        chance=1.0 / len(classes),
         per_class={
             name.item(): float(is_right[test_labels == name].mean())
             for name in np.unique(test_labels)
@@ -176,9 +162,6 @@ def _check_split(train_features, train_labels, test_features, test_labels):
     if train.shape[1] != test.shape[1]:
         expected = f"of size {train.shape[1]}, as train_features"
         raise ArgumentError("test_features", expected, test.shape)
-    kinds = {np.asarray(x).dtype.kind in "US" for x in (train_labels, test_labels)}
-    if len(kinds) > 1:
-        raise ValueError("train_labels and test_labels must be of one type")
     return train, test
 
 
@@ -222,10 +205,7 @@ def _cross_validated(inputs, targets, groups, regularizations, num_folds, seed):
             model = LogisticRegression(max_iter=200, tol=3e-4, warm_start=True)
             folds.append((model, training, held_out))
     if not folds:
-        raise ValueError(
-            "train_labels have too few rows or groups per class to cross-validate; "
-            "give a single value as regularizations"
-        )
+        raise ArgumentError("groups", "two or more for each class", groups)
     losses, accuracies = [], []
     rows = np.array([held_out.sum() for *_, held_out in folds])
     # From the strongest penalty on; each solution is the start of the next one's. Once
@@ -320,14 +300,10 @@ def neighbor_votes(train, hot, test, neighbors=10, temperature=0.07):
 
 
 class AttentivePooling(keras.layers.Layer):
-    """One vector from many: cross-attention of a learned query over patches.
+    """One vector from many: cross-attention of a learned query over real patches.
 
-    Called with patches `(batch, num_patches, dim)` and bools `(batch, num_patches)`,
-    `False` at those that are not attended to; gives `(batch, dim)`.
-
-    References:
-        - [Yu et al., 2022](https://arxiv.org/abs/2205.01917), section 3.2
-        - [Bardes et al., 2024](https://arxiv.org/abs/2404.08471), section 4.1
+    References: [Yu et al., 2022](https://arxiv.org/abs/2205.01917), section 3.2;
+    [Bardes et al., 2024](https://arxiv.org/abs/2404.08471), section 4.1.
     """
 
     def __init__(self, num_heads, seed=None, **kwargs):
@@ -359,35 +335,19 @@ class AttentivePooling(keras.layers.Layer):
         return (patches_shape[0], patches_shape[-1])
 
 
-def trained_scores(
-    kind,
-    train,
-    hot,
-    test,
-    multi_label=False,
-    num_heads=None,
-    epochs=None,
-    batch_size=64,
-    learning_rate=None,
-    weight_decay=None,
-    seed=0,
-):
+def trained_scores(kind, train, hot, test, multi_label=False, seed=0, **options):
     """Trains a small classifier by AdamW and a cosine, and gives logits of test rows.
 
-    `"dense"` takes vectors and is the published linear probe, a batch normalization
-    without scale and offset and a dense layer. `"attentive"` takes `PatchFeatures` and
-    is `AttentivePooling`, a layer normalization and a dense layer; by default it has
+    `"dense"` is the published probe ([He et al.,
+    2022](https://arxiv.org/abs/2111.06377), appendix A.1). `"attentive"` has by default
     one head for each 64 numbers of a patch.
-
-    Reference:
-        [He et al., 2022](https://arxiv.org/abs/2111.06377), appendix A.1
     """
-    defaults = {"dense": (100, 3e-3, 0.0), "attentive": (40, 1e-3, 0.01)}[kind]
-    given = (epochs, learning_rate, weight_decay)
-    epochs, learning_rate, weight_decay = (
-        default if value is None else value
-        for value, default in zip(given, defaults, strict=True)
-    )
+    defaults = {**TRAINING[kind], "batch_size": 64, "num_heads": None}
+    unknown = sorted(options.keys() - defaults.keys())
+    if unknown:
+        raise TypeError(f"Unknown options of the {kind} probe: {', '.join(unknown)}")
+    options = {**defaults, **options}
+    epochs, batch_size = options["epochs"], options["batch_size"]
     if kind == "dense":
         train, test = [train], [test]
         inputs = [keras.Input(train[0].shape[1:])]
@@ -398,7 +358,7 @@ def trained_scores(
         train, test = list(train), list(test)
         _, patches, dim = train[0].shape
         inputs = [keras.Input((patches, dim)), keras.Input((patches,), dtype="bool")]
-        num_heads = num_heads or (dim // 64 if dim % 64 == 0 else 1)
+        num_heads = options["num_heads"] or (dim // 64 if dim % 64 == 0 else 1)
         pooled = AttentivePooling(num_heads, seed, dtype="float32")(*inputs)
         normalized = keras.layers.LayerNormalization(epsilon=1e-6, dtype="float32")(
             pooled
@@ -410,9 +370,9 @@ def trained_scores(
     losses = keras.losses
     loss = losses.BinaryCrossentropy if multi_label else losses.CategoricalCrossentropy
     schedule = keras.optimizers.schedules.CosineDecay(
-        learning_rate, max(1, epochs * len(batches))
+        options["learning_rate"], max(1, epochs * len(batches))
     )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=weight_decay)
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=options["weight_decay"])
     model.compile(optimizer, loss(from_logits=True))
     model.fit(batches, epochs=epochs, verbose=0, shuffle=False)
     return model.predict(test, batch_size=batch_size, verbose=0)
@@ -447,15 +407,9 @@ class _Batches(keras.utils.PyDataset):
 class ProbeData(NamedTuple):
     """Labeled examples to probe encoders with.
 
-    Args:
-        inputs: function of a backbone that returns an array of raw inputs, or a
-            `tf.data.Dataset` of batches `(inputs, indices)`, where indices are rows of
-            `labels`; unreadable rows may be missing.
-        labels: int array of shape `(rows,)`, or zeros and ones of shape
-            `(rows, classes)`.
-        class_names: sequence of strings.
-        splits: list of tuples `(train, test)` of int arrays, rows of `labels`.
-        groups: optional int array of shape `(rows,)`, as of `linear_probe`.
+    `inputs` is a function of a backbone that gives an array, or a dataset of batches
+    `(inputs, indices)`, where indices are rows of `labels`; unreadable rows may be
+    missing. `splits` lists pairs of training and test rows.
     """
 
     inputs: Callable
@@ -478,42 +432,26 @@ def probe_encoder(
 ):
     """Probes a frozen encoder, or with `plain` the `InputFeatures` of its inputs.
 
-    Args:
-        backbone: `BridleBackbone`.
-        data: `ProbeData`.
-        kinds: list of strings, as of `probe`; plain features have no attentive probe.
-        segments: int, as of `FeatureExtractor`; the attentive probe has all patches.
-        batch_size: int, examples of a step of the encoder.
-        seed: int, as of `probe`.
-        options: optional dict from kind to a dict of more arguments of `probe`.
-        most_gigabytes: float, the most memory that the patches for the attentive probe
-            may take.
-        plain: bool.
-
-    Returns:
-        A dict from kind to a list with the `ClassificationMetrics` of each split.
+    Gives a dict from kind to the `ClassificationMetrics` of each split. `options` has
+    more arguments of `probe()` by kind; `most_gigabytes` limits the patches in memory.
     """
+    common = (data, seed, options or {})
     found: dict[str, Any] = {}
     per_vector = [kind for kind in kinds if kind != "attentive"]
     if per_vector:
-        extract = (InputFeatures if plain else FeatureExtractor)(
-            backbone, segments=segments
-        )
+        make = InputFeatures if plain else FeatureExtractor
+        extract = make(backbone, segments=segments)
         (vectors,), rows = _features(extract, data, batch_size)
-        found |= _of_splits(per_vector, vectors, rows, data, seed, options)
+        found |= _of_splits(per_vector, vectors, rows, *common)
     if "attentive" in kinds and not plain:
         extract = FeatureExtractor(backbone, per="patch")
         patches, rows = _features(extract, data, batch_size, most_gigabytes * 1e9)
-        patches = PatchFeatures(*patches)
-        found |= _of_splits(["attentive"], patches, rows, data, seed, options)
+        found |= _of_splits(["attentive"], PatchFeatures(*patches), rows, *common)
     return {kind: found[kind] for kind in kinds if kind in found}
 
 
 def mean_per_class(several):
-    """Averages the rows of each class over `ClassificationMetrics` of several splits.
-
-    Means are of the splits where the metric is defined; examples are added up.
-    """
+    """Averages each class' metrics over the splits where they are defined."""
     return [
         {
             "name": rows[0]["name"],
@@ -525,11 +463,6 @@ def mean_per_class(several):
         }
         for rows in zip(*(metrics.per_class for metrics in several), strict=True)
     ]
-
-
-def probe_inputs(backbone, data, kinds, **options):
-    """Probes plain `InputFeatures` in place of the encoder's."""
-    return probe_encoder(backbone, data, kinds, plain=True, **options)
 
 
 def _features(extract, data, batch_size, limit=float("inf")):
@@ -545,11 +478,8 @@ def _features(extract, data, batch_size, limit=float("inf")):
         size += arrays[0].nbytes
         total = size / count * len(data.labels)
         if total > limit:
-            raise ValueError(
-                f"The patches of {len(data.labels)} examples would take "
-                f"{total / 1e9:.1f} GB of memory, more than {limit / 1e9:.1f}. Probe "
-                "fewer examples, or by another probe than the attentive one"
-            )
+            need = f"{total / 1e9:.1f} GB of memory, more than {limit / 1e9:.1f}"
+            raise ValueError(f"The patches of all examples would take {need}")
     if not rows:
         raise ValueError("No example can be read.")
     return [np.concatenate(x) for x in zip(*parts, strict=True)], np.concatenate(rows)
@@ -566,7 +496,7 @@ def _of_splits(kinds, features, rows, data, seed, options):
             missing = "test" if len(train) else "training"
             raise ValueError(f"No {missing} example can be read.")
         for kind in kinds:
-            more = dict((options or {}).get(kind, {}))
+            more = dict(options.get(kind, {}))
             if kind == "linear" and data.groups is not None:
                 more["groups"] = data.groups[train]
             metrics = probe(
@@ -593,27 +523,12 @@ def probe(
     seed=0,
     **options,
 ):
-    """Fits a probe on frozen features of training rows, and scores it on test rows.
+    """Fits a probe on training rows and gives `ClassificationMetrics` of test rows.
 
-    Args:
-        kind: string. `"linear"`: logistic regression whose penalty cross-validation
-            chooses (`linear_probe`). `"dense"`: the same classifier as published.
-            `"knn"`: a vote of the nearest training rows. `"attentive"`:
-            cross-attention of a learned query over the patches, then a dense layer.
-        train_features: array of shape `(train_rows, dim)`; for `"attentive"`,
-            `PatchFeatures`, which the others average.
-        train_labels: int array of shape `(train_rows,)`; for multi-label data, which
-            all but `"linear"` take, zeros and ones of shape `(train_rows, classes)`.
-        test_features: likewise.
-        test_labels: likewise.
-        class_names: optional sequence of strings, which also tells how many classes
-            there are; by default numbers up to the highest label.
-        seed: int, of all that is random.
-        **options: of `"linear"`, those of `linear_probe`; of `"knn"`, `neighbors` (10,
-            or as many as there are) and `temperature`; else those of `trained_scores`.
-
-    Returns:
-        `ClassificationMetrics` on the test rows.
+    `kind` is `"linear"` (`linear_probe()`), `"dense"` (the same as published), `"knn"`
+    (`knn_probe()`) or `"attentive"` (cross-attention over the patches, which takes
+    `PatchFeatures`; the others average them). Labels are ints, or zeros and ones of
+    several classes for all but `"linear"`. `options` are those of the kind.
     """
     if kind not in PROBES:
         raise ArgumentError("kind", f"one of {PROBES}", kind)
@@ -635,10 +550,7 @@ def probe(
     )
     if kind == "linear":
         if numbers is None:
-            raise ValueError(
-                'The "linear" probe takes one class for each row; "dense" is a linear '
-                "probe for multi-label data"
-            )
+            raise ArgumentError("kind", '"dense" for multi-label data', kind)
         result = linear_probe(train, numbers, test, test_labels, seed=seed, **options)
         # A class that training lacks comes last.
         scores = np.full((len(test), classes), result.scores.min() - 1)

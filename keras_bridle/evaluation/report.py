@@ -27,14 +27,8 @@ from keras_bridle.training.checkpoint import atomic_file
 def probe_table(rows, title="Probe accuracy", digits=1, caption=None):
     """Builds a `rich.table.Table` with one line per row and one column per metric.
 
-    Args:
-        rows: list of dicts. `"name"` is the first column; every other key is a
-            metric: a float from 0 to 1 (shown in percent), a sequence of such
-            floats, one for each seed (shown as mean and standard deviation), None or
-            a missing key (shown as a dash), or a string or an int (shown as it is).
-        title: string, above the table.
-        digits: int, decimals of the percentages.
-        caption: optional string, below the table.
+    `rows` are dicts with a `"name"`. Floats from 0 to 1 are shown in percent, sequences
+    of them (one for each seed) as mean and standard deviation, the rest as it is.
     """
     table = Table(title=title, caption=caption)
     table.add_column("", no_wrap=True)
@@ -83,16 +77,11 @@ def usage_rows(usages):
 
 
 def write_results(path, rows, percent=True):
-    """Writes rows of results as JSON, CSV and Markdown files beside each other.
+    """Writes rows as for `probe_table` as JSON, CSV and Markdown beside each other.
 
-    JSON keeps every value. CSV has mean, standard deviation (`_spread`) and number
-    (`_seeds`) of a metric with several seeds. Markdown has the cells of `probe_table`.
-
-    Args:
-        path: string or path without an ending; with `.json`, `.csv` or `.md`, that file
-            alone is written. Missing folders are made.
-        rows: list of dicts as for `probe_table`.
-        percent: bool, whether the Markdown table shows floats in percent.
+    A path that ends in `.json`, `.csv` or `.md` gets that file alone. JSON keeps every
+    value; CSV has mean, `_spread` and number (`_seeds`) of several; Markdown has the
+    cells of `probe_table`.
     """
     if not rows:
         raise ArgumentError("rows", "one or more", rows)
@@ -103,9 +92,6 @@ def write_results(path, rows, percent=True):
         file = path if is_one else path.with_name(path.name + ending)
         with file.open("w", newline="", encoding="utf-8") as stream:
             _FORMS[ending](stream, rows, percent)
-
-
-write_in_all_forms = write_results
 
 
 def _as_json(file, rows, percent):
@@ -161,19 +147,10 @@ def _format(value, digits=1, percent=True):
 
 
 def report_predictions(predictions, class_names, folder, name="test", console=None):
-    """Scores predictions, writes tables and the plot of confusions.
+    """Scores `Predictions`, and writes and shows their tables and confusions.
 
-    Args:
-        predictions: `Predictions`.
-        class_names: list of strings.
-        folder: string or path; it gets `metrics` and `per_class` as `.json`, `.csv` and
-            `.md`, the scores as `predictions.npz`, and `confusion.png` where examples
-            have one class each.
-        name: string, the line in the table of metrics.
-        console: optional `rich.console.Console`, to show the tables on.
-
-    Returns:
-        `ClassificationMetrics`.
+    `folder` gets `metrics` and `per_class`, the scores as `predictions.npz`, and
+    `confusion.png` where examples have one class each.
     """
     folder = Path(folder)
     metrics = classification_metrics(
@@ -194,7 +171,7 @@ def report_predictions(predictions, class_names, folder, name="test", console=No
 
 
 class RunReport:
-    """Collects the results of a run phase by phase, and shows and writes them.
+    """Collects the results of a run phase by phase, shows and writes them.
 
     `InterleavedPretraining.fit()` takes its methods `on_start` and `on_phase_end`.
 
@@ -202,9 +179,8 @@ class RunReport:
         directory: string or path of the run; results go to its folder `results`.
         inputs: array of raw inputs, whose codes are counted after each phase.
         probe: optional function of a backbone that returns a dict from a probe's name
-            to its accuracy. It is called before the first phase and after each.
-        baselines: optional dict from a name to a function that returns such a dict, for
-            what the backbone is compared with.
+            to its accuracy.
+        baselines: optional dict from a name to a function that returns such a dict.
         title: string, above the table of probes.
         resume: bool, whether to add to what an earlier run has collected.
         console: optional `rich.console.Console`.
