@@ -1,8 +1,8 @@
-"""What the tests of every layer and model share: gradients, and one run of checks.
+"""What tests share: runs and gradients on any backend, and checks of every layer.
 
-A `Case` says how to make a layer and how to call it. The `check_...` functions run it
-through what every layer and model must stand: gradients, configuration, files, half
-precision and compilation.
+A `Case` says how to make a layer and how to call it. The `check_...` functions put it
+to the tests that every layer and model must pass: gradients, files, half precision,
+compilation and training.
 """
 
 import dataclasses
@@ -34,18 +34,11 @@ def relative_error(actual, expected):
 
 
 def gradients(function, variables, state=()):
-    """Runs a function and differentiates it.
+    """Differentiates a function without arguments by variables.
 
-    Args:
-        function: function without arguments that returns a float scalar, or a tuple of
-            one and a nested structure of further outputs.
-        variables: list of `keras.Variable`.
-        state: list of other variables that the function may change, which then have
-            their new values afterwards.
-
-    Returns:
-        Tuple `(value, gradients)` of NumPy arrays. The gradient of a variable that the
-        value does not depend on is `None`, on JAX zeros.
+    It gives a float scalar, or a tuple of one and further outputs, and may change the
+    variables of `state`. Gives its result and the gradients in NumPy. The gradient of
+    a variable that the scalar does not depend on is `None`, on JAX zeros.
     """
     differentiate = {
         "jax": _jax_gradients,
@@ -53,27 +46,17 @@ def gradients(function, variables, state=()):
         "torch": _torch_gradients,
     }[keras.backend.backend()]
     value, found = differentiate(function, list(variables), list(state))
-    return to_numpy(value), to_numpy(list(found))
+    return to_numpy((value, list(found)))
 
 
 def run(function, *parts):
-    """Runs a function of layers, in one piece on JAX, where that is much faster.
+    """Runs a function of layers that changes nothing; gives NumPy arrays.
 
-    Args:
-        function: function without arguments that returns a nested structure of tensors
-            and changes nothing.
-        *parts: the layers and models whose weights the function reads.
-
-    Returns:
-        The same structure of NumPy arrays.
+    On JAX in one piece, which is much faster: `parts` are the layers whose weights the
+    function reads.
     """
-    return to_numpy(run_tensors(function, *parts))
-
-
-def run_tensors(function, *parts):
-    """As `run()`, with tensors for results."""
     if keras.backend.backend() != "jax":
-        return function()
+        return to_numpy(function())
     import jax
 
     variables = [variable for part in parts for variable in part.variables]
@@ -83,7 +66,7 @@ def run_tensors(function, *parts):
         with keras.StatelessScope(state_mapping=mapping):
             return function()
 
-    return jax.jit(stateless)([variable.value for variable in variables])
+    return to_numpy(jax.jit(stateless)([variable.value for variable in variables]))
 
 
 def _jax_gradients(function, variables, state):
@@ -155,28 +138,21 @@ def is_float(tensor):
 class Case:
     """How to make a layer or model and to call it.
 
-    Attributes:
-        make: function that makes a new one; its keyword argument `dtype` goes on to the
-            constructor.
-        inputs: nested structure of NumPy arrays with a batch axis.
-        call: function of the layer and the inputs that returns a nested structure of
-            tensors.
-        random: whether outputs are drawn anew at each call.
-        continuous: whether rounding changes outputs by as little. It does not where
-            something is chosen, such as the nearest code.
-        output_dtype: dtype of float outputs under any policy. `None` means the compute
-            dtype, `"mixed"` that outputs differ.
-        idle: what the paths of trainable weights without a gradient end with.
-        fits: whether to train it in the tests too.
+    `make(dtype=...)` makes a new one, `inputs` are NumPy arrays with a batch axis.
     """
 
     make: Callable
     inputs: Any
     call: Callable = lambda layer, inputs: layer(inputs)
+    # Whether outputs differ from call to call.
     random: bool = False
+    # Whether rounding changes outputs by as little: not where a code is chosen.
     continuous: bool = True
+    # Of float outputs under any policy; `None`: the compute dtype, "mixed": several.
     output_dtype: str | None = None
+    # How the paths of trainable weights without a gradient end.
     idle: tuple[str, ...] = ()
+    # Whether to train it, which covers its gradients.
     fits: bool = False
 
     def built(self, dtype=None):
@@ -194,16 +170,15 @@ class Case:
         return layer
 
     def tensors(self, layer):
-        """The outputs, a flat list of tensors."""
+        """The outputs of a plain call, a flat list of tensors."""
         inputs = keras.tree.map_structure(ops.convert_to_tensor, self.inputs)
-        # Compiled attention in float16 is unknown to JAX on CPUs.
-        if self.random or layer.compute_dtype == "float16":
-            return keras.tree.flatten(self.call(layer, inputs))
-        return run_tensors(lambda: keras.tree.flatten(self.call(layer, inputs)), layer)
+        return keras.tree.flatten(self.call(layer, inputs))
 
     def outputs(self, layer):
         """The outputs, a flat list of NumPy arrays."""
-        return to_numpy(self.tensors(layer))
+        if self.random:
+            return to_numpy(self.tensors(layer))
+        return run(lambda: self.tensors(layer), layer)
 
     @functools.cached_property
     def expected(self):
@@ -213,9 +188,7 @@ class Case:
     def loss(self, layer):
         """A scalar that all float outputs take part in, each number in its own way."""
         total = 0.0
-        inputs = keras.tree.map_structure(ops.convert_to_tensor, self.inputs)
-        outputs = keras.tree.flatten(self.call(layer, inputs))
-        for index, output in enumerate(outputs):
+        for index, output in enumerate(self.tensors(layer)):
             if is_float(output):
                 weights = np.random.default_rng(index).normal(size=output.shape)
                 output = ops.cast(output, "float32")
@@ -236,7 +209,7 @@ class Holder(keras.Model):
 
     def call(self, inputs):
         outputs = keras.tree.flatten(self.case.call(self.layer, inputs))
-        # What has no batch axis, such as a loss, `predict()` cannot put together.
+        # `predict()` cannot concatenate what has no batch axis, such as a loss.
         return [output for output in outputs if len(output.shape) >= 2]
 
     def compute_loss(self, x=None, y=None, y_pred=None, *args, **kwargs):
@@ -252,27 +225,21 @@ class Holder(keras.Model):
 
 
 def check_call(case):
-    """Outputs are finite, of the announced shape and, unless drawn, the same again."""
+    """Outputs are finite and of plain types; random ones differ the next time."""
     outputs = case.expected
     assert outputs
     assert all(np.isfinite(output).all() for output in outputs)
     assert all(output.dtype in (np.int32, np.float32, bool) for output in outputs)
-    layer = case.built()
-    # Not in one piece here, to see that this works too.
-    inputs = keras.tree.map_structure(ops.convert_to_tensor, case.inputs)
-    plain = to_numpy(keras.tree.flatten(case.call(layer, inputs)))
-    _assert_same(plain, outputs, 2e-5)
     if case.random:
-        again = case.outputs(layer)
-        assert any((x != y).any() for x, y in zip(outputs, again, strict=True))
+        layer = case.built()
+        again = [case.outputs(layer) for _ in range(2)]
+        assert any((x != y).any() for x, y in zip(*again, strict=True))
 
 
 def check_gradients(case):
     """Every trainable weight gets a finite gradient that is not zero."""
     layer = case.built()
     weights = layer.trainable_variables
-    if not weights:
-        return
     _, found = gradients(lambda: case.loss(layer), weights)
     for weight, gradient in zip(weights, found, strict=True):
         if case.idle and weight.path.endswith(case.idle):
@@ -282,30 +249,23 @@ def check_gradients(case):
         assert np.abs(gradient).max() > 0.0, weight.path
 
 
-def check_config(case):
-    """A layer made from another one's configuration is like it."""
-    layer = case.built()
-    config = keras.saving.serialize_keras_object(layer)
-    copy = keras.saving.deserialize_keras_object(config)
-    assert keras.saving.serialize_keras_object(copy)["config"] == config["config"]
-    if not copy.built:
-        case.build(copy)
-    assert _described(copy) == _described(layer)
-
-
 def check_saving(case, folder):
-    """A saved layer gives the same outputs, from either kind of file.
+    """A saved layer is the same, from its configuration and from either kind of file.
 
     A random one starts again from its seed: Keras does not save how far it came.
     """
     layer = case.built()
+    config = keras.saving.serialize_keras_object(layer)
+    copy = keras.saving.deserialize_keras_object(config)
+    assert keras.saving.serialize_keras_object(copy)["config"] == config["config"]
     Holder(layer).save(folder / "model.keras")
     Holder(layer).save_weights(folder / "model.weights.h5")
     loaded = keras.saving.load_model(folder / "model.keras").layer
     assert _described(loaded) == _described(layer)
     _assert_same(case.outputs(loaded), case.expected)
-    other = case.build(case.make())
+    other = copy if copy.built else case.build(copy)
     Holder(other).load_weights(folder / "model.weights.h5")
+    assert _described(other) == _described(layer)
     _assert_same(other.get_weights(), layer.get_weights())
 
 
@@ -313,12 +273,20 @@ def check_half_precision(case, policy):
     """Outputs have the policy's type, are finite and near those of float32."""
     layer = case.built(dtype=policy)
     announced = case.output_dtype or layer.compute_dtype
-    for tensor, right in zip(case.tensors(layer), case.expected, strict=True):
-        if not is_float(tensor):
+    found = []
+
+    def floats():
+        tensors = case.tensors(layer)
+        found[:] = [keras.backend.standardize_dtype(x.dtype) for x in tensors]
+        return [ops.cast(x, "float32") for x in tensors]
+
+    # Compiled attention in float16 is unknown to JAX on CPUs.
+    is_eager = case.random or layer.compute_dtype == "float16"
+    outputs = to_numpy(floats()) if is_eager else run(floats, layer)
+    for dtype, output, right in zip(found, outputs, case.expected, strict=True):
+        if "float" not in dtype:
             continue
-        dtype = keras.backend.standardize_dtype(tensor.dtype)
         assert announced in (dtype, "mixed"), (dtype, announced)
-        output = to_numpy(ops.cast(tensor, "float32"))
         assert np.isfinite(output).all()
         if case.continuous and not case.random:
             error = np.abs(output - right).max() / np.abs(right).max()
@@ -329,19 +297,16 @@ def check_half_precision(case, policy):
 
 def check_compiled(case):
     """`predict()` gives the outputs of a plain call, compiled by XLA or not."""
-    layer = case.built()
-    expected = [output for output in case.expected if output.ndim >= 2]
+    model = Holder(case.built(), case)
+    # Compiling takes torch a minute and more.
+    model.compile(jit_compile=keras.backend.backend() != "torch")
     batch = len(keras.tree.flatten(case.inputs)[0])
-    # Compiling takes torch a minute and more; without it, JAX runs a plain call.
-    kinds = {"jax": [True], "tensorflow": [False, True], "torch": [False]}
-    for jit_compile in kinds[keras.backend.backend()]:
-        model = Holder(layer, case)
-        model.compile(jit_compile=jit_compile)
-        outputs = model.predict(case.inputs, batch_size=batch, verbose=0)
-        if case.random:
-            assert [x.shape for x in outputs] == [x.shape for x in expected]
-        else:
-            _assert_same(outputs, expected, 2e-5)
+    outputs = model.predict(case.inputs, batch_size=batch, verbose=0)
+    expected = [output for output in case.expected if output.ndim >= 2]
+    if case.random:
+        assert [x.shape for x in outputs] == [x.shape for x in expected]
+    else:
+        _assert_same(outputs, expected, 2e-5)
 
 
 def check_training(case):
