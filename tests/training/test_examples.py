@@ -1,4 +1,4 @@
-"""Examples in memory and in files, and what a model says of them."""
+"""Labeled examples: split, sampled, read, seen in views and scored."""
 
 import functools
 import itertools
@@ -7,28 +7,32 @@ import types
 import numpy as np
 import pytest
 from image_files import which, write_gray
+from video_files import decode_all, scene, write_video
 
 from keras_bridle.config import ArgumentError
-from keras_bridle.data.files import ReadReport
-from keras_bridle.data.layouts import AudioManifest, ImageManifest
-from keras_bridle.data.pipeline import image_dataset
-from keras_bridle.training.batches import ArrayBatches
+from keras_bridle.data.files import FileList, ReadReport
+from keras_bridle.data.pipeline import file_dataset
+from keras_bridle.data.readers import ImageReader
+from keras_bridle.training.batches import ArrayBatches, epoch_order
 from keras_bridle.training.examples import (
     ArrayExamples,
     FileExamples,
     array_views,
     balanced_weights,
+    draw_few,
+    file_views,
+    split_examples,
 )
 from keras_bridle.training.fine_tune import predict_examples
 
-READ = functools.partial(image_dataset, image_size=4, channels=1)
+READ = functools.partial(file_dataset, reader=ImageReader(4, channels=1))
 
 
 @pytest.fixture
 def files(tmp_path):
     paths = write_gray(tmp_path, 10)
     labels = [number % 3 for number in range(10)]
-    return FileExamples(ImageManifest(paths, labels, ["a", "b", "c"]), READ)
+    return FileExamples(FileList("image", paths, labels, ["a", "b", "c"]), READ)
 
 
 class Echo:
@@ -91,8 +95,8 @@ def test_balanced_epochs_have_as_many_of_each_class(tmp_path, kind):
     labels = np.repeat([0, 1, 2], [50, 10, 2])
     examples = ArrayExamples(np.arange(62.0), labels)
     if kind == "files":
-        manifest = ImageManifest(
-            write_gray(tmp_path, 62), labels.tolist(), ["a", "b", "c"]
+        manifest = FileList(
+            "image", write_gray(tmp_path, 62), labels.tolist(), ["a", "b", "c"]
         )
         examples = FileExamples(manifest, READ)
     weights = balanced_weights(examples.labels)
@@ -113,11 +117,11 @@ def test_some_of_the_files_and_their_labels(files):
     np.testing.assert_array_equal(some.labels, [1, 1])
     inputs, places = next(iter(some.batches_in_order(2)))
     assert which(inputs) == [7, 1] and places.tolist() == [0, 1]
-    manifest = AudioManifest(["x", "y"], [(0, 2), ()], ["a", "b", "c"])
+    manifest = FileList("audio", ["x", "y"], [(0, 2), ()], ["a", "b", "c"])
     labels = FileExamples(manifest, READ).labels
     np.testing.assert_array_equal(labels, [[1, 0, 1], [0, 0, 0]])
     with pytest.raises(ValueError, match="labels"):
-        FileExamples(AudioManifest(["x"]), READ)
+        FileExamples(FileList("audio", ["x"]), READ)
 
 
 def test_some_inputs_are_not_the_first(files):
@@ -158,3 +162,100 @@ def test_views_are_averaged():
     np.testing.assert_allclose(found.scores, np.mean(each, axis=0))
     with pytest.raises(ValueError, match="do not fit"):
         array_views(clips, labels, 8, 6)
+
+
+LABELS = np.repeat([0, 1, 2], [50, 10, 2])
+
+
+def test_split_takes_the_same_share_of_each_class():
+    train, test = split_examples(LABELS, 0.2, seed=1)
+    np.testing.assert_array_equal(np.bincount(LABELS[test]), [10, 2, 1])
+    assert sorted([*train, *test]) == list(range(62))
+    again = split_examples(LABELS, 0.2, seed=1)
+    np.testing.assert_array_equal(test, again[1])
+    assert (split_examples(LABELS, 0.2, seed=2)[1] != test).any()
+
+
+def test_split_of_multi_label_data():
+    labels = np.eye(4)[np.arange(40) % 4]
+    train, test = split_examples(labels, 0.25)
+    assert len(test) == 10 and not set(train) & set(test)
+
+
+def test_split_that_leaves_nothing():
+    with pytest.raises(ArgumentError):
+        split_examples(np.array([0, 1]), 0.3)
+
+
+def test_few_of_each_class_or_all_there_are():
+    few = draw_few(LABELS, 5, seed=0)
+    np.testing.assert_array_equal(np.bincount(LABELS[few]), [5, 5, 2])
+    assert (draw_few(LABELS, 5, seed=1) != few).any()
+
+
+def test_weights_are_as_published():
+    weights = balanced_weights(LABELS)
+    expected = np.array([1000 / (n + 0.01) for n in (50, 10, 2)])[LABELS]
+    np.testing.assert_allclose(weights, expected / expected.sum())
+    # Several labels add up; none weighs nothing.
+    labels = np.array([[1, 1, 0], [0, 1, 0], [0, 1, 0], [0, 0, 0]])
+    first, second = 1000 / 1.01, 1000 / 3.01
+    expected = np.array([first + second, second, second, 0])
+    np.testing.assert_allclose(balanced_weights(labels), expected / expected.sum())
+    with pytest.raises(ValueError):
+        balanced_weights(np.zeros((2, 3)))
+
+
+def test_orders_follow_from_seed_and_epoch():
+    assert sorted(epoch_order(62, 0, 0)) == list(range(62))
+    assert (epoch_order(62, 0, 0) != epoch_order(62, 0, 1)).any()
+    np.testing.assert_array_equal(epoch_order(62, 5, 3), epoch_order(62, 5, 3))
+    drawn = epoch_order(62, 0, 0, balanced_weights(LABELS), length=6000)
+    shares = np.bincount(LABELS[drawn]) / 6000
+    np.testing.assert_allclose(shares, 1 / 3, atol=0.03)
+    assert len(epoch_order(62, 0, 0, length=20)) == 20
+
+
+def test_epochs_of_several_labels_are_balanced():
+    labels = np.zeros((62, 4), int)
+    labels[np.arange(60), LABELS[:60]] = 1
+    labels[60:, 2] = 1
+    # One in five has the common class beside its own.
+    labels[50:60:2, 0] = 1
+    drawn = epoch_order(62, 0, 0, balanced_weights(labels), length=6000)
+    times = labels[drawn].sum(axis=0)
+    assert times[3] == 0 and times[:3].min() > 0.25 * times.sum()
+
+
+def test_views_of_files(tmp_path):
+    path = write_video(tmp_path / "a.mp4", "libx264", scene(12))
+    frames = np.stack(decode_all(path))
+    manifest = FileList("video", [path], labels=[0], class_names=["a"])
+    views = file_views(
+        manifest, image_size=48, num_frames=4, sampling_rate=2, segments=3, crops=2
+    )
+    found = [next(iter(view.batches_in_order(1)))[0][0] for view in views]
+    assert len(found) == 6
+    # A view covers 7 of the 12 frames, and 48 of the 64 columns.
+    starts = [(start, left) for start in (0, 3, 5) for left in (0, 16)]
+    for view, (start, left) in zip(found, starts, strict=True):
+        expected = frames[start : start + 7 : 2, :, left : left + 48]
+        error = np.abs(view.astype(int) - expected.astype(int)).mean()
+        assert error < 2, (start, left, error)
+
+
+def test_short_files_are_reported(tmp_path):
+    path = write_video(tmp_path / "a.mp4", "libx264", scene(3))
+    manifest = FileList("video", [path], labels=[0], class_names=["a"])
+    report = ReadReport()
+    views = file_views(
+        manifest,
+        image_size=48,
+        num_frames=4,
+        sampling_rate=1,
+        segments=1,
+        crops=1,
+        read_report=report,
+    )
+    assert len(list(views[0].batches_in_order(1))) == 1
+    assert [file.path for file in report.incomplete] == [path]

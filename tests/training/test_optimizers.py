@@ -120,15 +120,6 @@ def test_compiled_steps_are_those_of_parameter_groups(accumulation):
     reference.check(variables)
 
 
-def test_schedule():
-    model = classifier()
-    schedule = keras.optimizers.schedules.CosineDecay(1.0, 10)
-    optimizer = layer_decay_optimizer(model, schedule)
-    config = keras.saving.serialize_keras_object(optimizer)
-    copy = keras.saving.deserialize_keras_object(config)
-    assert isinstance(copy.get_config()["learning_rate"], dict)
-
-
 def test_configuration(tmp_path):
     model = classifier(num_layers=1)
     optimizer = optimizer_of(model, use_ema=True, ema_momentum=0.5, clipnorm=1.0)
@@ -147,12 +138,6 @@ def test_configuration(tmp_path):
     assert type(loaded) is LayerDecayAdamW
     for ours, right in zip(loaded.variables, optimizer.variables, strict=True):
         np.testing.assert_array_equal(to_numpy(ours), to_numpy(right))
-
-
-def test_plain_adamw_without_layer_decay():
-    model = classifier()
-    optimizer = layer_decay_optimizer(model.backbone, RATE, 1.0)
-    assert {optimizer.multiplier(v) for v in model.trainable_variables} == {1.0}
 
 
 @pytest.mark.parametrize("settings", [{"num_layers": 0}, {"layer_decay": 1.5}])

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 
 import numpy as np
 import pytest
@@ -50,18 +49,6 @@ def test_a_signal_that_came_too_late_is_passed_on(heard):
     assert len(heard) == 1
     terminate()
     assert len(heard) == 2
-
-
-def test_other_threads_leave_signals_alone(heard):
-    def run():
-        with Preemption():
-            pass
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    terminate()
-    assert len(heard) == 1
 
 
 @pytest.fixture

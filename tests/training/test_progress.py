@@ -17,7 +17,6 @@ from keras_bridle.training.progress import (
     RichProgress,
     SpeedBoard,
     Throughput,
-    device_memory,
 )
 
 LOGS = {"loss": 1.5, "accuracy_1": 0.25, "accuracy_2": 0.5, "usage_1": 1.0}
@@ -41,29 +40,18 @@ def run(progress, epochs=10, steps=4, initial_epoch=0):
     progress.on_train_end(LOGS)
 
 
-def test_lines_where_there_is_no_terminal():
-    progress = RichProgress("2_encoder", batch_size=8, console=console(False), lines=5)
+@pytest.mark.parametrize(
+    ("lines", "expected"), [(5, "2 4 6 8 10"), (2, "5 10"), (3, "4 8 10")]
+)
+def test_lines_where_there_is_no_terminal(lines, expected):
+    progress = RichProgress("2_encoder", 8, console(False), lines)
     run(progress)
     lines = progress.console.file.getvalue().splitlines()
-    assert [line.split()[2] for line in lines] == [
-        "2/10",
-        "4/10",
-        "6/10",
-        "8/10",
-        "10/10",
-    ]
+    assert [line.split()[2] for line in lines] == [f"{x}/10" for x in expected.split()]
     for line in lines:
         assert line.startswith("2_encoder")
         assert line.endswith(LINE)
         assert "examples/s" in line
-
-
-def test_the_last_epoch_has_a_line():
-    progress = RichProgress("phase", console=console(False), lines=2)
-    run(progress, epochs=5)
-    lines = progress.console.file.getvalue().splitlines()
-    assert [line.split()[2] for line in lines] == ["3/5", "5/5"]
-    assert "steps/s" in lines[0]
 
 
 @pytest.mark.parametrize("steps", [4, None])
@@ -75,18 +63,6 @@ def test_bar_on_a_terminal(steps):
     assert "epoch 10/10" in written
     assert LINE in written
     assert "100 %" in written or steps is None
-
-
-def test_resumed_bar_starts_where_it_was():
-    progress = RichProgress("phase", console=console(True))
-    progress.set_params({"epochs": 10, "steps": 4, "verbose": 0})
-    progress.on_train_begin()
-    progress.on_epoch_begin(7)
-    task = progress.bar.tasks[0]
-    assert (task.completed, task.total) == (28, 40)
-    progress.on_train_batch_end(0, LOGS)
-    assert task.completed == 29
-    progress.close()
 
 
 def test_the_terminal_is_free_after_an_error():
@@ -147,7 +123,7 @@ def test_numbers_of_slow_models(monkeypatch):
 
 
 def test_the_rest_of_an_epoch():
-    """A phase that goes on within an epoch begins with a `fit()` of its rest."""
+    """A phase that is resumed within an epoch begins with a `fit()` of its rest."""
     progress = RichProgress("phase", console=console(True))
     progress.throughput.in_rest_of_epoch(first_step=3, steps=4, epochs=10)
     progress.set_params({"epochs": 8, "steps": 1, "verbose": 0})
@@ -204,15 +180,6 @@ def test_numbers(monkeypatch):
     }
 
 
-def test_memory():
-    before, where = device_memory()
-    assert where == "process"
-    # So large that it is no memory that was freed before.
-    kept = np.ones(2**24)
-    after, _ = device_memory()
-    assert after - before > 0.8 * kept.nbytes
-
-
 def test_tensorboard_has_the_numbers_and_history_has_not(tmp_path):
     tf = import_tensorflow()
     speed = Throughput(batch_size=4)
@@ -227,11 +194,6 @@ def test_tensorboard_has_the_numbers_and_history_has_not(tmp_path):
     for name in ("step_seconds", "examples_per_second", "memory_gb", "seconds_left"):
         assert len(found[f"epoch_speed/{name}"]) == 2
     assert found["epoch_speed/seconds_left"][1] == 0.0
-    seconds, rates = (
-        np.array(found[f"epoch_speed/{name}"])
-        for name in ("step_seconds", "examples_per_second")
-    )
-    np.testing.assert_allclose(seconds * rates, 4.0, rtol=1e-5)
     np.testing.assert_allclose(found["epoch_loss"], history["loss"], rtol=1e-5)
 
 
