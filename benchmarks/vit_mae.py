@@ -275,7 +275,7 @@ def time_ours(args):
             self.mask = options["mask"]
 
         def call(self, inputs):
-            features, _ = own.features(inputs)
+            features, _ = own.maps(inputs)
             visible = None
             if "tokenize" in options:
                 grid = own.grid(features)

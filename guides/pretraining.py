@@ -47,9 +47,9 @@ backbone = kb.BridleBackbone.from_preset(
     load_weights=False,
     front_end=kb.LogMelSpectrogram(mean=-6.8, std=5.2, name="log_mel"),
 )
-features, padding_mask = backbone.features(waveforms[:4])
-grid = backbone.grid(features)
-print(f"{features.shape[1]} frames of {features.shape[2]} bands: {grid} patches")
+maps, padding_mask = backbone.maps(waveforms[:4])
+grid = backbone.grid(maps)
+print(f"{maps.shape[1]} frames of {maps.shape[2]} bands: {grid} patches")
 
 
 def probe():
@@ -86,10 +86,10 @@ def decoder():
 
 def set_codebooks(tokenizer):
     """Starts the codebooks from k-means on some of the data."""
-    features, padding_mask = backbone.features(waveforms[:256])
-    vectors = tokenizer.vectors(features, padding_mask)
+    maps, padding_mask = backbone.maps(waveforms[:256])
+    vectors = tokenizer.vectors(maps, padding_mask)
     tokenizer.quantizer.adapt(
-        [(vectors, backbone.patch_padding_mask(features, padding_mask))]
+        [(vectors, backbone.patch_padding_mask(maps, padding_mask))]
     )
 
 
@@ -105,7 +105,7 @@ def train(trainer, epochs, learning_rate=1e-3):
 random_projection = kb.RandomProjectionTokenizer(
     backbone.patch_size, backbone.hidden_dim, quantizer()
 )
-random_projection.build(tuple(features.shape))
+random_projection.build(tuple(maps.shape))
 set_codebooks(random_projection)
 
 mask = kb.RandomMask(0.5, seed=0)
@@ -123,10 +123,10 @@ print(f"initials: {untrained:.1%} untrained, {probe():.1%} after the cold start"
 # What the encoder had to predict, for one syllable: the spectrogram, what it sees of
 # it, and the codes of all patches at each level.
 
-codes = keras.ops.convert_to_numpy(random_projection(features, padding_mask).codes)
+codes = keras.ops.convert_to_numpy(random_projection(maps, padding_mask).codes)
 hidden = mask(np.zeros((4, grid[0] * grid[1], 1), "float32"), grid=grid)
 plot_codes(
-    keras.ops.convert_to_numpy(features)[0, ..., 0],
+    keras.ops.convert_to_numpy(maps)[0, ..., 0],
     keras.ops.convert_to_numpy(hidden.visible)[0],
     codes[0],
     grid,

@@ -19,7 +19,7 @@ class MaskedRegression(keras.Model):
     def __init__(self, backbone, decoder_options, mask, augmentation=None):
         super().__init__(autocast=False)
         self.backbone, self.mask, self.augmentation = backbone, mask, augmentation
-        self.values = math.prod(backbone.patch_size) * backbone.features_shape[-1]
+        self.values = math.prod(backbone.patch_size) * backbone.maps_shape[-1]
         self.decoder = kb.CodeDecoder(
             1, self.values, use_class_token=backbone.use_class_token, **decoder_options
         )
@@ -30,15 +30,13 @@ class MaskedRegression(keras.Model):
         backbone = self.backbone
         if self.augmentation is not None:
             inputs = self.augmentation(inputs, training=training)
-        features, padding_mask = backbone.features(inputs)
-        grid = backbone.grid(features)
-        hidden = self.mask(
-            ops.zeros((ops.shape(features)[0], math.prod(grid))), grid=grid
-        )
-        tokens = backbone.encode(features, padding_mask, hidden.visible)
-        is_real = backbone.patch_padding_mask(features, padding_mask)
+        maps, padding_mask = backbone.maps(inputs)
+        grid = backbone.grid(maps)
+        hidden = self.mask(ops.zeros((ops.shape(maps)[0], math.prod(grid))), grid=grid)
+        tokens = backbone.encode(maps, padding_mask, hidden.visible)
+        is_real = backbone.patch_padding_mask(maps, padding_mask)
         found = self.decoder(tokens, hidden, grid=grid, padding_mask=is_real)[:, :, 0]
-        target = gather_patches(cut(features, backbone.patch_size), hidden.masked)
+        target = gather_patches(cut(maps, backbone.patch_size), hidden.masked)
         mean = ops.mean(target, axis=-1, keepdims=True)
         target = (target - mean) / ops.sqrt(ops.var(target, -1, keepdims=True) + 1e-6)
         errors = ops.mean(ops.square(found - target), axis=-1)

@@ -53,7 +53,7 @@ class FeatureModel(keras.Model):
         wanted, backbone = set(self.wanted), self.backbone
         if self.augmentation is not None:
             inputs = self.augmentation(inputs, training=False)
-        maps, padding_mask = backbone.features(inputs)
+        maps, padding_mask = backbone.maps(inputs)
         is_real = backbone.patch_padding_mask(maps, padding_mask)
         found = {}
         if "features" in wanted:

@@ -30,14 +30,16 @@ def _modality_arguments(modality, size):
             "input_dims": (None,),
             "front_end": LogMelSpectrogram(name="log_mel"),
         }
+    tiny = {"image": (32, 4), "video": (64, 8)}
+    side, patch = tiny[modality] if is_tiny else (224, 16)
     pixels = {
+        "patch_size": (patch, patch),
+        "input_dims": (side, side, 3),
         "front_end": PixelNormalization(name="pixel_normalization"),
         "trained_grid": "input",
     }
     if modality == "image":
-        side, patch = (32, 4) if is_tiny else (224, 16)
-        return {**pixels, "patch_size": (patch, patch), "input_dims": (side, side, 3)}
-    side, patch = (64, 8) if is_tiny else (224, 16)
+        return pixels
     return {
         **pixels,
         "patch_size": (2, patch, patch),

@@ -38,16 +38,18 @@ def check(state):
     assert state["steps"] == 7
 
 
-@pytest.mark.parametrize("name", ["model.pth", "model.pt", "model.bin"])
-def test_plain_weights(tmp_path, name):
-    torch.save(weights(), tmp_path / name)
-    check(read_published_state(str(tmp_path / name)))
-
-
-def test_safetensors(tmp_path):
-    save_file = pytest.importorskip("safetensors.torch").save_file
-    save_file(weights(), tmp_path / "model.safetensors")
-    check(read_published_state(tmp_path / "model.safetensors"))
+@pytest.mark.parametrize("name", ["model.pth", "model.bin", "model.safetensors"])
+def test_plain_weights_and_damaged_files(tmp_path, name):
+    path, save = tmp_path / name, torch.save
+    if name.endswith("safetensors"):
+        save = pytest.importorskip("safetensors.torch").save_file
+    with pytest.raises(FileNotFoundError, match=name):
+        read_published_state(path)
+    save(weights(), path)
+    check(read_published_state(str(path)))
+    path.write_bytes(b"\x80no weights at all")
+    with pytest.raises(ValueError, match="cannot be read safely"):
+        read_published_state(path)
 
 
 def test_weights_within_a_checkpoint(tmp_path):
@@ -62,14 +64,10 @@ def test_weights_within_a_checkpoint(tmp_path):
     torch.save(checkpoint, path)
     check(read_published_state(path))
     torch.save({**checkpoint, "model_ema": weights()}, path)
-    with pytest.raises(ValueError, match="'model', 'model_ema'"):
-        read_published_state(path)
     check(read_published_state(path, key="model_ema"))
-    with pytest.raises(ValueError, match="key='teacher'"):
-        read_published_state(path, key="teacher")
-    torch.save({"epoch": 199}, path)
-    with pytest.raises(ValueError, match="none among"):
-        read_published_state(path)
+    for key in (None, "teacher", "epoch"):
+        with pytest.raises(ValueError, match="one dictionary of weights"):
+            read_published_state(path, key=key)
 
 
 def test_objects_that_run_code_are_refused(tmp_path):
@@ -77,16 +75,6 @@ def test_objects_that_run_code_are_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be read safely"):
         read_published_state(tmp_path / "model.pth")
     assert Trap.ran == []
-
-
-@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
-def test_damaged_and_missing_files(tmp_path, name):
-    with pytest.raises(FileNotFoundError, match=name):
-        read_published_state(tmp_path / name)
-    pytest.importorskip("safetensors")
-    (tmp_path / name).write_bytes(b"\x80no weights at all")
-    with pytest.raises(ValueError, match=f"{name} cannot be read safely"):
-        read_published_state(tmp_path / name)
 
 
 @pytest.mark.parametrize("package", ["torch", "safetensors"])

@@ -21,11 +21,8 @@ from keras_bridle.models.classifier import (
     BridleVideoClassifier,
 )
 from keras_bridle.models.converters import (
-    BridleAudioConverter,
     BridleAudioPreprocessor,
-    BridleImageConverter,
     BridleImagePreprocessor,
-    BridleVideoConverter,
     BridleVideoPreprocessor,
 )
 from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
@@ -148,28 +145,25 @@ def pixel_backbone(patch_size, input_dims, **settings):
     )
 
 
-# Of each modality the classes, an encoder, and settings of the converter.
+# For each modality the classes, an encoder, and settings of the converter.
 CLASSIFIERS = {
     "audio": (
         BridleAudioClassifier,
-        BridleAudioConverter,
         BridleAudioPreprocessor,
         lambda: backbone("encoder"),
         {"num_samples": 5000},
     ),
     "image": (
         BridleImageClassifier,
-        BridleImageConverter,
         BridleImagePreprocessor,
         lambda: pixel_backbone(4, (16, 12, 3)),
-        {"image_size": (16, 12), "channels": 3},
+        {},
     ),
     "video": (
         BridleVideoClassifier,
-        BridleVideoConverter,
         BridleVideoPreprocessor,
         lambda: pixel_backbone((2, 4, 4), (4, 12, 12, 3), position_layout="sequence"),
-        {"image_size": (12, 12), "channels": 3, "num_frames": 4},
+        {},
     ),
 }
 
@@ -187,11 +181,12 @@ def raw_inputs(modality):
 
 
 def classifier(modality):
-    kind, converter, preprocessor, encoder, settings = CLASSIFIERS[modality]
+    kind, preprocessor, encoder, settings = CLASSIFIERS[modality]
+    encoder = encoder()
     made = kind(
-        encoder(),
+        encoder,
         class_names=["low", "middle", "high"],
-        preprocessor=preprocessor(converter(**settings)),
+        preprocessor=preprocessor.for_backbone(encoder, **settings),
         token_mask=SameMask(0.5, seed=2),
     )
     return with_weights(made)
