@@ -277,14 +277,23 @@ class MethodOptions(Options):
 
 
 def current_settings(settings):
-    """Gives the settings of a run, also of an earlier version, today's names."""
-    quantizer = dict(settings.get("quantizer_options", {}))
-    moved = {
-        name: quantizer.pop(name)
-        for name in ("normalize", "restart_threshold")
-        if name in quantizer
-    }
-    return {**settings, **moved, "quantizer_options": quantizer} if moved else settings
+    """Gives the settings of a run, also of an earlier version, today's form."""
+    settings = _without_modules(settings)
+    quantizer = settings.get("quantizer_options", {})
+    for name in ("normalize", "restart_threshold"):
+        if name in quantizer:
+            settings[name] = quantizer.pop(name)
+    return settings
+
+
+def _without_modules(config):
+    """Copies a config without the modules of registered classes, which may move."""
+    if isinstance(config, dict):
+        drop = {"module"} if config.get("registered_name") else set()
+        return {k: _without_modules(v) for k, v in config.items() if k not in drop}
+    if isinstance(config, (list, tuple)):
+        return [_without_modules(value) for value in config]
+    return config
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -522,9 +522,9 @@ def load_run(directory):
     else:
         backbone = keras.saving.deserialize_keras_object(settings["backbone"])
     # Networks of other phases, and their options, are not needed.
-    used = settings.keys() & MethodOptions.fields() - {"decoder_options"}
-    used -= {"estimator_options"}
-    pretraining = InterleavedPretraining(backbone, **{x: settings[x] for x in used})
+    unused = {"decoder_options", "estimator_options"}
+    names = settings.keys() & MethodOptions.fields().keys() - unused
+    pretraining = InterleavedPretraining(backbone, **{x: settings[x] for x in names})
     folder = root / "phases"
     backbone.load_weights(folder / trained.name / "backbone.weights.h5")
     pretraining.tokenizer = tokenizer = pretraining.new_tokenizer(made)
