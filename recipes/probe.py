@@ -114,10 +114,10 @@ class Probing(Setup):
             raise ArgumentError("source", "encoders of one modality", options.source)
         (self.modality,) = modalities
         self.refuse_idle(self.modality)
-        data = self.sample() if options.data is None else self.files()
         for encoder in self.encoders:
             reading = self.reading(encoder.backbone)
             check_segments(options.segment_means, encoder, reading)
+        data = self.sample() if options.data is None else self.files()
         if options.per_class is not None:
             splits = [
                 (
@@ -164,11 +164,8 @@ class Probing(Setup):
 
     def sample(self):
         """The sample data; speakers say other syllables in training and test."""
-        options, reading, more = (
-            self.options,
-            self.reading(self.encoders[0].backbone),
-            {},
-        )
+        options, more = self.options, {}
+        reading = self.reading(self.encoders[0].backbone)
         if self.modality is VIDEO:
             more = {"num_clips": (1000, 500), "seed": 1}
         (train, labels), (test, test_labels), names = self.modality.sample(

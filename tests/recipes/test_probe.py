@@ -227,7 +227,7 @@ def test_recordings_are_as_long_as_their_layout_has_them(recipe, presets):
         probing = recipe.Probing(recipe.Options, "", [f"--from={source}", *flags])
         encoder = recipe.load_encoder(source)
         probing.modality = recipe.AUDIO
-        return probing.reading(encoder)["seconds"]
+        return probing.reading(encoder.backbone)["seconds"]
 
     assert reading() == 0.36
     assert reading("--data=.") == reading("--data=.", "--layout=audioset") == 10.24
