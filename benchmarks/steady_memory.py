@@ -18,7 +18,9 @@ import keras
 import numpy as np
 
 import keras_bridle as kb
-from keras_bridle.data.pipeline import audio_dataset
+from keras_bridle.data.layouts import list_files
+from keras_bridle.data.pipeline import file_dataset
+from keras_bridle.data.readers import AudioReader
 from keras_bridle.data.samples import extract_samples
 from keras_bridle.training.progress import device_memory, keep_freed_memory
 
@@ -55,12 +57,13 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         recordings = Path(folder, "recordings")
         extract_samples(recordings)
+        files, reader = list_files("audio", recordings), AudioReader(seconds=0.36)
 
         def inputs(epoch, first_batch=0):
-            return audio_dataset(
-                recordings,
+            return file_dataset(
+                files,
+                reader,
                 batch_size=args.batch_size,
-                seconds=0.36,
                 shuffle=True,
                 repeat=True,
                 labels=False,

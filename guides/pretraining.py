@@ -163,8 +163,8 @@ print(f"encoder: loss {ended['loss']}; initials: {probe():.1%}")
 #
 # `kb.InterleavedPretraining` does all of this, for any number of rounds, and keeps
 # weights, histories and settings in a directory from which a stopped run goes on. Give
-# `fit()` arrays or a `tf.data.Dataset`, such as `keras_bridle.data.audio_dataset()`
-# makes of a folder of recordings.
+# `fit()` arrays or a `tf.data.Dataset`, such as `kb.file_dataset()` makes of a folder
+# of recordings.
 
 pretraining = kb.InterleavedPretraining(
     backbone,

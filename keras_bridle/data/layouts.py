@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -271,71 +271,3 @@ def deal_folds(labels: Sequence[Any], folds: int, seed: int = 0) -> np.ndarray:
     dealt = np.empty(len(labels), "int64")
     dealt[by_class] = np.arange(len(labels)) % folds
     return dealt
-
-
-# The names of before, as long as others use them.
-
-
-class _Manifest:
-    """Makes lists of one kind by the names of before."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-
-    def __call__(self, files, labels=None, class_names=(), segments=None, missing=()):
-        return FileList(self.kind, files, labels, class_names, segments, None, missing)
-
-    def from_folder(self, path, class_folders=False):
-        return list_files(self.kind, path, labels=class_folders)
-
-    def from_csv(self, path, **options):
-        return list_files(self.kind, path, "csv", **options)
-
-    def from_source(self, source):
-        return list_files(self.kind, source)
-
-    def from_audioset(self, segments, path):
-        return list_files(self.kind, path, "audioset", segments=segments)
-
-    def from_esc50(self, path):
-        return list_files(self.kind, path, "esc50")
-
-    def from_speech_commands(self, path, split):
-        return list_files(self.kind, path, "speech_commands", split=split)
-
-    def from_kinetics(self, path, root=None):
-        return list_files(self.kind, path, "kinetics", root=root)
-
-
-MANIFESTS = {kind: _Manifest(kind) for kind in LAYOUTS}
-AudioManifest, ImageManifest, VideoManifest = MANIFESTS.values()
-
-
-class LabeledFiles(NamedTuple):
-    """Files with labels, and their splits."""
-
-    manifest: Any
-    splits: Any
-    validation: Any = None
-
-    def without_validation(self) -> "LabeledFiles":
-        """Leaves out the validation split."""
-        if self.validation is None:
-            return self
-        kept = np.setdiff1d(np.arange(len(self.manifest)), self.validation)
-        files = self.manifest.take(kept)
-        return LabeledFiles(files, *splits_of(files))
-
-
-def labeled_files(
-    modality, data, layout="folder", *, folds=5, fold=None, seed=0, **options
-):
-    """Lists labeled files and splits them."""
-    defaults = {"file_column": "file", "label_column": "label", "split_column": "split"}
-    options = {k: v for k, v in options.items() if v != defaults.get(k)}
-    test_split = options.get("test_split")
-    if not (layout == "folder" and Path(data).is_dir()):
-        options.pop("test_split", None)
-    files = list_files(modality, data, layout, labels=True, **options)
-    folds = None if folds == 5 else folds
-    return LabeledFiles(files, *splits_of(files, test_split, folds, fold, seed))

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import re
 import time
 from typing import Any
 
@@ -10,20 +9,10 @@ import numpy as np
 
 from keras_bridle.config import ArgumentError
 from keras_bridle.data.clips import CROPS, Clips, Position
-from keras_bridle.data.files import FileList, ReadReport, UnreadableFileError
+from keras_bridle.data.files import FileList, ReadReport
 from keras_bridle.data.layouts import list_files
 from keras_bridle.data.readers import AudioReader, ImageReader, import_tensorflow
 from keras_bridle.data.video_reader import VideoReader
-
-__all__ = [
-    "InputClock",
-    "UnreadableFileError",
-    "audio_dataset",
-    "file_dataset",
-    "image_dataset",
-    "reading_speed",
-    "video_dataset",
-]
 
 
 def file_dataset(
@@ -299,9 +288,3 @@ def reading_speed(dataset, seconds=2.0, max_batches=64):
     if clock.batches < 2:
         return None
     return (clock.examples - first) / max(time.perf_counter() - start, 1e-9)
-
-
-def unreadable_file(error):
-    """The line of an error that names a file, as long as others use this."""
-    found = re.search(r"Cannot read \w+ file '.*", str(error))
-    return None if found is None else found[0].strip()

@@ -17,20 +17,21 @@ import keras
 import numpy as np
 
 import keras_bridle as kb
-from keras_bridle.data.layouts import AudioManifest
-from keras_bridle.data.pipeline import audio_dataset
+from keras_bridle.data.layouts import list_files
+from keras_bridle.data.pipeline import file_dataset
+from keras_bridle.data.readers import AudioReader
 
 BATCH_SIZE = 8
 
 
 def main(recordings, directory, epochs):
-    manifest = AudioManifest.from_folder(recordings)
+    files, reader = list_files("audio", recordings), AudioReader(seconds=0.25)
 
     def inputs(epoch, first_batch=0):
-        return audio_dataset(
-            manifest,
+        return file_dataset(
+            files,
+            reader,
             batch_size=BATCH_SIZE,
-            seconds=0.25,
             shuffle=True,
             repeat=True,
             seed=3,
@@ -66,7 +67,7 @@ def main(recordings, directory, epochs):
         cold_start_epochs=epochs,
         tokenizer_epochs=epochs,
         encoder_epochs=epochs,
-        steps_per_epoch=len(manifest) // BATCH_SIZE,
+        steps_per_epoch=len(files) // BATCH_SIZE,
         encoder_learning_rate=1e-3,
         tokenizer_learning_rate=1e-3,
         ema_momentum=0.9,
