@@ -8,6 +8,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 from keras import ops
+from rich.console import Console
 
 from keras_bridle.augmentation.base import mix_labels
 from keras_bridle.config import ArgumentError, FineTuningOptions
@@ -422,23 +423,28 @@ def fine_tune(
 
 def _fit(tuner, batches, steps, options, title, callbacks, verbose):
     """Trains the epochs that are not done, those after the checkpoint's."""
-    clock, batch_size = None, options.batch_size
-    first_epoch = callbacks[-1].epoch
-    if isinstance(batches, ArrayBatches):
-        callbacks = [*callbacks, in_order_of_epochs(batches)]
-        batch_size = batches.batch_size
-    else:
-        clock = timing_of(batches).InputClock()
-        batches = clock.wrap(batches)
-    progress = RichProgress(title, batch_size, clock=clock)
+    *_, checkpoint = callbacks
+    is_array = isinstance(batches, ArrayBatches)
+    clock = None if is_array else timing_of(batches).InputClock()
+    progress = RichProgress(
+        title,
+        options.epochs,
+        steps,
+        batches.batch_size if is_array else None,
+        clock,
+        console=Console(quiet=verbose != 1),
+    )
+    callbacks = [*callbacks, progress]
+    if is_array:
+        callbacks.append(in_order_of_epochs(batches))
     try:
         tuner.fit(
-            batches,
+            batches if is_array else clock.wrap(batches),
             epochs=options.epochs,
-            initial_epoch=first_epoch,
-            steps_per_epoch=steps,
+            initial_epoch=checkpoint.epoch,
+            steps_per_epoch=None if is_array else steps,
             shuffle=False,
-            callbacks=[*callbacks, *([progress] if verbose == 1 else [])],
+            callbacks=callbacks,
             verbose=2 if verbose == 2 else 0,
         )
     finally:

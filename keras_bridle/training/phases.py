@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
+from rich.console import Console
 
 from keras_bridle.config import ArgumentError, TrainingOptions
 from keras_bridle.training.batches import (
@@ -100,15 +101,18 @@ class FitCall:
         clock = timing.InputClock() if timing is not None and is_timed else None
         progress = RichProgress(
             phase.name,
+            phase.epochs,
+            self.num_batches,
             getattr(first, "batch_size", None) if clock is None else None,
-            clock=clock,
-            reading_speed=self.reading_speed,
+            clock,
+            self.reading_speed,
+            Console(quiet=self.verbose != 1),
         )
         finite, callbacks, close = self._callbacks(make_batches, checkpoint, progress)
 
         def fit(epoch, step, epochs, more=()):
             batches = make_batches(epoch, first_batch=step)
-            finite.first_step = step
+            finite.first_step = progress.first_step = step
             if isinstance(batches, ArrayBatches):
                 more = [*more, in_order_of_epochs(batches)]
             return trainer.fit(
@@ -126,9 +130,6 @@ class FitCall:
         history: dict[str, list[float]] = {}
         try:
             if step:
-                progress.throughput.in_rest_of_epoch(
-                    step, self.num_batches, phase.epochs
-                )
                 self._fit_rest_of_epoch(trainer, phase, fit, epoch, step)
                 epoch, step = epoch + 1, 0
             if epoch < phase.epochs or checkpoint is None or checkpoint.step == 0:
@@ -167,11 +168,11 @@ class FitCall:
         finite = NonFiniteSteps(
             folder and folder / "nonfinite", batch_at, self.options.max_nonfinite_steps
         )
-        callbacks = [finite, progress if self.verbose == 1 else progress.throughput]
+        callbacks = [finite, progress]
         if checkpoint is None:
             return finite, callbacks, [progress]
         checkpoint.before_saving = finite.check
         if self.options.tensorboard:
-            callbacks.append(SpeedBoard(folder / "tensorboard", progress.throughput))
+            callbacks.append(SpeedBoard(folder / "tensorboard", progress))
         traces = [ProfileSteps(folder / "profile")] if self.options.profile else []
         return finite, [*callbacks, checkpoint, *traces], [progress, *traces]

@@ -88,125 +88,62 @@ def keep_freed_memory():
     return all(mallopt(*x) for x in (no_mapped_blocks, arenas, never_trim))
 
 
-class Throughput(keras.callbacks.Callback):
-    """Measures the speed of a `fit()` without its first step, which compiles.
-
-    Args:
-        batch_size: optional int, to count examples.
-        clock: optional `InputClock` of the data set that is trained on, to count its
-            examples and the time spent on waiting for it.
-    """
-
-    def __init__(self, batch_size=None, clock=None):
-        super().__init__()
-        self.batch_size = batch_size
-        self.clock = clock
-        self._rest = None
-        self.steps_done = self.epoch = self.step = 0
-
-    def in_rest_of_epoch(self, first_step, steps, epochs):
-        """Tells what the next `fit()`, of the rest of an epoch, is a part of."""
-        self._rest = (first_step, steps, epochs)
-
-    def on_train_begin(self, logs=None):
-        here = (0, self.params.get("steps"), self.params.get("epochs"))
-        self._first_step, self.steps, self.epochs = self._rest or here
-        self._rest = None
-        self.steps_done = self.epoch = self.step = 0
-        self._restart()
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if self.steps_done:
-            self._first_step = 0
-        self.epoch, self.step = epoch, self._first_step
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.clock is not None and "loss" in (logs or {}):
-            # What is still being computed would pass for waiting at the next batch.
-            float(keras.ops.convert_to_numpy(logs["loss"]))
-        self.steps_done += 1
-        self.step = self._first_step + batch + 1
-        if self.steps_done == 1:
-            self._restart()
-        else:
-            self._end = time.perf_counter()
-
-    def _restart(self):
-        self._first = self.steps_done
-        self._start = self._end = time.perf_counter()
-        self._waited = 0.0 if self.clock is None else self.clock.seconds
-
-    @property
-    def done(self):
-        """The steps of the phase that are done."""
-        return self.epoch * self.steps + self.step if self.steps else self.steps_done
-
-    def numbers(self):
-        """All that is known about the speed, floats by name."""
-        found = {"memory_gb": device_memory()[0] / 1e9}
-        seconds = self._end - self._start
-        if seconds <= 0:
-            return found
-        found["step_seconds"] = seconds / (self.steps_done - self._first)
-        size = self.batch_size
-        if self.clock is not None:
-            waited = self.clock.seconds - self._waited
-            found["waiting_for_input"] = min(1.0, waited / seconds)
-            if self.clock.batches:
-                size = self.clock.examples / self.clock.batches
-        if size is not None:
-            found["examples_per_second"] = size / found["step_seconds"]
-        if self.steps:
-            left = self.epochs * self.steps - self.done
-            found["seconds_left"] = left * found["step_seconds"]
-        return found
-
-
 class RichProgress(keras.callbacks.Callback):
     """Shows one line for a phase: epochs, time left, speed, and its main metrics.
 
-    Where the output is no terminal, it prints a line now and then instead of a bar.
+    Where the output is no terminal, it prints a line now and then instead of a bar. The
+    speed is that of a `fit()` without its first step, which compiles.
 
     Args:
         title: string, what is running.
+        epochs: int, the epochs of the phase.
+        steps: int, the steps of an epoch.
         batch_size: optional int, to show examples per second instead of steps.
-        console: optional `rich.console.Console`.
-        lines: int, how many lines to print at most where there is no terminal.
-        clock: optional `InputClock` of the data set that is trained on, to show the
-            share of the time in which training waits for input.
+        clock: optional `InputClock` of the data set that is trained on, to count its
+            examples and the share of the time in which training waits for input.
         reading_speed: optional float, the examples per second that the data set gives
             when nothing else runs.
+        console: optional `rich.console.Console`; a quiet one only measures.
+        lines: int, how many lines to print at most where there is no terminal.
 
     Attributes:
-        throughput: `Throughput`, what the line is made of.
+        first_step: int, the steps of the first epoch that were done before `fit()`.
     """
 
     def __init__(
         self,
         title,
+        epochs,
+        steps,
         batch_size=None,
-        console=None,
-        lines=5,
         clock=None,
         reading_speed=None,
+        console=None,
+        lines=5,
     ):
         super().__init__()
         self.title = title
+        self.epochs = epochs
+        self.steps = steps
+        self.batch_size = batch_size
+        self.clock = clock
+        self.reading_speed = reading_speed
         self.console = console or Console()
         self.lines = lines
-        self.reading_speed = reading_speed
-        self.throughput = Throughput(batch_size, clock)
+        self.first_step = 0
         self.bar = None
-
-    def set_params(self, params):
-        super().set_params(params)
-        self.throughput.set_params(params)
 
     def on_train_begin(self, logs=None):
         self.close()
         self._metrics = ""
-        self.throughput.on_train_begin()
-        if self.console.is_terminal:
+        self._timed = -1
+        self._start = self._end = self._waited = 0.0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+        self.done = epoch * self.steps + self.first_step * (self._timed < 0)
+        shown = self.console.is_terminal and not self.console.quiet
+        if shown and self.bar is None:
             self.bar = Progress(
                 TextColumn("[bold]{task.description}"),
                 BarColumn(bar_width=24),
@@ -215,26 +152,27 @@ class RichProgress(keras.callbacks.Callback):
                 TextColumn("{task.fields[text]}"),
                 console=self.console,
             )
-            steps, epochs = self.throughput.steps, self.throughput.epochs
-            self.bar.add_task(self.title, total=steps and epochs * steps, text="")
+            total = self.epochs * self.steps
+            self.bar.add_task(self.title, total=total, completed=self.done, text="")
             self.bar.start()
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self.throughput.on_epoch_begin(epoch)
-        if self.bar is not None and self.throughput.steps_done == 0:
-            # A resumed phase starts here; what was done before took no time now.
-            self.bar.reset(0, completed=self.throughput.done)
-
     def on_train_batch_end(self, batch, logs=None):
-        self.throughput.on_train_batch_end(batch, logs)
+        if self.clock is not None and "loss" in (logs or {}):
+            # What is still being computed would pass for waiting at the next batch.
+            float(keras.ops.convert_to_numpy(logs["loss"]))
+        self.done += 1
+        self._timed += 1
+        self._end = time.perf_counter()
+        if self._timed == 0:
+            self._start = self._end
+            self._waited = self.clock.seconds if self.clock is not None else 0.0
         self._update()
 
     def on_epoch_end(self, epoch, logs=None):
         self._metrics = _format_logs(logs or {})
-        epochs = self.throughput.epochs
-        interval = max(1, -(-epochs // self.lines))
-        is_due = (epoch + 1) % interval == 0 or epoch + 1 == epochs
-        if self.bar is None and is_due:
+        interval = max(1, -(-self.epochs // self.lines))
+        is_due = (epoch + 1) % interval == 0 or epoch + 1 == self.epochs
+        if self.bar is None and is_due and not self.console.quiet:
             line = self._line(with_time_left=True)
             self.console.print(f"{self.title:<16} {line}", highlight=False)
 
@@ -248,13 +186,31 @@ class RichProgress(keras.callbacks.Callback):
             self.bar.stop()
             self.bar = None
 
+    def numbers(self):
+        """All that is known about the speed, floats by name."""
+        found = {"memory_gb": device_memory()[0] / 1e9}
+        seconds = self._end - self._start
+        if self._timed < 1 or seconds <= 0:
+            return found
+        found["step_seconds"] = seconds / self._timed
+        size = self.batch_size
+        if self.clock is not None:
+            waited = self.clock.seconds - self._waited
+            found["waiting_for_input"] = min(1.0, waited / seconds)
+            if self.clock.batches:
+                size = self.clock.examples / self.clock.batches
+        if size is not None:
+            found["examples_per_second"] = size / found["step_seconds"]
+        steps_left = self.epochs * self.steps - self.done
+        found["seconds_left"] = steps_left * found["step_seconds"]
+        return found
+
     def _update(self):
         if self.bar is not None:
-            self.bar.update(0, completed=self.throughput.done, text=self._line())
+            self.bar.update(0, completed=self.done, text=self._line())
 
     def _line(self, with_time_left=False):
-        speed, found = self.throughput, self.throughput.numbers()
-        parts = []
+        found, parts = self.numbers(), []
         if "step_seconds" in found:
             seconds = found["step_seconds"]
             rate, unit = found.get("examples_per_second"), "examples/s"
@@ -271,7 +227,7 @@ class RichProgress(keras.callbacks.Callback):
         if with_time_left and found.get("seconds_left"):
             parts.append(f"{_format_time(found['seconds_left'])} left")
         numbers = ", ".join(parts)
-        return f"epoch {speed.epoch + 1}/{speed.epochs}  {numbers}  {self._metrics}"
+        return f"epoch {self._epoch + 1}/{self.epochs}  {numbers}  {self._metrics}"
 
 
 def _format_number(number):
@@ -299,18 +255,18 @@ def _format_logs(logs):
 
 
 class SpeedBoard(keras.callbacks.TensorBoard):
-    """Keras' TensorBoard callback with the numbers of a `Throughput` in each epoch.
+    """Keras' TensorBoard callback with the numbers of a `RichProgress` in each epoch.
 
     They are `epoch_speed/step_seconds` and so on, and are not in the history. The
-    `Throughput` must be called before this callback.
+    `RichProgress` must be called before this callback.
     """
 
-    def __init__(self, folder, throughput):
+    def __init__(self, folder, progress):
         super().__init__(str(folder), write_graph=False)
-        self.throughput = throughput
+        self.progress = progress
 
     def on_epoch_end(self, epoch, logs=None):
-        speed = {f"speed/{key}": x for key, x in self.throughput.numbers().items()}
+        speed = {f"speed/{key}": x for key, x in self.progress.numbers().items()}
         super().on_epoch_end(epoch, {**(logs or {}), **speed})
 
 

@@ -16,7 +16,6 @@ from keras_bridle.training.progress import (
     ProfileSteps,
     RichProgress,
     SpeedBoard,
-    Throughput,
 )
 
 LOGS = {"loss": 1.5, "accuracy_1": 0.25, "accuracy_2": 0.5, "usage_1": 1.0}
@@ -27,14 +26,12 @@ def console(terminal):
     return Console(file=io.StringIO(), force_terminal=terminal, width=200)
 
 
-def run(progress, epochs=10, steps=4, initial_epoch=0):
+def run(progress):
     """What `fit()` calls."""
-    progress.set_params({"epochs": epochs, "steps": steps, "verbose": 0})
-    progress.set_model(keras.Model())
     progress.on_train_begin()
-    for epoch in range(initial_epoch, epochs):
+    for epoch in range(progress.epochs):
         progress.on_epoch_begin(epoch)
-        for step in range(steps or 4):
+        for step in range(progress.steps):
             progress.on_train_batch_end(step, LOGS)
         progress.on_epoch_end(epoch, LOGS)
     progress.on_train_end(LOGS)
@@ -44,7 +41,9 @@ def run(progress, epochs=10, steps=4, initial_epoch=0):
     ("lines", "expected"), [(5, "2 4 6 8 10"), (2, "5 10"), (3, "4 8 10")]
 )
 def test_lines_where_there_is_no_terminal(lines, expected):
-    progress = RichProgress("2_encoder", 8, console(False), lines)
+    progress = RichProgress(
+        "2_encoder", 10, 4, batch_size=8, console=console(False), lines=lines
+    )
     run(progress)
     lines = progress.console.file.getvalue().splitlines()
     assert [line.split()[2] for line in lines] == [f"{x}/10" for x in expected.split()]
@@ -54,36 +53,39 @@ def test_lines_where_there_is_no_terminal(lines, expected):
         assert "examples/s" in line
 
 
-@pytest.mark.parametrize("steps", [4, None])
-def test_bar_on_a_terminal(steps):
-    progress = RichProgress("2_encoder", console=console(True))
-    run(progress, steps=steps)
+def test_bar_on_a_terminal():
+    progress = RichProgress("2_encoder", 10, 4, console=console(True))
+    run(progress)
     written = progress.console.file.getvalue()
-    assert "2_encoder" in written
-    assert "epoch 10/10" in written
-    assert LINE in written
-    assert "100 %" in written or steps is None
+    for part in ("2_encoder", "epoch 10/10", LINE, "100 %"):
+        assert part in written
+
+
+def test_quiet_progress_measures_only():
+    quiet = Console(file=io.StringIO(), force_terminal=True, quiet=True)
+    progress = RichProgress("2_encoder", 2, 4, console=quiet)
+    run(progress)
+    assert progress.bar is None and progress.numbers()["seconds_left"] == 0.0
 
 
 def test_the_terminal_is_free_after_an_error():
     """A second bar could not start while the first is alive."""
-    progress = RichProgress("phase", console=console(True))
-    progress.set_params({"epochs": 2, "steps": 4, "verbose": 0})
+    progress = RichProgress("phase", 2, 4, console=console(True))
     progress.on_train_begin()
+    progress.on_epoch_begin(0)
     progress.close()
     progress.close()
-    run(RichProgress("phase", console=progress.console), epochs=1)
+    run(RichProgress("phase", 1, 4, console=progress.console))
     assert "epoch 1/1" in progress.console.file.getvalue()
 
 
 def test_share_of_the_time_spent_waiting(monkeypatch):
     clock = types.SimpleNamespace(seconds=0.0, batches=0, examples=0)
     progress = RichProgress(
-        "phase", console=console(False), clock=clock, reading_speed=250.4
+        "phase", 1, 4, clock=clock, reading_speed=250.4, console=console(False)
     )
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    progress.set_params({"epochs": 1, "steps": 4, "verbose": 0})
     progress.on_train_begin()
     progress.on_epoch_begin(0)
     for step in range(4):
@@ -102,10 +104,9 @@ def test_share_of_the_time_spent_waiting(monkeypatch):
 
 
 def test_numbers_of_slow_models(monkeypatch):
-    progress = RichProgress("phase", console=console(False))
+    progress = RichProgress("phase", 10, 3, console=console(False))
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    progress.set_params({"epochs": 10, "steps": 3, "verbose": 0})
     progress.on_train_begin()
     for epoch in range(2):
         progress.on_epoch_begin(epoch)
@@ -124,22 +125,16 @@ def test_numbers_of_slow_models(monkeypatch):
 
 def test_the_rest_of_an_epoch():
     """A phase that is resumed within an epoch begins with a `fit()` of its rest."""
-    progress = RichProgress("phase", console=console(True))
-    progress.throughput.in_rest_of_epoch(first_step=3, steps=4, epochs=10)
-    progress.set_params({"epochs": 8, "steps": 1, "verbose": 0})
-    progress.on_train_begin()
-    progress.on_epoch_begin(7)
-    task = progress.bar.tasks[0]
-    assert (task.completed, task.total) == (31, 40)
-    progress.on_train_batch_end(0, LOGS)
-    assert task.completed == 32
-    progress.on_train_end()
-    progress.set_params({"epochs": 10, "steps": 4, "verbose": 0})
-    progress.on_train_begin()
-    progress.on_epoch_begin(8)
-    task = progress.bar.tasks[0]
-    assert (task.completed, task.total) == (32, 40)
-    progress.close()
+    progress = RichProgress("phase", 10, 4, console=console(True))
+    for epoch, first_step in ((7, 3), (8, 0)):
+        progress.first_step = first_step
+        progress.on_train_begin()
+        progress.on_epoch_begin(epoch)
+        task = progress.bar.tasks[0]
+        assert (task.completed, task.total) == (4 * epoch + first_step, 40)
+        progress.on_train_batch_end(0, LOGS)
+        assert task.completed == 4 * epoch + first_step + 1
+        progress.on_train_end()
 
 
 def fit(callbacks, epochs=2):
@@ -159,8 +154,7 @@ def test_numbers(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     clock = types.SimpleNamespace(seconds=100.0, batches=3, examples=18)
-    speed = Throughput(clock=clock)
-    speed.set_params({"epochs": 4, "steps": 5})
+    speed = RichProgress("phase", 4, 5, clock=clock, console=Console(quiet=True))
     speed.on_train_begin()
     assert set(speed.numbers()) == {"memory_gb"}
     speed.on_epoch_begin(1)
@@ -182,7 +176,7 @@ def test_numbers(monkeypatch):
 
 def test_tensorboard_has_the_numbers_and_history_has_not(tmp_path):
     tf = import_tensorflow()
-    speed = Throughput(batch_size=4)
+    speed = RichProgress("phase", 2, 3, batch_size=4, console=Console(quiet=True))
     history = fit([speed, SpeedBoard(tmp_path, speed)])
     assert set(history) == {"loss"}
     (path,) = (tmp_path / "train").glob("events*")
