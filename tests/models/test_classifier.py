@@ -126,7 +126,7 @@ class Louder(keras.layers.Layer):
     [
         ({"token_mask": TimeFrequencyMask(0.5, 0.5, seed=1)}, 0.0, True),
         ({"feature_augmentation": Louder()}, 0.0, False),
-        ({}, 0.9, True),
+        ({}, 0.5, True),
     ],
     ids=["masked", "louder", "dropped blocks"],
 )
