@@ -76,8 +76,11 @@ class Mixing(Augmentation):
             check(alpha >= 0, name, "0 or more", alpha)
             setattr(self, name, alpha)
         check(any(alphas.values()), " and ".join(alphas), "positive", alphas)
+        edges = np.linspace(0.0, 1.0, 4097)
         self._quantiles = {
-            name: beta_quantiles(alpha) for name, alpha in alphas.items() if alpha
+            name: special.betaincinv(alpha, alpha, edges).astype("float32")
+            for name, alpha in alphas.items()
+            if alpha
         }
 
     def call(self, inputs, training=None):
@@ -113,9 +116,3 @@ class Mixing(Augmentation):
             keras.KerasTensor(batch, dtype="int32"),
             keras.KerasTensor(batch, dtype="float32"),
         )
-
-
-def beta_quantiles(alpha, size=4096):
-    """Tabulates the quantiles of a symmetric Beta distribution."""
-    edges = np.linspace(0.0, 1.0, size + 1)
-    return special.betaincinv(alpha, alpha, edges).astype("float32")

@@ -55,10 +55,9 @@ def crop_and_resize(images, boxes, size, interpolation):
     result = ops.einsum("boh,bfhwc->bfowc", rows, clips)
     result = ops.einsum("bow,bfhwc->bfhoc", columns, result)
     if interpolation == "bicubic":
-        axes = (1, 2, 3, 4)
-        darkest = ops.min(clips, axis=axes, keepdims=True)
-        brightest = ops.max(clips, axis=axes, keepdims=True)
-        result = ops.minimum(ops.maximum(result, darkest), brightest)
+        options = {"axis": (1, 2, 3, 4), "keepdims": True}
+        result = ops.maximum(result, ops.min(clips, **options))
+        result = ops.minimum(result, ops.max(clips, **options))
     return result if len(images.shape) == 5 else result[:, 0]
 
 
@@ -242,10 +241,8 @@ class RandomResizedCrop(_RandomCrop):
         last = (min(height, width / widest), min(width, height * widest))
         heights = _with_last(ops.sqrt(area / ratio), last[0])
         widths = _with_last(ops.sqrt(area * ratio), last[1])
-        fits = ops.logical_and(
-            ops.logical_and(heights >= 1, heights <= height),
-            ops.logical_and(widths >= 1, widths <= width),
-        )
+        bounds = [heights >= 1, heights <= height, widths >= 1, widths <= width]
+        fits = ops.all(ops.stack(bounds), axis=0)
         chosen = ops.argmax(ops.cast(fits, "int32"), axis=1)[:, None]
         box_height = ops.take_along_axis(heights, chosen, axis=1)
         box_width = ops.take_along_axis(widths, chosen, axis=1)
@@ -345,13 +342,6 @@ class RandomMultiScaleCrop(_RandomCrop):
         return ops.take(ops.convert_to_tensor(boxes, dtype="float32"), chosen, axis=0)
 
 
-# The largest changes of Cubuk et al., as Keras' layers count them: shares of a turn, of
-# the image's sides and of its values.
-_SHEAR, _TRANSLATION, _ROTATION = 0.3, 0.45, 1 / 12
-_BRIGHTNESS, _CONTRAST, _COLOR, _SHARPNESS = 0.45, 0.9, 0.9, 0.45
-_MOST_BITS_LOST = 4
-
-
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class RandAugment(Augmentation):
     """Changes each image in a few ways, drawn at random, while training.
@@ -441,21 +431,23 @@ class RandAugment(Augmentation):
 
 
 def _ways(factor, options):
-    """Keras' layers, one for each way, at a strength."""
+    """Keras' layers, one for each way, at a strength.
+
+    The largest changes are those of Cubuk et al., as Keras' layers count them: shares
+    of a turn, of the image's sides and of its values. 4 of 8 bits stay.
+    """
     layers = keras.layers
-    shear, translation = _SHEAR * factor, _TRANSLATION * factor
-    bits = 8 - round(_MOST_BITS_LOST * factor)
-    spread = _SHARPNESS * factor
+    shear, translation, spread = 0.3 * factor, 0.45 * factor, 0.45 * factor
     return [
         layers.RandomShear(shear, shear, **options),
         layers.RandomTranslation(translation, translation, **options),
-        layers.RandomRotation(_ROTATION * factor, **options),
-        layers.RandomBrightness(_BRIGHTNESS * factor, **options),
-        layers.RandomColorDegeneration(_COLOR * factor, **options),
-        layers.RandomContrast(_CONTRAST * factor, **options),
+        layers.RandomRotation(1 / 12 * factor, **options),
+        layers.RandomBrightness(0.45 * factor, **options),
+        layers.RandomColorDegeneration(0.9 * factor, **options),
+        layers.RandomContrast(0.9 * factor, **options),
         # Keras blurs below a half and sharpens above.
         layers.RandomSharpness((0.5 - spread, 0.5 + spread), **options),
-        layers.RandomPosterization((bits, 8), **options),
+        layers.RandomPosterization((8 - round(4 * factor), 8), **options),
         _Solarization(factor, **options),
         layers.AutoContrast(dtype=options["dtype"]),
         _Equalization(dtype=options["dtype"]),
@@ -490,11 +482,9 @@ class _Equalization(keras.layers.Equalization):
         number = ops.shape(values)[0]
         rows = ops.arange(number)[:, None] * 256
         bins = rows + ops.cast(ops.clip(values, 0.0, 255.0), "int32")
-        counts = ops.segment_sum(
-            ops.ones_like(ops.reshape(values, (-1,))),
-            ops.reshape(bins, (-1,)),
-            num_segments=number * 256,
-        )
+        flat_bins = ops.reshape(bins, (-1,))
+        ones = ops.ones_like(flat_bins, dtype="float32")
+        counts = ops.segment_sum(ones, flat_bins, num_segments=number * 256)
         counts = ops.reshape(counts, (-1, 256))
         # How many pixels are as dark or darker, without the darkest.
         darker = ops.cumsum(counts, axis=1)

@@ -149,20 +149,15 @@ class LogMelSpectrogram(ConfiguredLayer):
         length, step = self._frame_length, self._frame_step
         nyquist = self.sample_rate / 2
         low, high = self.min_frequency, self.max_frequency
-        low_is_right = 0 <= low < (nyquist if high is None else high)
+        high = nyquist if high is None else high
+        fft_length = self.fft_length or length
         has_both = (self.mean is None) == (self.std is None)
         rules = {
             "frame_length_ms": (length >= 2, "at least 2 samples"),
             "frame_step_ms": (step >= 1, "at least a sample"),
-            "fft_length": (
-                self.fft_length is None or self.fft_length >= length,
-                f"at least {length}, a frame's samples",
-            ),
-            "max_frequency": (
-                high is None or high <= nyquist,
-                f"at most half the sample rate, {nyquist}",
-            ),
-            "min_frequency": (low_is_right, "at least 0 and below `max_frequency`"),
+            "fft_length": (fft_length >= length, f"a frame's {length} samples or more"),
+            "max_frequency": (high <= nyquist, f"at most {nyquist}, half the rate"),
+            "min_frequency": (0 <= low < high, "at least 0 and below `max_frequency`"),
             "mean": (has_both, "given together with `std`, or both None"),
             "std": (self.std is None or self.std > 0, "positive"),
         }
@@ -189,15 +184,12 @@ class LogMelSpectrogram(ConfiguredLayer):
         num_frames = self._num_output_frames(ops.shape(waveforms)[1])
         return self._real_frames(self._real_lengths(waveforms), num_frames)
 
-    def num_frames_of(self, num_samples):
-        """Counts the whole frames of a clip; 1 if it is shorter than a frame."""
-        whole = 1 + (num_samples - self._frame_length) // self._frame_step
-        return max(1, whole) if isinstance(whole, int) else ops.maximum(1, whole)
-
     def _num_output_frames(self, num_samples):
+        """Counts the frames of the result, or else all whole ones, at least one."""
         if self.num_frames is not None or num_samples is None:
             return self.num_frames
-        return self.num_frames_of(num_samples)
+        whole = 1 + (num_samples - self._frame_length) // self._frame_step
+        return max(1, whole) if isinstance(whole, int) else ops.maximum(1, whole)
 
     def _real_lengths(self, waveforms):
         if self.trailing_zeros_are_padding:

@@ -71,18 +71,12 @@ class PatchEmbedding(ConfiguredLayer):
         return math.prod(self.patch_size) * channels
 
     def call(self, inputs, visible=None):
-        padding = [
-            (0, -side % patch)
-            for side, patch in zip(
-                ops.shape(inputs)[1:-1], self.patch_size, strict=True
-            )
-        ]
+        sides = ops.shape(inputs)[1:-1]
+        padding = [(0, -s % p) for s, p in zip(sides, self.patch_size, strict=True)]
         if any(not isinstance(after, int) or after for _, after in padding):
             inputs = ops.pad(inputs, [(0, 0), *padding, (0, 0)])
         batch, *sides, channels = ops.shape(inputs)
-        grid = [
-            side // patch for side, patch in zip(sides, self.patch_size, strict=True)
-        ]
+        grid = [s // p for s, p in zip(sides, self.patch_size, strict=True)]
         pairs = itertools.chain(*zip(grid, self.patch_size, strict=True))
         patches = ops.reshape(inputs, (batch, *pairs, channels))
         last = 2 * len(grid) + 1

@@ -13,7 +13,6 @@ from keras_bridle.augmentation.image import (
     RandomImageMix,
     RandomMultiScaleCrop,
     RandomResizedCrop,
-    centered_boxes,
     crop_and_resize,
     transform_copy,
 )
@@ -56,36 +55,12 @@ def test_equals_pillow(interpolation, box, size):
     np.testing.assert_allclose(actual[0, ..., 0], expected, atol=2e-3)
 
 
-def test_frames_of_a_clip_have_the_same_box():
-    clips = smooth(2, 3, 20, 20, 3)
-    boxes = [(0, 0, 8, 8), (5, 7, 12, 9)]
-    together = resize(clips, boxes, (6, 5), "bicubic")
-    assert together.shape == (2, 3, 6, 5, 3)
-    for clip, box, result in zip(clips, boxes, together, strict=True):
-        frames = [resize(frame[None], [box], (6, 5), "bicubic")[0] for frame in clip]
-        # Only the range to stay in is the clip's, not the frame's.
-        np.testing.assert_allclose(result, frames, atol=0.5)
-
-
 def test_bicubic_stays_in_range():
     edge = np.zeros((1, 8, 8, 1), "float32")
     edge[:, :, 4:] = 255
     result = resize(edge, [(0, 0, 8, 8)], (32, 32), "bicubic")
     assert result.min() == 0 and result.max() == 255
     assert 0 < result[0, 0, 15, 0] < result[0, 0, 16, 0] < 255
-
-
-@pytest.mark.parametrize(
-    ("image_size", "size", "box"),
-    [
-        ((20, 30), (10, 10), (0, 5, 20, 20)),
-        ((30, 20), (5, 10), (10, 0, 10, 20)),
-        ((8, 8), (8, 8), (0, 0, 8, 8)),
-    ],
-)
-def test_centered_boxes(image_size, size, box):
-    boxes = to_numpy(centered_boxes(3, image_size, size))
-    np.testing.assert_array_equal(boxes, [box] * 3)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's own")

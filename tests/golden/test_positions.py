@@ -36,18 +36,6 @@ def described(name):
 
 
 @pytest.mark.parametrize(("path", "name"), tables())
-def test_table_is_the_published_one(path, name):
-    expected = load(path)[1][name]
-    expected = expected.reshape(expected.shape[-2:])
-    layout, grid, dim, rows_in_front = described(name)
-    table = to_numpy(SineCosinePositionEncoding(layout).table(grid, dim))
-    assert not expected[:rows_in_front].any()
-    expected = expected[rows_in_front:]
-    assert table.shape == expected.shape
-    assert np.abs(table - expected).max() <= TOLERANCE
-
-
-@pytest.mark.parametrize(("path", "name"), tables())
 def test_layer_adds_the_table_to_a_grid(path, name):
     layout, grid, dim, rows_in_front = described(name)
     expected = load(path)[1][name].reshape(-1, dim)[rows_in_front:]

@@ -45,15 +45,6 @@ def test_grid():
     np.testing.assert_array_equal(table((3, 4), 8), table((7, 4), 8)[:12])
 
 
-def test_transposed_grid_is_read_in_the_wrong_order():
-    cells = [divmod(index, 3) for index in range(15)]
-    found = table((3, 5), 8, "transposed_grid")
-    np.testing.assert_allclose(found, table_of(cells, 8), atol=1e-6)
-    assert np.abs(found - table((3, 5), 8)).max() > 0.1
-    square = table((4, 4), 8, "transposed_grid")
-    np.testing.assert_array_equal(square, table((4, 4), 8))
-
-
 def test_sequence():
     found = table((2, 3, 2), 6, "sequence")
     np.testing.assert_allclose(found, sequence_of(range(12), 6), atol=1e-6)
@@ -70,12 +61,6 @@ def test_trained_grid_stretches_other_grids():
     np.testing.assert_allclose(found, table_of(cells, 8), atol=1e-6)
     same = table((6, 4), 8, trained_grid=(6, 4))
     np.testing.assert_array_equal(same, table((6, 4), 8))
-
-
-def test_a_side_of_none_is_left_alone():
-    cells = [(row, column * 0.5) for row in range(3) for column in range(8)]
-    found = table((3, 8), 8, trained_grid=(None, 4))
-    np.testing.assert_allclose(found, table_of(cells, 8), atol=1e-6)
 
 
 def test_trained_grid_stretches_sequences():

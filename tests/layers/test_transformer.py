@@ -59,14 +59,6 @@ def test_block_is_what_its_formula_says(block, padded):
     np.testing.assert_allclose(y[where], expected[where], 2e-5, 2e-5)
 
 
-def test_padding_changes_nothing(block):
-    x = np.random.default_rng(1).normal(size=(1, 7, 12)).astype("float32")
-    real = np.arange(7)[None] < 4
-    alone = to_numpy(block(x[:, :4]))
-    padded = to_numpy(block(x, padding_mask=real))
-    np.testing.assert_allclose(padded[:, :4], alone, 1e-6, 1e-6)
-
-
 def test_dropped_paths():
     block = TransformerBlock(num_heads=2, mlp_dim=24, drop_path_rate=0.25)
     block.build((None, None, 12))
