@@ -13,7 +13,8 @@ read; and `map.png`, in which rows that are alike lie near each other. The same 
 with `--resume` resumes a run that was stopped. In Python:
 
     run = keras_bridle.training.interleaved.load_run("runs/audio")
-    write_file_features("runs/features", run.backbone, "my_recordings/", seconds=10)
+    extract = FeatureExtractor(run.backbone, run.tokenizer)
+    extract.write("runs/features", "my_recordings/", seconds=10)
     features = load_file_features("runs/features").features
 """
 
@@ -40,9 +41,9 @@ from keras_bridle.config import (
 )
 from keras_bridle.data.layouts import list_files
 from keras_bridle.evaluation.features import (
+    FeatureExtractor,
     is_taken,
     load_file_features,
-    write_file_features,
 )
 from keras_bridle.evaluation.plots import import_umap, plot_embedding
 from keras_bridle.modalities import modality_of
@@ -101,13 +102,15 @@ def main(arguments=None):
         recipe.refuse_idle(modality)
         reading = modality.reading_of(options, encoder.backbone)
         check_segments(options.segment_means, encoder, reading)
-        recipe.read_report = write_file_features(
-            options.directory,
+        extract = FeatureExtractor(
             encoder.backbone,
-            read_source(options, modality),
             encoder.tokenizer if options.codes else None,
-            per=options.per,
-            segments=options.segment_means,
+            options.per,
+            options.segment_means,
+        )
+        recipe.read_report = extract.write(
+            options.directory,
+            read_source(options, modality),
             batch_size=options.batch_size,
             format=options.format,
             part_size=options.part_size,

@@ -148,7 +148,7 @@ def test_umap_is_missed_before_files_are_encoded(
 def test_the_lines_of_the_readme(pictures, run, tmp_path, monkeypatch, capsys):
     readme = Path(__file__).parents[2] / "recipes" / "README.md"
     blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
-    (block,) = [text for text in blocks if "write_file_features" in text]
+    (block,) = [text for text in blocks if "extract.write" in text]
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(run)
     (tmp_path / "my_images").symlink_to(pictures / "b")
