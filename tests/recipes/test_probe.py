@@ -236,21 +236,6 @@ def test_recordings_are_as_long_as_their_layout_has_them(recipe, presets):
     assert reading("--data=.", "--layout=esc50", "--seconds=2") == 2
 
 
-def test_the_attentive_probe_alone(recipe, presets, pictures, tmp_path):
-    recipe.main(
-        [
-            f"--from={presets / 'image'}",
-            f"--data={pictures}",
-            "--probe=attentive",
-            "--set=fold=1",
-            "--epochs=1",
-            f"--directory={tmp_path}",
-            "--quiet",
-        ]
-    )
-    assert list(_rows(tmp_path)) == ["untrained", str(presets / "image")]
-
-
 def test_several_labels_for_each_picture(recipe, presets, pictures, tmp_path, capsys):
     rows = [
         f"{name}/{i}.png,{label},{'test' if i > 13 else 'train'}"
@@ -273,15 +258,6 @@ def test_several_labels_for_each_picture(recipe, presets, pictures, tmp_path, ca
     fails_in_one_line(recipe, arguments, "--directory must be", capsys)
     arguments += ["--overwrite", "--probe=linear"]
     fails_in_one_line(recipe, arguments, "--probe must be dense", capsys)
-
-
-def test_addresses_go_to_keras_hub(recipe, monkeypatch, capsys):
-    def from_preset(source, load_weights):
-        raise ValueError(f"asked for {source}, {load_weights}")
-
-    monkeypatch.setattr(kb.BridleBackbone, "from_preset", from_preset)
-    message = "asked for hf://some/one, True"
-    fails_in_one_line(recipe, ["--from=hf://some/one"], message, capsys)
 
 
 @pytest.mark.parametrize(
