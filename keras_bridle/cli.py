@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import json
 import textwrap
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
@@ -57,21 +56,29 @@ class RecipeParser(argparse.ArgumentParser):
             argument_default=argparse.SUPPRESS,
             allow_abbrev=False,
         )
-        others, own = [], {name for profile in profiles.values() for name in profile}
-        for name, field in kind.fields().items():
-            default = "" if name in own else _text_of(field.default)
+        others, set_by = [], [set(profile) for profile in profiles.values()]
+        own = vars(kind).get("__annotations__", {})
+        for name, field in sorted(
+            kind.fields().items(), key=lambda item: item[0] not in own
+        ):
+            default = _text_of(field.default)
             help = field.metadata["help"]
             if self.flag(name).startswith("--set "):
+                default = (
+                    "" if set_by and name in set.intersection(*set_by) else default
+                )
                 others.append(f"  {name + (default and '=' + default):<30} {help}")
-            elif not default or isinstance(field.default, bool):
-                self._add_flag(field, help)
-            else:
-                self._add_flag(field, f"{help} ({default})")
-        self.add_argument("--settings", metavar="FILE", help="YAML, or a settings.json")
+                continue
+            if default and field.type is not bool and name not in set().union(*set_by):
+                help = f"{help} (default: {default})"
+            self._add_flag(field, help)
         self.add_argument(
-            "--set", metavar="NAME=VALUE", action="append", help="see below"
+            "--settings", metavar="FILE", help="YAML file, or a run's settings.json"
         )
-        self.epilog = "Other options, for --set and in the file of --settings:\n"
+        self.add_argument(
+            "--set", metavar="NAME=VALUE", action="append", help="may be repeated"
+        )
+        self.epilog = "More options, for --set NAME=VALUE and --settings FILE:\n"
         self.epilog += "\n".join(others)
         for when, profile in profiles.items():
             pairs = (f"{name}={_text_of(value)}" for name, value in profile.items())
@@ -100,7 +107,8 @@ class RecipeParser(argparse.ArgumentParser):
             if field.metadata["const"] is not None:
                 about |= {"nargs": "?", "const": field.metadata["const"]}
             base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-            about["metavar"] = {int: "N", float: "X"}.get(base, field.name.upper())
+            names = {int: "N", float: "X"}
+            about["metavar"] = "PATH" if kind is Existing else names.get(base, "NAME")
         self.add_argument(self.flag(field.name), **about)
 
     def error(self, message):
@@ -330,10 +338,9 @@ def load_encoder(source):
     """
     check_source(source)
     path = Path(source)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        if "plan" in json.loads((path / "settings.json").read_text())["settings"]:
-            run = load_run(path)
-            return Encoder(source, run.backbone, run.tokenizer)
+    if (path / "phases").is_dir():
+        run = load_run(path)
+        return Encoder(source, run.backbone, run.tokenizer)
     # Sizes have no weights.
     has_weights = path.exists() or "://" in source
     backbone = BridleBackbone.from_preset(source, load_weights=has_weights)

@@ -273,7 +273,7 @@ class MethodOptions(Options):
     tokenize: Literal["all", "masked"] = option(
         "all", "patches that the tokenizer sees; masked as published for video"
     )
-    seed: Natural = option(0, "seed of everything that is drawn", flag=True)
+    seed: Natural = option(0, "seed of everything random", flag=True)
 
 
 def current_settings(settings):
@@ -337,7 +337,7 @@ class TrainingOptions(OptimizerOptions):
     cold_start_learning_rate: Positive | None = option(
         None, "peak learning rate of the cold start, if not the encoder's"
     )
-    warmup: BelowOne = option(0.05, "share of a phase in which the rate rises")
+    warmup: BelowOne = option(0.05, "share of a phase in which the learning rate rises")
     adapt_batches: Natural = option(
         16, "batches for the k-means that sets the codebooks; 0: none"
     )
@@ -365,11 +365,11 @@ class TrainingOptions(OptimizerOptions):
 class FineTuningOptions(OptimizerOptions):
     """The options of `fine_tune()`."""
 
-    batch_size: Count = option(32, "examples of a batch", flag=True)
+    batch_size: Count = option(32, "examples in a batch", flag=True)
     weight_decay: NotNegative = option(0.05, "weight decay of AdamW")
-    epochs: Count = option(50, "epochs", flag=True)
-    learning_rate: Positive = option(1e-3, "peak rate of the head", flag=True)
-    warmup_epochs: NotNegative = option(0.0, "epochs in which the rate rises")
+    epochs: Count = option(50, "epochs of training", flag=True)
+    learning_rate: Positive = option(1e-3, "peak learning rate of the head", flag=True)
+    warmup_epochs: NotNegative = option(0.0, "epochs in which the learning rate rises")
     layer_decay: AboveZeroToOne = option(
         0.75, "learning rate of a layer to that of the one above"
     )
@@ -377,7 +377,7 @@ class FineTuningOptions(OptimizerOptions):
     loss: Literal["auto", "categorical", "binary"] = option(
         "auto", "kind of cross-entropy"
     )
-    label_smoothing: BelowOne = option(0.0, "label smoothing")
+    label_smoothing: BelowOne = option(0.0, "share of labels to spread over classes")
     balanced: bool = option(False, "draw rare classes as often as common ones")
     epoch_length: Count | None = option(None, "examples of an epoch, if not all")
     metric: Literal["accuracy", "mAP"] | None = option(
@@ -386,7 +386,7 @@ class FineTuningOptions(OptimizerOptions):
     checkpoint_every: Count | None = option(
         None, "epochs between checkpoints", learned=False
     )
-    seed: Natural = option(0, "seed of everything that is drawn", flag=True)
+    seed: Natural = option(0, "seed of everything random", flag=True)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -442,7 +442,7 @@ class DataOptions(Options):
         None, "folder or CSV file; without it, the sample data", flag=True
     )
     layout: str = option(
-        "folder", "folder (or CSV file), or a known data set's name", flag=True
+        "folder", "folder, csv, or the name of a known data set", flag=True
     )
     segments: Existing | None = option(
         None, "AudioSet's CSV file of training segments", flag=True, only=("audio",)
@@ -462,13 +462,13 @@ class LabeledDataOptions(DataOptions):
         None, "AudioSet's CSV file of test segments", flag=True, only=("audio",)
     )
     ground_truth: Existing | None = option(None, "classes of ImageNet's flat val")
-    meta: Existing | None = option(None, "ImageNet's meta.mat, if they are numbers")
-    file_column: str | None = option(None, "a CSV file's column of files: file")
-    label_column: str | None = option(None, "its column of classes: label", flag=True)
-    label_separator: str | None = option(None, "text between several classes in it")
-    split_column: str | None = option(None, "its column of splits: split")
+    meta: Existing | None = option(None, "ImageNet's meta.mat, where these are numbers")
+    file_column: str | None = option(None, "column of the file")
+    label_column: str | None = option(None, "column of the class", flag=True)
+    label_separator: str | None = option(None, "text between several classes of a file")
+    split_column: str | None = option(None, "column of the split")
     test_split: str | None = option(None, "the split or folder to test on")
-    folds: Count | None = option(None, "folds to draw without splits: 5")
+    folds: Count | None = option(None, "folds to make without splits, by default 5")
     fold: Count | None = option(None, "from 1: test on this fold alone", flag=True)
 
 
@@ -477,17 +477,17 @@ class AugmentationOptions(Options):
     """Augmentation of fine-tuning."""
 
     repeats: Count = option(1, "times each example comes in a batch")
-    mix_rate: ZeroToOne = option(0.0, "how likely an example is mixed with another")
+    mix_rate: ZeroToOne = option(0.0, "share of examples that are mixed with another")
     mixup: NotNegative = option(0.0, "alpha of mixup; 0: none")
     cutmix: NotNegative = option(
         0.0, "alpha of CutMix; 0: none", only=("image", "video")
     )
     gain: bool = option(False, "make recordings louder or softer", only=("audio",))
     roll: bool = option(False, "roll recordings in time", only=("audio",))
-    hide_bins: Natural = option(0, "SpecAugment: most mel bins", only=("audio",))
-    hide_frames: Natural = option(0, "SpecAugment: most frames", only=("audio",))
+    hide_bins: Natural = option(0, "most bins that SpecAugment masks", only=("audio",))
+    hide_frames: Natural = option(0, "most frames it masks", only=("audio",))
     token_drop: tuple[BelowOne, BelowOne] = option(
-        (0.0, 0.0), "shares of times and bands left out", only=("audio",)
+        (0.0, 0.0), "shares of times and bands to drop", only=("audio",)
     )
     smallest_crop: AboveZeroToOne = option(
         1.0, "least share of an image that crops keep", only=("image",)
@@ -496,7 +496,7 @@ class AugmentationOptions(Options):
     rand_augment: ZeroToOne = option(
         0.0, "strength of RandAugment", only=("image", "video")
     )
-    rand_augment_ops: Count = option(2, "its changes", only=("image", "video"))
+    rand_augment_ops: Count = option(2, "its operations", only=("image", "video"))
     random_erasing: ZeroToOne = option(
-        0.0, "how likely a box is erased", only=("image", "video")
+        0.0, "share of images with a box erased", only=("image", "video")
     )

@@ -137,21 +137,14 @@ class Pretraining(Setup):
 
     def _load_files(self):
         options, modality = self.options, self.modality
-        files = list_files(
-            modality.name,
-            options.data,
-            options.layout,
-            segments=options.segments,
-            split="train"
-            if options.layout in ("speech_commands", "imagenet")
-            else None,
-        )
+        data, layout, segments = options.data, options.layout, options.segments
+        split = "train" if layout in ("speech_commands", "imagenet") else None
+        files = list_files(modality.name, data, layout, segments=segments, split=split)
         self.read_report.add_missing(files)
         self.steps_per_epoch = len(files) // options.batch_size
         if self.steps_per_epoch == 0:
-            raise ArgumentError(
-                "batch_size", f"at most {len(files)}, the files", options.batch_size
-            )
+            expected = f"at most {len(files)}, the number of files"
+            raise ArgumentError("batch_size", expected, options.batch_size)
         reading = self.reading
         if options.augmentation:
             reading = modality.enlarged(reading)

@@ -53,7 +53,7 @@ MOST_POINTS = 5000
 
 
 @dataclasses.dataclass(kw_only=True)
-class Options(RunOptions, AudioReading, VideoReading):
+class Options(RunOptions, VideoReading, AudioReading):
     """Options of this recipe."""
 
     hidden = ("dtype_policy", "num_frames", "sampling_rate")

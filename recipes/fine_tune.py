@@ -152,10 +152,10 @@ PUBLISHED = {
 class Options(
     RunOptions,
     AugmentationOptions,
-    AudioReading,
-    VideoReading,
-    LabeledDataOptions,
     FineTuningOptions,
+    VideoReading,
+    AudioReading,
+    LabeledDataOptions,
 ):
     """Options of this recipe."""
 

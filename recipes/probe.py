@@ -61,7 +61,7 @@ from keras_bridle.training.examples import draw_few
 
 
 @dataclasses.dataclass(kw_only=True)
-class Options(RunOptions, AudioReading, VideoReading, LabeledDataOptions):
+class Options(RunOptions, VideoReading, AudioReading, LabeledDataOptions):
     """Options of this recipe."""
 
     hidden = (
@@ -73,10 +73,10 @@ class Options(RunOptions, AudioReading, VideoReading, LabeledDataOptions):
     probe: tuple[Literal["linear", "dense", "knn", "attentive", "all"], ...] = option(
         ("linear", "knn"), "kinds of probes, or all", flag=True
     )
-    epochs: Count | None = option(None, "of the dense and attentive probes", flag=True)
-    learning_rate: Positive | None = option(None, "likewise", flag=True)
-    weight_decay: NotNegative | None = option(None, "likewise")
-    probe_batch_size: Count | None = option(None, "likewise", flag=True)
+    epochs: Count | None = option(None, "epochs of dense and attentive", flag=True)
+    learning_rate: Positive | None = option(None, "their learning rate", flag=True)
+    weight_decay: NotNegative | None = option(None, "their weight decay")
+    probe_batch_size: Count | None = option(None, "their batch size", flag=True)
     batch_size: Count = option(32, "examples to a step of the encoder")
     per_class: Count | None = option(None, "examples of each class to train on")
     segment_means: Count | None = option(None, "join the means of so many equal parts")
