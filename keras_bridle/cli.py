@@ -370,7 +370,7 @@ def labeled_data(options, modality, report):
         A tuple of the list of files, list of tuples `(train, test)` of indices, and the
         indices of validation or `None`.
     """
-    data = options.of(LabeledDataOptions).asdict()
+    data = vars(options.of(LabeledDataOptions))
     del data["strict"]
     splitting = {name: data.pop(name) for name in ("test_split", "folds", "fold")}
     if options.layout == "folder" and Path(options.data).is_dir():

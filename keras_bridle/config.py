@@ -122,10 +122,6 @@ class Options:
         """Those that another class has as well, as an object of it."""
         return kind(**{name: getattr(self, name) for name in kind.fields()})
 
-    def asdict(self):
-        """The options by name, values as they are."""
-        return {name: getattr(self, name) for name in self.fields()}
-
     def settings(self):
         """Those that change what is learned, by name, for JSON."""
         return {
