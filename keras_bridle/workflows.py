@@ -322,7 +322,6 @@ class FineTuning(Setup):
         splits = self._splits()
         folder = Path(options.directory)
         with contextlib.ExitStack() as stack:
-            stack.callback(self.list_skipped)
             self._stack, self._run = stack, None
             if len(splits) == 1:
                 found = [self._one_split(*splits[0], folder, "fine-tuning")]
@@ -332,6 +331,7 @@ class FineTuning(Setup):
                     for i, split in enumerate(splits, start=1)
                 ]
                 self._report_folds(found)
+        self.list_skipped()
         self.say(f"Everything is in {folder}")
         return found
 
