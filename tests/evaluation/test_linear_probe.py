@@ -72,19 +72,6 @@ def test_test_rows_take_no_part_in_fitting():
     assert whole.validation_accuracy == wrong.validation_accuracy
 
 
-def test_scale_and_offset_of_a_column_do_not_matter():
-    train, test = _blobs(200), _blobs(150, seed=1)
-    scale, offset = np.geomspace(1e-4, 1e4, 12), np.linspace(-3, 3, 12)
-    expected = linear_probe(*train, *test)
-    result = linear_probe(
-        train[0] * scale + offset * scale,
-        train[1],
-        test[0] * scale + offset * scale,
-        test[1],
-    )
-    np.testing.assert_array_equal(result.predictions, expected.predictions)
-
-
 def test_constant_columns_change_nothing():
     train, test = _blobs(200), _blobs(150, seed=1)
     noise = 1e-7 * np.random.default_rng(0).normal(size=(350, 3))
@@ -111,18 +98,6 @@ def test_groups_guard_against_memorizing_them():
     assert plain.validation_accuracy > 0.9
     assert grouped.validation_accuracy < 0.45
     assert grouped.regularization <= plain.regularization
-
-
-def test_chooses_a_strong_penalty_for_noise_and_is_seeded():
-    rng = np.random.default_rng(3)
-    noise, labels = rng.normal(size=(240, 120)), rng.integers(0, 2, 240)
-    noise[:, 0] += 1.2 * labels
-    arguments = noise[:160], labels[:160], noise[160:], labels[160:]
-    first, second = (linear_probe(*arguments, seed=0) for _ in range(2))
-    other = linear_probe(*arguments, seed=1)
-    assert first.regularization < 0.1
-    assert first.validation_accuracy == second.validation_accuracy
-    assert first.validation_accuracy != other.validation_accuracy
 
 
 def test_penalty_is_chosen_by_the_likelihood_of_held_out_groups():
@@ -164,21 +139,6 @@ def test_rounding_of_the_features_changes_nothing():
         assert result.regularization == pytest.approx(expected.regularization, rel=0.02)
 
 
-def test_a_class_in_one_group_alone_does_not_hinder():
-    train, test = _blobs(200), _blobs(150, seed=1)
-    groups = np.where(train[1] == 3, 50, np.arange(200) % 20)
-    result = linear_probe(*train, *test, groups=groups)
-    assert np.isfinite(result.regularization)
-    assert result.accuracy > 0.5
-
-
-def test_classes_missing_in_training_count_as_errors():
-    train, test = _blobs(100), _blobs(50, seed=1)
-    labels = np.where(test[1] == 0, 17, test[1])
-    result = linear_probe(*train, test[0], labels)
-    assert result.per_class[17] == 0.0
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -202,6 +162,14 @@ def test_wrong_values(change):
     linear_probe(**arguments)
     with pytest.raises(ValueError):
         linear_probe(**arguments | change)
+
+
+def test_a_class_in_one_group_alone_does_not_hinder():
+    train, test = _blobs(200), _blobs(150, seed=1)
+    groups = np.where(train[1] == 3, 50, np.arange(200) % 20)
+    result = linear_probe(*train, *test, groups=groups)
+    assert np.isfinite(result.regularization)
+    assert result.accuracy > 0.5
 
 
 def test_more_features_than_rows_are_fit_as_they_are():

@@ -69,16 +69,6 @@ def test_single_label_against_sklearn():
     assert summary["d'"] == f"{metrics.d_prime:.3f}"
 
 
-def test_scores_may_be_logits_or_probabilities():
-    labels, scores = _scores()
-    exp = np.exp(scores)
-    # One factor for all rows: other factors would change the order within a class.
-    assert (
-        classification_metrics(labels, scores).summary()
-        == classification_metrics(labels, exp / exp.max()).summary()
-    )
-
-
 def test_classes_without_positives_are_left_out_and_named():
     labels, scores = _scores(classes=6)
     labels[labels == 2] = 3
@@ -109,12 +99,6 @@ def test_a_class_of_all_rows_has_a_precision_and_no_area():
     assert metrics.per_class[0]["AUC"] is None
     assert metrics.area_under_curve == 1 and metrics.d_prime == np.inf
     assert metrics.excluded == ()
-
-
-def test_no_class_occurs():
-    metrics = classification_metrics(np.zeros((3, 2)), np.ones((3, 2)))
-    assert np.isnan(metrics.mean_average_precision) and np.isnan(metrics.d_prime)
-    assert metrics.excluded == ("0", "1")
 
 
 def test_of_equal_scores_the_first_class_is_predicted():
