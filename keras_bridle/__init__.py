@@ -15,6 +15,11 @@ from keras_bridle.augmentation.image import (
     RandomMultiScaleCrop,
     RandomResizedCrop,
 )
+from keras_bridle.data.files import FileList, ReadReport
+from keras_bridle.data.layouts import list_files
+from keras_bridle.data.pipeline import file_dataset
+from keras_bridle.data.readers import AudioReader, ImageReader
+from keras_bridle.data.video_reader import VideoReader
 from keras_bridle.distribution import bridle_layout_map, distribute
 from keras_bridle.layers.log_mel import LogMelSpectrogram
 from keras_bridle.layers.masks import (
@@ -53,7 +58,8 @@ from keras_bridle.quantizer.residual_quantizer import (
     ResidualQuantizerOutput,
 )
 from keras_bridle.quantizer.usage import CodeUsageLogger
-from keras_bridle.training.interleaved import InterleavedPretraining
+from keras_bridle.training.fine_tune import FineTuner, fine_tune
+from keras_bridle.training.interleaved import InterleavedPretraining, load_run
 from keras_bridle.training.trainers import (
     EncoderPretrainer,
     JointPretrainer,
@@ -62,6 +68,7 @@ from keras_bridle.training.trainers import (
 from keras_bridle.version import __version__
 
 __all__ = [
+    "AudioReader",
     "BlockMask",
     "BridleAudioClassifier",
     "BridleAudioConverter",
@@ -79,7 +86,10 @@ __all__ = [
     "CodeUsageLogger",
     "EncoderPretrainer",
     "FeatureEstimator",
+    "FileList",
+    "FineTuner",
     "ImageAugmentation",
+    "ImageReader",
     "InterleavedPretraining",
     "InverseBlockMask",
     "JointPretrainer",
@@ -99,6 +109,7 @@ __all__ = [
     "RandomWaveformGain",
     "RandomWaveformMix",
     "RandomWaveformRoll",
+    "ReadReport",
     "ResidualQuantizer",
     "ResidualQuantizerOutput",
     "SineCosinePositionEncoding",
@@ -107,8 +118,13 @@ __all__ = [
     "TokenizerPretrainer",
     "TransformerBlock",
     "TubeMask",
+    "VideoReader",
     "WindowTransformerBlock",
     "__version__",
     "bridle_layout_map",
     "distribute",
+    "file_dataset",
+    "fine_tune",
+    "list_files",
+    "load_run",
 ]

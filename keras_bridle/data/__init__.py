@@ -1,1 +1,5 @@
 """Files to batches."""
+
+from keras_bridle.renamed import old_address
+
+__getattr__ = old_address(__name__)

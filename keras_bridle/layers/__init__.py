@@ -1,1 +1,5 @@
 """Keras layers on `keras.ops`."""
+
+from keras_bridle.renamed import old_address
+
+__getattr__ = old_address(__name__)
