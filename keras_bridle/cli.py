@@ -16,6 +16,7 @@ from keras_bridle.config import (
     Existing,
     LabeledDataOptions,
     checked,
+    current_settings,
     kinds_of,
 )
 from keras_bridle.data.files import ReadReport
@@ -145,19 +146,21 @@ class RecipeParser(argparse.ArgumentParser):
                 return f"{word.partition('=')[0]} is no flag: use --set {known}={value}"
         return f"unknown argument {word}"
 
-    def _read(self, path):
+    def _read(self, path) -> Any:
         """Reads a file of settings: those of a run are not all ones of a recipe."""
         fields = self.kind.fields()
         try:
             found = yaml.safe_load(Path(path).read_text()) or {}
         except (OSError, yaml.YAMLError) as error:
             self.error(f"--settings {path}: {error}")
-        if isinstance(found, dict) and isinstance(found.get("settings"), dict):
-            found = found.get("recipe", found["settings"])
-            found = {name: x for name, x in found.items() if name in fields}
-        if not isinstance(found, dict) or found.keys() - fields.keys():
-            names = ", ".join(map(str, set(found) - fields.keys()))
-            self.error(f"--settings {path}: no options, or unknown ones: {names}")
+        if not isinstance(found, dict):
+            self.error(f"--settings {path}: expected names and values of options")
+        if isinstance(found.get("settings"), dict):
+            saved = found.get("recipe") or current_settings(found["settings"])
+            found = {name: x for name, x in saved.items() if name in fields}
+        unknown = ", ".join(map(str, found.keys() - fields.keys()))
+        if unknown:
+            self.error(f"--settings {path}: unknown options: {unknown}")
         return found
 
 

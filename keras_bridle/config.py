@@ -88,8 +88,9 @@ def option(default, help, *, flag=False, learned=True, only=None, const=None):
     return dataclasses.field(default=default, metadata=metadata)
 
 
+@dataclasses.dataclass(kw_only=True)
 class Options:
-    """Base of the classes of options, which are dataclasses."""
+    """Base of the classes of options."""
 
     def __post_init__(self):
         for name, field in self.fields().items():

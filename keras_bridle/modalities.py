@@ -63,6 +63,11 @@ class Modality:
     classifier_class: Any
     reading_names: tuple[str, ...]
     plain = "pixels"
+    sizes: Any
+    reader: Any
+    front_end: Any
+    input_shape: Any
+    _mix: Any
     otherwise: Mapping[str, Any] = types.MappingProxyType({})
     sample_channels: Mapping[str, int] = types.MappingProxyType({})
 
@@ -210,8 +215,9 @@ class _Audio(Modality):
                 bins, frames, seed=options.seed, name="spec_augment"
             )
         if any(options.token_drop):
+            times, bands = options.token_drop
             found["token_mask"] = TimeFrequencyMask(
-                *options.token_drop, seed=options.seed, name="token_drop"
+                times, bands, seed=options.seed, name="token_drop"
             )
         return found
 
@@ -220,6 +226,7 @@ class _Pictures(Modality):
     """What images and videos share."""
 
     reader_class: Any
+    crop: Any
 
     def sizes(self, encoder):
         """What an encoder takes, `None` where any size fits."""

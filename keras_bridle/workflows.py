@@ -277,6 +277,7 @@ class FineTuning(Setup):
 
     def __init__(self, kind, description, settings, profiles, arguments=None):
         self.settings = settings
+        self._run: Any = None
         super().__init__(kind, description, arguments, profiles)
 
     def defaults(self, given):
@@ -319,15 +320,15 @@ class FineTuning(Setup):
         """
         options = self.options
         self.reading = self.modality.reading_of(options, self.encoder)
-        splits = self._splits()
+        splits: Any = self._splits()
         folder = Path(options.directory)
         with contextlib.ExitStack() as stack:
-            self._stack, self._run = stack, None
+            self._stack = stack
             if len(splits) == 1:
-                found = [self._one_split(*splits[0], folder, "fine-tuning")]
+                found = [self._one_split(splits[0], folder, "fine-tuning")]
             else:
                 found = [
-                    self._one_split(*split, folder / f"fold_{i}", f"fold_{i}")
+                    self._one_split(split, folder / f"fold_{i}", f"fold_{i}")
                     for i, split in enumerate(splits, start=1)
                 ]
                 self._report_folds(found)
@@ -335,12 +336,13 @@ class FineTuning(Setup):
         self.say(f"Everything is in {folder}")
         return found
 
-    def _splits(self):
+    def _splits(self) -> Any:
         """Lists tuples of examples to train on, to find the best epoch by, to test."""
         options, modality = self.options, self.modality
         if options.data is None:
             train, test, self.class_names = modality.sample(self.reading)
-            splits, validation = [(ArrayExamples(*train), ArrayExamples(*test))], None
+            splits: Any = [(ArrayExamples(*train), ArrayExamples(*test))]
+            validation: Any = None
         else:
             files, pairs, held_out = labeled_data(options, modality, self.read_report)
             self.class_names = list(files.class_names)
@@ -369,9 +371,9 @@ class FineTuning(Setup):
             split_examples(train.labels, options.validation_share, options.seed),
         )
 
-    def _one_split(self, train, validation, test, folder, title):
+    def _one_split(self, split, folder, title):
         """Trains on one split and returns the metrics of the other."""
-        options = self.options
+        options, (train, validation, test) = self.options, split
         keras.utils.set_random_seed(options.seed)
         for examples in (train, validation, test):
             if isinstance(examples, FileExamples):
