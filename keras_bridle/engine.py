@@ -18,21 +18,6 @@ def after(tensor, *others):
     control dependencies alone, where no gradient leads from what was read to the
     move. Its graph optimizer drops some of those around a conditional that does not
     take its branch.
-
-    Args:
-        tensor: tensor.
-        *others: tensors that use the weights as they were.
-
-    Returns:
-        The same tensor. Only TensorFlow's graphs have an order to keep.
-
-    Example:
-    ```python
-    import keras
-    from keras_bridle.engine import after
-
-    print(after(keras.ops.ones(()), keras.ops.zeros((3,))))
-    ```
     """
     if keras.backend.backend() != "tensorflow":
         return tensor
@@ -41,29 +26,10 @@ def after(tensor, *others):
 
 
 def attention(query, key, value, mask=None):
-    """Lets every query see all keys, scaled by the root of the size of a head.
+    """Lets queries `(batch, length, heads, dim)` see keys, scaled as usual.
 
-    JAX has no fused attention on CPUs, and there XLA multiplies twice as fast with the
-    heads in front.
-
-    Args:
-        query: Float tensor of shape `(batch, length, heads, dim)`.
-        key: Float tensor likewise.
-        value: Float tensor likewise.
-        mask: Optional boolean tensor that broadcasts to
-            `(batch, heads, length, length)`, `True` where a query sees a key.
-
-    Returns:
-        Tensor like `query`.
-
-    Example:
-    ```python
-    import keras
-    from keras_bridle.engine import attention
-
-    heads = keras.random.normal((2, 9, 4, 8))
-    print(attention(heads, heads, heads).shape)  # (2, 9, 4, 8)
-    ```
+    `mask` broadcasts to `(batch, heads, length, length)`. JAX has no fused attention on
+    CPUs, and there XLA multiplies twice as fast with the heads in front.
     """
     if keras.backend.backend() != "jax" or jax.default_backend() != "cpu":
         return ops.dot_product_attention(query, key, value, mask=mask)
@@ -77,27 +43,10 @@ def attention(query, key, value, mask=None):
 
 
 def segment_sum(values, segment_ids, num_segments):
-    """Adds up the rows of `values` that share a segment.
+    """Adds up the rows of `values` that share a segment, in `[0, num_segments)`.
 
     `keras.ops.segment_sum` is right everywhere, but on torch it spreads the ids to
     the size of the values first, which takes some thirty times as long.
-
-    Args:
-        values: Float tensor of shape `(rows, ...)`.
-        segment_ids: Integer tensor of shape `(rows,)`, each in
-            `[0, num_segments)`.
-        num_segments: Integer.
-
-    Returns:
-        Tensor of shape `(num_segments, ...)`; zero where a segment has no rows.
-
-    Example:
-    ```python
-    import numpy as np
-    from keras_bridle.engine import segment_sum
-
-    sums = segment_sum(np.float32([1, 2, 3]), np.int32([0, 2, 2]), num_segments=3)
-    ```
     """
     values = ops.convert_to_tensor(values)
     segment_ids = ops.convert_to_tensor(segment_ids)
@@ -112,25 +61,9 @@ def segment_sum(values, segment_ids, num_segments):
 def nearness(rows, table, penalties):
     """Scores how near rows are to codes: half of `|row|^2 - |row - code|^2`.
 
-    JAX would round the factors to TF32 or bfloat16 on accelerators, and rounded
-    distances pick other codes. Torch subtracts the penalties while it multiplies.
-
-    Args:
-        rows: Float32 tensor of shape `(rows, dim)`.
-        table: Float32 tensor of shape `(codes, dim)`.
-        penalties: Float32 tensor of shape `(codes,)`, half the codes' squared lengths.
-
-    Returns:
-        Float32 tensor of shape `(rows, codes)`, larger for nearer codes.
-
-    Example:
-    ```python
-    import keras
-    from keras_bridle.engine import nearness
-
-    rows, table = keras.ops.ones((2, 3)), keras.ops.eye(4, 3)
-    scores = nearness(rows, table, 0.5 * keras.ops.sum(table**2, axis=-1))
-    ```
+    `penalties` are half the codes' squared lengths. JAX would round the factors to TF32
+    or bfloat16 on accelerators, and rounded distances pick other codes. Torch subtracts
+    the penalties while it multiplies.
     """
     if keras.backend.backend() == "torch":
         return torch.addmm(penalties, rows, table.T, beta=-1)
@@ -141,24 +74,10 @@ def nearness(rows, table, penalties):
 
 
 def argmax_of_rows(scores):
-    """Finds where each row has its (first) largest number.
+    """Finds the (first) largest number of each row, a valid column even with NaN.
 
     XLA and TensorFlow compute an argmax one number at a time, and vectorize these two
     plain reductions; torch's own argmax is the faster one there.
-
-    Args:
-        scores: Float tensor of shape `(rows, columns)`.
-
-    Returns:
-        int32 tensor of shape `(rows,)`; a valid column even for a row with NaN.
-
-    Example:
-    ```python
-    import keras
-    from keras_bridle.engine import argmax_of_rows
-
-    print(argmax_of_rows(keras.ops.eye(3)))
-    ```
     """
     if keras.backend.backend() == "torch":
         return torch.argmax(scores, dim=-1).to(torch.int32)
