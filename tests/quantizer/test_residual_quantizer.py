@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from harness import gradients
 from keras import ops
 
 from keras_bridle.quantizer.residual_quantizer import (
@@ -9,6 +10,11 @@ from keras_bridle.quantizer.residual_quantizer import (
 )
 
 to_numpy = ops.convert_to_numpy
+RANDOM = {
+    "restart_threshold": 0.5,
+    "sampling_temperature": 0.1,
+    "quantizer_dropout": True,
+}
 
 
 def random_vectors(*shape, seed=0):
@@ -19,6 +25,10 @@ def built(dim=8, **kwargs):
     quantizer = ResidualQuantizer(**{"seed": 1, **kwargs})
     quantizer.build((None, dim))
     return quantizer
+
+
+def small(**kwargs):
+    return built(**{"num_levels": 2, "codebook_size": 16} | kwargs)
 
 
 def unit(vectors):
@@ -44,21 +54,10 @@ def assert_same_state(quantizer, expected, but=()):
 
 def gradient(function, vectors):
     """Returns the gradient of a scalar function of one tensor."""
-    vectors = ops.convert_to_tensor(vectors)
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return to_numpy(jax.grad(function)(vectors))
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            tape.watch(vectors)
-            value = function(vectors)
-        return to_numpy(tf.convert_to_tensor(tape.gradient(value, vectors)))
-    vectors.requires_grad_()
-    function(vectors).backward()
-    return to_numpy(vectors.grad)
+    variable = keras.Variable(vectors, dtype="float32")
+    def value():
+        return function(ops.convert_to_tensor(variable))
+    return gradients(value, [variable])[1][0]
 
 
 class Reference:
@@ -138,7 +137,7 @@ def test_output_shapes_types_and_inference_leaves_the_state():
 def test_nearest_codes_of_plain_and_level_normalization():
     vectors = 3.0 * random_vectors(64, 8)
     for normalize in (None, "level"):
-        quantizer = built(num_levels=2, codebook_size=16, normalize=normalize)
+        quantizer = small(normalize=normalize)
         tables = to_numpy(quantizer.code_vectors)
         residual, expected = vectors, []
         for table in tables:
@@ -153,9 +152,8 @@ def test_nearest_codes_of_plain_and_level_normalization():
 
 
 def test_mean_rule_moves_codes_towards_the_means_of_their_vectors():
-    quantizer = built(
+    quantizer = small(
         num_levels=1,
-        codebook_size=16,
         normalize=None,
         codebook_update="mean",
         decay=0.75,
@@ -175,18 +173,14 @@ def test_mean_rule_moves_codes_towards_the_means_of_their_vectors():
 
 @pytest.mark.parametrize("rule", ["sums", "mean", "gradient"])
 def test_normalized_codes_stay_on_the_sphere(rule):
-    quantizer = built(
-        num_levels=1, codebook_size=16, normalize_codes=True, codebook_update=rule
-    )
+    quantizer = small(num_levels=1, normalize_codes=True, codebook_update=rule)
     if rule == "gradient":
         fit(quantizer, random_vectors(64, 8), epochs=2, learning_rate=0.1)
     else:
         quantizer(random_vectors(64, 8), training=True)
     moved = np.abs(
         to_numpy(quantizer.code_vectors)
-        - to_numpy(
-            built(num_levels=1, codebook_size=16, normalize_codes=True).code_vectors
-        )
+        - to_numpy(small(num_levels=1, normalize_codes=True).code_vectors)
     ).max()
     assert moved > 1e-3
     lengths = np.linalg.norm(to_numpy(quantizer.code_vectors), axis=-1)
@@ -197,7 +191,7 @@ def test_normalized_codes_stay_on_the_sphere(rule):
 
 
 def test_straight_through_gradient_passes_the_normalization():
-    quantizer = built(num_levels=2, codebook_size=16)
+    quantizer = small()
     vectors, cotangent = random_vectors(64, 8), random_vectors(64, 8, seed=1)
     tensor = ops.convert_to_tensor(cotangent)
     ours = gradient(lambda v: ops.sum(quantizer(v).quantized * tensor), vectors)
@@ -247,7 +241,7 @@ def test_gradient_rule_trains_each_codebook_on_its_own_level():
 
 
 def test_zero_vector_has_finite_gradient():
-    quantizer = built(num_levels=2, codebook_size=16)
+    quantizer = small()
     ours = gradient(lambda v: ops.sum(quantizer(v).quantized), np.zeros((64, 8), "f"))
     np.testing.assert_array_equal(ours, 0.0)
 
@@ -295,16 +289,12 @@ def fit_choices():
 
 @pytest.mark.parametrize(("jit_compile", "rows"), fit_choices())
 def test_fit_moves_the_codebooks_as_calls_do(jit_compile, rows):
-    options = {"num_levels": 2, "codebook_size": 16}
+    options = {}
     if not (jit_compile and keras.backend.backend() == "tensorflow"):
         # TensorFlow draws other random numbers with XLA than without.
-        options |= {
-            "restart_threshold": 0.5,
-            "sampling_temperature": 0.1,
-            "quantizer_dropout": True,
-        }
+        options = RANDOM
     vectors = random_vectors(2 * rows + rows // 2, 8)
-    by_hand, fitted = built(**options), built(**options)
+    by_hand, fitted = small(**options), small(**options)
     for start in range(0, len(vectors), rows):
         by_hand(vectors[start : start + rows], training=True)
     fit(fitted, vectors, batch_size=rows, jit_compile=jit_compile)
@@ -316,13 +306,7 @@ def test_fit_moves_the_codebooks_as_calls_do(jit_compile, rows):
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="for XLA alone")
 def test_random_options_compile_with_xla():
-    quantizer = built(
-        num_levels=2,
-        codebook_size=16,
-        restart_threshold=0.5,
-        sampling_temperature=0.1,
-        quantizer_dropout=True,
-    )
+    quantizer = small(**RANDOM)
     vectors = random_vectors(4000, 8)
     fit(quantizer, vectors, batch_size=1500, jit_compile=True)
     totals = to_numpy(quantizer.code_histogram).sum(axis=1)
@@ -358,37 +342,14 @@ def test_functional_model_and_saving(tmp_path):
     assert_same_state(quantizer, state_of(loaded.get_layer("rq")))
 
 
-def test_config_holds_every_argument():
-    arguments = {
-        "num_levels": 3,
-        "codebook_size": 32,
-        "dim": 8,
-        "normalize": "level",
-        "normalize_codes": True,
-        "codebook_update": "mean",
-        "decay": 0.9,
-        "commitment_weight": 0.5,
-        "restart_threshold": 0.1,
-        "shared_codebooks": True,
-        "top_k": 2,
-        "quantizer_dropout": True,
-        "sampling_temperature": 0.0,
-        "seed": 7,
-    }
-    config = ResidualQuantizer(**arguments).get_config()
-    assert {name: config[name] for name in arguments} == arguments
-    copy = ResidualQuantizer.from_config(config)
-    assert copy.get_config() == config
-
-
 # Precision, freezing, bad batches.
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_half_precision_policy_computes_in_float32(policy):
     vectors = random_vectors(64, 8)
-    full = built(num_levels=2, codebook_size=16)
-    half = built(num_levels=2, codebook_size=16, dtype=policy)
+    full = small()
+    half = small(dtype=policy)
     for _ in range(2):
         expected = full(vectors, training=True)
         out = half(vectors, training=True)
@@ -404,13 +365,7 @@ def test_half_precision_policy_computes_in_float32(policy):
 
 
 def test_frozen_layer_stays_as_it_is():
-    quantizer = built(
-        num_levels=2,
-        codebook_size=16,
-        restart_threshold=0.5,
-        quantizer_dropout=True,
-        sampling_temperature=1.0,
-    )
+    quantizer = small(**RANDOM)
     quantizer.trainable = False
     before = state_of(quantizer)
     vectors = random_vectors(64, 8)
@@ -421,13 +376,12 @@ def test_frozen_layer_stays_as_it_is():
     )
 
 
-@pytest.mark.parametrize("rule", ["sums", "mean"])
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("normalize", ["input", "level", None])
+@pytest.mark.parametrize(
+    ("rule", "bad", "normalize"),
+    [("sums", np.nan, "input"), ("mean", np.inf, "level"), ("sums", np.inf, None)],
+)
 def test_batch_that_is_not_finite_leaves_the_state(rule, bad, normalize):
-    quantizer = built(
-        num_levels=2,
-        codebook_size=16,
+    quantizer = small(
         codebook_update=rule,
         normalize=normalize,
         restart_threshold=0.5,
@@ -443,14 +397,12 @@ def test_batch_that_is_not_finite_leaves_the_state(rule, bad, normalize):
 # Padding.
 
 
-@pytest.mark.parametrize("rule", ["sums", "mean"])
-@pytest.mark.parametrize("garbage", [1e6, np.nan])
+@pytest.mark.parametrize(("rule", "garbage"), [("sums", np.nan), ("mean", 1e6)])
 def test_padding_changes_nothing(rule, garbage):
-    options = {"num_levels": 2, "codebook_size": 16, "codebook_update": rule}
     vectors = random_vectors(64, 8)
     padded = np.concatenate([vectors, np.full((64, 8), garbage, "float32")])
     mask = np.arange(128) < 64
-    plain, masked = built(**options), built(**options)
+    plain, masked = small(codebook_update=rule), small(codebook_update=rule)
     for _ in range(2):
         expected = plain(vectors, training=True)
         out = masked(padded, padding_mask=mask, training=True)
@@ -479,9 +431,7 @@ def test_padding_changes_nothing(rule, garbage):
 
 
 def test_restarts_take_no_padding():
-    quantizer = built(
-        num_levels=2, codebook_size=16, normalize=None, restart_threshold=0.9, decay=0.0
-    )
+    quantizer = small(normalize=None, restart_threshold=0.9, decay=0.0)
     vectors = random_vectors(64, 8)
     padded = np.concatenate([vectors, np.full((64, 8), 50.0, "float32")])
     quantizer(padded, padding_mask=np.arange(128) < 64, training=True)
@@ -489,7 +439,7 @@ def test_restarts_take_no_padding():
 
 
 def test_batch_of_padding_leaves_the_state():
-    quantizer = built(num_levels=2, codebook_size=16, restart_threshold=0.5)
+    quantizer = small(restart_threshold=0.5)
     quantizer(random_vectors(64, 8), training=True)
     before = state_of(quantizer)
     out = quantizer(
@@ -508,12 +458,10 @@ def test_restarts_revive_a_collapsed_codebook():
     far[:, 0] = 0.0
     perplexities = {}
     for threshold in (None, 0.1):
-        quantizer = built(
-            num_levels=2, codebook_size=16, decay=0.9, restart_threshold=threshold
-        )
+        quantizer = small(decay=0.9, restart_threshold=threshold)
         quantizer.code_vectors.assign(far)
         quantizer.sums.assign(far)
-        for _ in range(60):
+        for _ in range(40):
             quantizer(vectors, training=True)
         quantizer.reset_usage()
         quantizer(vectors, training=True)
@@ -570,9 +518,7 @@ def test_restarted_codes_are_vectors_of_the_batch(rule, shared):
 def test_restarts_follow_the_seed():
     tables = []
     for seed in (1, 1, 2):
-        quantizer = built(
-            num_levels=2, codebook_size=16, restart_threshold=0.9, seed=seed
-        )
+        quantizer = small(restart_threshold=0.9, seed=seed)
         quantizer.code_vectors.assign(random_vectors(2, 16, 8))
         quantizer(random_vectors(64, 8), training=True)
         tables.append(to_numpy(quantizer.code_vectors))
@@ -584,9 +530,7 @@ def test_restarts_follow_the_seed():
 
 
 def test_shared_codebook_moves_once_by_all_levels():
-    quantizer = built(
-        num_levels=2, codebook_size=16, normalize=None, shared_codebooks=True, decay=0.9
-    )
+    quantizer = small(normalize=None, shared_codebooks=True, decay=0.9)
     assert tuple(quantizer.code_vectors.shape) == (1, 16, 8)
     assert tuple(quantizer.codebooks.shape) == (2, 16, 8)
     table = to_numpy(quantizer.code_vectors)[0].astype("float64")
@@ -603,7 +547,7 @@ def test_shared_codebook_moves_once_by_all_levels():
 
 @pytest.mark.parametrize("normalize", ["input", None])
 def test_top_k_takes_the_nearest_codes_and_sums_them(normalize):
-    quantizer = built(num_levels=2, codebook_size=16, top_k=3, normalize=normalize)
+    quantizer = small(top_k=3, normalize=normalize)
     vectors = random_vectors(2, 32, 8)
     out = quantizer(vectors, training=False)
     assert tuple(out.codes.shape) == (2, 32, 2, 3)
@@ -622,22 +566,11 @@ def test_top_k_takes_the_nearest_codes_and_sums_them(normalize):
     )
 
 
-def test_top_k_learns_shares_of_the_vectors():
-    quantizer = built(num_levels=2, codebook_size=16, top_k=2, decay=0.8)
-    vectors = random_vectors(64, 8)
-    first = float(quantizer(vectors, training=True).loss)
-    for _ in range(40):
-        last = float(quantizer(vectors, training=True).loss)
-    assert last < 0.7 * first
-    assert quantizer.usage().usage.shape == (2,)
-    assert to_numpy(quantizer.code_histogram).sum() == 41 * 64 * 2 * 2
-
-
 def test_quantizer_dropout_leaves_out_the_last_levels():
     quantizer = built(num_levels=4, codebook_size=16, quantizer_dropout=True)
     vectors = random_vectors(64, 8)
     seen = []
-    for _ in range(40):
+    for _ in range(20):
         before = state_of(quantizer)
         out = quantizer(vectors, training=True)
         codes = to_numpy(out.codes)
@@ -684,14 +617,7 @@ def test_sampling_follows_the_softmax_of_distances():
 
 
 def test_stateless_step_assigns_nothing_and_runs_in_a_branch():
-    options = {
-        "num_levels": 2,
-        "codebook_size": 16,
-        "restart_threshold": 0.5,
-        "quantizer_dropout": True,
-        "sampling_temperature": 0.1,
-    }
-    quantizer, reference = built(**options), built(**options)
+    quantizer, reference = small(**RANDOM), small(**RANDOM)
     vectors = random_vectors(64, 8)
     before = state_of(quantizer)
 
@@ -780,8 +706,10 @@ def test_adapt_gives_the_same_codebooks_on_every_backend():
     np.testing.assert_allclose(tables[:, 0], expected, atol=1e-5)
 
 
-def kinds_of_data(vectors):
+def test_adapt_takes_any_data():
     import tensorflow as tf
+
+    vectors = random_vectors(300, 8)
 
     class Batches(keras.utils.PyDataset):
         def __len__(self):
@@ -790,27 +718,21 @@ def kinds_of_data(vectors):
         def __getitem__(self, index):
             return vectors[index * 100 : (index + 1) * 100]
 
-    batches = [vectors[:100], vectors[100:200], vectors[200:]]
-    return {
-        "array": vectors,
-        "array of three axes": vectors.reshape(10, 30, 8),
-        "tensor": ops.convert_to_tensor(vectors),
-        "list": batches,
-        "generator": (batch for batch in batches),
-        "tf.data": tf.data.Dataset.from_tensor_slices(vectors).batch(100),
-        "PyDataset": Batches(),
-    }
-
-
-def test_adapt_takes_any_data():
-    vectors = random_vectors(300, 8)
-    tables = {}
-    for kind, data in kinds_of_data(vectors).items():
+    tables = []
+    for data in (
+        vectors,
+        vectors.reshape(10, 30, 8),
+        ops.convert_to_tensor(vectors),
+        np.split(vectors, 3),
+        iter(np.split(vectors, 3)),
+        tf.data.Dataset.from_tensor_slices(vectors).batch(100),
+        Batches(),
+    ):
         quantizer = ResidualQuantizer(num_levels=2, codebook_size=16, seed=0)
         quantizer.adapt(data)
-        tables[kind] = to_numpy(quantizer.code_vectors)
-    for kind, table in tables.items():
-        np.testing.assert_array_equal(table, tables["array"], err_msg=kind)
+        tables.append(to_numpy(quantizer.code_vectors))
+    for table in tables:
+        np.testing.assert_array_equal(table, tables[0])
 
 
 def test_adapt_leaves_out_padding():
@@ -834,7 +756,7 @@ def test_adapt_leaves_out_padding():
 
 
 def test_usage_counts_the_training_codes():
-    quantizer = built(num_levels=2, codebook_size=16)
+    quantizer = small()
     codes = []
     for step in range(3):
         vectors = random_vectors(64, 8, seed=step)
@@ -882,7 +804,7 @@ def test_wrong_arguments(arguments):
 
 def test_wrong_calls():
     vectors = random_vectors(64, 8)
-    quantizer = built(num_levels=2, codebook_size=16)
+    quantizer = small()
     for wrong in (
         lambda: ResidualQuantizer(2, 16).encode(vectors),
         lambda: ResidualQuantizer(2, 16).adapt([]),
