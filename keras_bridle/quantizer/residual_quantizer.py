@@ -614,4 +614,5 @@ class ResidualQuantizer(ConfiguredLayer):
 
     def reset_usage(self):
         """Forgets the codes counted for `usage()`."""
-        self.code_histogram.assign(ops.zeros_like(self.code_histogram))
+        shape, dtype = self.code_histogram.shape, self.code_histogram.dtype
+        self.code_histogram.assign(ops.zeros(shape, dtype=dtype))

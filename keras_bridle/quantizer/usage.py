@@ -141,7 +141,7 @@ class CodeUsageLogger(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         """Starts to count anew."""
         for histogram in self._histograms():
-            histogram.assign(ops.zeros_like(histogram))
+            histogram.assign(ops.zeros(histogram.shape, dtype=histogram.dtype))
 
     def on_train_batch_end(self, batch, logs=None):
         """Checks that there is something to log, once all layers are built."""
