@@ -1,6 +1,5 @@
 """Starts the processes of a run on this machine."""
 
-import json
 import os
 import socket
 import subprocess
@@ -68,17 +67,13 @@ def _place(index, ports):
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(ports[0]),
         }
-    if len(ports) == 1:
+    if backend == "tensorflow" or len(ports) == 1:
         return {}
-    if backend == "jax":
-        return {
-            "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"127.0.0.1:{ports[0]}",
-            "KERAS_DISTRIBUTION_NUM_PROCESSES": str(len(ports)),
-            "KERAS_DISTRIBUTION_PROCESS_ID": str(index),
-        }
-    workers = [f"127.0.0.1:{port}" for port in ports]
-    task = {"type": "worker", "index": index}
-    return {"TF_CONFIG": json.dumps({"cluster": {"worker": workers}, "task": task})}
+    return {
+        "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"127.0.0.1:{ports[0]}",
+        "KERAS_DISTRIBUTION_NUM_PROCESSES": str(len(ports)),
+        "KERAS_DISTRIBUTION_PROCESS_ID": str(index),
+    }
 
 
 def _free_ports(count):

@@ -88,7 +88,7 @@ def run_in_processes(*arguments):
 WAYS = [run_with_torchrun]
 if BACKEND != "torch":
     # Torch's processes start fastest.
-    WAYS = [run_on_devices, run_in_processes]
+    WAYS = [run_on_devices, *([run_in_processes] if BACKEND == "jax" else [])]
     pytestmark = pytest.mark.slow
 
 

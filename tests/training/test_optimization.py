@@ -25,18 +25,10 @@ def test_warmup_cosine(rate, total, warmup, lowest):
         np.testing.assert_allclose(found, expected, 1e-5, 1e-7 * rate)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        ((1e-3, 10, 10), "warmup_steps=10"),
-        ((1e-3, 10, -1), "warmup_steps=-1"),
-        ((0.0, 10, 1), "learning_rate=0.0"),
-        ((-1.0, 10, 1), "learning_rate=-1.0"),
-    ],
-)
-def test_warmup_cosine_errors(arguments, named):
-    with pytest.raises(ValueError, match=named):
-        warmup_cosine(*arguments)
+@pytest.mark.parametrize("warmup_steps", [10, -1])
+def test_warmup_must_be_shorter_than_the_run(warmup_steps):
+    with pytest.raises(ValueError, match="warmup_steps"):
+        warmup_cosine(1e-3, 10, warmup_steps)
 
 
 def test_no_decay_of_biases_norms_and_learned_vectors():

@@ -18,7 +18,7 @@ from tiny_pretraining import (
     weights_of,
 )
 
-from keras_bridle.config import ArgumentError, TrainingOptions
+from keras_bridle.config import ArgumentError, TrainingOptions, current_settings
 from keras_bridle.data.readers import import_tensorflow
 from keras_bridle.training.interleaved import InterleavedPretraining
 from keras_bridle.training.phases import phases
@@ -649,3 +649,12 @@ def test_settings_are_json_whatever_the_options():
         decoder_options={"num_layers": 1, "dtype": keras.DTypePolicy("float32")},
     )
     assert json.loads(json.dumps(other.settings())) == again
+
+
+def test_settings_of_an_earlier_version_have_the_same_form():
+    today = new_pretraining(quantizer_options={"decay": 0.9}).settings()
+    earlier = json.loads(json.dumps(today))
+    names = ("normalize", "restart_threshold")
+    earlier["quantizer_options"] |= {name: earlier.pop(name) for name in names}
+    earlier["backbone"]["module"] = "keras_bridle.models.bridle_backbone"
+    assert current_settings(earlier) == json.loads(json.dumps(current_settings(today)))
