@@ -343,19 +343,21 @@ def test_evaluation_gives_the_middle_of_every_file_in_order(folder):
             np.testing.assert_array_equal(clip, reader.read_at(file, start)[0])
 
 
-def test_training_takes_random_clips(folder):
-    file = str(folder / "h264.mp4")
+def test_training_takes_random_clips(tmp_path):
+    # Each frame is lighter than the one before.
+    frames = scene(40) // 4 + 4 * np.arange(40, dtype="uint8")[:, None, None, None]
+    file = write_video(tmp_path / "a.mp4", "libx264", frames)
     reader = VideoReader((48, 64), num_frames=2, sampling_rate=5)
-    found = clips_of([file] * 400, reader, batch_size=400, shuffle=True)
+    found = clips_of([file] * 200, reader, batch_size=200, shuffle=True)
     everything = np.stack(decode_all(file))
     starts = []
     for clip in found:
         (start,) = np.flatnonzero((everything == clip[0]).all(axis=(1, 2, 3)))
         np.testing.assert_array_equal(clip[1], everything[start + 5])
         starts.append(start)
-    # 75 starts, and both ends can be drawn.
-    counts = np.bincount(starts, minlength=75)
-    assert len(counts) == 75 and counts.max() < 20 and (counts > 0).sum() > 65
+    # 35 starts, and both ends can be drawn.
+    counts = np.bincount(starts, minlength=35)
+    assert len(counts) == 35 and counts.max() < 20 and (counts > 0).sum() > 30
 
 
 def test_a_clips_frames_are_cropped_alike_and_clips_differently(tmp_path):
