@@ -4,9 +4,9 @@ import contextlib
 import csv
 import errno
 import io
+import itertools
 import json
 import os
-import shutil
 import signal
 import threading
 import time
@@ -42,12 +42,9 @@ class SaveError(OSError):
 
     def __init__(self, path, reason):
         self.path, self.reason = path, reason
-        free = ""
-        with contextlib.suppress(OSError):
-            free = f" {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free."
         super().__init__(
-            f"Cannot save {path.name} in {str(path.parent)!r}: {reason}.{free} What "
-            "was saved before is unharmed: make room, and resume with `resume=True` "
+            f"Cannot save {path.name} in {str(path.parent)!r}: {reason}. What was "
+            "saved before is unharmed: make room, and resume with `resume=True` "
             "(`--resume` of a recipe)"
         )
 
@@ -328,10 +325,10 @@ class Checkpoint(keras.callbacks.Callback):
         minutes: optional float, save after so much time as well.
         preemption: optional `Preemption`. When it is requested, the state is saved
             after the step, and the program is ended.
-        before_saving: optional function called before each saving, which may raise to
-            keep it from happening.
 
     Attributes:
+        before_saving: function called before each saving, which may raise to keep it
+            from happening.
         logs: list with a dict of floats for each epoch, those before a `restore()`
             included. Put the callback behind those that add to the logs.
         epoch: int, the epochs that were done when the restored state was saved.
@@ -347,7 +344,6 @@ class Checkpoint(keras.callbacks.Callback):
         every_steps=None,
         minutes=None,
         preemption=None,
-        before_saving=None,
     ):
         super().__init__()
         self.path = Path(path)
@@ -357,16 +353,11 @@ class Checkpoint(keras.callbacks.Callback):
         self.every_steps = every_steps
         self.minutes = minutes
         self.preemption = preemption
-        self.before_saving = before_saving
+        self.before_saving = lambda: None
         self.logs = []
         self.epoch, self.step, self.is_restored = 0, 0, False
         self._metrics = []
         self._first_step, self._is_due = 0, False
-
-    @property
-    def position(self):
-        """What was done when the restored state was saved, in words."""
-        return f"{self.epoch} epochs" + (f" and {self.step} steps" * bool(self.step))
 
     def on_train_begin(self, logs=None):
         self._saved_at = time.monotonic()
@@ -403,8 +394,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _save_and_stop(self, epoch, step=0):
         self._is_due = False
-        if self.before_saving is not None:
-            self.before_saving()
+        self.before_saving()
         self.save(self.model, epoch, step)
         self._saved_at = time.monotonic()
         if self.preemption is not None:
@@ -496,20 +486,14 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _check(self, paths, arrays, variables):
         """Raises a `ValueError` if variables have other shapes than were saved."""
-        pairs = list(zip(paths, arrays, variables, strict=False))
-        other = [(p, a.shape, v) for p, a, v in pairs if a.shape != tuple(v.shape)]
-        if other or len(arrays) != len(variables):
-            first = ""
-            if other:
-                path, shape, variable = other[0]
-                first = (
-                    f"; the first that differs is {path} of shape {shape}, expected "
-                    f"{variable.path} of shape {tuple(variable.shape)}"
+        found = [(path, a.shape) for path, a in zip(paths, arrays, strict=True)]
+        expected = [(v.path, tuple(v.shape)) for v in variables]
+        for one, other in itertools.zip_longest(found, expected):
+            if one is None or other is None or one[1] != other[1]:
+                raise ValueError(
+                    f"The checkpoint {self.path} was saved by another model: the first "
+                    f"variable that differs is {one}, expected {other}"
                 )
-            raise ValueError(
-                f"The checkpoint {self.path} was saved by another model: it holds "
-                f"{len(arrays)} arrays, the model has {len(variables)}{first}"
-            )
 
 
 def _read(path):

@@ -292,33 +292,14 @@ def array_views(clips, labels, num_frames, image_size, segments=5, crops=3):
 
 
 def file_views(
-    manifest,
-    image_size,
-    num_frames=16,
-    sampling_rate=4,
-    channels=3,
-    segments=5,
-    crops=3,
-    strict=False,
-    read_report=None,
+    manifest, segments=5, crops=3, strict=False, read_report=None, **reading
 ):
     """Reads several views of each video file, for `predict_examples()`.
 
-    Args:
-        manifest: `FileList` of videos with labels.
-        image_size: int, as the next three an argument of `VideoReader`.
-        num_frames: int.
-        sampling_rate: int.
-        channels: int.
-        segments: int, starts in time, as of `array_views()`.
-        crops: int, crops along the longer side, likewise.
-        strict: bool, whether files that cannot be read are an error.
-        read_report: optional `ReadReport`, to list them in.
-
-    Returns:
-        A list of `FileExamples`, one for each view.
+    `segments` and `crops` are those of `array_views()`, `strict` and `read_report` of
+    `FileExamples`, all others of `VideoReader`. Gives a list of `FileExamples`.
     """
-    reader = VideoReader(image_size, num_frames, sampling_rate, channels)
+    reader = VideoReader(**reading)
     read_report = ReadReport() if read_report is None else read_report
 
     def view(position):

@@ -323,10 +323,13 @@ class InterleavedPretraining:
             self.cold_start_tokenizer = self.tokenizer
         if phase.kind in ("tokenizer", "joint"):
             self.estimator = self._new_estimator()
-        augmentation = _fresh_copy(self.augmentation)
+        # Layers without seeds draw them one after the other, so their order counts.
         if phase.kind == "tokenizer":
             return TokenizerPretrainer(
-                self.tokenizer, self.estimator, self.backbone, augmentation
+                self.tokenizer,
+                self.estimator,
+                self.backbone,
+                _fresh_copy(self.augmentation),
             )
         self.decoder = self._next_decoder(phase)
         parts = {
@@ -334,7 +337,7 @@ class InterleavedPretraining:
             "decoder": self.decoder,
             "tokenizer": self.tokenizer,
             "mask": _fresh_copy(self.mask),
-            "augmentation": augmentation,
+            "augmentation": _fresh_copy(self.augmentation),
             "earlier_tokenizer": self._earlier_tokenizer(phase),
         }
         if phase.kind == "joint":

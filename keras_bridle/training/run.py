@@ -147,9 +147,7 @@ def _read_json(path):
 def _differ(one, other):
     """Whether settings differ in what both versions know."""
     if isinstance(one, dict) and isinstance(other, dict):
-        # Classes move between modules; their registered names stay.
-        names = (one.keys() & other) - {"module"}
-        return any(_differ(one[name], other[name]) for name in names)
+        return any(_differ(one[name], other[name]) for name in one.keys() & other)
     if isinstance(one, list) and isinstance(other, list):
         return len(one) != len(other) or any(map(_differ, one, other))
     return one != other

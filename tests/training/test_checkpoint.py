@@ -132,7 +132,7 @@ def test_another_model(tmp_path):
     fit(dense_model(), callbacks=[checkpoint])
     other = dense_model(units=3)
     before = weights_of(other)
-    with pytest.raises(ValueError, match=r"another model.*kernel of shape \(4, 1\)"):
+    with pytest.raises(ValueError, match=r"another model.*kernel"):
         checkpoint.restore(other)
     assert_same_bits(weights_of(other), before)
     deeper = keras.Sequential([keras.Input((4,)), *map(keras.layers.Dense, (1, 1))])

@@ -18,7 +18,7 @@ from keras_bridle.training.run import RunDirectory, open_run, run_lock
 SETTINGS = {
     "rounds": 2,
     "plan": [("0_cold_start", 3)],
-    "mask": {"ratio": 0.8, "module": "before"},
+    "mask": {"ratio": 0.8, "registered_name": "mask", "module": "before"},
 }
 PHASE = SimpleNamespace(name="0_cold_start")
 OPTIONS = SimpleNamespace(
@@ -49,7 +49,10 @@ def test_settings_and_done_phases_are_kept(tmp_path):
 def test_other_settings_are_named(tmp_path):
     RunDirectory(tmp_path, SETTINGS)
     # What one version alone knows is no difference, nor is where a class is.
-    known = {"mask": {"ratio": 0.8, "new": 1, "module": "moved"}, "seed": 1}
+    known = {
+        "mask": {"ratio": 0.8, "new": 1, "module": "moved", "registered_name": "mask"},
+        "seed": 1,
+    }
     RunDirectory(tmp_path, known, resume=True)
     other = {"rounds": 3, "plan": SETTINGS["plan"], "mask": {"ratio": 0.7}}
     with pytest.raises(ValueError) as caught:
