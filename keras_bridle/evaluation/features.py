@@ -132,7 +132,9 @@ class FeatureExtractor:
             # The last batch is filled up to the size of the others.
             filling = np.repeat(batch[-1:], size - len(batch), axis=0)
             found = self.model.predict_on_batch(np.concatenate([batch, filling]))
-            found = {name: np.asarray(x)[: len(batch)] for name, x in found.items()}
+            # In the order asked for: JAX sorts the keys.
+            names = self.model.wanted
+            found = {name: np.asarray(found[name])[: len(batch)] for name in names}
             if "codes" in found:
                 # Soft codes have several for a level.
                 codes = found["codes"]

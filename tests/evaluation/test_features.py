@@ -84,6 +84,8 @@ def test_arrays(backbone, tokenizer, expected, batch_size):
         found.patches.reshape(66, 16), expected["patch"], **close
     )
     assert found.is_real.shape == (11, 6) and found.is_real.all()
+    (outputs, _), *_ = FeatureExtractor(backbone, per="patch").batches(images)
+    assert list(outputs) == ["patches", "is_real"]
     np.testing.assert_allclose(found.mean(), expected["file"], **close)
     assert len(found[[3, 5]].patches) == 2
 
