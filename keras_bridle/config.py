@@ -227,9 +227,7 @@ def _converted(kind, value, is_text):
 
 def _from_text(kind, text):
     names = {"none": None, "null": None, "true": True, "false": False}
-    if kind in (int, float):
-        return kind(text)
-    return names.get(text.casefold(), text)
+    return kind(text) if kind in (int, float) else names.get(text.casefold(), text)
 
 
 def _refuse():

@@ -366,10 +366,8 @@ class FineTuning(Setup):
             return train, None
         if validation is not None:
             return train, validation
-        return map(
-            train.subset,
-            split_examples(train.labels, options.validation_share, options.seed),
-        )
+        share, seed = options.validation_share, options.seed
+        return map(train.subset, split_examples(train.labels, share, seed))
 
     def _one_split(self, split, folder, title):
         """Trains on one split and returns the metrics of the other."""
