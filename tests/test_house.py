@@ -15,6 +15,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Uses of what Keras keeps to itself, by file, each explained where it stands.
 PRIVATE_USES = {
     "training/checkpoint.py": {"keras.src.random.seed_generator"},
+    "models/classifier.py": {"_use_cached_eval_dataset", "objects_to_skip"},
 }
 # Private names of Keras that were in use once.
 NAMES = (
