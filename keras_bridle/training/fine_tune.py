@@ -12,7 +12,6 @@ from rich.console import Console
 
 from keras_bridle.augmentation.base import mix_labels
 from keras_bridle.config import ArgumentError, FineTuningOptions
-from keras_bridle.evaluation.metrics import classification_metrics
 from keras_bridle.models.classifier import probabilities_of
 from keras_bridle.training.batches import ArrayBatches, in_order_of_epochs, timing_of
 from keras_bridle.training.checkpoint import (
@@ -233,10 +232,7 @@ class ValidationScores(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         with averaged_weights(self.model):
             found = predict_examples(self.model, self.examples, self.batch_size)
-            metrics = classification_metrics(found.labels, found.scores)
-            scores = {"val_mAP": metrics.mean_average_precision}
-            if metrics.accuracy is not None:
-                scores["val_accuracy"] = metrics.accuracy
+            scores = _validation_scores(found.labels, found.scores)
             if logs is not None:
                 logs.update(scores)
             if self._note(epoch, scores):
@@ -248,6 +244,19 @@ class ValidationScores(keras.callbacks.Callback):
         if is_best:
             self.best, self.best_epoch = value, epoch
         return is_best
+
+
+def _validation_scores(labels, scores):
+    # Importing scikit-learn takes a second, which others need not wait for.
+    from sklearn.metrics import average_precision_score
+
+    found = {}
+    if labels.ndim == 1:
+        found["val_accuracy"] = float(np.mean(np.argmax(scores, axis=1) == labels))
+        labels = labels[:, None] == np.arange(scores.shape[1])
+    known = labels.any(axis=0)
+    precision = average_precision_score(labels[:, known], scores[:, known])
+    return {"val_mAP": float(precision), **found}
 
 
 @contextlib.contextmanager
