@@ -1,9 +1,14 @@
-"""Losses, and means that one bad step does not spoil."""
+"""Losses and metrics of the phases; means that one bad step does not spoil."""
 
 import keras
 from keras import ops
 
-from keras_bridle.replicas import metric_share, num_replicas, sum_over_replicas
+from keras_bridle.replicas import (
+    metric_increment,
+    metric_share,
+    num_replicas,
+    sum_over_replicas,
+)
 
 
 def code_prediction_loss(codes, logits, weights=None):
@@ -82,3 +87,41 @@ class FiniteLoss(FiniteMean):
     def result(self):
         skipped = ops.convert_to_tensor(self.skipped)
         return {self.name: super().result(), "skipped_steps": skipped}
+
+
+@keras.saving.register_keras_serializable(package="keras_bridle")
+class CodeAccuracy(keras.metrics.Metric):
+    """Share of right codes at each level, `{"accuracy_1": ..., "accuracy_2": ...}`."""
+
+    def __init__(self, num_levels, name="accuracy", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.num_levels = num_levels
+        self.right = self.add_variable((num_levels,), "zeros", name="right")
+        self.seen = self.add_variable((), "zeros", name="seen")
+
+    def update_state(self, codes, logits, weights=None):
+        """Counts a batch; arguments are those of `code_prediction_loss()`."""
+        predicted = ops.cast(ops.argmax(logits, axis=-1), "int32")
+        codes = ops.cast(codes, "int32")
+        if len(codes.shape) == 4:
+            right = ops.any(codes == ops.expand_dims(predicted, 3), axis=3)
+        else:
+            right = codes == predicted
+        right = ops.cast(right, "float32")
+        if weights is None:
+            weights = ops.ones_like(right[..., 0])
+        weights = ops.cast(weights, "float32")
+        right = ops.sum(right * ops.expand_dims(weights, 2), axis=(0, 1))
+        right, seen = metric_increment((right, ops.sum(weights)))
+        self.right.assign(self.right + right)
+        self.seen.assign(self.seen + seen)
+
+    def result(self):
+        seen = ops.convert_to_tensor(self.seen)
+        share = self.right / ops.where(seen > 0.0, seen, 1.0)
+        return {
+            f"{self.name}_{level + 1}": share[level] for level in range(self.num_levels)
+        }
+
+    def get_config(self):
+        return {**super().get_config(), "num_levels": self.num_levels}

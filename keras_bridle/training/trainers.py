@@ -12,13 +12,13 @@ from keras_bridle.layers.masks import RandomMask, gather_patches
 from keras_bridle.quantizer.usage import CodeUsage
 from keras_bridle.replicas import (
     cond,
-    metric_increment,
     num_replicas,
     sum_gradients,
     sum_over_replicas,
     with_value_of_batch,
 )
 from keras_bridle.training.losses import (
+    CodeAccuracy,
     FiniteLoss,
     FiniteMean,
     code_prediction_loss,
@@ -146,44 +146,6 @@ class Pretrainer(ModelOfParts):
         cosine, loss = sum_over_replicas((outputs["cosine"], outputs["quantizer_loss"]))
         self.cosine_tracker.update_state(cosine, weight)
         self.quantizer_loss_tracker.update_state(loss, weight)
-
-
-@keras.saving.register_keras_serializable(package="keras_bridle")
-class CodeAccuracy(keras.metrics.Metric):
-    """Share of right codes at each level, `{"accuracy_1": ..., "accuracy_2": ...}`."""
-
-    def __init__(self, num_levels, name="accuracy", **kwargs):
-        super().__init__(name=name, **kwargs)
-        self.num_levels = num_levels
-        self.right = self.add_variable((num_levels,), "zeros", name="right")
-        self.seen = self.add_variable((), "zeros", name="seen")
-
-    def update_state(self, codes, logits, weights=None):
-        """Counts a batch; arguments are those of `code_prediction_loss()`."""
-        predicted = ops.cast(ops.argmax(logits, axis=-1), "int32")
-        codes = ops.cast(codes, "int32")
-        if len(codes.shape) == 4:
-            right = ops.any(codes == ops.expand_dims(predicted, 3), axis=3)
-        else:
-            right = codes == predicted
-        right = ops.cast(right, "float32")
-        if weights is None:
-            weights = ops.ones_like(right[..., 0])
-        weights = ops.cast(weights, "float32")
-        right = ops.sum(right * ops.expand_dims(weights, 2), axis=(0, 1))
-        right, seen = metric_increment((right, ops.sum(weights)))
-        self.right.assign(self.right + right)
-        self.seen.assign(self.seen + seen)
-
-    def result(self):
-        seen = ops.convert_to_tensor(self.seen)
-        share = self.right / ops.where(seen > 0.0, seen, 1.0)
-        return {
-            f"{self.name}_{level + 1}": share[level] for level in range(self.num_levels)
-        }
-
-    def get_config(self):
-        return {**super().get_config(), "num_levels": self.num_levels}
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from harness import to_numpy
 
-from keras_bridle.training.trainers import CodeAccuracy
+from keras_bridle.training.losses import CodeAccuracy
 
 RNG = np.random.default_rng(0)
 
