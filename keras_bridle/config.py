@@ -22,10 +22,12 @@ class ArgumentError(ValueError):
         received: what came.
     """
 
-    def __init__(self, argument, expected, received):
-        super().__init__(
-            f"`{argument}` must be {expected}. Received: {argument}={received!r}"
-        )
+    def __init__(self, argument, expected=None, received=None):
+        text = f"`{argument}` must be {expected}. Received: {argument}={received!r}"
+        if expected is None:
+            # Keras makes an error of a `call()` anew, from its text and where it was.
+            argument, text = None, argument
+        super().__init__(text)
         self.argument = argument
         self.expected = expected
         self.received = received
