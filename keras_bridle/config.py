@@ -28,9 +28,7 @@ class ArgumentError(ValueError):
             # Keras makes an error of a `call()` anew, from its text and where it was.
             argument, text = None, argument
         super().__init__(text)
-        self.argument = argument
-        self.expected = expected
-        self.received = received
+        self.argument, self.expected, self.received = argument, expected, received
 
 
 class Range(typing.NamedTuple):

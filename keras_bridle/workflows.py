@@ -110,10 +110,8 @@ class Pretraining(Setup):
         if self.encoder is None or modality_of(self.encoder) is not self.modality:
             expected = f"the folder of an encoder for {self.modality.name}"
             raise ArgumentError("preset", expected, given["preset"])
-        sizes = self.modality.sizes(self.encoder)
-        return found | {
-            name: size for name, size in sizes.items() if name in found and size
-        }
+        sizes = self.modality.sizes(self.encoder).items()
+        return found | {name: size for name, size in sizes if name in found and size}
 
     def load(self, sample):
         """Loads the data.
