@@ -3,7 +3,7 @@
     KERAS_BACKEND=jax python benchmarks/sample_runs.py audio
 
 Each run has a folder of its own under `--directory`; one that is there is finished or
-skipped, so that a stopped series goes on. Flags after `--` go to the recipe.
+skipped, so that a stopped series resumes. Flags after `--` go to the recipe.
 """
 
 import argparse

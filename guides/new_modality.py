@@ -1,6 +1,6 @@
 """A fourth modality: multivariate time series.
 
-BRIDLE is one method for every kind of input. Sound, pictures and video differ in four
+BRIDLE is one method for every kind of input. Audio, images and video differ in four
 things: a **converter** from raw input to a map, the **shape of a patch**, a **mask**,
 and a **preset**, which is a size. This guide adds the readings of several sensors over
 time, in a few lines of each, and pretrains on them in two to four minutes:
@@ -89,7 +89,7 @@ def make_mask():
     return kb.TimeFrequencyMask(time_mask_ratio=0.5, frequency_mask_ratio=0.34, seed=0)
 
 
-# That is all. Everything below is as with sound, pictures and video.
+# That is all. Everything below is as with audio, images and video.
 
 
 def machines(count, seed, steps=64):

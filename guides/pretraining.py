@@ -162,7 +162,7 @@ print(f"encoder: loss {ended['loss']}; initials: {probe():.1%}")
 # ## In one call
 #
 # `kb.InterleavedPretraining` does all of this, for any number of rounds, and keeps
-# weights, histories and settings in a directory from which a stopped run goes on. Give
+# weights, histories and settings in a directory from which a stopped run resumes. Give
 # `fit()` arrays or a `tf.data.Dataset`, such as `kb.file_dataset()` makes of a folder
 # of recordings.
 

@@ -7,7 +7,7 @@ Four levels of 64 codes tell 64^4, nearly 17 million, vectors apart, and only 25
 vectors have to be learned.
 
 `kb.ResidualQuantizer` is an ordinary Keras layer. This guide uses it alone, then inside
-an autoencoder, on small pictures of clothes that come with the package. It takes about
+an autoencoder, on small images of clothes that come with the package. It takes about
 a minute on two CPU cores:
 
     KERAS_BACKEND=jax python guides/residual_quantizer.py
@@ -30,7 +30,7 @@ keras.utils.set_random_seed(0)
 
 # ## Vectors, codes and back
 #
-# Cut the pictures into 7 x 7 pixels: 16 vectors of size 49 for each of them.
+# Cut the images into 7 x 7 pixels: 16 vectors of size 49 for each of them.
 
 images = load_fashion("train")[0].astype("float32") / 255
 patches = (
@@ -60,7 +60,7 @@ for level in range(1, 9):
     )
 
 
-def picture(patches):
+def image_of(patches):
     """Puts 16 patches back together."""
     return patches.reshape(4, 4, 7, 7).swapaxes(1, 2).reshape(28, 28)
 
@@ -72,7 +72,7 @@ for row, example in zip(axes, (0, 3, 5, 9), strict=True):
         approximation = quantizer.decode(codes[example, :, :level])
         shown[f"{level} levels"] = keras.ops.convert_to_numpy(approximation)
     for axis, (title, values) in zip(row, shown.items(), strict=True):
-        axis.imshow(picture(values), cmap="gray", vmin=0, vmax=1)
+        axis.imshow(image_of(values), cmap="gray", vmin=0, vmax=1)
         axis.set_axis_off()
         if row is axes[0]:
             axis.set_title(title)
@@ -88,7 +88,7 @@ figure.savefig("quantized_pictures.png")
 # - `codes`, integers, one for each level.
 # - `loss`, which pulls the input towards its codes. Add it to the model's own.
 #
-# An autoencoder that squeezes a picture through the codes of a 7 x 7 grid:
+# An autoencoder that squeezes an image through the codes of a 7 x 7 grid:
 
 
 class QuantizedAutoencoder(keras.Model):

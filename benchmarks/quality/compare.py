@@ -11,7 +11,7 @@ its epochs, too, and supervised training has as many steps. Each of the seeds dr
 weights, masks and order anew. Ways that begin with the same cold start share it, which
 changes nothing but their minutes. Results go to one JSON file a run, beside the
 encoder's weights, and a run that is there is not repeated, so that a stopped comparison
-goes on. `--jobs 2` runs two ways at a time, each with one thread. `--ways` runs others
+resumes. `--jobs 2` runs two ways at a time, each with one thread. `--ways` runs others
 than those of a table, `--budget 2` trains twice as long, `--normalize input` brings
 vectors to unit length once and not the residuals of each level, and `--development`
 takes other data than the samples (see `development_sets.py`).

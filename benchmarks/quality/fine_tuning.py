@@ -6,7 +6,7 @@
 For each seed and number of labels, `recipes/fine_tune.py` runs twice on the sample
 data, once from the run of that seed and once with `--scratch`: same labels, same
 settings, same order. Runs that are finished are not repeated, so that a stopped
-comparison goes on. Flags after `--` go to the recipe.
+comparison resumes. Flags after `--` go to the recipe.
 """
 
 import argparse

@@ -65,7 +65,7 @@ def file_dataset(
             `"random"` (another one every epoch), `"center"` or `"start"` (the first
             seconds or frames); or the position itself, shares of the room along time,
             height and width. Defaults to `"random"` with `shuffle`, else `"center"`.
-        repeat: bool. Whether to go on without end.
+        repeat: bool. Whether to repeat without end.
         drop_remainder: bool. Whether to leave out what does not fill a batch, so that
             all shapes are static. Defaults to `shuffle or repeat`.
         labels: bool. Whether to give labels if there are any.

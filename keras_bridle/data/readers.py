@@ -212,7 +212,7 @@ _DRAFT_FACTOR = 2
 class ImageReader:
     """Reads images of one size, pixels from 0 to 255, for `file_dataset()`.
 
-    The format is told from the contents, whatever the name says. Images are turned as
+    The format follows from the content, not from the name. Images are turned as
     their EXIF orientation says; where they are transparent, white shines through;
     16-bit images keep their upper 8 bits; of an animation the first frame is taken.
     They are scaled, their proportions kept, until they cover the size (bicubic, with
