@@ -27,6 +27,7 @@ _ROOMS = {
     "data": ("data.files", "data.pipeline", "data.samples"),
     "pretraining": (
         "training.trainers",
+        "training.losses",
         "training.interleaved",
         "training.phases",
         "training.batches",

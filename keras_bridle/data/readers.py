@@ -93,7 +93,7 @@ class AudioReader:
     with tempfile.TemporaryDirectory() as folder:
         extract_samples(folder)
         reader = AudioReader(seconds=0.5)
-        print(reader(folder + "/sonic_pi/ambi_drone.ogg").shape)
+        print(reader(folder + "/sonic_pi/sonicpi_cc0/ambi_drone.ogg").shape)
     ```
     """
 

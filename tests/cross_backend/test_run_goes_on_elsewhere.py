@@ -41,7 +41,7 @@ def test_the_end_is_the_same_but_for_rounding(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     pretraining = stopped_run.train(tmp_path / "stopped")
     log = (tmp_path / "stopped" / "log.txt").read_text()
-    assert f"Started on {ELSEWHERE}, goes on on {HERE}" in log
+    assert f"Started on {ELSEWHERE}, resumed on {HERE}" in log
     assert "0_cold_start is resumed after 1 epochs and 2 steps" in log
     folder = tmp_path / "unbroken" / "phases" / "0_cold_start"
     expected = json.loads((folder / "history.json").read_text())

@@ -217,7 +217,7 @@ def test_codes_computed_once(
     fails_in_one_line(recipe, arguments, "augmentation", capsys)
     arguments.append("--set=augmentation=false")
     of_files = [*arguments, f"--data={files / 'audio'}"]
-    fails_in_one_line(recipe, of_files, "files", capsys)
+    fails_in_one_line(recipe, of_files, "array", capsys)
     assert not directory.exists()
     recipe.main(arguments)
     assert [codes.shape[0] for codes in found] == [64]
@@ -354,7 +354,7 @@ def test_what_is_wrong_is_one_line(name, arguments, message, files, tmp_path, ca
 
 
 def test_a_run_is_not_resumed_with_other_settings(few_samples, tmp_path, capsys):
-    (tmp_path / "settings.json").write_text('{"settings": {}}')
+    (tmp_path / "settings.json").write_text('{"settings": {"num_levels": 7}}')
     arguments = [*SHORT, *SIZES["audio"], f"--directory={tmp_path}", "--resume"]
     fails_in_one_line(recipes["audio"], arguments, "other settings", capsys)
     # Nothing was probed before that was known.
