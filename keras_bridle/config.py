@@ -102,7 +102,7 @@ class Options:
         return {field.name: field for field in dataclasses.fields(cls)}
 
     @classmethod
-    def make(cls, config=None, **options):
+    def make(cls, config=None, **options) -> Any:
         """Makes the options of a call: those of a config, with others in their place.
 
         Args:

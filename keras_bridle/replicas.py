@@ -194,12 +194,13 @@ class SummedGradients:
             known = sum_over_replicas([grad for grad in grads if grad is not None])
             known = iter(known)
             grads = [None if grad is None else next(known) for grad in grads]
-        super().apply(grads, trainable_variables)
+        super().apply(grads, trainable_variables)  # type: ignore[misc]
 
     def update_step(self, gradient, variable, learning_rate):
         # What Keras has summed here were equal gradients of all replicas.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        super().update_step(gradient / replicas, variable, learning_rate)
+        gradient = gradient / replicas
+        super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
 
 
 def summing(optimizer_class):

@@ -240,8 +240,8 @@ def load_published_quantizer(layer, state, prefix=""):
         prefix: String in front of the names, such as `"tokenizer.quantizer."`.
     """
     is_vq = f"{prefix}embedding.weight" in state
-    levels = range(layer.num_levels + 1)
-    levels = [i for i in levels if f"{prefix}codebooks.{i}.weight" in state]
+    numbers = range(layer.num_levels + 1)
+    levels = [i for i in numbers if f"{prefix}codebooks.{i}.weight" in state]
     found, tables = (1 if is_vq else len(levels)), layer.code_vectors.shape[0]
     expected = f"of {layer.num_levels} codebooks under {prefix!r}"
     check(tables <= found <= layer.num_levels, "state", expected, f"{found} codebooks")
@@ -266,4 +266,4 @@ def load_published_quantizer(layer, state, prefix=""):
         layer.counts.assign(counts)
     if "kmeans_done" in weights:
         done = [np.any(state.get(stem + names[3], 0)) for stem in stems]
-        layer.kmeans_done.assign(np.float32(done))
+        layer.kmeans_done.assign(np.asarray(done, "float32"))

@@ -139,7 +139,7 @@ def _weights_of(part, name):
         table = {"weight": "gamma", "bias": "beta"}
     else:
         table = next(v for kind, v in _NAMES.items() if isinstance(part, kind))
-    weights = {}
+    weights: dict[str, Any] = {}
     for theirs, ours in table.items():
         inner = reduce(lambda x, key: getattr(x, key, None), ours.split("."), part)
         weights |= _weights_of(inner, f"{name}.{theirs}".strip("."))
@@ -289,8 +289,8 @@ def _check_positions(backbone, state, prefix):
 def _check_depth(part, state, weights):
     """A deeper published network would load into a shallower one without a word."""
     stems = {name.partition("blocks.")[0] for name in weights if "blocks." in name}
-    stems = tuple(f"{stem}blocks." for stem in stems)
-    further = [name for name in state.keys() - weights if name.startswith(stems)]
+    starts = tuple(f"{stem}blocks." for stem in stems)
+    further = [name for name in state.keys() - weights if name.startswith(starts)]
     if further:
         raise ValueError(
             f"`state` has weights of blocks that {part.name!r} lacks: {further[:4]}"

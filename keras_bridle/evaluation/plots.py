@@ -79,7 +79,7 @@ def _columns(history):
     if not isinstance(history, dict):
         # Words and empty cells, as of epochs without validation, are NaN.
         table = np.genfromtxt(history, delimiter=",", names=True, ndmin=1)
-        history = {name: table[name] for name in table.dtype.names}
+        history = {name: table[name] for name in table.dtype.names or ()}
     return {name: np.asarray(x, "float64") for name, x in history.items()}
 
 
@@ -192,8 +192,8 @@ def plot_codes(
     seen = frames.copy()
     seen[np.kron(hidden, np.ones((1, *patch_size[1:]))) > 0] = 0.8
     count = f"visible: {hidden.size - hidden.sum()} of {hidden.size} patches"
-    panels = [("log-mel" if is_spectrogram else "input", frames, None)]
-    panels.append((count, seen, None))
+    title_of_input = "log-mel" if is_spectrogram else "input"
+    panels: list[tuple] = [(title_of_input, frames, None), (count, seen, None)]
     for level in range(codes.shape[-1]):
         numbers = codes[..., level]
         shown = code_colors(numbers)
@@ -458,13 +458,13 @@ def _draw_points(axis, points, labels):
     labels = np.zeros(len(points)) if labels is None else np.asarray(labels)
     classes, counts = np.unique(labels, return_counts=True)
     shown = np.sort(classes[np.argsort(-counts, kind="stable")[:MOST_COLORS]])
-    colors = colormaps["tab10" if len(shown) <= 10 else "tab20"].colors
+    colors = colormaps["tab10" if len(shown) <= 10 else "tab20"](range(len(shown)))
     style = {"s": np.clip(16000 / len(points), 4, 30), "alpha": 0.8, "linewidths": 0}
     others = points[~np.isin(labels, shown)]
     if len(others):
         label = f"{len(classes) - len(shown)} others"
         axis.scatter(*others.T, color="0.8", label=label, **style)
-    for name, color in zip(shown, colors, strict=False):
+    for name, color in zip(shown, colors, strict=True):
         axis.scatter(*points[labels == name].T, color=color, label=name, **style)
     if len(classes) > 1:
         beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}

@@ -61,7 +61,8 @@ class _Mask(ConfiguredLayer):
     Subclasses say in `num_visible(grid)` how many patches an example keeps.
     """
 
-    min_sides, max_sides = 2, 2
+    min_sides: float = 2
+    max_sides: float = 2
 
     def __init__(self, seed, kwargs, **ratios):
         super().__init__(**kwargs)
@@ -179,7 +180,7 @@ class TubeMask(_Mask):
         - [Tong et al., 2022](https://arxiv.org/abs/2203.12602), VideoMAE
     """
 
-    max_sides = math.inf
+    max_sides: float = math.inf
 
     def __init__(self, mask_ratio=0.9, seed=None, **kwargs):
         super().__init__(seed, kwargs, mask_ratio=mask_ratio)

@@ -396,7 +396,8 @@ class _PooledEncoder(keras.layers.Layer):
             self.backbone.norm.trainable = False
 
     def call(self, inputs, training=None):
-        return self.pooled(*self.backbone.maps(inputs), None, training)
+        maps, padding_mask = self.backbone.maps(inputs)
+        return self.pooled(maps, padding_mask, None, training)
 
     def pooled(self, maps, padding_mask, noise, training):
         if self.feature_augmentation is not None:

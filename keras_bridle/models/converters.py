@@ -1,6 +1,7 @@
 """Raw inputs of any form to what the encoders take."""
 
 import importlib
+from typing import Any
 
 import keras
 import keras_hub
@@ -13,7 +14,7 @@ from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.presets import MODALITIES_BY_RANK
 
 # The weights of red, green and blue in gray, as in Pillow and TensorFlow.
-_BRIGHTNESS = np.float32([[0.299], [0.587], [0.114]])
+_BRIGHTNESS = np.array([[0.299], [0.587], [0.114]], "float32")
 
 
 def as_array(inputs):
@@ -28,13 +29,15 @@ class _Converter:
     """What all converters share: inputs of any form become NumPy batches."""
 
     backbone_cls = BridleBackbone
+    convert: Any
+    compute_output_shape: Any
 
     def __init__(self, *args, dtype="float32", **kwargs):
         # Pixels keep their range, the encoder normalizes them (`PixelNormalization`).
         for name in ("scale", "offset"):
             if kwargs.pop(name, None) is not None:
                 raise ArgumentError(name, "left to the encoder", "a number")
-        super().__init__(*args, dtype=dtype, **kwargs)
+        super().__init__(*args, dtype=dtype, **kwargs)  # type: ignore[call-arg]
         self.built = True
 
     def check_positive(self, *names):
@@ -51,7 +54,8 @@ class _Converter:
         return self.convert(as_array(inputs))
 
     def get_config(self):
-        config = {**super().get_config(), **constructor_arguments(self)}
+        config = super().get_config()  # type: ignore[misc]
+        config |= constructor_arguments(self)
         return {k: v for k, v in config.items() if k not in ("scale", "offset")}
 
     def convert_list(self, inputs):
@@ -389,7 +393,8 @@ class _Preprocessor:
                 "channels": channels if channels in (1, 3) else None,
                 **dict(zip(["num_frames"], frames, strict=False)),
             }
-        return cls(cls.converter_cls(**{**settings, **kwargs}))
+        converter = cls.converter_cls(**{**settings, **kwargs})
+        return cls(converter)  # type: ignore[call-arg]
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")

@@ -76,7 +76,8 @@ def residual_kmeans(quantizer, vectors, iterations, seed):
 
     if quantizer.normalize == "input":
         vectors = unit_rows(vectors)
-    tables, residuals = [], [vectors]
+    tables: list = []
+    residuals = [vectors]
     for level in range(levels):
         rows = np.concatenate(residuals)
         rows = unit_rows(rows) if by_level else rows

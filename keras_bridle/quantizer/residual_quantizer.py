@@ -495,7 +495,7 @@ class ResidualQuantizer(ConfiguredLayer):
         counted = ops.cast(ops.stack(counts), histogram.dtype)
         if tables:
             if self.shared_codebooks:
-                counts, sums = [sum(counts)], [sum(sums)]
+                counts, sums = (sum(counts),), (sum(sums),)
             batch, unit = (ops.stack(counts), ops.stack(sums)), self.normalize_codes
             tables = moved_tables(tables, *batch, self.decay, self._unit_means(), unit)
             if order is not None:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -93,6 +94,8 @@ class Examples:
     """What examples in memory and in files share."""
 
     read_report = None
+    labels: Any
+    subset: Any
 
     def __len__(self):
         return len(self.labels)

@@ -362,21 +362,21 @@ def fine_tune(
     print(found.best_score, tuner.classifier.predict_classes(images[:1]))
     ```
     """
-    options = FineTuningOptions.make(config, **options)
-    classifier, epochs = tuner.classifier, options.epochs
-    metric = options.metric or ("mAP" if classifier.multi_label else "accuracy")
-    loss = options.loss
+    tuning = FineTuningOptions.make(config, **options)
+    classifier, epochs = tuner.classifier, tuning.epochs
+    metric = tuning.metric or ("mAP" if classifier.multi_label else "accuracy")
+    loss = tuning.loss
     if loss == "auto":
         loss = "binary" if classifier.multi_label else "categorical"
-    _check(options, classifier.multi_label, loss, metric, len(train), validation)
+    _check(tuning, classifier.multi_label, loss, metric, len(train), validation)
     weights = None
-    if options.balanced:
+    if tuning.balanced:
         weights = balanced_weights(train.labels, classifier.num_classes)
     make_batches, steps = train.training_batches(
-        options.batch_size, options.seed, weights, options.epoch_length
+        tuning.batch_size, tuning.seed, weights, tuning.epoch_length
     )
     # Schedules count batches, also where several of them make a step.
-    warmup_steps = round(options.warmup_epochs * steps)
+    warmup_steps = round(tuning.warmup_epochs * steps)
     kind = {
         "categorical": keras.losses.CategoricalCrossentropy,
         "binary": keras.losses.BinaryCrossentropy,
@@ -385,12 +385,12 @@ def fine_tune(
     tuner.compile(
         layer_decay_optimizer(
             classifier,
-            warmup_cosine(options.learning_rate, epochs * steps, warmup_steps),
-            options.layer_decay,
-            beta_2=options.beta_2,
-            **shared_options(options),
+            warmup_cosine(tuning.learning_rate, epochs * steps, warmup_steps),
+            tuning.layer_decay,
+            beta_2=tuning.beta_2,
+            **shared_options(tuning),
         ),
-        loss=kind(from_logits=True, label_smoothing=options.label_smoothing),
+        loss=kind(from_logits=True, label_smoothing=tuning.label_smoothing),
         metrics=[] if classifier.multi_label else [accuracy],
     )
     if on_start is not None:
@@ -399,7 +399,7 @@ def fine_tune(
         if directory is None:
             directory = stack.enter_context(tempfile.TemporaryDirectory())
         best_path = Path(directory, "best.weights.h5")
-        every = options.checkpoint_every or max(1, epochs // 20)
+        every = tuning.checkpoint_every or max(1, epochs // 20)
         checkpoint = Checkpoint(best_path.with_name("state.npz"), every)
         if resume:
             checkpoint.restore(tuner)
@@ -411,7 +411,7 @@ def fine_tune(
         scores = None
         if validation is not None:
             scores = ValidationScores(
-                validation, best_path, metric, options.batch_size, checkpoint.logs
+                validation, best_path, metric, tuning.batch_size, checkpoint.logs
             )
             callbacks = [scores, *callbacks]
         if checkpoint.epoch < epochs:
@@ -419,7 +419,7 @@ def fine_tune(
                 make_batches(checkpoint.epoch),
                 [*callbacks, checkpoint],
             )
-            _fit(tuner, batches, steps, options, title, callbacks, verbose)
+            _fit(tuner, batches, steps, epochs, title, callbacks, verbose)
         if scores is None:
             with averaged_weights(tuner):
                 save_weights(classifier, best_path)
@@ -430,14 +430,14 @@ def fine_tune(
     return FineTuned(history, scores.best_epoch, scores.best)
 
 
-def _fit(tuner, batches, steps, options, title, callbacks, verbose):
+def _fit(tuner, batches, steps, epochs, title, callbacks, verbose):
     """Trains the epochs that are not done, those after the checkpoint's."""
     *_, checkpoint = callbacks
     is_array = isinstance(batches, ArrayBatches)
     clock = None if is_array else timing_of(batches).InputClock()
     progress = RichProgress(
         title,
-        options.epochs,
+        epochs,
         steps,
         batches.batch_size if is_array else None,
         clock,
@@ -448,8 +448,8 @@ def _fit(tuner, batches, steps, options, title, callbacks, verbose):
         callbacks.append(in_order_of_epochs(batches))
     try:
         tuner.fit(
-            batches if is_array else clock.wrap(batches),
-            epochs=options.epochs,
+            batches if clock is None else clock.wrap(batches),
+            epochs=epochs,
             initial_epoch=checkpoint.epoch,
             steps_per_epoch=None if is_array else steps,
             shuffle=False,

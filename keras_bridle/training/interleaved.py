@@ -63,7 +63,7 @@ class InterleavedPretraining:
             training.
         config: optional `keras_bridle.config.MethodOptions`.
         **options: options of the method, in place of those of `config`:
-            {method_options}
+            {options}
 
     Raises:
         ValueError: for settings that do not fit each other.
@@ -144,7 +144,7 @@ class InterleavedPretraining:
                 phase that is trained, not after those that a resumed run loads.
             verbose: 0 silent, 1 a progress bar, 2 Keras' line for each epoch.
             **options: options of training, in place of those of `config`:
-                {training_options}
+                {options}
 
         Returns:
             The history: for each phase a dict of lists, one value an epoch.
@@ -158,22 +158,22 @@ class InterleavedPretraining:
             Preempted: which ends the program with code 143, after SIGTERM, when the
                 state is saved.
         """
-        options = TrainingOptions.make(config, **options)
-        plan = phases(options)
+        training = TrainingOptions.make(config, **options)
+        plan = phases(training)
         make_batches = batches_by_epoch(
             inputs,
             self.backbone.input_dims,
-            options.batch_size,
+            training.batch_size,
             steps_per_epoch,
             self.config.seed,
         )
         batches = make_batches(0)
         num_batches = count_batches(batches, steps_per_epoch)
-        if options.cache_codes:
+        if training.cache_codes:
             check_cacheable(batches, self.augmentation, self.config.tokenize)
         timing = timing_of(batches) if verbose == 1 else None
         call = FitCall(
-            options=options,
+            options=training,
             make_batches=make_batches,
             num_batches=num_batches,
             steps_per_epoch=steps_per_epoch,
@@ -186,7 +186,7 @@ class InterleavedPretraining:
         def settings():
             return {
                 **self.settings(),
-                **options.settings(),
+                **training.settings(),
                 "steps_per_epoch": steps_per_epoch,
                 "num_batches": num_batches,
                 "plan": plan,
@@ -196,7 +196,7 @@ class InterleavedPretraining:
         self.history = {}
         directory = own_directory(directory)
         echo = call.verbose > 0
-        with open_run(directory, settings, options, resume, echo) as files_of:
+        with open_run(directory, settings, training, resume, echo) as files_of:
             try:
                 if on_start is not None:
                     on_start(self)
@@ -446,13 +446,13 @@ def _listed(options, indent):
     return f"\n{' ' * indent}".join(lines)
 
 
-if InterleavedPretraining.__doc__ is not None:
-    InterleavedPretraining.__doc__ = InterleavedPretraining.__doc__.replace(
-        "{method_options}", _listed(MethodOptions, 12)
-    )
-    InterleavedPretraining.fit.__doc__ = InterleavedPretraining.fit.__doc__.replace(
-        "{training_options}", _listed(TrainingOptions, 16)
-    )
+for described, kind, indent in (
+    (InterleavedPretraining, MethodOptions, 12),
+    (InterleavedPretraining.fit, TrainingOptions, 16),
+):
+    # Without docstrings, as with `python -OO`, there is nothing to fill in.
+    text = described.__doc__ or ""
+    described.__doc__ = text.replace("{options}", _listed(kind, indent))
 
 
 def _fresh_copy(layer):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 from pathlib import Path
+from typing import Any
 
 import filelock
 import keras
@@ -194,7 +195,8 @@ class PhaseFiles:
         self.name = phase.name
         self.run = run
         self.preemption = preemption
-        self.folder = self.checkpoint = None
+        self.folder: Any = None
+        self.checkpoint: Any = None
         if run is not None:
             self.folder = run.phase_path(phase.name)
             self.checkpoint = Checkpoint(
@@ -311,10 +313,10 @@ def cached_codes(tokenize, tokenizers, inputs, batch_size, folder=None):
         return compute(np.empty)
     digest = hashlib.sha256(repr((inputs.shape, inputs.dtype)).encode())
     for start in starts:
-        digest.update(np.ascontiguousarray(inputs[start : start + size]))
+        digest.update(np.ascontiguousarray(inputs[start : start + size]).data)
     for tokenizer in tokenizers:
         for weight in tokenizer.get_weights():
-            digest.update(np.ascontiguousarray(weight))
+            digest.update(np.ascontiguousarray(weight).data)
     path = folder / f"codes_{digest.hexdigest()[:16]}.npy"
     if not path.exists():
         with atomic_file(path) as unfinished:
