@@ -434,5 +434,6 @@ def test_exported_classifier_takes_waveforms(tmp_path):
     else:
         path = tmp_path / "exported"
         model.export(path, input_signature=spec, verbose=False)
-        served = tf.saved_model.load(str(path)).serve(x).numpy()
+        loaded = tf.saved_model.load(str(path))
+        served = loaded.serve(x).numpy()
     close(served, outputs(model, x), 1e-4)
