@@ -621,7 +621,7 @@ class JointPretrainer(EncoderPretrainer):
                 # Else torch would have no gradients instead of zeros, and its optimizer
                 # would leave these variables out.
                 rows = ops.reshape(ops.convert_to_tensor(variable), (-1,))
-                zero = zero + ops.sum(rows[:0])
+                zero = zero + ops.cast(ops.sum(rows[:0]), "float32")
         names = ("tokenizer_loss", "cosine", "quantizer_loss", "is_due")
         return dict.fromkeys(names, zero)
 

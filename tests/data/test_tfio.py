@@ -11,8 +11,6 @@ from keras_bridle.data.files import FileList, ReadReport
 from keras_bridle.data.pipeline import file_dataset
 from keras_bridle.data.readers import AudioReader
 
-pytestmark = pytest.mark.one_backend
-
 try:
     tfio.import_tensorflow_io()
     NOT_LOADED = ""
