@@ -45,10 +45,18 @@ def memory_given_back():
         jax.clear_caches()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Leaves out on other backends what involves none."""
+    """Runs on other backends than PyTorch only what can differ there.
+
+    `one_backend` tests are deselected. `full_matrix` tests move to the slow run, before
+    `-m` is applied.
+    """
     if keras.backend.backend() == "torch":
         return
-    left_out = [item for item in items if item.get_closest_marker("one_backend")]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    deselected = [item for item in items if item.get_closest_marker("one_backend")]
+    config.hook.pytest_deselected(items=deselected)
+    items[:] = [item for item in items if item not in deselected]
+    for item in items:
+        if item.get_closest_marker("full_matrix"):
+            item.add_marker(pytest.mark.slow)
