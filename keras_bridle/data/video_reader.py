@@ -1,5 +1,6 @@
 """Reader of video files."""
 
+import contextlib
 import itertools
 import math
 import threading
@@ -22,36 +23,33 @@ _KEPT_PACKETS = 2_000_000
 class VideoReader:
     """Reads clips of one shape from videos, pixels from 0 to 255.
 
-    A clip is `num_frames` frames, every `sampling_rate`-th of the file, counted in the
-    order in which they are shown. Of a long video only what lies between the clip and
-    the keyframe before it is decoded. Frames are turned as the file says, as phones do.
-    All frames of a clip are scaled, their proportions kept, until they cover the size
-    (bicubic), and cropped alike.
+    A clip is `num_frames` frames, every `sampling_rate`-th of the file in the order
+    shown. Frames are turned as the file says, scaled until they cover the size
+    (bicubic) and cropped alike. Only what lies between the clip and the keyframe before
+    it is decoded. A video **shorter than a clip** ends in its last frame, repeated; a
+    **broken** one is read as far as it goes, if that is enough for a clip.
 
-    A video **shorter than a clip** ends in its last frame, repeated; a **broken** one
-    serves as far as it can be decoded, if that is enough for a clip.
-    `report.incomplete` lists both.
-
-    To augment, let the model do it: read clips somewhat larger than needed (256 for
-    224) and give them to `RandomMultiScaleCrop` and `RandomHorizontalFlip`.
+    For augmentation, read clips somewhat larger than needed (256 for 224), and let the
+    model crop and flip them.
 
     Args:
         image_size: int or `(height, width)` of the frames.
         num_frames: int. Frames per clip.
-        sampling_rate: int. From one frame of a clip to the next, so many of the file.
+        sampling_rate: int. From one frame of a clip to the next, in frames of the file.
         channels: 3 for color or 1 for gray.
 
     Call arguments:
         path: a file that FFmpeg can read (MP4, MPEG-1/2, WebM, AVI and more).
-        position: tuple of floats in [0, 1]: where the clip lies in a longer video, and
-            which part to keep of the longer side of the frames. 0.0 is the start, top
-            or left, 0.5 the middle, 1.0 the end, bottom or right.
+        position: tuple of floats in [0, 1]: where the clip lies along time, height and
+            width. 0.0 is the start, top or left, 0.5 the middle.
         segment: not used.
-        report: optional `ReadReport`, to list an incomplete file in.
+        report: optional `ReadReport`, which lists short and broken files.
 
     Returns:
-        uint8 array of shape `(num_frames, height, width, channels)`. A file that is no
-        video, or of whose clip nothing can be decoded, raises a `ValueError`.
+        uint8 array of shape `(num_frames, height, width, channels)`.
+
+    Raises:
+        ValueError: if the file is no video, or nothing of the clip can be decoded.
 
     Example:
     ```python
@@ -160,9 +158,8 @@ class VideoReader:
 class PacketList(NamedTuple):
     """The packets of a file's video stream, in the order in which they are stored."""
 
-    # Time stamps at which a packet's frame is shown, and at which it is to be decoded.
+    # When a packet's frame is shown.
     stamps: np.ndarray
-    decoding_stamps: np.ndarray
     # In bytes.
     sizes: np.ndarray
     # How many frames are shown before; `None` if a packet has no time stamp, or two
@@ -170,7 +167,7 @@ class PacketList(NamedTuple):
     ranks: np.ndarray | None
     # Which packets are keyframes.
     keyframes: np.ndarray
-    # How many frames the file's header says that there are; 0 if nothing.
+    # How many frames the file's header announces; 0 if it does not say.
     announced: int
 
 
@@ -178,25 +175,24 @@ def list_packets(path: str) -> PacketList:
     """Lists a file's video packets without decoding any."""
     with _Video(path) as video:
         rows = [
-            (packet.pts, packet.dts, packet.size, packet.is_keyframe, packet.is_corrupt)
+            (packet.pts, packet.size, packet.is_keyframe, packet.is_corrupt)
             for packet in video.packets()
             if packet.size
         ]
         announced = video.stream.frames
-    # What a file breaks off in is worth nothing.
-    while rows and rows[-1][4]:
+    # The packet in which a file breaks off is of no use.
+    while rows and rows[-1][-1]:
         rows.pop()
     if not rows:
         raise ValueError("holds no frames")
-    shown, decoding, sizes, key, _ = zip(*rows, strict=True)
+    shown, sizes, is_keyframe, _ = zip(*rows, strict=True)
     stamps = np.array([stamp or 0 for stamp in shown], "int64")
     is_ordered = None not in shown and len(set(shown)) == len(shown)
     return PacketList(
         stamps,
-        np.array([stamp or 0 for stamp in decoding], "int64"),
         np.array(sizes, "int64"),
         np.argsort(np.argsort(stamps)) if is_ordered else None,
-        np.flatnonzero(key),
+        np.flatnonzero(is_keyframe),
         announced,
     )
 
@@ -215,8 +211,6 @@ class _Video:
         if stream is None or stream.codec_context is None:
             self.container.close()
             raise ValueError("holds no video stream")
-        # FFmpeg itself finds where frames begin, and may start in the middle of one.
-        self.splits_frames = self.container.format.name.startswith("mpeg")
         # Files are decoded side by side; threads within one only get in the way.
         stream.thread_type, stream.thread_count = "NONE", 1
         self.stream = stream
@@ -296,17 +290,14 @@ def _decode_from_keyframe(
         return None
     keyframe = int(usable[np.argmax(ranks[usable])])
     found: dict[int, np.ndarray] = {}
-    with _Video(path) as video:
-        landed = _seek(video, packets, keyframe) if keyframe else (0, video.packets())
-        if landed is None:
-            return None
-        first, source = landed
-        # Frames shown before the first keyframe may refer to what was not decoded.
-        expected = int(ranks[first])
-        for number, packet in enumerate(source, start=first):
+    # Frames shown before the keyframe may refer to what was not decoded.
+    expected = int(ranks[keyframe])
+    video, source = _open_at(path, packets, keyframe)
+    with video:
+        for number, packet in enumerate(source, start=keyframe):
             if packet.size:
                 if number >= len(ranks):
-                    # What the file breaks off in.
+                    # The packet in which the file breaks off.
                     continue
                 if packet.size != packets.sizes[number]:
                     return None
@@ -325,52 +316,24 @@ def _decode_from_keyframe(
     return None
 
 
-def _seek(
-    video: _Video, packets: PacketList, keyframe: int
-) -> tuple[int, Iterator[Any]] | None:
-    """Goes to a keyframe, or to one before it.
-
-    Gives the number of the packet where it landed, a keyframe, and the packets from
-    there on; `None` if it can't get there.
-    """
-    before = packets.keyframes[packets.keyframes < keyframe]
-    # Where a file's index goes by decoding stamps, the first seek may land behind; in
-    # MPEG program streams, seeks land anywhere, often in the middle of a frame.
-    decoding = packets.decoding_stamps
-    stamps = [decoding[max(keyframe - back, 0)] for back in (1, 4)]
-    stamps += decoding[before[:-3:-1]].tolist()
-    if not video.splits_frames:
-        stamps = [packets.stamps[keyframe], decoding[keyframe], *stamps]
-    limit = 64 + keyframe - (int(before[-1]) if len(before) else 0)
-    for stamp in stamps:
-        try:
-            video.container.seek(int(stamp), stream=video.stream)
-        except av.FFmpegError:
-            continue
-        source = video.packets()
-        for packet in itertools.islice(source, limit):
-            if not packet.is_keyframe:
-                continue
-            number = _recognize(packet, packets, video.splits_frames)
-            if number is not None and number <= keyframe:
-                return number, itertools.chain([packet], source)
-            if number is not None:
-                break
-    return None
-
-
-def _recognize(packet: Any, packets: PacketList, splits_frames: bool) -> int | None:
-    """Returns a packet's number in the list, or `None` if it can't be told for sure."""
-    same = packets.keyframes[packets.sizes[packets.keyframes] == packet.size]
-    if not len(same) or packet.pts is None:
-        return None
-    distances = np.abs(packets.stamps[same] - packet.pts)
-    nearest = int(same[np.argmin(distances)])
-    if not splits_frames:
-        return nearest if distances.min() == 0 else None
-    # Some stamps may belong to the frame before, so the size must tell frames apart.
-    others = packets.sizes[max(nearest - 8, 0) : nearest + 9]
-    return nearest if np.count_nonzero(others == packet.size) == 1 else None
+def _open_at(
+    path: str, packets: PacketList, keyframe: int
+) -> tuple[_Video, Iterator[Any]]:
+    """Opens a video, and gives the packets from a keyframe on."""
+    video = _Video(path)
+    source = video.packets()
+    if not keyframe:
+        return video, source
+    stamp, size = int(packets.stamps[keyframe]), packets.sizes[keyframe]
+    with contextlib.suppress(av.FFmpegError):
+        video.container.seek(stamp, stream=video.stream)
+        packet = next(source, None)
+        if packet and packet.pts == stamp and packet.size == size:
+            return video, itertools.chain([packet], source)
+    # Seeks may land elsewhere, in MPEG program streams in the middle of a frame.
+    video.container.close()
+    video = _Video(path)
+    return video, itertools.islice(video.packets(), keyframe, None)
 
 
 def _decode_from_start(
