@@ -27,8 +27,7 @@ _COLUMNS = ("files", "labels", "segments", "splits")
 class FileList:
     """A list of audio, image or video files, with labels and splits if known.
 
-    Usually made by `list_files()`. Nothing opens the files until `file_dataset()` reads
-    them.
+    Usually made by `list_files()`.
 
     Args:
         kind: `"audio"`, `"image"` or `"video"`.
@@ -37,8 +36,7 @@ class FileList:
             tuple of class numbers per file.
         class_names: the names that the class numbers index.
         segments: `None`, or one `(start, end)` in seconds per file: the part of an
-            audio file to use. An end of `None` is the end of the file. A file may be
-            listed several times.
+            audio file to use. An end of `None` is the end of the file.
         splits: `None`, or the name of each file's split or fold, such as `"train"`.
         missing: names that a data set lists and its folder does not hold.
 
@@ -93,12 +91,8 @@ class FileList:
 
     def label_array(self, index: int) -> np.ndarray:
         """One file's label: an int32 scalar, or float32 zeros and ones `(classes,)`."""
-        labels: Any = self.labels
-        if not self.multi_label:
-            return np.asarray(labels[index], "int32")
-        hot = np.zeros(len(self.class_names), "float32")
-        hot[list(labels[index])] = 1.0
-        return hot
+        label = self.take([index]).all_labels()[0]
+        return label.astype("float32") if self.multi_label else label
 
     def all_labels(self) -> np.ndarray:
         """All labels: int32 `(files,)`, or uint8 zeros and ones `(files, classes)`."""
@@ -122,11 +116,10 @@ class FileList:
     def take(self, indices: Iterable[int]) -> "FileList":
         """Lists some of the files, in the order of their indices."""
         indices = [int(index) for index in indices]
-        columns = {name: getattr(self, name) for name in _COLUMNS}
         taken: dict[str, Any] = {
-            name: [values[index] for index in indices]
-            for name, values in columns.items()
-            if values is not None
+            name: [getattr(self, name)[index] for index in indices]
+            for name in _COLUMNS
+            if getattr(self, name) is not None
         }
         return dataclasses.replace(self, **taken)
 
@@ -145,12 +138,12 @@ def find_files(kind: str, root: Path) -> list[Path]:
         raise FileNotFoundError(f"There is no folder '{root}'.")
     found, visited = [], {root.resolve()}
     for folder, folders, names in os.walk(root, followlinks=True):
-        targets = {name: (Path(folder) / name).resolve() for name in sorted(folders)}
-        folders.clear()
-        for name, target in targets.items():
-            if not name.startswith(".") and target not in visited:
-                folders.append(name)
-                visited.add(target)
+        folders.sort()
+        for name in list(folders):
+            target = Path(folder, name).resolve()
+            if name.startswith(".") or target in visited:
+                folders.remove(name)
+            visited.add(target)
         paths = (Path(folder, name) for name in names if not name.startswith("."))
         found += [path for path in paths if path.suffix.lower() in EXTENSIONS[kind]]
     if not found:
@@ -304,9 +297,8 @@ class ReportedFile(NamedTuple):
 class ReadReport:
     """Counts the clips that a pipeline reads and lists the files that it skips.
 
-    Pass one to `file_dataset()` and look at it, or write it, at any time; the threads
-    of a pipeline may still be adding to it. Each file is listed once, with the first
-    reason.
+    Pass one to `file_dataset()`, and look at it or write it at any time. Each file is
+    listed once, with the first reason.
 
     Attributes:
         read: int, clips read so far, in all epochs.
@@ -374,12 +366,7 @@ class ReadReport:
 
         If files were incomplete, `incomplete_files.csv` lists them in the same way.
 
-        Args:
-            directory: folder to write to, usually the run directory; made if it does
-                not exist.
-
-        Returns:
-            Path of `skipped_files.csv`. With nothing skipped it holds the header alone.
+        Returns the path of `skipped_files.csv`, which is always written.
         """
         path = Path(directory) / "skipped_files.csv"
         path.parent.mkdir(parents=True, exist_ok=True)

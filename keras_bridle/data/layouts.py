@@ -77,8 +77,7 @@ def list_files(
             CSV: `root`, the folder that file names start from, by default the table's;
             `file_column` (`"file"`); `label_column` (`"label"` with `labels=True`);
             `label_separator`, the text between several classes of a file, for
-            multi-label data; `split_column` (`"split"` if there is one); `start_column`
-            and `end_column` with the seconds of audio segments.
+            multi-label data; `split_column` (`"split"` if there is one).
             AudioSet: `segments` and `test_segments`, its tables, with
             `class_labels_indices.csv` next to the first.
             ImageNet: `ground_truth`, the classes of a `val` without class folders (the

@@ -38,21 +38,16 @@ def file_dataset(
     One clip is taken of each file and epoch. Files are decoded in parallel, and of a
     long one little more than the part that is used.
 
-    **Unreadable files** are listed in `report` and skipped, and not tried again. With
-    `drop_remainder` (so whenever `shuffle` is on, unless set otherwise), another file
-    replaces a skipped one, so that every epoch has the same number of full batches,
-    which the dataset knows (`dataset.cardinality()`) and `fit()` needs. Without it, as
-    in evaluation, they are left out: every readable file comes exactly once, and the
-    number of batches is unknown until the first pass ends (Keras may warn once that
-    "your input ran out of data").
+    **Unreadable files** are listed in `report`, skipped, and not tried again. With
+    `drop_remainder`, another file replaces a skipped one, so that every epoch has the
+    same number of full batches, `len(dataset)`. Without it, as in evaluation, every
+    readable file comes exactly once, and the number of batches is unknown.
 
     **Order and crops** follow from `(seed, epoch)` alone, however many threads read.
     Without `repeat`, each iteration over the dataset is the next epoch, counted from
-    `initial_epoch`; the first `fit()` of a model that is not built yet looks at one
-    batch before it starts and so uses up one epoch number. With `repeat`, the dataset
-    is one endless run of epochs: give `fit()`
-    `steps_per_epoch=len(files) // batch_size`, and a resumed run that passes its
-    epoch as `initial_epoch` sees exactly the batches it would have seen.
+    `initial_epoch`. With `repeat`, the dataset is one endless run of epochs: give
+    `fit()` `steps_per_epoch=len(files) // batch_size`, and resume a run with its epoch
+    as `initial_epoch`.
 
     Args:
         files: `FileList`, see `list_files()`.
@@ -61,10 +56,10 @@ def file_dataset(
             of the arrays that it returns.
         batch_size: int. Clips per batch.
         shuffle: bool. Whether each epoch has an order of its own, as for training.
-        crop: which part of a file to take, where it is longer or of other proportions:
-            `"random"` (another one every epoch), `"center"` or `"start"` (the first
-            seconds or frames); or the position itself, shares of the room along time,
-            height and width. Defaults to `"random"` with `shuffle`, else `"center"`.
+        crop: which part to take of a file that is longer or of other proportions:
+            `"random"` (another one every epoch), `"center"`, `"start"`, or the position
+            itself, numbers in [0, 1] along time, height and width. Defaults to
+            `"random"` with `shuffle`, else `"center"`.
         repeat: bool. Whether to repeat without end.
         drop_remainder: bool. Whether to leave out what does not fill a batch, so that
             all shapes are static. Defaults to `shuffle or repeat`.
@@ -74,12 +69,10 @@ def file_dataset(
         first_batch: int. With `repeat`, the batch of that epoch to start with, to
             resume a run within an epoch. Those before are not read.
         strict: bool. Whether an unreadable file is an error instead.
-        report: a `ReadReport` to fill, or `None` to keep none. It also gets what the
-            list has as missing, which is no error with `strict` either.
+        report: optional `ReadReport` to fill.
         num_parallel: int. Files read at the same time. Defaults to the number of CPUs.
-        shard: tuple of ints `(shard, num_shards)`, for one of several workers: of every
-            batch it reads and gives only that shard, `batch_size / num_shards` clips.
-            Together the workers read what one would.
+        shard: tuple of ints `(shard, num_shards)`, for one of several workers: it reads
+            only that shard of every batch, `batch_size / num_shards` clips.
 
     Returns:
         A dataset of arrays of shape `(batch_size, *reader.shape)`; with labels, of
@@ -88,8 +81,7 @@ def file_dataset(
         may be smaller without `drop_remainder`.
 
     Raises:
-        ValueError: for an argument out of range; or if there are fewer files than fill
-            one batch.
+        ValueError: for an argument out of range.
         UnreadableFileError: if no file can be read; or, with `strict`, if the first
             file cannot. While iterating, TensorFlow makes other errors of these; the
             `UnreadableFileError` is then `report.error`.

@@ -59,9 +59,8 @@ class AudioReader:
     """Reads mono waveforms of one length and sample rate, for `file_dataset()`.
 
     Channels are averaged and samples clipped to [-1, 1]. Of a long file only the part
-    that is used is decoded (of OGG and MP3 files what lies before it, too, up to 60 s,
-    as libsndfile does not seek exactly in them). A short recording gets exact zeros
-    after its end.
+    that is used is decoded (of OGG and MP3 files also up to 60 s before it). A short
+    recording gets exact zeros after its end.
 
     Args:
         seconds: float. Length of a waveform in seconds. Give this or `num_samples`.
@@ -75,14 +74,16 @@ class AudioReader:
         path: a WAV, FLAC, OGG or MP3 file.
         position: tuple of floats in [0, 1]. The first says where in a longer recording
             the waveform lies: 0.0 is its start, 0.5 the middle, 1.0 the end.
-        segment: optional `(start, end)` in seconds: the part of the file to take for
-            the recording; an end of `None` is the file's.
+        segment: optional `(start, end)` in seconds, the part of the file to use; an end
+            of `None` is the file's.
         report: not used.
 
     Returns:
-        float32 array of shape `(num_samples,)`. A file that is empty, ends before its
-        header says or before the segment starts, or holds infinities or NaN raises a
-        `ValueError`.
+        float32 array of shape `(num_samples,)`.
+
+    Raises:
+        ValueError: if the file is empty, broken off, ends before the segment, or holds
+            infinities or NaN.
 
     Example:
     ```python
@@ -212,14 +213,12 @@ _DRAFT_FACTOR = 2
 class ImageReader:
     """Reads images of one size, pixels from 0 to 255, for `file_dataset()`.
 
-    The format follows from the content, not from the name. Images are turned as
-    their EXIF orientation says; where they are transparent, white shines through;
-    16-bit images keep their upper 8 bits; of an animation the first frame is taken.
-    They are scaled, their proportions kept, until they cover the size (bicubic, with
-    antialiasing), and cropped.
+    Images are turned as their EXIF orientation says, transparent ones shown on white,
+    and 16-bit ones reduced to their upper 8 bits. They are scaled, their proportions
+    kept, until they cover the size (bicubic, with antialiasing), and cropped.
 
-    To augment, let the model do it: read images somewhat larger than needed (256 for
-    224) and give them to `RandomResizedCrop` and `RandomHorizontalFlip`.
+    For augmentation, read images somewhat larger than needed (256 for 224), and let the
+    model crop and flip them.
 
     Args:
         image_size: int or `(height, width)` of the images.
@@ -227,14 +226,15 @@ class ImageReader:
 
     Call arguments:
         path: a file that Pillow can read (JPEG, PNG, WebP and more).
-        position: tuple of floats in [0, 1]. The last two say which part to keep of the
-            longer side: 0.0 is the top or left, 0.5 the middle, 1.0 the bottom or
-            right.
+        position: tuple of floats in [0, 1]. The last two say where the crop lies: 0.0
+            is the top or left, 0.5 the middle, 1.0 the bottom or right.
         segment: not used, as `report`.
 
     Returns:
-        uint8 array of shape `(height, width, channels)`. A file that cannot be decoded
-        to its end raises a `ValueError`.
+        uint8 array of shape `(height, width, channels)`.
+
+    Raises:
+        ValueError: if the file cannot be decoded to its end.
 
     Example:
     ```python
