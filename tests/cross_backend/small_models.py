@@ -4,53 +4,20 @@
 `KERAS_BACKEND`.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 from keras import ops
+from tiny_pretraining import FixedMask
 
-from keras_bridle.layers.log_mel import LogMelSpectrogram
-from keras_bridle.layers.masks import RandomMask
-from keras_bridle.layers.pixels import PixelNormalization
-from keras_bridle.models.backbone import BridleBackbone
-from keras_bridle.models.classifier import (
-    BridleAudioClassifier,
-    BridleImageClassifier,
-    BridleVideoClassifier,
-)
-from keras_bridle.models.converters import (
-    BridleAudioPreprocessor,
-    BridleImagePreprocessor,
-    BridleVideoPreprocessor,
-)
-from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
-from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
-from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
+import keras_bridle as kb
 from keras_bridle.training.optimizers import adamw
-from keras_bridle.training.trainers import (
-    EncoderPretrainer,
-    JointPretrainer,
-    TokenizerPretrainer,
-)
 
 LEVELS, CODES, DIM, CODE_DIM, STEPS = 2, 16, 16, 8, 3
 SIZES = {"num_heads": 2, "mlp_dim": 32}
-
-
-@keras.saving.register_keras_serializable(package="keras_bridle_tests")
-class SameMask(RandomMask):
-    """Draws its noise with NumPy, so that every backend hides the same patches."""
-
-    def call(self, patches, grid=None):
-        shape = tuple(ops.shape(patches)[:2])
-        length = int(shape[1])
-        noise = np.random.default_rng(self.seed).uniform(size=(1, length))
-        noise = ops.convert_to_tensor(noise.astype("float32"))
-        return super().call(
-            patches, grid, noise=ops.broadcast_to(noise, (shape[0], length))
-        )
 
 
 def waveforms():
@@ -62,8 +29,8 @@ def waveforms():
 
 
 def backbone(name):
-    front_end = LogMelSpectrogram(num_mel_bins=16, name=f"{name}_log_mel")
-    return BridleBackbone(
+    front_end = kb.LogMelSpectrogram(num_mel_bins=16, name=f"{name}_log_mel")
+    return kb.BridleBackbone(
         patch_size=(4, 8),
         hidden_dim=DIM,
         num_layers=2,
@@ -75,27 +42,27 @@ def backbone(name):
 
 
 def quantizer():
-    return ResidualQuantizer(LEVELS, CODES, dim=CODE_DIM, decay=0.9, seed=3)
+    return kb.ResidualQuantizer(LEVELS, CODES, dim=CODE_DIM, decay=0.9, seed=3)
 
 
 def tokenizer():
-    return BridleTokenizer(backbone("own"), quantizer(), name="tokenizer")
+    return kb.BridleTokenizer(backbone("own"), quantizer(), name="tokenizer")
 
 
 def random_projection():
-    made = RandomProjectionTokenizer((4, 8), DIM, quantizer(), name="cold")
+    made = kb.RandomProjectionTokenizer((4, 8), DIM, quantizer(), name="cold")
     made.build((None, None, 16, 1))
     return made
 
 
 def decoder():
-    made = CodeDecoder(LEVELS, CODES, DIM, 1, name="decoder", **SIZES)
+    made = kb.CodeDecoder(LEVELS, CODES, DIM, 1, name="decoder", **SIZES)
     made.build((None, None, DIM))
     return made
 
 
 def estimator():
-    made = FeatureEstimator(DIM, DIM, 1, name="estimator", **SIZES)
+    made = kb.FeatureEstimator(DIM, DIM, 1, name="estimator", **SIZES)
     made.build((None, None, CODE_DIM))
     return made
 
@@ -112,33 +79,33 @@ def with_weights(model, seed=0):
 
 
 def encoder_phase():
-    return EncoderPretrainer(
-        backbone("encoder"), decoder(), random_projection(), SameMask(0.7, seed=2)
+    return kb.EncoderPretrainer(
+        backbone("encoder"), decoder(), random_projection(), FixedMask(0.7)
     )
 
 
 def tokenizer_phase():
-    return TokenizerPretrainer(tokenizer(), estimator(), backbone("teacher"))
+    return kb.TokenizerPretrainer(tokenizer(), estimator(), backbone("teacher"))
 
 
 def joint():
-    return JointPretrainer(
+    return kb.JointPretrainer(
         backbone("encoder"),
         decoder(),
         tokenizer(),
         estimator(),
         tokenizer_every=2,
-        mask=SameMask(0.7, seed=2),
+        mask=FixedMask(0.7),
     )
 
 
 def pixel_backbone(patch_size, input_dims, **settings):
-    return BridleBackbone(
+    return kb.BridleBackbone(
         patch_size=patch_size,
         hidden_dim=DIM,
         num_layers=2,
         input_dims=input_dims,
-        front_end=PixelNormalization(0.5, 0.25, name="pixels"),
+        front_end=kb.PixelNormalization(0.5, 0.25, name="pixels"),
         name="encoder",
         **settings,
         **SIZES,
@@ -148,20 +115,20 @@ def pixel_backbone(patch_size, input_dims, **settings):
 # For each modality the classes, an encoder, and settings of the converter.
 CLASSIFIERS = {
     "audio": (
-        BridleAudioClassifier,
-        BridleAudioPreprocessor,
+        kb.BridleAudioClassifier,
+        kb.BridleAudioPreprocessor,
         lambda: backbone("encoder"),
         {"num_samples": 5000},
     ),
     "image": (
-        BridleImageClassifier,
-        BridleImagePreprocessor,
+        kb.BridleImageClassifier,
+        kb.BridleImagePreprocessor,
         lambda: pixel_backbone(4, (16, 12, 3)),
         {},
     ),
     "video": (
-        BridleVideoClassifier,
-        BridleVideoPreprocessor,
+        kb.BridleVideoClassifier,
+        kb.BridleVideoPreprocessor,
         lambda: pixel_backbone((2, 4, 4), (4, 12, 12, 3), position_layout="sequence"),
         {},
     ),
@@ -187,7 +154,7 @@ def classifier(modality):
         encoder,
         class_names=["low", "middle", "high"],
         preprocessor=preprocessor.for_backbone(encoder, **settings),
-        token_mask=SameMask(0.5, seed=2),
+        token_mask=FixedMask(0.5),
     )
     return with_weights(made)
 
@@ -241,6 +208,49 @@ def trained(name):
     return {"losses": np.array(history.history["loss"]), **weights}
 
 
+class StopAfter(keras.callbacks.Callback):
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = batches
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches -= 1
+        if self.batches == 0:
+            raise KeyboardInterrupt
+
+
+def pretrain(directory, callbacks=()):
+    """Runs a cold start of nine batches, or resumes it."""
+    keras.utils.set_random_seed(1)
+    pretraining = kb.InterleavedPretraining(
+        kb.BridleBackbone(
+            patch_size=8, hidden_dim=DIM, num_layers=1, input_dims=(32, 16, 1), **SIZES
+        ),
+        num_levels=2,
+        codebook_size=8,
+        code_dim=4,
+        mask=FixedMask(0.5),
+        decoder_options={"num_layers": 1, **SIZES},
+    )
+    inputs = np.random.default_rng(2).normal(size=(12, 32, 16, 1)).astype("float32")
+    pretraining.fit(
+        inputs,
+        rounds=0,
+        cold_start_epochs=3,
+        batch_size=4,
+        encoder_learning_rate=1e-3,
+        ema_momentum=0.9,
+        gradient_accumulation_steps=2,
+        directory=directory,
+        resume=True,
+        checkpoint_every_steps=1,
+        tensorboard=False,
+        callbacks=callbacks,
+        verbose=0,
+    )
+    return pretraining
+
+
 def main(folder):
     for name in MODELS:
         model = made(name)
@@ -250,11 +260,17 @@ def main(folder):
         np.savez(folder / f"{name}_trained.npz", **trained(name))
     for modality in CLASSIFIERS:
         model = classifier(modality)
-        np.save(folder / f"{modality}_logits.npy", logits(model, modality))
         inputs = converted(model.preprocessor, modality)
-        np.save(folder / f"{modality}_converted.npy", inputs)
-        np.save(folder / f"{modality}_tokens.npy", tokens(model.backbone, inputs))
+        np.savez(
+            folder / f"{modality}_outputs.npz",
+            logits=logits(model, modality),
+            converted=inputs,
+            tokens=tokens(model.backbone, inputs),
+        )
         model.save_to_preset(str(folder / f"{modality}_classifier"))
+    pretrain(folder / "unbroken")
+    with contextlib.suppress(KeyboardInterrupt):
+        pretrain(folder / "stopped", [StopAfter(6)])
 
 
 if __name__ == "__main__":

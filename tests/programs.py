@@ -1,5 +1,6 @@
-"""Starts the processes of a run on this machine."""
+"""Scripts that tests import, and programs that they start in processes of their own."""
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -8,11 +9,22 @@ from pathlib import Path
 
 import keras
 
-ROOT = Path(__file__).parents[2]
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+BACKEND = keras.backend.backend()
 
 
-def start(script, *arguments, processes=1, devices=1, environment=None):
-    """Starts a script, of this folder or by its whole path, in several processes.
+def load(path):
+    """Imports a script that is no module of the package; its path is from `ROOT`."""
+    path = ROOT / path
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def start(script, *arguments, processes=1, devices=1, backend=BACKEND):
+    """Starts a script in several processes; its path is from `ROOT`.
 
     Returns a list of `subprocess.Popen`, the chief first.
     """
@@ -20,18 +32,17 @@ def start(script, *arguments, processes=1, devices=1, environment=None):
     flags = os.environ.get("XLA_FLAGS", "")
     shared = {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)]),
         "OMP_NUM_THREADS": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        "KERAS_BACKEND": keras.backend.backend(),
+        "KERAS_BACKEND": backend,
         "KERAS_BRIDLE_DEVICES": str(devices),
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
-        **(environment or {}),
     }
     return [
         subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / script), *arguments],
-            env={**shared, **_place(index, ports)},
+            [sys.executable, str(ROOT / script), *map(str, arguments)],
+            env={**shared, **_process_variables(index, ports, backend)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -51,14 +62,15 @@ def finish(processes, timeout=900):
 
 
 def run(script, *arguments, **settings):
-    """Runs a script to its good end."""
+    """Runs a script, which must succeed."""
     codes, printed = finish(start(script, *arguments, **settings))
-    assert not any(codes), "\n\n".join(printed)
+    assert not any(codes), "\n\n".join(printed)[-3000:]
 
 
-def _place(index, ports):
+def _process_variables(index, ports, backend):
     """How each backend tells a process which one of how many it is."""
-    backend = keras.backend.backend()
+    if len(ports) == 1 or backend == "tensorflow":
+        return {}
     if backend == "torch":
         return {
             "RANK": str(index),
@@ -67,8 +79,6 @@ def _place(index, ports):
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(ports[0]),
         }
-    if backend == "tensorflow" or len(ports) == 1:
-        return {}
     return {
         "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"127.0.0.1:{ports[0]}",
         "KERAS_DISTRIBUTION_NUM_PROCESSES": str(len(ports)),
