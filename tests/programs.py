@@ -28,6 +28,9 @@ def start(script, *arguments, processes=1, devices=1, backend=BACKEND):
 
     Returns a list of `subprocess.Popen`, the chief first.
     """
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    if devices > 1:
+        command.insert(1, str(TESTS / "distribution" / "on_virtual_devices.py"))
     ports = _free_ports(processes)
     flags = os.environ.get("XLA_FLAGS", "")
     shared = {
@@ -41,7 +44,7 @@ def start(script, *arguments, processes=1, devices=1, backend=BACKEND):
     }
     return [
         subprocess.Popen(
-            [sys.executable, str(ROOT / script), *map(str, arguments)],
+            command,
             env={**shared, **_process_variables(index, ports, backend)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,11 +1,11 @@
 """What the recipes' tests share: short runs, and what every run must leave behind."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import keras
 import numpy as np
+import programs
 
 import keras_bridle as kb
 
@@ -26,11 +26,7 @@ PHASES = ["0_cold_start", "1_tokenizer", "2_encoder"]
 
 
 def load_recipe(name):
-    """Imports a recipe, which is no module of the package."""
-    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return programs.load(f"recipes/{name}.py")
 
 
 def save_small_encoder(folder, **settings):

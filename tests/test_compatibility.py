@@ -1,7 +1,6 @@
 """What version 0.1 wrote, and the names it had, are good for this version."""
 
 import importlib
-import importlib.util
 import json
 import shutil
 import warnings
@@ -9,21 +8,18 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import programs
 import pytest
+from programs import BACKEND
 
 import keras_bridle as kb
 
 FIXTURES = Path(__file__).parent / "fixtures"
-BACKEND = keras.backend.backend()
 # Rounding, which differs from one processor to the next, decides the code of a vector
 # between two of them. Of 32 codes in a step one or two may differ, and what follows.
 OTHER_CODES = 0.15
 
-specification = importlib.util.spec_from_file_location(
-    "make_fixtures", FIXTURES / "make_fixtures.py"
-)
-make_fixtures = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(make_fixtures)
+make_fixtures = programs.load("tests/fixtures/make_fixtures.py")
 
 
 @pytest.fixture(scope="module")

@@ -107,7 +107,9 @@ def tokenizer_pretrainer(front_end=None, augmentation=None, **options):
     return trainer
 
 
-def joint_pretrainer(front_end=None, mask=None, tokenizer_every=3, **options):
+def joint_pretrainer(
+    front_end=None, mask=None, augmentation=None, tokenizer_every=3, **options
+):
     trainer = JointPretrainer(
         backbone(front_end=front_end),
         decoder(),
@@ -115,6 +117,7 @@ def joint_pretrainer(front_end=None, mask=None, tokenizer_every=3, **options):
         estimator(),
         tokenizer_every=tokenizer_every,
         mask=mask or FixedMask(0.5),
+        augmentation=augmentation,
     )
     set_codebooks(trainer.tokenizer)
     return trainer

@@ -1,33 +1,18 @@
 """A recipe with `--distribute` on recordings comes to the losses of one device."""
 
 import csv
-import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-import keras
 import numpy as np
+import programs
 import pytest
-from recipe_runs import PHASES, RECIPES, SHORT, load_recipe, save_small_encoder
+from programs import BACKEND
+from recipe_runs import PHASES, SHORT, load_recipe, save_small_encoder
 from sound_files import noise, write
 
 import keras_bridle as kb
 
-BACKEND = keras.backend.backend()
-FOLDER = Path(__file__).parent
-RECIPE = str(RECIPES / "pretrain_audio.py")
-
-
-def several_processes():
-    spec = importlib.util.spec_from_file_location(
-        "several_processes", FOLDER / "several_processes.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+RECIPE = "recipes/pretrain_audio.py"
 
 
 @pytest.fixture(scope="module")
@@ -64,38 +49,21 @@ def losses(directory):
     return found
 
 
-def run_with_torchrun(*arguments):
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    root = str(FOLDER.parents[1])
-    done = subprocess.run(
-        [sys.executable, "-m", *command, RECIPE, *arguments],
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def run_on_devices(*arguments):
-    several_processes().run("on_virtual_devices.py", RECIPE, *arguments, devices=2)
-
-
-def run_in_processes(*arguments):
-    several_processes().run(RECIPE, *arguments, processes=2)
-
-
-WAYS = [run_with_torchrun]
+WAYS = {
+    "torch": [{"processes": 2}],
+    "jax": [{"devices": 2}, {"processes": 2}],
+    "tensorflow": [{"devices": 2}],
+}
 if BACKEND != "torch":
     # Torch's processes start fastest.
-    WAYS = [run_on_devices, *([run_in_processes] if BACKEND == "jax" else [])]
     pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("run", WAYS)
-def test_several_devices_learn_what_one_does(run, flags, expected, tmp_path):
+@pytest.mark.parametrize("way", WAYS[BACKEND])
+def test_several_devices_learn_what_one_does(way, flags, expected, tmp_path):
     directory = tmp_path / "run"
-    run(*flags, "--directory", str(directory), "--distribute")
+    arguments = [*flags, "--directory", directory, "--distribute"]
+    programs.run(RECIPE, *arguments, **way)
     found = losses(directory)
     assert found.keys() == expected.keys()
     for name, values in expected.items():

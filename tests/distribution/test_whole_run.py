@@ -1,16 +1,14 @@
-"""A run of several processes loses one, goes on, and ends like a run of one."""
+"""A run of several processes loses one, resumes, and ends like a run of one."""
 
-import importlib.util
 import json
-from pathlib import Path
 
-import keras
 import numpy as np
+import programs
 import pytest
+from programs import BACKEND
 
-FOLDER = Path(__file__).parent
+SCRIPT = "tests/distribution/whole_run.py"
 PHASES = ["0_cold_start", "1_tokenizer", "2_encoder"]
-BACKEND = keras.backend.backend()
 pytestmark = [
     pytest.mark.skipif(BACKEND == "tensorflow", reason="has one process"),
     # Torch's processes start fastest.
@@ -18,25 +16,21 @@ pytestmark = [
 ]
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def one_process():
     """What one process comes to."""
-    return load("whole_run").run(None)
+    return programs.load(SCRIPT).run(None)
 
 
-def test_lost_process_ends_the_run_which_goes_on(tmp_path, one_process):
-    several, directory = load("several_processes"), tmp_path / "run"
-    started = several.start(
-        "whole_run.py", str(directory), "TokenizerPretrainer", "die", processes=2
-    )
-    codes, printed = several.finish(started)
+def run_with(event, directory):
+    """Runs two processes of which something happens to one; returns codes, output."""
+    arguments = (directory, "TokenizerPretrainer", event)
+    return programs.finish(programs.start(SCRIPT, *arguments, processes=2))
+
+
+def test_a_run_that_loses_a_process_resumes(tmp_path, one_process):
+    directory = tmp_path / "run"
+    codes, printed = run_with("die", directory)
     assert codes[1] == 3, printed[1]
     assert codes[0] not in (0, 3), printed[0]
     if BACKEND != "jax":
@@ -46,7 +40,7 @@ def test_lost_process_ends_the_run_which_goes_on(tmp_path, one_process):
     assert state["phases_done"] == PHASES[:1]
     assert (directory / "phases" / "1_tokenizer" / "checkpoint.npz").exists()
 
-    several.run("whole_run.py", str(directory), processes=2)
+    programs.run(SCRIPT, directory, processes=2)
     check_end(directory, one_process)
     # The other process left nothing here.
     assert {path.name for path in directory.iterdir()} == {
@@ -60,11 +54,8 @@ def test_lost_process_ends_the_run_which_goes_on(tmp_path, one_process):
 
 
 def test_sigterm_to_one_process_stops_all_of_them(tmp_path, one_process):
-    several, directory = load("several_processes"), tmp_path / "run"
-    started = several.start(
-        "whole_run.py", str(directory), "TokenizerPretrainer", "terminate", processes=2
-    )
-    codes, printed = several.finish(started)
+    directory = tmp_path / "run"
+    codes, printed = run_with("terminate", directory)
     assert codes == [143, 143], "\n\n".join(printed)
     log = (directory / "log.txt").read_text()
     assert log.splitlines()[-1].endswith("Stopped by Preempted")
@@ -72,7 +63,7 @@ def test_sigterm_to_one_process_stops_all_of_them(tmp_path, one_process):
         header = json.loads(str(state["header"]))
     # After the step in which the signal came.
     assert (header["epoch"], header["step"]) == (1, 1)
-    several.run("whole_run.py", str(directory), processes=2)
+    programs.run(SCRIPT, directory, processes=2)
     check_end(directory, one_process)
 
 

@@ -1,13 +1,14 @@
 """The guides, really run with small settings, and the notebooks made from them."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
+import keras
+import numpy as np
+import programs
 import pytest
 
-GUIDES = Path(__file__).parents[2] / "guides"
+GUIDES = programs.ROOT / "guides"
 
 
 def run_guide(name, **constants):
@@ -55,11 +56,7 @@ def test_pretraining(folder, capsys):
 
 @pytest.fixture(scope="module")
 def notebooks():
-    path = GUIDES / "make_notebooks.py"
-    spec = importlib.util.spec_from_file_location("make_notebooks", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return programs.load("guides/make_notebooks.py")
 
 
 def test_every_guide_has_its_notebook(notebooks):
@@ -83,3 +80,30 @@ def test_form_of_a_notebook(notebooks):
         ("code", "def f():\n    y = x\n\n    return y\n\nf()  # as code"),
     ]
     assert cells[1]["outputs"] == []
+
+
+new_modality = programs.load("guides/new_modality.py")
+
+
+def test_new_modality(capsys, tmp_path):
+    untrained, pretrained = new_modality.main(epochs=1, verbose=0)
+    assert 0.2 < untrained < 1 and 0.2 < pretrained < 1
+    assert "pretrained, 25.0% by chance" in capsys.readouterr().out
+    readings, _ = new_modality.machines(4, seed=2)
+    backbone = new_modality.make_backbone(readings)
+    backbone.save_to_preset(str(tmp_path / "preset"))
+    loaded = new_modality.kb.BridleBackbone.from_preset(str(tmp_path / "preset"))
+    expected = keras.ops.convert_to_numpy(backbone.pooled_features(readings))
+    found = keras.ops.convert_to_numpy(loaded.pooled_features(readings))
+    np.testing.assert_allclose(found, expected, 1e-5, 1e-5)
+
+
+def test_a_state_is_a_speed_and_shows_in_no_single_reading():
+    readings, states = new_modality.machines(400, seed=0)
+    assert readings.shape == (400, 64, 6)
+    assert np.bincount(states).min() > 70
+    by_state = [readings[states == state] for state in range(4)]
+    spreads = [of_state[..., 3].std() for of_state in by_state]
+    np.testing.assert_allclose(spreads, np.mean(spreads), 0.05)
+    power = [np.abs(np.fft.rfft(x, axis=1))[:, 1:].mean(axis=(0, 2)) for x in by_state]
+    assert [1 + spectrum.argmax() for spectrum in power] == [3, 4, 5, 6]
