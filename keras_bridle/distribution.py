@@ -106,11 +106,6 @@ def broadcast(value):
     return json.loads(text.tobytes().decode())
 
 
-def total(numbers):
-    """Adds up the int32 arrays of all processes."""
-    return gather(numbers).sum(axis=0, dtype="int32")
-
-
 def broadcast_variables(variables):
     """Gives the variables of every process the chief's values."""
     if is_alone():
@@ -123,23 +118,17 @@ def share_file(path):
     """Gives every process a file that the chief has, if it has one."""
     if is_alone():
         return
-    size = path.stat().st_size if is_chief() and path.exists() else -1
-    size = int(gather(size)[0])
-    if size < 0:
+    size = broadcast(path.stat().st_size if is_chief() and path.exists() else None)
+    if size is None:
         return
     with path.open("rb" if is_chief() else "wb") as file:
         for start in range(0, size, _PIECE):
             piece = np.zeros(min(_PIECE, size - start), "uint8")
             if is_chief():
                 piece = np.frombuffer(file.read(len(piece)), "uint8")
-            piece = gather(piece)[0]
+            piece = broadcast(piece)
             if not is_chief():
                 file.write(piece.tobytes())
-
-
-def all_examples(batch):
-    """Joins the equal parts of a batch that the processes have read, in order."""
-    return gather(batch).reshape(-1, *batch.shape[1:])
 
 
 def local_function(model):
@@ -151,11 +140,9 @@ def local_function(model):
         return model.predict_on_batch
 
     # There `predict_on_batch()` joins what all devices return.
-    def outputs(batch):
-        found = model(batch, training=False)
-        return keras.tree.map_structure(keras.ops.convert_to_numpy, found)
-
-    return outputs
+    return lambda batch: keras.tree.map_structure(
+        keras.ops.convert_to_numpy, model(batch, training=False)
+    )
 
 
 def own_directory(directory):
@@ -179,8 +166,7 @@ def bridle_layout_map(mesh, axis="model"):
     In each block the kernels that widen (attention's query, key and value, the MLP's
     hidden layer) are divided by columns and those that narrow (attention's output, the
     MLP's) by rows, so that what lies between them stays divided; the decoder's head is
-    divided by columns. Everything else, codebooks included, is on every device. The
-    optimizer's averages are divided as their weights are.
+    divided by columns. Everything else, codebooks included, is on every device.
 
     Args:
         mesh: `keras.distribution.DeviceMesh` with an axis for batches and one for
@@ -192,13 +178,10 @@ def bridle_layout_map(mesh, axis="model"):
     Returns:
         A `keras.distribution.LayoutMap`, for `keras.distribution.ModelParallel`.
 
-    Raises:
-        ValueError: if the mesh has no such axis.
-
     Example:
     ```python
     import keras
-    from keras_bridle.distribution import bridle_layout_map
+    import keras_bridle as kb
 
     if keras.backend.backend() == "jax":
         devices = keras.distribution.list_devices()
@@ -206,10 +189,8 @@ def bridle_layout_map(mesh, axis="model"):
             (1, len(devices)), ["batch", "model"], devices
         )
         distribution = keras.distribution.ModelParallel(
-            layout_map=bridle_layout_map(mesh), batch_dim_name="batch"
+            layout_map=kb.bridle_layout_map(mesh), batch_dim_name="batch"
         )
-        with distribution.scope():
-            pass  # make networks and train them
     ```
 
     Reference:
@@ -230,9 +211,8 @@ def distribute(model_devices=1, timeout=600.0):
 
     Each batch is divided among the devices, and what they learn is that of the whole
     batch: gradients, codebooks, restarts of dead codes, losses and metrics. Make all
-    networks within the block. All processes run the same program: whatever trains or
-    evaluates networks must be done in all of them, or they wait for each other. How the
-    devices are found is the backend's way:
+    networks within the block, and train and evaluate them in all processes, or these
+    wait for each other. Each backend finds devices in its own way:
 
     - JAX: all devices of this machine (`keras.distribution.DataParallel`). For several
       processes, start each with Keras' `KERAS_DISTRIBUTION_JOB_ADDRESSES`,
@@ -249,16 +229,15 @@ def distribute(model_devices=1, timeout=600.0):
         timeout: float, seconds to wait for the other processes, on PyTorch.
 
     Raises:
-        ValueError: if the devices cannot be used so.
         WorkerLostError: if another process is lost.
 
     Example:
     ```python
     import keras
-    from keras_bridle.distribution import distribute
+    import keras_bridle as kb
 
     if keras.backend.backend() != "torch":  # which needs torchrun
-        with distribute():
+        with kb.distribute():
             model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     ```
     """

@@ -203,12 +203,3 @@ def test_one_device_has_nothing_to_sum():
     optimizer = keras.optimizers.SGD()
     module.sum_gradients(optimizer)
     assert not hasattr(optimizer, "sums_gradients")
-
-
-def test_cond_is_that_of_keras_on_one_device():
-    chosen = module.cond(
-        ops.convert_to_tensor(False),
-        lambda: {"x": ops.ones(())},
-        lambda: {"x": ops.zeros(())},
-    )
-    assert float(chosen["x"]) == 0.0

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_bridle.config import ArgumentError
-from keras_bridle.distribution import all_examples, num_devices, process_shard
+from keras_bridle.distribution import gather, num_devices, process_shard
 
 
 def epoch_order(num_examples, seed, epoch, weights=None, length=None):
@@ -234,7 +234,12 @@ def first_batches(batches, count):
     for batch in itertools.islice(batches, count):
         batch = batch[0] if isinstance(batch, (tuple, list)) else batch
         batch = keras.tree.map_structure(_as_array, batch)
-        yield batch if is_whole else keras.tree.map_structure(all_examples, batch)
+        yield batch if is_whole else keras.tree.map_structure(_joined, batch)
+
+
+def _joined(part):
+    """Joins the equal parts of a batch that the processes have read, in order."""
+    return gather(part).reshape(-1, *part.shape[1:])
 
 
 def timing_of(batches):

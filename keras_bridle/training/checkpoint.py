@@ -20,7 +20,7 @@ import numpy as np
 # What layers draw from that were given no seed; Keras has no public name for it.
 from keras.src.random.seed_generator import global_seed_generator
 
-from keras_bridle.distribution import is_alone, is_chief, total
+from keras_bridle.distribution import gather, is_alone, is_chief
 from keras_bridle.replicas import summing
 
 # A quota is as good as a full disk.
@@ -294,7 +294,7 @@ class Preemption:
         steps = self._steps * _INTERVAL / max(now - self._asked_at, 1e-3)
         # One step that happens to be short tells little.
         steps = int(np.clip(steps, 1, 2 * self._steps)) if is_chief() else 0
-        requests, steps = total(np.array([self.is_requested, steps], "int32"))
+        requests, steps = gather([int(self.is_requested), steps]).sum(axis=0)
         self._is_agreed = self._is_agreed or bool(requests)
         self._steps = self._steps_left = int(steps)
         self._asked_at = now
