@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 from keras import ops
+from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import NearestNeighbors
+from sklearn.metrics import log_loss
+from sklearn.neighbors import KNeighborsRegressor
 from sklearn.utils import check_array, check_consistent_length
 from threadpoolctl import threadpool_limits
 
@@ -18,6 +20,7 @@ from keras_bridle.evaluation.features import (
     FeatureExtractor,
     InputFeatures,
     PatchFeatures,
+    joined,
 )
 from keras_bridle.evaluation.metrics import (
     check_targets,
@@ -26,11 +29,6 @@ from keras_bridle.evaluation.metrics import (
 )
 
 PROBES = ("linear", "dense", "knn", "attentive")
-# How the probes are trained that take steps.
-TRAINING: dict[str, dict[str, Any]] = {
-    "dense": {"epochs": 100, "learning_rate": 3e-3, "weight_decay": 0.0},
-    "attentive": {"epochs": 40, "learning_rate": 1e-3, "weight_decay": 0.01},
-}
 # Half decades; weaker ones than 10 no longer change the answers on standardized
 # features.
 REGULARIZATIONS = tuple(10.0 ** (power / 2) for power in range(-7, 3))
@@ -60,13 +58,11 @@ def linear_probe(
 ):
     """Fits multinomial logistic regression on frozen features and scores it.
 
-    The features are standardized with the mean and standard deviation of the
-    training rows, which is the batch normalization without scale and offset that
-    probes of masked autoencoders put before their linear head. The strength of the
-    penalty is chosen by stratified cross-validation on the training rows: the test
-    rows take part in nothing but the final score. What counts there is the likelihood
-    of the held-out labels, and of penalties that come near each other the mean is
-    taken, so that rounding in the features does not change the choice.
+    The features are standardized by the training rows, like the batch normalization
+    before the linear head in probes of masked autoencoders. Stratified cross-validation
+    on the training rows chooses the penalty by the likelihood of the held-out labels.
+    Penalties that come near each other are averaged, so that rounding in the features
+    does not change the choice.
 
     Args:
         train_features: array of shape `(train_rows, dim)`.
@@ -74,24 +70,20 @@ def linear_probe(
         test_features: array of shape `(test_rows, dim)`.
         test_labels: array or list of shape `(test_rows,)`. Classes that the training
             rows lack count as errors.
-        groups: optional array or list of shape `(train_rows,)`. Rows of one group
-            (one speaker, one syllable) stay in one fold. Give it when the test
-            groups are others than the training ones: without it cross-validation
-            rewards memorizing groups, and chooses too weak a penalty.
+        groups: optional array or list of shape `(train_rows,)`. Rows of one group, such
+            as a speaker, stay in one fold. Give it when the test rows come from other
+            groups; without it cross-validation rewards memorizing groups.
         regularizations: sequence of floats, the inverse penalties to choose from or
-            between. A single one is used without cross-validation
-            (`validation_accuracy` is then NaN).
-        folds: int, at least 2, the number of cross-validation folds.
+            between. A single one is used without cross-validation.
+        folds: int, the number of cross-validation folds.
         seed: int, seeds the folds.
 
     Returns:
-        A named tuple: `accuracy`, the share of test rows classified correctly;
-        `per_class`, a dict of it; `regularization`, the chosen inverse penalty;
-        `validation_accuracy`, of training rows near it; `predictions`; the training
-        `classes`, sorted; and `scores`, log-probabilities `(test_rows, classes)`.
-
-    Raises:
-        ValueError: if shapes, lengths, values or numbers of classes do not fit.
+        `ProbeResult`, a named tuple: `accuracy`, the share of test rows classified
+        correctly; `per_class`, a dict of it; `regularization`, the chosen inverse
+        penalty; `validation_accuracy`, of held-out rows near it (NaN without
+        cross-validation); `predictions`; the training `classes`, sorted; and `scores`,
+        log-probabilities `(test_rows, classes)`.
 
     Example:
     ```python
@@ -118,13 +110,12 @@ def linear_probe(
         raise ArgumentError("train_labels", "of 2 classes or more", classes)
     inputs, test_inputs = standardized(train_features, test_features)
     if inputs.shape[1] > inputs.shape[0]:
-        # The solution is a sum of training rows: to see only what lies in their span
-        # changes nothing but the time it takes.
+        # The solution is a sum of training rows: their span gives the same, sooner.
         span = np.linalg.svd(inputs, full_matrices=False)[2].T
         inputs, test_inputs = inputs @ span, test_inputs @ span
 
-    # One thread: the products are so small that more of them only wait for each
-    # other, up to a hundred times longer on a busy machine.
+    # The products are so small that threads only wait for each other, up to a hundred
+    # times longer on a busy machine.
     with threadpool_limits(1):
         chosen, validation_accuracy = _cross_validated(
             inputs, targets, groups, sorted(map(float, regularizations)), folds, seed
@@ -136,7 +127,7 @@ def linear_probe(
     if logits.ndim == 1:  # of two classes
         logits = np.stack([-logits / 2, logits / 2], axis=1)
     # Not `predict_log_proba()`, which is not finite where probabilities are tiny.
-    scores = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    scores = log_softmax(logits, axis=1)
     predictions = classes[logits.argmax(axis=1)]
     is_right = predictions == test_labels
     return ProbeResult(
@@ -154,14 +145,11 @@ def linear_probe(
 
 
 def _check_split(train_features, train_labels, test_features, test_labels):
-    """Gives both arrays of features as finite float64 of the same size."""
+    """Gives both arrays of features as finite float64."""
     train = check_array(train_features, dtype="float64", input_name="train_features")
     test = check_array(test_features, dtype="float64", input_name="test_features")
     check_consistent_length(train, train_labels)
     check_consistent_length(test, test_labels)
-    if train.shape[1] != test.shape[1]:
-        expected = f"of size {train.shape[1]}, as train_features"
-        raise ArgumentError("test_features", expected, test.shape)
     return train, test
 
 
@@ -230,10 +218,9 @@ def _held_out(model, training, held_out, inputs, targets, regularization):
         # Choosing needs no full convergence.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.set_params(C=regularization).fit(inputs[training], targets[training])
-    logs = model.predict_log_proba(inputs[held_out])
-    columns = np.searchsorted(model.classes_, targets[held_out])
-    loss = -logs[np.arange(len(columns)), columns].mean()
-    return loss, np.mean(logs.argmax(axis=1) == columns)
+    inputs, targets = inputs[held_out], targets[held_out]
+    loss = log_loss(targets, model.predict_proba(inputs), labels=model.classes_)
+    return loss, model.score(inputs, targets)
 
 
 def knn_probe(
@@ -254,15 +241,12 @@ def knn_probe(
         test_features: array of shape `(test_rows, dim)`.
         test_labels: array or list of shape `(test_rows,)`.
         neighbors: int, the number of training rows that vote.
-        temperature: float or None. A neighbor of similarity `s` votes with weight
-            `exp(s / temperature)`; None gives every neighbor one vote. A tie goes
-            to the class that sorts first.
+        temperature: float or `None`. A neighbor of similarity `s` votes with weight
+            `exp(s / temperature)`; `None` gives every neighbor one vote. A tie goes to
+            the class that sorts first.
 
     Returns:
         float, the share of the test rows that are classified correctly.
-
-    Raises:
-        ValueError: if shapes, lengths or values do not fit.
 
     Example:
     ```python
@@ -289,14 +273,16 @@ def neighbor_votes(train, hot, test, neighbors=10, temperature=0.07):
     """The share of the nearest training rows' votes for each class of `hot`."""
     if temperature is not None and temperature <= 0:
         raise ArgumentError("temperature", "positive or None", temperature)
-    search = NearestNeighbors(n_neighbors=neighbors, metric="cosine").fit(train)
-    distances, nearest = search.kneighbors(test)
-    weights = np.ones_like(distances)
-    if temperature is not None:
+
+    def weights(distances):
+        if temperature is None:
+            return np.ones_like(distances)
         # Against the nearest neighbor's, so that no weight overflows.
-        weights = np.exp((distances[:, :1] - distances) / temperature)
-    votes = sum(weights[:, [rank]] * hot[nearest[:, rank]] for rank in range(neighbors))
-    return votes / weights.sum(axis=1, keepdims=True)
+        return np.exp((distances[:, :1] - distances) / temperature)
+
+    # The weighted mean of the neighbors' targets.
+    votes = KNeighborsRegressor(neighbors, weights=weights, metric="cosine")
+    return votes.fit(train, hot.astype("float64")).predict(test)
 
 
 class AttentivePooling(keras.layers.Layer):
@@ -331,77 +317,66 @@ class AttentivePooling(keras.layers.Layer):
         mask = is_real[:, None, :]
         return self.attention(query, patches, attention_mask=mask)[:, 0]
 
-    def compute_output_shape(self, patches_shape, is_real_shape=None):
-        return (patches_shape[0], patches_shape[-1])
+
+def dense_scores(train, hot, test, **options):
+    """The published probe: [He et al., 2022](https://arxiv.org/abs/2111.06377), A.1."""
+    inputs = keras.Input(train.shape[1:])
+    features = keras.layers.BatchNormalization(
+        momentum=0.9, epsilon=1e-6, center=False, scale=False, dtype="float32"
+    )(inputs)
+    return _trained_scores([inputs], features, [train], hot, [test], **options)
 
 
-def trained_scores(kind, train, hot, test, multi_label=False, seed=0, **options):
-    """Trains a small classifier by AdamW and a cosine, and gives logits of test rows.
-
-    `"dense"` is the published probe ([He et al.,
-    2022](https://arxiv.org/abs/2111.06377), appendix A.1). `"attentive"` has by default
-    one head for each 64 numbers of a patch.
-    """
-    defaults = {**TRAINING[kind], "batch_size": 64, "num_heads": None}
-    unknown = sorted(options.keys() - defaults.keys())
-    if unknown:
-        raise TypeError(f"Unknown options of the {kind} probe: {', '.join(unknown)}")
+def attentive_scores(train, hot, test, num_heads=None, seed=0, **options):
+    """By default it has one head for each 64 numbers of a patch."""
+    _, patches, dim = train.patches.shape
+    inputs = [keras.Input((patches, dim)), keras.Input((patches,), dtype="bool")]
+    num_heads = num_heads or (dim // 64 if dim % 64 == 0 else 1)
+    pooled = AttentivePooling(num_heads, seed, dtype="float32")(*inputs)
+    features = keras.layers.LayerNormalization(epsilon=1e-6, dtype="float32")(pooled)
+    defaults = {"epochs": 40, "learning_rate": 1e-3, "weight_decay": 0.01, "seed": seed}
     options = {**defaults, **options}
-    epochs, batch_size = options["epochs"], options["batch_size"]
-    if kind == "dense":
-        train, test = [train], [test]
-        inputs = [keras.Input(train[0].shape[1:])]
-        normalized = keras.layers.BatchNormalization(
-            momentum=0.9, epsilon=1e-6, center=False, scale=False, dtype="float32"
-        )(inputs[0])
-    else:
-        train, test = list(train), list(test)
-        _, patches, dim = train[0].shape
-        inputs = [keras.Input((patches, dim)), keras.Input((patches,), dtype="bool")]
-        num_heads = options["num_heads"] or (dim // 64 if dim % 64 == 0 else 1)
-        pooled = AttentivePooling(num_heads, seed, dtype="float32")(*inputs)
-        normalized = keras.layers.LayerNormalization(epsilon=1e-6, dtype="float32")(
-            pooled
-        )
+    return _trained_scores(inputs, features, [*train], hot, [*test], **options)
+
+
+def _trained_scores(
+    inputs,
+    features,
+    train,
+    hot,
+    test,
+    epochs=100,
+    learning_rate=3e-3,
+    weight_decay=0.0,
+    batch_size=64,
+    seed=0,
+    multi_label=False,
+):
+    """Trains a dense layer by AdamW and a cosine, and gives logits of test rows."""
     # From zero: all classes are alike before the first step, whatever the seed.
     head = keras.layers.Dense(hot.shape[1], kernel_initializer="zeros", dtype="float32")
-    model = keras.Model(inputs, head(normalized))
-    batches = _Batches([*train, hot.astype("float32")], batch_size, seed)
+    model = keras.Model(inputs, head(features))
     losses = keras.losses
     loss = losses.BinaryCrossentropy if multi_label else losses.CategoricalCrossentropy
-    schedule = keras.optimizers.schedules.CosineDecay(
-        options["learning_rate"], max(1, epochs * len(batches))
-    )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=options["weight_decay"])
+    batch_size = min(batch_size, len(hot))
+    steps = len(hot) // batch_size
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=weight_decay)
     model.compile(optimizer, loss(from_logits=True))
-    model.fit(batches, epochs=epochs, verbose=0, shuffle=False)
+    batches = _batches([*train, hot.astype("float32")], batch_size, seed)
+    model.fit(batches, epochs=epochs, steps_per_epoch=steps, shuffle=False, verbose=0)
     return model.predict(test, batch_size=batch_size, verbose=0)
 
 
-class _Batches(keras.utils.PyDataset):
-    """Full batches of arrays, the last of them targets, in another order each epoch."""
-
-    def __init__(self, arrays, batch_size, seed):
-        super().__init__()
-        self.arrays = arrays
+def _batches(arrays, batch_size, seed):
+    """Yields full batches of arrays, the last of them targets, without an end."""
+    generator = np.random.default_rng(seed)
+    while True:
+        order = generator.permutation(len(arrays[-1]))
         # A small rest would distort the statistics of the normalization.
-        self.batch_size = min(batch_size, len(arrays[-1]))
-        self.generator = np.random.default_rng(seed)
-        self.on_epoch_end()
-
-    def __len__(self):
-        return len(self.order) // self.batch_size
-
-    def __getitem__(self, index):
-        rows = self.order[index * self.batch_size :][: self.batch_size]
-        *inputs, targets = (
-            x[rows] if x.dtype == bool else x[rows].astype("float32")
-            for x in self.arrays
-        )
-        return inputs[0] if len(inputs) == 1 else tuple(inputs), targets
-
-    def on_epoch_end(self):
-        self.order = self.generator.permutation(len(self.arrays[-1]))
+        for start in range(0, len(order) - batch_size + 1, batch_size):
+            *inputs, targets = (x[order[start : start + batch_size]] for x in arrays)
+            yield tuple(inputs), targets
 
 
 class ProbeData(NamedTuple):
@@ -435,19 +410,20 @@ def probe_encoder(
     Gives a dict from kind to the `ClassificationMetrics` of each split. `options` has
     more arguments of `probe()` by kind; `most_gigabytes` limits the patches in memory.
     """
-    common = (data, seed, options or {})
-    found: dict[str, Any] = {}
-    per_vector = [kind for kind in kinds if kind != "attentive"]
-    if per_vector:
-        make = InputFeatures if plain else FeatureExtractor
-        extract = make(backbone, segments=segments)
-        (vectors,), rows = _features(extract, data, batch_size)
-        found |= _of_splits(per_vector, vectors, rows, *common)
-    if "attentive" in kinds and not plain:
-        extract = FeatureExtractor(backbone, per="patch")
-        patches, rows = _features(extract, data, batch_size, most_gigabytes * 1e9)
-        found |= _of_splits(["attentive"], PatchFeatures(*patches), rows, *common)
-    return {kind: found[kind] for kind in kinds if kind in found}
+    features, found = {}, {}
+    for kind in kinds:
+        per = "patch" if kind == "attentive" else "file"
+        if plain and per == "patch":
+            continue
+        if per not in features:
+            extract: Any = InputFeatures(backbone, segments)
+            if not plain:
+                means = segments if per == "file" else 1
+                extract = FeatureExtractor(backbone, per=per, segments=means)
+            features[per] = _features(extract, data, batch_size, most_gigabytes)
+        more = (options or {}).get(kind, {})
+        found[kind] = _of_splits(kind, *features[per], data, seed, more)
+    return found
 
 
 def mean_per_class(several):
@@ -465,51 +441,48 @@ def mean_per_class(several):
     ]
 
 
-def _features(extract, data, batch_size, limit=float("inf")):
+def _features(extract, data, batch_size, most_gigabytes):
     """Returns features of all examples that can be read, and which those are."""
-    parts, rows, count, size = [], [], 0, 0
-    for outputs, others in extract.batches(data.inputs(extract.backbone), batch_size):
-        arrays = list(outputs.values())
-        if "patches" in outputs:
-            arrays[0] = arrays[0].astype("float16")
-        parts.append(arrays)
-        start, count = count, count + len(arrays[0])
-        rows.append(others[0] if others else np.arange(start, count))
-        size += arrays[0].nbytes
-        total = size / count * len(data.labels)
-        if total > limit:
-            need = f"{total / 1e9:.1f} GB of memory, more than {limit / 1e9:.1f}"
+    parts, count, size = [], 0, 0
+    for part, others in extract.batches(data.inputs(extract.backbone), batch_size):
+        if "patches" in part:
+            part["patches"] = part["patches"].astype("float16")
+            size += part["patches"].nbytes
+        start, count = count, count + len(next(iter(part.values())))
+        parts.append(part | {"rows": others[0] if others else range(start, count)})
+        gigabytes = size / count * len(data.labels) / 1e9
+        if gigabytes > most_gigabytes:
+            need = f"{gigabytes:.1f} GB of memory, more than {most_gigabytes:.1f}"
             raise ValueError(f"The patches of all examples would take {need}")
-    if not rows:
-        raise ValueError("No example can be read.")
-    return [np.concatenate(x) for x in zip(*parts, strict=True)], np.concatenate(rows)
+    found = joined(parts)
+    rows = found.pop("rows")
+    return found.get("features") if size == 0 else PatchFeatures(**found), rows
 
 
-def _of_splits(kinds, features, rows, data, seed, options):
+def _of_splits(kind, features, rows, data, seed, options):
+    """Returns the `ClassificationMetrics` of each split."""
     # Where a row of the labels is among the features, -1 if it could not be read.
     position = np.full(len(data.labels), -1)
     position[rows] = np.arange(len(rows))
-    found: dict[str, list] = {kind: [] for kind in kinds}
+    found = []
     for split in data.splits:
         train, test = (part[position[part] >= 0] for part in split)
         if not (len(train) and len(test)):
             missing = "test" if len(train) else "training"
             raise ValueError(f"No {missing} example can be read.")
-        for kind in kinds:
-            more = dict(options.get(kind, {}))
-            if kind == "linear" and data.groups is not None:
-                more["groups"] = data.groups[train]
-            metrics = probe(
-                kind,
-                features[position[train]],
-                data.labels[train],
-                features[position[test]],
-                data.labels[test],
-                data.class_names,
-                seed,
-                **more,
-            )
-            found[kind].append(metrics)
+        if kind == "linear" and data.groups is not None:
+            options = {**options, "groups": data.groups[train]}
+        metrics = probe(
+            kind,
+            features[position[train]],
+            data.labels[train],
+            features[position[test]],
+            data.labels[test],
+            data.class_names,
+            seed,
+            **options,
+        )
+        found.append(metrics)
     return found
 
 
@@ -559,7 +532,7 @@ def probe(
         options = {"neighbors": min(10, len(train)), **options}
         scores = neighbor_votes(train, hot, test, **options)
     else:
-        scores = trained_scores(
-            kind, train, hot, test, numbers is None, seed=seed, **options
-        )
+        trained_scores = dense_scores if kind == "dense" else attentive_scores
+        options |= {"seed": seed, "multi_label": numbers is None}
+        scores = trained_scores(train, hot, test, **options)
     return classification_metrics(test_labels, scores, class_names)
