@@ -8,14 +8,15 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
+import PIL.Image
 from rich.progress import track
 
 from keras_bridle.config import ArgumentError
-from keras_bridle.data.files import ReadReport
+from keras_bridle.data.files import ReadReport, UnreadableFileError
 from keras_bridle.data.layouts import list_files
 from keras_bridle.modalities import modality_of, patch_grid
 from keras_bridle.models.feature_extractor import FeatureModel
-from keras_bridle.training.checkpoint import atomic_file
+from keras_bridle.training.checkpoint import atomic_file, write_json
 from keras_bridle.training.run import RunDirectory, run_lock
 
 FORMATS = ("npz", "parquet")
@@ -58,32 +59,26 @@ class FileFeatures(NamedTuple):
 class FeatureExtractor:
     """Computes features of arrays and files with a frozen encoder.
 
-    The encoder is compiled once and runs on batches of one size, so that one extractor
-    serves several data sets, and an encoder that is trained in between.
+    It may serve several data sets, and an encoder that is trained in between.
 
     Args:
         backbone: `BridleBackbone`.
         tokenizer: optional `BridleTokenizer` or `RandomProjectionTokenizer`, to get
-            codes as well; `load_run(directory).tokenizer` is that of a run.
+            codes as well, such as `load_run(directory).tokenizer`.
         per: string. `"file"`: one vector for each input, the mean of its patches.
             `"patch"`: one for each patch.
-        segments: int, with `"file"`: the means of so many equal parts of an input are
-            joined to one vector, where the order of what is heard or seen matters.
+        segments: int, with `"file"`: joins the means of so many equal parts of an
+            input, where the order of what is heard or seen matters.
 
     Call arguments:
         inputs: array of shape `(examples, *input_dims)`, or an iterable over batches
-            such as a `tf.data.Dataset`, in fixed order; of tuples, the first entry
-            counts.
-        batch_size: int, examples of a step. Of an iterable, that of its first batch is
-            used instead.
+            such as a `tf.data.Dataset`; of tuples, the first entry counts.
+        batch_size: int, examples of a step, for an array.
 
     Returns:
         float32 array of shape `(examples, segments * dim)`; per patch a named tuple of
         `patches`, of shape `(examples, patches, dim)`, and `is_real`. With a tokenizer,
         a tuple of it and int32 codes of shape `(examples, patches, levels)`.
-
-    Raises:
-        ValueError: if arguments do not fit each other, or there is no input.
 
     Example:
     ```python
@@ -108,9 +103,8 @@ class FeatureExtractor:
         if per not in ("file", "patch"):
             raise ArgumentError("per", '"file" or "patch"', per)
         if segments < 1 or (per == "patch" and segments != 1):
-            raise ArgumentError(
-                "segments", 'at least 1, and 1 with per="patch"', segments
-            )
+            expected = 'at least 1, and 1 with per="patch"'
+            raise ArgumentError("segments", expected, segments)
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.per = per
@@ -121,10 +115,9 @@ class FeatureExtractor:
 
     def __call__(self, inputs, batch_size=32):
         found = joined(out for out, _ in self.batches(inputs, batch_size))
-        features = found.get("features")
-        if features is None:
-            features = PatchFeatures(found["patches"], found["is_real"])
-        return features if self.tokenizer is None else (features, found["codes"])
+        codes = found.pop("codes", None)
+        features = found["features"] if self.per == "file" else PatchFeatures(**found)
+        return features if codes is None else (features, codes)
 
     def batches(self, inputs, batch_size=32):
         """Yields a dict of arrays for each batch, and what came with its inputs."""
@@ -155,9 +148,7 @@ class FeatureExtractor:
             `FileFeatures`.
         """
         work = _Files(self, source, batch_size, reading)
-        report = ReadReport() if report is None else report
-        columns = work.columns(np.arange(len(work.files)), report)
-        return _table(columns, work.grid)
+        return _table(work.columns(np.arange(len(work.files)), report), work.grid)
 
     def write(
         self,
@@ -179,8 +170,8 @@ class FeatureExtractor:
 
         Args:
             directory: string or path, made if it is missing.
-            source: as of `files()`, as `batch_size`.
-            batch_size: as above.
+            source: as of `files()`.
+            batch_size: as of `files()`.
             format: `"npz"` or `"parquet"`, which needs pyarrow.
             part_size: int, files of a part.
             resume: bool, whether to resume what `directory` holds.
@@ -196,37 +187,35 @@ class FeatureExtractor:
         if part_size < 1:
             raise ArgumentError("part_size", "at least 1", part_size)
         if format == "parquet":
-            _pyarrow()  # before the work, not after it
+            optional_package("pyarrow.parquet", "parquet")  # not after the work
         work = _Files(self, source, batch_size, reading)
         settings = {**work.settings(), "format": format, "part_size": part_size}
-        report, starts = ReadReport(), range(0, len(work.files), part_size)
         with run_lock(directory):
-            if not is_taken(directory):
-                Path(directory, "settings.json").unlink(missing_ok=True)
-            folder = RunDirectory(directory, settings, resume).path / "parts"
-            folder.mkdir(exist_ok=True)
-            stems = [folder / f"part-{number:06d}" for number in range(len(starts))]
-            todo = [
-                (stem, np.arange(len(work.files))[start : start + part_size])
-                for stem, start in zip(stems, starts, strict=True)
-                if not stem.with_suffix(".json").exists()
-            ]
-            for stem, indices in track(
-                todo, "features", console=console, disable=not progress
-            ):
-                work.write_part(stem, indices, format)
-        notes = [json.loads(stem.with_suffix(".json").read_text()) for stem in stems]
-        for note in notes:
-            for skipped in note["skipped"]:
-                report.add_skipped(*skipped)
-            for incomplete in note["incomplete"]:
-                report.add_incomplete(*incomplete)
-        report.add_missing(work.files)
-        report.write(directory)
-        if not any(note["rows"] for note in notes):
-            for stem in stems:
-                stem.with_suffix(".json").unlink()
-            raise ValueError(f"None of the {len(work.files)} files can be read.")
+            run = RunDirectory(directory, settings, resume)
+            numbers = np.arange(len(work.files))
+            # The note of a part says that it is done.
+            parts = {
+                run.path / "parts" / f"part-{index:06d}.json": part
+                for index, part in enumerate(
+                    np.split(numbers, range(part_size, len(numbers), part_size))
+                )
+            }
+            todo = [note for note in parts if not note.exists()]
+            for note in track(todo, "features", console=console, disable=not progress):
+                work.write_part(note, parts[note], format)
+            notes = [json.loads(path.read_text()) for path in parts]
+            report = ReadReport()
+            for note in notes:
+                for skipped in note["skipped"]:
+                    report.add_skipped(*skipped)
+                for incomplete in note["incomplete"]:
+                    report.add_incomplete(*incomplete)
+            report.add_missing(work.files)
+            report.write(directory)
+            if not any(note["rows"] for note in notes):
+                for path in (*parts, run.path / "settings.json"):
+                    path.unlink()
+                raise ValueError(f"None of the {len(numbers)} files can be read.")
         return report
 
 
@@ -260,15 +249,14 @@ class InputFeatures:
         for batch, _, others in _batches(inputs, batch_size):
             maps, mask = self.backbone.features(batch)
             maps = keras.ops.convert_to_numpy(maps).astype("float32")
-            if is_audio:
-                mask = np.ones(maps.shape[:2], bool) if mask is None else mask
-                mask = keras.ops.convert_to_numpy(mask)
-                rows = [
-                    self._of_frames(x[:, :, 0][m])
-                    for x, m in zip(maps, mask, strict=True)
-                ]
-            else:
+            if not is_audio:
                 rows = [self._of_pixels(x) for x in maps.mean(axis=-1)]
+            elif mask is None:
+                rows = [self._of_frames(x) for x in maps[..., 0]]
+            else:
+                mask = keras.ops.convert_to_numpy(mask)
+                pairs = zip(maps[..., 0], mask, strict=True)
+                rows = [self._of_frames(x[is_real]) for x, is_real in pairs]
             yield {"features": np.stack(rows).astype("float32")}, others
 
     def _of_frames(self, frames):
@@ -283,21 +271,14 @@ class InputFeatures:
         return np.concatenate(found)
 
     def _of_pixels(self, pixels):
-        shape = (16, 16) if self.shape is None else self.shape
         frames = pixels.reshape(-1, *pixels.shape[-2:])
-        return np.stack([_resized(frame, shape) for frame in frames]).reshape(-1)
+        return np.stack([_resized(x, self.shape or (16, 16)) for x in frames]).ravel()
 
 
 def _resized(array, shape):
     """Resizes a matrix linearly, with antialiasing."""
-    weights = []
-    for old, new in zip(array.shape, shape, strict=True):
-        step = old / new
-        centers = (np.arange(new) + 0.5) * step
-        distances = np.abs(np.arange(old) + 0.5 - centers[:, None])
-        shares = np.maximum(0.0, 1.0 - distances / max(step, 1.0))
-        weights.append(shares / shares.sum(axis=1, keepdims=True))
-    return weights[0] @ array @ weights[1].T
+    bilinear = PIL.Image.Resampling.BILINEAR
+    return np.asarray(PIL.Image.fromarray(array).resize(shape[::-1], bilinear))
 
 
 def _batches(inputs, batch_size):
@@ -343,7 +324,7 @@ class _Files:
         self.grid = patch_grid(extract.backbone, shape)
 
     def settings(self):
-        names = "\n".join(self._name(index) for index in range(len(self.files)))
+        names = "\n".join(map(self._name, range(len(self.files))))
         digest = hashlib.sha256(names.encode()).hexdigest()[:16]
         return {
             "encoder": _fingerprint(self.extract.backbone),
@@ -356,49 +337,39 @@ class _Files:
 
     def columns(self, indices, report):
         """Reads some of the files and gives columns, one row a file or patch."""
+        files = self.files.take(indices).numbered()
         dataset = self.modality.dataset(
-            self.files.take(indices).numbered(),
-            self.reading,
-            batch_size=min(self.batch_size, len(indices)),
-            report=report,
+            files, self.reading, batch_size=self.batch_size, report=report
         )
-        return joined(
-            self._columns(indices[rows], found)
-            for found, (rows,) in self.extract.batches(dataset)
-        )
+        parts = []
+        for found, (rows,) in self.extract.batches(dataset):
+            about = {"files": np.array([self._name(row) for row in indices[rows]])}
+            if self.files.labels is not None:
+                about["labels"] = self.labels[indices[rows]]
+            if self.extract.per == "patch":
+                kept = np.nonzero(found.pop("is_real"))
+                found["features"] = found.pop("patches")
+                found = {name: values[kept] for name, values in found.items()}
+                about = {name: values[kept[0]] for name, values in about.items()}
+                about["patch"] = kept[1].astype("int32")
+            parts.append(found | about)
+        return joined(parts)
 
-    def _columns(self, indices, found):
-        if self.extract.per == "patch":
-            rows, patch = np.nonzero(found.pop("is_real"))
-            found["features"] = found.pop("patches")
-            columns = {name: values[rows, patch] for name, values in found.items()}
-            columns["patch"] = patch.astype("int32")
-            indices = indices[rows]
-        else:
-            columns = dict(found)
-        columns["files"] = np.array([self._name(index) for index in indices], str)
-        if self.files.labels is not None:
-            columns["labels"] = self.labels[indices]
-        return columns
-
-    def write_part(self, stem, indices, format):
+    def write_part(self, note, indices, format):
         """Writes some files' rows, and then the note that says that they are done."""
         report, columns = ReadReport(), {}
         try:
             columns = self.columns(indices, report)
-            save_columns(stem.with_suffix(f".{format}"), columns)
-        except ValueError:
-            # Other parts may have files that can be read.
-            if len(report.skipped) < len({self.files.files[i] for i in indices}):
-                raise
-        note = {
+            save_columns(note.with_suffix(f".{format}"), columns)
+        except UnreadableFileError:
+            pass  # Other parts may have files that can be read.
+        about = {
             "rows": len(columns.get("files", ())),
             "grid": self.grid,
             "skipped": report.skipped,
             "incomplete": report.incomplete,
         }
-        with atomic_file(stem.with_suffix(".json")) as unfinished:
-            unfinished.write_text(json.dumps(note, indent=2) + "\n")
+        write_json(note, about)
 
     def _name(self, index):
         path = Path(self.files.files[index])
@@ -412,10 +383,8 @@ class _Files:
 
 
 def is_taken(directory):
-    """Whether a directory holds features; not if none of their files could be read."""
-    parts = Path(directory, "parts")
-    has_begun = not parts.is_dir() or any(parts.iterdir())
-    return has_begun and Path(directory, "settings.json").exists()
+    """Whether a directory holds features."""
+    return Path(directory, "settings.json").exists()
 
 
 def load_file_features(directory):
@@ -423,19 +392,15 @@ def load_file_features(directory):
 
     Parts whose note is missing were being written when the run was stopped.
     """
-    notes = [
-        (path, json.loads(path.read_text()))
-        for path in sorted(Path(directory, "parts").glob("part-*.json"))
-    ]
-    found = [
-        (load_columns(file), note["grid"])
-        for path, note in notes
-        for file in map(path.with_suffix, (".npz", ".parquet"))
-        if file.exists()
-    ]
-    if not found:
+    parts, grid = [], ()
+    for note in sorted(Path(directory, "parts").glob("part-*.json")):
+        for file in map(note.with_suffix, (".npz", ".parquet")):
+            if file.exists():
+                parts.append(load_columns(file))
+                grid = tuple(json.loads(note.read_text())["grid"])
+    if not parts:
         raise FileNotFoundError(f"There are no features in '{directory}'.")
-    return _table(joined(columns for columns, _ in found), tuple(found[0][1]))
+    return _table(joined(parts), grid)
 
 
 def _table(columns, grid):
@@ -449,7 +414,9 @@ def save_columns(path, columns):
         if path.suffix == ".npz":
             np.savez(unfinished, **columns)
             return
-        pyarrow, arrays, shapes = _pyarrow(), {}, {}
+        parquet = optional_package("pyarrow.parquet", "parquet")
+        pyarrow = importlib.import_module("pyarrow")
+        arrays, shapes = {}, {}
         for name, values in columns.items():
             arrays[name] = pyarrow.array(values.reshape(-1))
             if values.ndim > 1:
@@ -460,7 +427,7 @@ def save_columns(path, columns):
                 )
         note = {"keras_bridle": json.dumps({"shapes": shapes})}
         table = pyarrow.table(arrays).replace_schema_metadata(note)
-        pyarrow.parquet.write_table(table, unfinished)
+        parquet.write_table(table, unfinished)
 
 
 def load_columns(path):
@@ -469,7 +436,7 @@ def load_columns(path):
         with np.load(path, allow_pickle=False) as file:
             columns = dict(file)
     else:
-        table = _pyarrow().parquet.read_table(path)
+        table = optional_package("pyarrow.parquet", "parquet").read_table(path)
         shapes = json.loads(table.schema.metadata[b"keras_bridle"])["shapes"]
         columns = {}
         for name in table.column_names:
@@ -483,14 +450,13 @@ def load_columns(path):
     return {name: x for name, x in columns.items() if name not in ("about", "index")}
 
 
-def _pyarrow():
+def optional_package(name, extra):
+    """Imports a package, or raises an error that says how to install it."""
     try:
-        importlib.import_module("pyarrow.parquet")
+        return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(
-            'Parquet files need pyarrow: pip install "keras-bridle[parquet]"'
-        ) from error
-    return importlib.import_module("pyarrow")
+        message = f'This needs {name}: pip install "keras-bridle[{extra}]"'
+        raise ImportError(message) from error
 
 
 def _fingerprint(model):
@@ -498,7 +464,6 @@ def _fingerprint(model):
     if model is None:
         return None
     digest = hashlib.sha256()
-    for weight in model.weights:
-        array = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
-        digest.update(array.view("uint8").data)
+    for weight in model.get_weights():
+        digest.update(np.ascontiguousarray(weight).tobytes())
     return digest.hexdigest()[:16]

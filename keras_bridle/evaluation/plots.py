@@ -1,6 +1,5 @@
 """Plots of histories, codes, maps and confusions."""
 
-import importlib
 import math
 import re
 from pathlib import Path
@@ -15,6 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from keras_bridle.config import ArgumentError
+from keras_bridle.evaluation.features import optional_package
 from keras_bridle.evaluation.probes import standardized
 from keras_bridle.layers.masks import RandomMask
 
@@ -472,9 +472,5 @@ def _draw_points(axis, points, labels):
 
 
 def import_umap():
-    """Imports umap-learn, or raises an ImportError that says how to get it."""
-    try:
-        return importlib.import_module("umap")
-    except ImportError as error:
-        message = 'UMAP needs umap-learn: pip install "keras-bridle[umap]"'
-        raise ImportError(message) from error
+    """Imports umap-learn."""
+    return optional_package("umap", "umap")
