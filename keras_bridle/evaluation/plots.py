@@ -1,10 +1,13 @@
 """Plots of histories, codes, maps and confusions."""
 
+import contextlib
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import keras
+import matplotlib
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import hsv_to_rgb
@@ -18,6 +21,19 @@ from keras_bridle.evaluation.features import optional_package
 from keras_bridle.evaluation.probes import standardized
 from keras_bridle.layers.masks import RandomMask
 
+STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "figure.titlesize": 10,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
 # What the second row of a history shows: the first kind that a phase has.
 SECOND_ROW = ("accuracy", "cosine", "usage", "perplexity")
 # More names than these cannot be read, more numbers do not fit into their cells, and
@@ -25,29 +41,17 @@ SECOND_ROW = ("accuracy", "cosine", "usage", "perplexity")
 MOST_NAMES, MOST_NUMBERS, MOST_COLORS = 60, 20, 20
 
 
-def _subplots(rows, columns, width, height, title=None, **options):
-    """A figure of panels of a size in inches, and its axes, an array of two axes."""
-    size = (max(4.5, 0.4 + columns * width), 0.4 + rows * height)
-    figure = Figure(figsize=size, dpi=120, layout="constrained")
-    if title:
-        figure.suptitle(title, fontsize=10)
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
-
-
-def _tidy(axis, title=None, xlabel=None, ylabel=None):
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(color="0.9", linewidth=0.6)
-    axis.set_axisbelow(True)
-    axis.tick_params(labelsize=8)
-    axis.set(xlabel=xlabel, ylabel=ylabel)
-    axis.set_title(title, fontsize=10)
-
-
-def _save(figure, path):
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
+@contextlib.contextmanager
+def _figure(path, rows, columns, size, title=None, grid=False, **options):
+    """Yields the axes of a new figure, with panels of a size in inches; saves it."""
+    width, height = size
+    with matplotlib.rc_context({**STYLE, "axes.grid": grid}):
+        inches = (max(4.5, 0.4 + columns * width), 0.4 + rows * height)
+        figure = Figure(figsize=inches, dpi=120, layout="constrained")
+        figure.suptitle(title or "")
+        yield figure.subplots(rows, columns, squeeze=False, **options)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
 
 
 def _level_colors(levels):
@@ -60,22 +64,23 @@ def plot_history(history, path):
     `history` has a dict from metric to a value per epoch, or a CSV file's path, for
     each phase. Names that end in a number are levels. Validation is dashed.
     """
-    phases = {name: _columns(columns) for name, columns in history.items()}
-    figure, axes = _subplots(2, len(phases), 3.4, 2.6, sharex="col")
-    for (name, columns), (top, bottom) in zip(phases.items(), axes.T, strict=True):
-        _draw_curves(top, columns, columns.keys() & {"loss", "val_loss"})
-        _tidy(top, name, ylabel="loss")
-        kind, names = _second_row(columns)
-        _draw_curves(bottom, columns, names)
-        _tidy(bottom, ylabel=kind)
-        bottom.set_visible(bool(names))
-        (bottom if names else top).set_xlabel("epoch")
-        top.tick_params(labelbottom=not names)
-        bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return _save(figure, path)
+    with _figure(path, 2, len(history), (3.4, 2.6), grid=True, sharex="col") as axes:
+        for (phase, columns), (top, bottom) in zip(
+            history.items(), axes.T, strict=True
+        ):
+            columns = _columns(columns)
+            _draw_curves(top, columns, columns.keys() & {"loss", "val_loss"})
+            top.set(title=phase, ylabel="loss")
+            kind, names = _second_row(columns)
+            _draw_curves(bottom, columns, names)
+            bottom.set(ylabel=kind, visible=bool(names))
+            bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+            (bottom if names else top).set_xlabel("epoch")
+            top.tick_params(labelbottom=not names)
 
 
 def _columns(history):
+    """The columns of a phase, arrays of floats."""
     if not isinstance(history, dict):
         # Words and empty cells, as of epochs without validation, are NaN.
         table = np.genfromtxt(history, delimiter=",", names=True, ndmin=1)
@@ -120,7 +125,7 @@ def _draw_curves(axis, columns, names):
             label={"loss": "training", "val_loss": "validation"}.get(name, label),
         )
     if len(names) > 1:
-        axis.legend(fontsize=8, frameon=False, ncols=1 + (len(names) > 5))
+        axis.legend(ncols=1 + (len(names) > 5))
 
 
 def plot_code_usage(usage, path):
@@ -128,38 +133,40 @@ def plot_code_usage(usage, path):
 
     The logarithmic axis has multiples of the share that even use would give.
     """
-    counts = usage.counts
-    levels, size = counts.shape
-    shares = np.sort(counts / counts.sum(axis=1, keepdims=True), axis=1)[:, ::-1]
-    shares *= size  # 1 is an even share
+    levels, size = usage.counts.shape
+    shares = usage.counts * size / usage.counts.sum(axis=1, keepdims=True)
+    shares = np.sort(shares, axis=1)[:, ::-1]
     # At least two decades, or the logarithmic axis would be left without numbers.
     lowest = min(0.5 * shares[shares > 0].min(), 0.1)
     highest = max(1.5 * shares.max(), 10)
     columns = min(levels, 4)
-    figure, axes = _subplots(
-        -(-levels // columns), columns, 3.1, 2.6, sharex=True, sharey=True
-    )
-    colors = _level_colors(levels)
-    for level, axis in enumerate(axes.flat):
-        if level >= levels:
-            axis.set_visible(False)
-            continue
-        heights = np.maximum(np.append(shares[level], 0), lowest)
-        axis.fill_between(
-            range(size + 1), heights, lowest, step="post", color=colors[level]
-        )
-        even = axis.axhline(1, color="black", linewidth=1, linestyle="--")
-        title = (
-            f"level {level + 1}: {usage.usage[level]:.1%} used,\n"
-            f"perplexity {usage.perplexity[level]:.0f} of {size}"
-        )
-        axis.set(xlim=(0, size), yscale="log", ylim=(lowest, highest))
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter(NullFormatter())
-        _tidy(axis, title, "codes, most frequent first", "frequency / even share")
-        axis.label_outer()
-    axes[0, -1].legend([even], ["all codes equally often"], fontsize=8, frameon=False)
-    return _save(figure, path)
+    rows = -(-levels // columns)
+    with _figure(
+        path, rows, columns, (3.1, 2.6), grid=True, sharex=True, sharey=True
+    ) as axes:
+        colors = _level_colors(levels)
+        for level, axis in enumerate(axes.flat):
+            if level >= levels:
+                axis.set_visible(False)
+                continue
+            heights = np.maximum(np.append(shares[level], 0), lowest)
+            axis.fill_between(
+                range(size + 1), heights, lowest, step="post", color=colors[level]
+            )
+            even = axis.axhline(1, color="black", linewidth=1, linestyle="--")
+            axis.set(
+                title=f"level {level + 1}: {usage.usage[level]:.1%} used,\n"
+                f"perplexity {usage.perplexity[level]:.0f} of {size}",
+                xlabel="codes, most frequent first",
+                ylabel="frequency / even share",
+                xlim=(0, size),
+                yscale="log",
+                ylim=(lowest, highest),
+            )
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(NullFormatter())
+            axis.label_outer()
+        axes[0, -1].legend([even], ["all codes equally often"])
 
 
 def plot_codes(
@@ -180,9 +187,13 @@ def plot_codes(
     hidden[visible] = False
     hidden, codes = hidden.reshape(grid), codes.reshape(*grid, -1)
     is_spectrogram = inputs.ndim == 2
-    colors = as_colors(inputs[..., None] if is_spectrogram else inputs)
     if is_spectrogram:
-        colors = colormaps["magma"](colors[..., 0])[..., :3]
+        # Time to the right.
+        grid, patch_size = grid[::-1], patch_size[::-1]
+        inputs, hidden, codes = (x.swapaxes(0, 1) for x in (inputs, hidden, codes))
+        colors = colormaps["magma"](as_colors(inputs[..., None])[..., 0])[..., :3]
+    else:
+        colors = as_colors(inputs)
     colors = fill_up(colors, grid, patch_size)
     if len(grid) == 2:
         colors, hidden, codes = colors[None], hidden[None], codes[None]
@@ -192,66 +203,56 @@ def plot_codes(
     seen = frames.copy()
     seen[np.kron(hidden, np.ones((1, *patch_size[1:]))) > 0] = 0.8
     count = f"visible: {hidden.size - hidden.sum()} of {hidden.size} patches"
-    title_of_input = "log-mel" if is_spectrogram else "input"
-    panels: list[tuple] = [(title_of_input, frames, None), (count, seen, None)]
-    for level in range(codes.shape[-1]):
-        numbers = codes[..., level]
+    # A name, images, and for those in patches the numbers in their cells.
+    panels: list[tuple] = [("log-mel" if is_spectrogram else "input", frames, None)]
+    panels.append((count, seen, np.full(hidden.shape, -1)))
+    for level, numbers in enumerate(np.moveaxis(codes, -1, 0), start=1):
         shown = code_colors(numbers)
         shown[~hidden] = 0.3 * shown[~hidden] + 0.7
         shown[numbers < 0] = 1.0
-        panels.append((f"codes, level {level + 1} (pale: visible)", shown, numbers))
-    if is_spectrogram:
-        # Time to the right, and low frequencies at the bottom.
-        panels = [
-            (name, *(x if x is None else x.swapaxes(1, 2) for x in arrays))
-            for name, *arrays in panels
-        ]
-        hidden = hidden.swapaxes(1, 2)
-    return _save(
-        _draw_panels(panels, hidden, is_spectrogram, frame_seconds, title), path
-    )
+        panels.append((f"codes, level {level} (pale: visible)", shown, numbers))
+    _draw_panels(path, panels, hidden, frame_seconds if is_spectrogram else None, title)
 
 
-def _draw_panels(panels, hidden, is_spectrogram, frame_seconds, title):
+def _draw_panels(path, panels, hidden, frame_seconds, title):
     """Draws panels beside each other; those of a clip below each other."""
     num_frames, height, width = panels[0][1].shape[:3]
-    inches = 1.35 if is_spectrogram else 1.8 if num_frames == 1 else 1.1
-    across = inches * width / height
-    columns = num_frames if num_frames > 1 else len(panels)
+    is_spectrogram = frame_seconds is not None
     if is_spectrogram:
+        inches = 1.35
         across = inches * float(np.clip(1.4 * width / height, 1.9, 6))
         columns = 1 if across > 4.5 else 2
-    rows = -(-len(panels) * num_frames // columns)
-    figure, axes = _subplots(
-        rows, columns, across + 0.2, inches + 0.3, title, sharex=True, sharey=True
-    )
-    extent, labels = (0, width, height, 0), {}
-    if is_spectrogram:
         extent = (0, width * frame_seconds, 0, height)
-        labels = {"xlabel": "seconds", "ylabel": "mel bin"}
-    flat = iter(axes.flat)
-    for name, frames, numbers in panels:
-        for index, frame in enumerate(frames):
-            axis = next(flat)
-            axis.imshow(
-                frame,
-                origin="lower" if is_spectrogram else "upper",
-                aspect="auto",
-                interpolation="nearest",
-                extent=extent,
-            )
-            if index == 0:
-                axis.set_title(name, fontsize=9, loc="left")
-            if name != panels[0][0]:
-                codes = None if numbers is None else numbers[index]
-                _draw_cells(axis, hidden[index], codes, extent, (across, inches))
-            axis.set(**labels)
-            if not is_spectrogram:
-                axis.set_axis_off()
-            axis.label_outer()
-    for axis in flat:
-        axis.set_visible(False)
-    return figure
+    else:
+        inches = 1.8 if num_frames == 1 else 1.1
+        across = inches * width / height
+        columns = num_frames if num_frames > 1 else len(panels)
+        extent = (0, width, height, 0)
+    rows = -(-len(panels) * num_frames // columns)
+    size = (across + 0.2, inches + 0.3)
+    with _figure(path, rows, columns, size, title, sharex=True, sharey=True) as axes:
+        used, unused = np.split(axes.ravel(), [len(panels) * num_frames])
+        for axis in unused:
+            axis.set_visible(False)
+        used = used.reshape(len(panels), num_frames)
+        for (name, images, numbers), row in zip(panels, used, strict=True):
+            row[0].set_title(name, fontsize=9, loc="left")
+            for index, axis in enumerate(row):
+                axis.imshow(
+                    images[index],
+                    origin="lower" if is_spectrogram else "upper",
+                    aspect="auto",
+                    interpolation="nearest",
+                    extent=extent,
+                )
+                if numbers is not None:
+                    cells = hidden[index], numbers[index]
+                    _draw_cells(axis, *cells, extent, (across, inches))
+                if is_spectrogram:
+                    axis.set(xlabel="seconds", ylabel="mel bin")
+                else:
+                    axis.set_axis_off()
+                axis.label_outer()
 
 
 def _draw_cells(axis, hidden, numbers, extent, inches):
@@ -261,8 +262,6 @@ def _draw_cells(axis, hidden, numbers, extent, inches):
     lines = {"color": "white", "linewidth": 0.6}
     axis.hlines(np.linspace(bottom, top, rows + 1)[1:-1], left, right, **lines)
     axis.vlines(np.linspace(left, right, columns + 1)[1:-1], bottom, top, **lines)
-    if numbers is None:
-        return
     digits = len(str(numbers.max()))
     size = 72 * min(0.55 * inches[1] / rows, inches[0] / columns / (0.75 * digits))
     for row, column in np.argwhere(numbers >= 0) if size >= 5 else ():
@@ -317,27 +316,26 @@ def cut_patches(inputs, grid, patch_size):
 
 def plot_code_patches(patches, path, title=None):
     """Draws a contact sheet of a dict from a row's name to its patches, an array."""
+    lengths = [len(found) for found in patches.values()]
     colors = as_colors(np.concatenate(list(patches.values())))
     height, width = colors.shape[1:3]
     # A patch of a few frames by many bins would be a line: it is drawn wider.
     ratio = min(max(width / height, 0.6), 3.0)
-    columns = max(map(len, patches.values()))
-    figure, axes = _subplots(1, 1, columns * ratio / 2 + 0.5, len(patches) / 2, title)
-    axis, start = axes[0, 0], 0
-    for row, found in enumerate(patches.values()):
-        for column in range(len(found)):
-            axis.imshow(
-                colors[start + column],
-                interpolation="nearest",
-                aspect="auto",
-                extent=(column, column + 0.92, row + 0.92, row),
-            )
-        start += len(found)
-    axis.set(xlim=(0, columns), ylim=(len(patches), 0), xticks=[])
-    axis.set_yticks(np.arange(len(patches)) + 0.46, map(str, patches), fontsize=8)
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    return _save(figure, path)
+    rows, columns = len(lengths), max(lengths)
+    size = (columns * ratio / 2 + 0.5, rows / 2)
+    with _figure(path, 1, 1, size, title) as ((axis,),):
+        for row, images in enumerate(np.split(colors, np.cumsum(lengths)[:-1])):
+            for column, image in enumerate(images):
+                axis.imshow(
+                    image,
+                    interpolation="nearest",
+                    aspect="auto",
+                    extent=(column, column + 0.92, row + 0.92, row),
+                )
+        axis.set(xlim=(0, columns), ylim=(rows, 0), xticks=[])
+        axis.set_yticks(np.arange(rows) + 0.46, map(str, patches))
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
 
 
 def nearest_patches(codes, distances, num_codes=8, num_patches=12):
@@ -379,9 +377,7 @@ def draw_codes(pretraining, inputs, folder, most_examples=512):
     grid = backbone.patch_embedding.grid(inputs.shape[1:-1])
     mask = RandomMask() if pretraining.mask is None else pretraining.mask
     visible = keras.ops.convert_to_numpy(mask(codes[:1], grid=grid).visible)[0]
-    # The last row of patches may reach beyond the clip.
-    example = fill_up(inputs[0], grid, patch_size)
-    example = example[..., 0] if is_audio else example
+    example = inputs[0, ..., 0] if is_audio else inputs[0]
     plot_codes(example, visible, codes[0], grid, patch_size, Path(folder, "codes.png"))
     patches = {
         f"code {code}": np.stack(
@@ -403,26 +399,23 @@ def plot_confusion_matrix(confusion, path, class_names=None, title=None):
     """
     confusion = np.asarray(confusion)
     classes = len(confusion)
-    totals = confusion.sum(axis=1, keepdims=True)
-    shares = np.where(totals == 0, np.nan, confusion / np.maximum(totals, 1))
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     is_small = classes <= MOST_NUMBERS
     side = 3.0 + (0.32 if is_small else 0.17) * min(classes, MOST_NAMES)
-    figure, axes = _subplots(1, 1, side + 0.4, side - 0.4)
-    axis = axes[0, 0]
-    ConfusionMatrixDisplay(shares, display_labels=class_names).plot(
-        ax=axis,
-        cmap="Blues",
-        include_values=is_small,
-        values_format=".0%",
-        xticks_rotation="vertical",
-        im_kw={"vmin": 0, "vmax": 1},
-        text_kw={"fontsize": 6},
-    )
-    axis.tick_params(labelsize=8 if is_small else 6)
-    if classes > MOST_NAMES:
-        axis.set(xticks=[], yticks=[])
-    axis.set_title(title, fontsize=10)
-    return _save(figure, path)
+    with _figure(path, 1, 1, (side + 0.4, side - 0.4)) as ((axis,),):
+        ConfusionMatrixDisplay(shares, display_labels=class_names).plot(
+            ax=axis,
+            cmap="Blues",
+            include_values=is_small,
+            values_format=".0%",
+            xticks_rotation="vertical",
+            im_kw={"vmin": 0, "vmax": 1},
+            text_kw={"fontsize": 6},
+        )
+        axis.tick_params(labelsize=8 if is_small else 6)
+        if classes > MOST_NAMES:
+            axis.set(xticks=[], yticks=[])
+        axis.set_title(title)
 
 
 def plot_embedding(features, path, labels=None, method="pca", title=None, seed=0):
@@ -434,41 +427,33 @@ def plot_embedding(features, path, labels=None, method="pca", title=None, seed=0
     if method not in ("pca", "umap"):
         raise ArgumentError("method", '"pca" or "umap"', method)
     (inputs,) = standardized(np.asarray(features, "float64"))
-    figure, axes = _subplots(1, 1, 7.1, 5.1)
-    axis = axes[0, 0]
+    axis_labels = {}
     if method == "pca":
         found = PCA(2, random_state=seed).fit(inputs)
         points = found.transform(inputs)
-        # The signs of directions are arbitrary; fix them.
-        points *= np.where(np.abs(points.min(0)) > points.max(0), -1, 1)
-        shares = found.explained_variance_ratio_
-        axis.set_xlabel(f"first component ({shares[0]:.0%} of the variance)")
-        axis.set_ylabel(f"second component ({shares[1]:.0%})")
+        first, second = found.explained_variance_ratio_
+        axis_labels["xlabel"] = f"first component ({first:.0%} of the variance)"
+        axis_labels["ylabel"] = f"second component ({second:.0%})"
     else:
         # With a seed there is one job, as it warns if that is not asked for.
         points = import_umap().UMAP(random_state=seed, n_jobs=1).fit_transform(inputs)
-    axis.set(xticks=[], yticks=[])
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.set_title(title, fontsize=10)
-    _draw_points(axis, points, labels)
-    return _save(figure, path)
-
-
-def _draw_points(axis, points, labels):
     labels = np.zeros(len(points)) if labels is None else np.asarray(labels)
     classes, counts = np.unique(labels, return_counts=True)
     shown = np.sort(classes[np.argsort(-counts, kind="stable")[:MOST_COLORS]])
-    colors = colormaps["tab10" if len(shown) <= 10 else "tab20"](range(len(shown)))
+    palette = colormaps["tab10" if len(shown) <= 10 else "tab20"]
+    colors: list[Any] = [palette(index) for index in range(len(shown))]
+    groups = [(name, labels == name) for name in shown]
+    if len(classes) > len(shown):
+        others = f"{len(classes) - len(shown)} others"
+        groups.insert(0, (others, ~np.isin(labels, shown)))
+        colors.insert(0, "0.8")
     style = {"s": np.clip(16000 / len(points), 4, 30), "alpha": 0.8, "linewidths": 0}
-    others = points[~np.isin(labels, shown)]
-    if len(others):
-        label = f"{len(classes) - len(shown)} others"
-        axis.scatter(*others.T, color="0.8", label=label, **style)
-    for name, color in zip(shown, colors, strict=True):
-        axis.scatter(*points[labels == name].T, color=color, label=name, **style)
-    if len(classes) > 1:
-        beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-        axis.legend(fontsize=8, frameon=False, **beside)
+    with _figure(path, 1, 1, (7.1, 5.1)) as ((axis,),):
+        for (name, rows), color in zip(groups, colors, strict=True):
+            axis.scatter(*points[rows].T, color=color, label=name, **style)
+        axis.set(title=title, xticks=[], yticks=[], **axis_labels)
+        if len(classes) > 1:
+            axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def import_umap():

@@ -410,7 +410,8 @@ def probe_encoder(
     Gives a dict from kind to the `ClassificationMetrics` of each split. `options` has
     more arguments of `probe()` by kind; `most_gigabytes` limits the patches in memory.
     """
-    features, found = {}, {}
+    features: dict[str, Any] = {}
+    found = {}
     for kind in kinds:
         per = "patch" if kind == "attentive" else "file"
         if plain and per == "patch":
@@ -422,7 +423,8 @@ def probe_encoder(
                 extract = FeatureExtractor(backbone, per=per, segments=means)
             features[per] = _features(extract, data, batch_size, most_gigabytes)
         more = (options or {}).get(kind, {})
-        found[kind] = _of_splits(kind, *features[per], data, seed, more)
+        vectors, rows = features[per]
+        found[kind] = _of_splits(kind, vectors, rows, data, seed, more)
     return found
 
 
