@@ -44,6 +44,13 @@ _ROOMS = {
         "training.optimizers",
         "evaluation.report",
     ),
+    "evaluation": (
+        "evaluation.features",
+        "evaluation.metrics",
+        "evaluation.plots",
+        "evaluation.probes",
+        "evaluation.report",
+    ),
 }
 _NEW_NAMES = {
     "AudioManifest": "FileList",

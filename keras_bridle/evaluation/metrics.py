@@ -12,6 +12,8 @@ from sklearn.metrics import (
 
 from keras_bridle.config import ArgumentError
 
+OF_A_CLASS = ("accuracy", "average precision", "AUC")
+
 
 class ClassificationMetrics(NamedTuple):
     """How well scores tell classes apart.
@@ -61,30 +63,26 @@ def classification_metrics(labels, scores, class_names=None):
     names = list(map(str, range(classes) if class_names is None else class_names))
     if len(names) != classes:
         raise ArgumentError("class_names", f"{classes} names", class_names)
-    counts = hot.sum(axis=0)
-    per_class = [
-        {
-            "name": names[i],
-            "examples": int(counts[i]),
-            "accuracy": None,
-            "average precision": float(average_precision_score(hot[:, i], scores[:, i]))
-            if counts[i]
-            else None,
-            "AUC": float(roc_auc_score(hot[:, i], scores[:, i]))
-            if 0 < counts[i] < len(scores)
-            else None,
-        }
-        for i in range(classes)
-    ]
-    accuracy = top5 = confusion = None
+    predicted = accuracy = top5 = confusion = None
     if labels is not None:
         order = np.argsort(-scores, axis=1, kind="stable")
-        accuracy = float(np.mean(order[:, 0] == labels))
+        predicted = order[:, 0]
+        accuracy = float(np.mean(predicted == labels))
         if classes > 5:
             top5 = float(np.mean((order[:, :5] == labels[:, None]).any(axis=1)))
-        confusion = confusion_matrix(labels, order[:, 0], labels=range(classes))
-        for i in np.flatnonzero(counts):
-            per_class[i]["accuracy"] = float(confusion[i, i] / counts[i])
+        confusion = confusion_matrix(labels, predicted, labels=range(classes))
+    per_class = []
+    for index, (name, is_true) in enumerate(zip(names, hot.T, strict=True)):
+        row: dict[str, Any] = {"name": name, "examples": int(is_true.sum())}
+        row |= dict.fromkeys(OF_A_CLASS)
+        if is_true.any():
+            if predicted is not None:
+                row["accuracy"] = float(np.mean(predicted[is_true] == index))
+            precision = average_precision_score(is_true, scores[:, index])
+            row["average precision"] = float(precision)
+            if not is_true.all():
+                row["AUC"] = float(roc_auc_score(is_true, scores[:, index]))
+        per_class.append(row)
     area = mean_of(per_class, "AUC", np.nan)
     return ClassificationMetrics(
         accuracy=accuracy,
@@ -93,7 +91,7 @@ def classification_metrics(labels, scores, class_names=None):
         area_under_curve=area,
         d_prime=float(2**0.5 * norm.ppf(area)),
         per_class=per_class,
-        excluded=tuple(names[i] for i in np.flatnonzero(counts == 0)),
+        excluded=tuple(row["name"] for row in per_class if not row["examples"]),
         confusion=confusion,
     )
 

@@ -23,6 +23,7 @@ from keras_bridle.evaluation.features import (
     joined,
 )
 from keras_bridle.evaluation.metrics import (
+    OF_A_CLASS,
     check_targets,
     classification_metrics,
     mean_of,
@@ -434,10 +435,7 @@ def mean_per_class(several):
         {
             "name": rows[0]["name"],
             "examples": sum(row["examples"] for row in rows),
-            **{
-                name: mean_of(rows, name)
-                for name in ("accuracy", "average precision", "AUC")
-            },
+            **{name: mean_of(rows, name) for name in OF_A_CLASS},
         }
         for rows in zip(*(metrics.per_class for metrics in several), strict=True)
     ]

@@ -1,8 +1,11 @@
 """Tables and reports of runs."""
 
 import csv
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -21,7 +24,9 @@ from keras_bridle.evaluation.plots import (
     plot_confusion_matrix,
     plot_history,
 )
-from keras_bridle.training.checkpoint import atomic_file
+from keras_bridle.training.checkpoint import write_json
+
+ENDINGS = (".json", ".csv", ".md")
 
 
 def probe_table(rows, title="Probe accuracy", digits=1, caption=None):
@@ -31,33 +36,25 @@ def probe_table(rows, title="Probe accuracy", digits=1, caption=None):
     of them (one for each seed) as mean and standard deviation, the rest as it is.
     """
     table = Table(title=title, caption=caption)
+    header, *lines = _cells(rows, digits)
     table.add_column("", no_wrap=True)
-    metrics = _metrics(rows)
-    for metric in metrics:
+    for metric in header[1:]:
         table.add_column(escape(metric), justify="right", no_wrap=True)
-    for row in rows:
-        cells = [_format(row.get(metric), digits) for metric in metrics]
+    for line in lines:
         # A class may be called [laughter], which would be taken for a style.
-        table.add_row(*map(escape, [row["name"], *cells]))
+        table.add_row(*map(escape, line))
     return table
 
 
 def usage_table(usages):
     """Builds a table of a dict from phase to `CodeUsage`: levels and their usage."""
-    rows = [
-        {
-            "name": name,
-            **{
-                f"level {level + 1}": f"{usage.usage[level]:.1%} · "
-                f"{usage.perplexity[level]:.0f}"
-                for level in range(len(usage.usage))
-            },
-        }
-        for name, usage in usages.items()
-    ]
+    rows: dict[str, dict] = {name: {"name": name} for name in usages}
+    for row in usage_rows(usages):
+        cell = f"{row['usage']:.1%} · {row['perplexity']:.0f}"
+        rows[row["name"]][f"level {row['level']}"] = cell
     sizes = sorted({usage.counts.shape[1] for usage in usages.values()})
     caption = f"share of the {' or '.join(map(str, sizes))} codes used · perplexity"
-    return probe_table(rows, "Code usage", caption=caption)
+    return probe_table(list(rows.values()), "Code usage", caption=caption)
 
 
 def usage_rows(usages):
@@ -87,47 +84,47 @@ def write_results(path, rows, percent=True):
         raise ArgumentError("rows", "one or more", rows)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    is_one = path.suffix in _FORMS
-    for ending in [path.suffix] if is_one else _FORMS:
-        file = path if is_one else path.with_name(path.name + ending)
+    files = [path.with_name(path.name + ending) for ending in ENDINGS]
+    for file in [path] if path.suffix in ENDINGS else files:
         with file.open("w", newline="", encoding="utf-8") as stream:
-            _FORMS[ending](stream, rows, percent)
+            if file.suffix == ".json":
+                json.dump(rows, stream, indent=2, ensure_ascii=False, default=_as_list)
+            elif file.suffix == ".csv":
+                _write_csv(stream, rows)
+            else:
+                header, *lines = _cells(rows, 1 if percent else 3, percent)
+                rule = ["---", *["---:"] * len(header[1:])]
+                for line in (header, rule, *lines):
+                    stream.write(f"| {' | '.join(line)} |\n")
 
 
-def _as_json(file, rows, percent):
-    text = json.dumps(rows, indent=2, ensure_ascii=False, default=lambda x: x.tolist())
-    file.write(text + "\n")
+def _as_list(array):
+    return array.tolist()
 
 
-def _as_csv(file, rows, percent):
-    flat_rows, columns = [{"name": row["name"]} for row in rows], ["name"]
+def _write_csv(stream, rows):
+    columns, flat_rows = ["name"], [{"name": row["name"]} for row in rows]
     for metric in _metrics(rows):
-        several = any(np.ndim(row.get(metric)) for row in rows)
         columns.append(metric)
+        several = any(np.ndim(row.get(metric)) for row in rows)
         if several:
             columns += [f"{metric}_spread", f"{metric}_seeds"]
         for row, flat in zip(rows, flat_rows, strict=True):
             flat[metric] = row.get(metric)
             if several and flat[metric] is not None:
-                values = np.atleast_1d(np.asarray(flat[metric], "float64"))
-                flat[metric] = float(values.mean())
-                spread = float(values.std(ddof=1)) if len(values) > 1 else None
-                flat |= {f"{metric}_spread": spread, f"{metric}_seeds": len(values)}
-    writer = csv.DictWriter(file, columns)
+                mean, spread, count = _statistics(flat[metric])
+                flat |= {f"{metric}_spread": spread, f"{metric}_seeds": count}
+                flat[metric] = mean
+    writer = csv.DictWriter(stream, columns)
     writer.writeheader()
     writer.writerows(flat_rows)
 
 
-def _as_markdown(file, rows, percent):
-    metrics = _metrics(rows)
-    lines = [["", *metrics], ["---", *["---:"] * len(metrics)]]
-    for row in rows:
-        cells = (_format(row.get(x), 1 if percent else 3, percent) for x in metrics)
-        lines.append([row["name"], *cells])
-    file.writelines(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-_FORMS = {".json": _as_json, ".csv": _as_csv, ".md": _as_markdown}
+def _statistics(values):
+    """Mean, standard deviation (if there are several) and number of values."""
+    values = np.asarray(values, "float64").reshape(-1)
+    spread = float(values.std(ddof=1)) if len(values) > 1 else None
+    return float(values.mean()), spread, len(values)
 
 
 def _metrics(rows):
@@ -135,15 +132,23 @@ def _metrics(rows):
     return list(dict.fromkeys(key for row in rows for key in row if key != "name"))
 
 
-def _format(value, digits=1, percent=True):
+def _cells(rows, digits=1, percent=True):
+    """Yields the header of a table, and then its lines, as lists of strings."""
+    metrics = _metrics(rows)
+    yield ["", *metrics]
+    for row in rows:
+        yield [row["name"], *(_cell(row.get(x), digits, percent) for x in metrics)]
+
+
+def _cell(value, digits, percent):
     if value is None:
         return "-"
     if isinstance(value, (str, bool, int, np.integer)):
         return str(value)
     factor, unit = (100, " %") if percent else (1, "")
-    values = factor * np.asarray(value, "float64").reshape(-1)
-    spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{spread}{unit}"
+    mean, spread, _ = _statistics(value)
+    spread = "" if spread is None else f" ± {factor * spread:.{digits}f}"
+    return f"{factor * mean:.{digits}f}{spread}{unit}"
 
 
 def report_predictions(predictions, class_names, folder, name="test", console=None):
@@ -153,16 +158,14 @@ def report_predictions(predictions, class_names, folder, name="test", console=No
     `confusion.png` where examples have one class each.
     """
     folder = Path(folder)
-    metrics = classification_metrics(
-        predictions.labels, predictions.scores, class_names
-    )
+    labels, scores = predictions.labels, predictions.scores
+    metrics = classification_metrics(labels, scores, class_names)
     rows = [{"name": name, **metrics.summary()}]
     write_results(folder / "metrics", rows)
     write_results(folder / "per_class", metrics.per_class)
     np.savez(folder / "predictions.npz", **predictions._asdict())
     if metrics.confusion is not None:
-        path = folder / "confusion.png"
-        plot_confusion_matrix(metrics.confusion, path, class_names)
+        plot_confusion_matrix(metrics.confusion, folder / "confusion.png", class_names)
     if console is not None:
         if len(class_names) <= 60:
             console.print(probe_table(metrics.per_class, "By class"))
@@ -170,6 +173,7 @@ def report_predictions(predictions, class_names, folder, name="test", console=No
     return metrics
 
 
+@dataclasses.dataclass
 class RunReport:
     """Collects the results of a run phase by phase, shows and writes them.
 
@@ -186,41 +190,34 @@ class RunReport:
         console: optional `rich.console.Console`.
     """
 
-    def __init__(
-        self,
-        directory,
-        inputs,
-        probe=None,
-        baselines=None,
-        title="Probe accuracy",
-        resume=False,
-        console=None,
-    ):
-        self.folder = Path(directory) / "results"
-        self.inputs = inputs
-        self.probe = probe
-        self.baselines = dict(baselines or {})
-        self.title = title
-        self.console = console or Console()
+    directory: Any
+    inputs: np.ndarray
+    probe: Callable | None = None
+    baselines: dict[str, Callable] | None = None
+    title: str = "Probe accuracy"
+    resume: bool = False
+    console: Console | None = None
+
+    def __post_init__(self):
+        self.folder = Path(self.directory, "results")
         self.rows = []
         self.usages = {}
         self._state_path = self.folder / "report.json"
-        if resume and self._state_path.exists():
+        if self.resume and self._state_path.exists():
             state = json.loads(self._state_path.read_text())
             self.rows = state["rows"]
             for name, usage in state["usages"].items():
                 self.usages[name] = CodeUsage(*map(np.asarray, usage))
 
     def _add_row(self, name, accuracies):
-        rows = {row["name"]: row for row in self.rows}
-        rows[name] = {"name": name, **accuracies}
-        self.rows = list(rows.values())
+        others = [row for row in self.rows if row["name"] != name]
+        self.rows = [*others, {"name": name, **accuracies}]
         self._save()
 
     def on_start(self, pretraining):
         """Adds what there is before any training; a resumed run has it already."""
         known = {row["name"] for row in self.rows}
-        for name, baseline in self.baselines.items():
+        for name, baseline in (self.baselines or {}).items():
             if name not in known:
                 self._add_row(name, baseline())
         if self.probe is not None and "untrained" not in known:
@@ -239,20 +236,19 @@ class RunReport:
 
     def _save(self):
         usages = {name: [x.tolist() for x in u] for name, u in self.usages.items()}
-        state = {"rows": self.rows, "usages": usages}
-        with atomic_file(self._state_path) as unfinished:
-            unfinished.write_text(json.dumps(state, indent=2) + "\n")
+        write_json(self._state_path, {"rows": self.rows, "usages": usages})
 
     def finish(self, pretraining):
         """Writes all results and plots, and prints the tables."""
         draw_codes(pretraining, self.inputs, self.folder)
         plot_history(pretraining.history, self.folder / "history.png")
+        console = self.console or Console()
         if self.usages:
             last = list(self.usages.values())[-1]
             plot_code_usage(last, self.folder / "code_usage.png")
             rows = usage_rows(self.usages)
             write_results(self.folder / "code_usage", rows, percent=False)
-            self.console.print(usage_table(self.usages))
+            console.print(usage_table(self.usages))
         if self.rows:
             write_results(self.folder / "probes", self.rows)
-            self.console.print(probe_table(self.rows, self.title))
+            console.print(probe_table(self.rows, self.title))
