@@ -1,4 +1,3 @@
-from collections import Counter
 from math import exp, log
 
 import numpy as np
@@ -17,79 +16,65 @@ from keras_bridle.evaluation.probes import mean_per_class
 
 pytestmark = pytest.mark.one_backend
 
+NAMES = list("abcdefgh")
 
-def _scores(rows=300, classes=8, seed=0, decimals=None):
-    rng = np.random.default_rng(seed)
+
+def _scores(rows=300, classes=8):
+    rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, rows)
-    scores = rng.normal(size=(rows, classes)) + 1.5 * np.eye(classes)[labels]
-    return labels, scores if decimals is None else scores.round(decimals)
+    return labels, rng.normal(size=(rows, classes)) + 1.5 * np.eye(classes)[labels]
 
 
 # With one decimal, many scores are equal.
-@pytest.mark.parametrize("decimals", [None, 1])
+@pytest.mark.parametrize("decimals", [8, 1])
 def test_multi_label_against_sklearn(decimals):
-    _, scores = _scores(decimals=decimals)
+    scores = _scores()[1].round(decimals)
     noise = np.random.default_rng(1).normal(size=scores.shape)
     hot = (scores + noise > 1.5).astype("float32")
     metrics = classification_metrics(hot, scores)
-    precisions = [average_precision_score(hot[:, i], scores[:, i]) for i in range(8)]
-    areas = [roc_auc_score(hot[:, i], scores[:, i]) for i in range(8)]
-    for row, precision, area in zip(metrics.per_class, precisions, areas, strict=True):
-        assert row["average precision"] == pytest.approx(precision, rel=1e-12)
-        assert row["AUC"] == pytest.approx(area, rel=1e-12)
-    assert [row["examples"] for row in metrics.per_class] == hot.sum(axis=0).tolist()
-    assert metrics.mean_average_precision == pytest.approx(
-        average_precision_score(hot, scores, average="macro"), rel=1e-12
-    )
+    for index, row in enumerate(metrics.per_class):
+        columns = hot[:, index], scores[:, index]
+        assert row["examples"] == hot[:, index].sum()
+        assert row["average precision"] == average_precision_score(*columns)
+        assert row["AUC"] == roc_auc_score(*columns)
+    precision = average_precision_score(hot, scores, average="macro")
+    assert 0.3 < precision < 0.99  # or nothing is compared
+    assert metrics.mean_average_precision == pytest.approx(precision, rel=1e-12)
     area = roc_auc_score(hot, scores, average="macro")
     assert metrics.area_under_curve == pytest.approx(area, rel=1e-12)
     assert metrics.d_prime == pytest.approx(np.sqrt(2) * norm.ppf(area), rel=1e-9)
-    assert 0.3 < metrics.mean_average_precision < 0.99  # or nothing is compared
     assert metrics.accuracy is metrics.top5 is metrics.confusion is None
-    assert metrics.excluded == ()
     assert list(metrics.summary()) == ["mAP", "AUC", "d'"]
 
 
 def test_single_label_against_sklearn():
     labels, scores = _scores()
-    metrics = classification_metrics(labels, scores, list("abcdefgh"))
+    metrics = classification_metrics(labels, scores, NAMES)
     assert metrics.accuracy == top_k_accuracy_score(labels, scores, k=1)
     assert metrics.top5 == top_k_accuracy_score(labels, scores, k=5)
     assert 0.3 < metrics.accuracy < metrics.top5 < 1
     expected = confusion_matrix(labels, scores.argmax(axis=1))
     np.testing.assert_array_equal(metrics.confusion, expected)
     shares = expected.diagonal() / expected.sum(axis=1)
-    assert [row["name"] for row in metrics.per_class] == list("abcdefgh")
     np.testing.assert_allclose([row["accuracy"] for row in metrics.per_class], shares)
-    assert metrics.mean_average_precision == pytest.approx(
-        average_precision_score(np.eye(8)[labels], scores, average="macro"), rel=1e-12
-    )
-    summary = metrics.summary()
-    assert list(summary) == ["accuracy", "top-5", "mAP", "AUC", "d'"]
-    assert summary["d'"] == f"{metrics.d_prime:.3f}"
+    assert [row["name"] for row in metrics.per_class] == NAMES
+    precision = average_precision_score(np.eye(8)[labels], scores, average="macro")
+    assert metrics.mean_average_precision == pytest.approx(precision, rel=1e-12)
+    assert list(metrics.summary()) == ["accuracy", "top-5", "mAP", "AUC", "d'"]
 
 
 def test_classes_without_positives_are_left_out_and_named():
-    labels, scores = _scores(classes=6)
+    labels, scores = _scores()
     labels[labels == 2] = 3
-    names = ["ant", "bee", "cat", "dog", "eel", "fox"]
-    metrics = classification_metrics(labels, scores, names)
-    assert metrics.excluded == ("cat",)
-    assert metrics.per_class[2] == {
-        "name": "cat",
-        "examples": 0,
-        "accuracy": None,
-        "average precision": None,
-        "AUC": None,
-    }
-    occurring = [0, 1, 3, 4, 5]
-    hot = np.eye(6)[labels]
-    assert metrics.mean_average_precision == pytest.approx(
-        average_precision_score(hot[:, occurring], scores[:, occurring]), rel=1e-12
+    metrics = classification_metrics(labels, scores, NAMES)
+    assert metrics.excluded == ("c",)
+    unknown = dict.fromkeys(("accuracy", "average precision", "AUC"))
+    assert metrics.per_class[2] == {"name": "c", "examples": 0, **unknown}
+    occurring = [0, 1, 3, 4, 5, 6, 7]
+    expected = average_precision_score(
+        np.eye(8)[labels][:, occurring], scores[:, occurring]
     )
-    assert metrics.area_under_curve == pytest.approx(
-        roc_auc_score(hot[:, occurring], scores[:, occurring]), rel=1e-12
-    )
+    assert metrics.mean_average_precision == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_class_of_all_rows_has_a_precision_and_no_area():
@@ -98,12 +83,10 @@ def test_a_class_of_all_rows_has_a_precision_and_no_area():
     assert metrics.per_class[0]["average precision"] == 1
     assert metrics.per_class[0]["AUC"] is None
     assert metrics.area_under_curve == 1 and metrics.d_prime == np.inf
-    assert metrics.excluded == ()
 
 
 def test_of_equal_scores_the_first_class_is_predicted():
-    scores = np.zeros((6, 6))
-    metrics = classification_metrics(np.arange(6), scores)
+    metrics = classification_metrics(np.arange(6), np.zeros((6, 6)))
     assert metrics.accuracy == 1 / 6 and metrics.top5 == 5 / 6
     assert metrics.confusion[:, 0].tolist() == [1] * 6
     # All in one tie: as good as the share of positives, or as chance.
@@ -133,47 +116,28 @@ def test_mean_per_class():
         classification_metrics([0, 2], np.eye(3)[[0, 2]]),
     ]
     rows = mean_per_class(several)
-    assert [row["name"] for row in rows] == ["0", "1", "2"]
     assert [row["examples"] for row in rows] == [3, 1, 1]
     assert [row["accuracy"] for row in rows] == [0.75, 1.0, 1.0]
-    lonely = mean_per_class([classification_metrics([0, 1], np.eye(3)[:2])])
-    assert lonely[2]["AUC"] is None
-
-
-def _codes(size, rows=700, levels=3, seed=0):
-    rng = np.random.default_rng(seed)
-    columns = [
-        rng.choice(size, rows, p=rng.dirichlet(np.full(size, concentration)))
-        for concentration in (0.1, 1.0, 20.0)[:levels]
-    ]
-    return np.stack(columns, axis=-1).astype("int32")
+    assert mean_per_class(several[:1])[2]["AUC"] is None
 
 
 def test_code_usage_against_plain_python():
-    codes = _codes(50)
+    rng = np.random.default_rng(0)
+    codes = np.stack(
+        [rng.choice(50, 700, p=rng.dirichlet(np.full(50, x))) for x in (0.1, 1, 20)], -1
+    )
     result = code_usage(codes.reshape(7, 100, 3), 50)
     published = result.published()
-    for level in range(3):
-        counter = Counter(codes[:, level].tolist())
-        shares = [count / 700 for count in counter.values()]
-        assert result.counts[level].tolist() == [counter[code] for code in range(50)]
-        assert result.usage[level] == pytest.approx(len(counter) / 50, rel=1e-14)
+    for level, found in enumerate(codes.T.tolist()):
+        assert result.counts[level].tolist() == [found.count(x) for x in range(50)]
+        usage = len(set(found)) / 50
+        shares = [found.count(code) / 700 for code in set(found)]
         entropy = -sum(share * log(share) for share in shares)
-        assert result.perplexity[level] == pytest.approx(exp(entropy), rel=1e-12)
         bits = entropy / log(2)
-        assert published["CUR"][level] == result.usage[level]
+        assert result.usage[level] == published["CUR"][level] == pytest.approx(usage)
+        assert result.perplexity[level] == pytest.approx(exp(entropy), rel=1e-12)
         assert published["UE"][level] == pytest.approx(bits, rel=1e-12)
-        assert published["ECU"][level] == pytest.approx(
-            len(counter) / 50 / (bits * log(50)), rel=1e-12
-        )
-
-
-def test_collapsed_codes():
-    result = code_usage(np.full((9, 2), 3), 8)
-    assert result.usage.tolist() == [1 / 8, 1 / 8]
-    assert result.perplexity.tolist() == [1.0, 1.0]
-    assert result.published()["UE"].tolist() == [0.0, 0.0]
-    assert result.published()["ECU"].tolist() == [np.inf, np.inf]
+        assert published["ECU"][level] == pytest.approx(usage / (bits * log(50)))
 
 
 @pytest.mark.parametrize(

@@ -28,15 +28,10 @@ ROWS = [
     {"name": "log-mel", "initial": 0.6443},
     {"name": "last phase", "initial": SEEDS, "final": np.float32(0.875), "dim": 192},
 ]
-
-
-@pytest.fixture
-def usages():
-    rng = np.random.default_rng(0)
-    return {
-        "cold start": code_usage(rng.integers(0, 16, (500, 3)), 16),
-        "tokenizer 1": code_usage(np.zeros((9, 2), int), 8),
-    }
+USAGES = {
+    "cold start": code_usage(np.random.default_rng(0).integers(0, 16, (500, 3)), 16),
+    "tokenizer 1": code_usage(np.zeros((9, 2), int), 8),
+}
 
 
 def _text(table):
@@ -55,93 +50,54 @@ def test_probe_table():
     assert "Held-out syllables" in text
     assert _line(text, "log-mel") == ["log-mel", "64.4 %", "-", "-"]
     spread = f"{100 * mean(SEEDS):.1f} ± {100 * stdev(SEEDS):.1f} %"
-    assert spread == "71.5 ± 1.5 %"
     assert _line(text, "last phase") == ["last phase", spread, "87.5 %", "192"]
 
 
 def test_names_are_no_styles():
     rows = [{"name": "[laughter]", "[/x]": 0.5, "kind": "[red]"}]
-    assert _line(_text(probe_table(rows)), "[laughter]")[1:] == ["50.0 %", "[red]"]
-    assert "[/x]" in _text(probe_table(rows))
+    text = _text(probe_table(rows))
+    assert _line(text, "[laughter]")[1:] == ["50.0 %", "[red]"] and "[/x]" in text
 
 
-def test_usage_table(usages):
-    text = _text(usage_table(usages))
+def test_code_usage():
+    text = _text(usage_table(USAGES))
     assert _line(text, "tokenizer 1")[1:3] == ["12.5% · 1", "12.5% · 1"]
     assert "share of the 8 or 16 codes" in text
     cells = _line(text, "cold start")
-    assert cells[1] == f"100.0% · {usages['cold start'].perplexity[0]:.0f}"
-    assert len(cells) == 4
+    assert cells[1] == f"100.0% · {USAGES['cold start'].perplexity[0]:.0f}"
+    rows = usage_rows(USAGES)
+    assert [row["level"] for row in rows] == [1, 2, 3, 1, 2]
+    expected = {"name": "tokenizer 1", "level": 1, "codes": 8}
+    expected |= {"usage": 0.125, "perplexity": 1.0}
+    assert rows[3] == {**expected, "CUR": 0.125, "UE": 0.0, "ECU": np.inf}
 
 
-def test_json_keeps_every_seed(tmp_path):
-    path = tmp_path / "new" / "probe.json"
-    write_results(path, ROWS)
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    assert rows == [ROWS[0], ROWS[1] | {"final": 0.875}]
-
-
-def test_csv(tmp_path):
-    path = tmp_path / "probe.csv"
-    write_results(path, ROWS)
-    with path.open(newline="", encoding="utf-8") as file:
-        first, second = csv.DictReader(file)
-    assert list(first) == [
-        "name",
-        "initial",
-        "initial_spread",
-        "initial_seeds",
-        "final",
-        "dim",
-    ]
-    assert first["initial"] == "0.6443"
-    assert (first["initial_spread"], first["initial_seeds"]) == ("", "1")
-    assert (first["final"], first["dim"]) == ("", "")
-    assert float(second["initial"]) == pytest.approx(mean(SEEDS), rel=1e-12)
-    assert float(second["initial_spread"]) == pytest.approx(stdev(SEEDS), rel=1e-12)
-    assert second["initial_seeds"] == "3"
-    assert float(second["final"]) == 0.875
-
-
-def test_markdown(tmp_path):
-    path = tmp_path / "probe.md"
-    write_results(str(path), ROWS)
-    assert path.read_text(encoding="utf-8").splitlines() == [
+def test_results_in_three_formats(tmp_path):
+    write_results(tmp_path / "new" / "probe", ROWS)
+    read = {x.suffix: x.read_text("utf-8") for x in (tmp_path / "new").iterdir()}
+    assert json.loads(read[".json"]) == [ROWS[0], ROWS[1] | {"final": 0.875}]
+    assert read[".md"].splitlines() == [
         "|  | initial | final | dim |",
         "| --- | ---: | ---: | ---: |",
         "| log-mel | 64.4 % | - | - |",
         "| last phase | 71.5 ± 1.5 % | 87.5 % | 192 |",
     ]
+    header = "name,initial,initial_spread,initial_seeds,final,dim"
+    assert read[".csv"].splitlines()[:2] == [header, "log-mel,0.6443,,1,,"]
+    _, second = csv.DictReader(io.StringIO(read[".csv"]))
+    assert float(second["initial"]) == pytest.approx(mean(SEEDS), rel=1e-12)
+    assert float(second["initial_spread"]) == pytest.approx(stdev(SEEDS), rel=1e-12)
+    assert second["initial_seeds"] == "3" and float(second["final"]) == 0.875
 
 
-def test_usage_rows(usages, tmp_path):
-    rows = usage_rows(usages)
-    assert [(row["name"], row["level"]) for row in rows] == [
-        ("cold start", 1),
-        ("cold start", 2),
-        ("cold start", 3),
-        ("tokenizer 1", 1),
-        ("tokenizer 1", 2),
-    ]
-    assert rows[3] | {"name": ""} == {
-        "name": "",
-        "level": 1,
-        "codes": 8,
-        "usage": 0.125,
-        "perplexity": 1.0,
-        "CUR": 0.125,
-        "UE": 0.0,
-        "ECU": np.inf,
-    }
+def test_results_in_one_format(tmp_path):
     path = tmp_path / "usage.md"
-    write_results(path, rows, percent=False)
-    assert (
-        "| tokenizer 1 | 1 | 8 | 0.125 | 1.000 | 0.125 | 0.000 | inf |"
-        in path.read_text("utf-8")
-    )
-    write_results(tmp_path / "all", rows)
-    assert json.loads((tmp_path / "all.json").read_text("utf-8")) == rows
-    assert (tmp_path / "all.csv").exists() and (tmp_path / "all.md").exists()
+    write_results(str(path), usage_rows(USAGES), percent=False)
+    line = "| tokenizer 1 | 1 | 8 | 0.125 | 1.000 | 0.125 | 0.000 | inf |"
+    assert line in path.read_text("utf-8")
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(ValueError):
+        write_results(tmp_path / "none", [])
 
 
 def test_predictions(tmp_path):
@@ -152,17 +108,12 @@ def test_predictions(tmp_path):
     assert found.accuracy == 2 / 3
     assert _line(console.file.getvalue(), "fold")[1] == "66.7 %"
     assert {path.name for path in tmp_path.iterdir()} == {
-        "confusion.png",
-        "predictions.npz",
-        *(
-            f"{stem}.{x}"
-            for stem in ("metrics", "per_class")
-            for x in ("json", "csv", "md")
-        ),
+        *(f"metrics.{x}" for x in ("json", "csv", "md")),
+        *(f"per_class.{x}" for x in ("json", "csv", "md")),
+        *("confusion.png", "predictions.npz"),
     }
-    np.testing.assert_array_equal(
-        np.load(tmp_path / "predictions.npz")["scores"], scores
-    )
+    saved = np.load(tmp_path / "predictions.npz")["scores"]
+    np.testing.assert_array_equal(saved, scores)
 
 
 def _pretraining():
@@ -182,18 +133,16 @@ def _pretraining():
 
 
 def test_a_resumed_report_adds_to_what_there_is(tmp_path):
-    inputs, pretraining = maps(), _pretraining()
-    asked = []
+    pretraining, asked = _pretraining(), []
+    console = Console(width=120, file=io.StringIO())
 
     def probe(backbone):
         asked.append(backbone)
         return {"score": len(asked) / 10}
 
-    console = Console(width=120, file=io.StringIO())
-
     def report(resume):
         baselines = {"pixels": lambda: {"score": 0.5}}
-        return RunReport(tmp_path, inputs, probe, baselines, "A title", resume, console)
+        return RunReport(tmp_path, maps(), probe, baselines, "A title", resume, console)
 
     first = report(resume=False)
     first.on_start(pretraining)
@@ -206,19 +155,12 @@ def test_a_resumed_report_adds_to_what_there_is(tmp_path):
         second.on_phase_end(phase, pretraining)
     assert second.usages["0_cold_start"].counts.sum() == 2 * 28
     second.finish(pretraining)
-    state = json.loads((tmp_path / "results" / "report.json").read_text())
-    names = [row["name"] for row in state["rows"]]
-    assert names == ["pixels", "untrained", "0_cold_start"]
-    assert state["rows"][-1]["score"] == 0.2
+    results = tmp_path / "results"
+    rows = json.loads((results / "report.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["pixels", "untrained", "0_cold_start"]
+    assert rows[-1]["score"] == 0.2
     for name in ("codes", "code_patches", "history", "code_usage"):
-        assert (tmp_path / "results" / f"{name}.png").exists()
+        assert (results / f"{name}.png").exists()
     assert "A title" in console.file.getvalue()
-    header = (tmp_path / "results" / "code_usage.csv").read_text().splitlines()[0]
-    assert header == "name,level,codes,usage,perplexity,CUR,UE,ECU"
+    assert (results / "code_usage.csv").exists() and (results / "probes.md").exists()
     assert report(resume=True).usages.keys() == {"0_cold_start", "1_tokenizer"}
-
-
-def test_nothing_to_write(tmp_path):
-    with pytest.raises(ValueError):
-        write_results(tmp_path / "a", [])
-    assert list(tmp_path.iterdir()) == []
