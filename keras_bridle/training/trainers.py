@@ -27,23 +27,23 @@ from keras_bridle.training.losses import (
 
 
 class ModelOfParts(keras.Model):
-    """Base of trainers: `parts` names the arguments that are layers or models.
+    """Base of trainers: `parts` are arguments that are layers, `options` all others.
 
-    Raw input must reach their front ends as it came, not in half precision, so that
-    these models cast nothing themselves.
+    Raw input must reach the front ends as it came, not in half precision, so these
+    models cast nothing themselves.
     """
 
     parts: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
     def __init__(self, **kwargs):
         super().__init__(autocast=False, **kwargs)
 
     def get_config(self):
-        parts: dict[str, Any] = {
-            name: keras.saving.serialize_keras_object(getattr(self, name))
-            for name in self.parts
-        }
-        return {**super().get_config(), **parts}
+        config = super().get_config()
+        for name in self.parts:
+            config[name] = keras.saving.serialize_keras_object(getattr(self, name))
+        return config | {name: getattr(self, name) for name in self.options}
 
     @classmethod
     def from_config(cls, config):
@@ -57,8 +57,7 @@ class ModelOfParts(keras.Model):
 class Pretrainer(ModelOfParts):
     """Base of the phase trainers, which train the parts named in `trained_parts`.
 
-    Subclasses make a dict of outputs in `call()`, with `codes` and their `weights`, and
-    of these the loss in `loss_share()`.
+    `call()` gives a dict with `codes` and their `weights`, and `loss_share()` its loss.
     """
 
     trained_parts: tuple[str, ...] = ()
@@ -75,8 +74,7 @@ class Pretrainer(ModelOfParts):
     def set_trained_parts(self):
         """Makes the phase's own parts trainable and freezes all others.
 
-        `compile()` does it too. Call it to see the right `trainable_variables` before,
-        as an optimizer does that treats some of them in another way.
+        `compile()` does it too: call it for an optimizer that looks at the variables.
         """
         for name in self.parts:
             part = getattr(self, name)
@@ -141,11 +139,32 @@ class Pretrainer(ModelOfParts):
         self.code_usage.update_state(codes, real)
         return self.get_metrics_result()
 
+    def add_means(self):
+        """Makes the means of the tokenizer's cosine and quantizer loss."""
+        self.cosine_tracker = FiniteMean(name="cosine")
+        self.quantizer_loss_tracker = FiniteMean(name="quantizer_loss")
+
     def update_means(self, outputs, weight=None):
         """Updates the means of the tokenizer's cosine and quantizer loss."""
         cosine, loss = sum_over_replicas((outputs["cosine"], outputs["quantizer_loss"]))
         self.cosine_tracker.update_state(cosine, weight)
         self.quantizer_loss_tracker.update_state(loss, weight)
+
+
+def check_fit(name, found, expected):
+    """Raises an `ArgumentError` if a number of one part is not that of the others."""
+    if found != expected:
+        raise ArgumentError(name, f"{expected}, as that of the parts beside it", found)
+
+
+def check_own_backbone(tokenizer, backbone):
+    """Raises an `ArgumentError` if a tokenizer has no encoder of its own."""
+    if getattr(tokenizer, "backbone", None) is backbone:
+        expected = (
+            "another backbone than the one beside it, as one of the two is frozen: a "
+            "copy is `keras.models.clone_model(backbone)`, with `set_weights()`"
+        )
+        raise ArgumentError("tokenizer.backbone", expected, backbone)
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
@@ -160,48 +179,39 @@ class EncoderPretrainer(Pretrainer):
         decoder: `CodeDecoder` with the levels and codes of the tokenizer's quantizer,
             or the levels of both tokenizers.
         tokenizer: `BridleTokenizer` or `RandomProjectionTokenizer`.
-        earlier_tokenizer: optional tokenizer of a phase before, such as the cold
-            start's, whose codes are predicted as well, so that what the encoder learned
-            from them stays. Its levels come after those of `tokenizer`.
-        mask: mask layer, such as `RandomMask` (the default, with its default ratio) or
-            `TimeFrequencyMask`.
+        mask: mask layer. Defaults to `RandomMask()`.
         augmentation: optional Keras layer applied to raw input in training.
-        tokenize: string, what the tokenizer sees: `"all"` patches, or the `"masked"`
-            ones alone, whose codes are wanted, as published for video. It costs less
-            and gives other codes where patches attend to each other.
+        tokenize: string, whether the tokenizer sees `"all"` patches or the `"masked"`
+            ones alone, as published for video. The latter costs less, and gives other
+            codes where patches attend to each other.
+        earlier_tokenizer: optional tokenizer of a phase before, whose codes are
+            predicted as well. Its levels come after those of `tokenizer`.
         **kwargs: keyword arguments of `keras.Model`.
 
     Call arguments:
         inputs: raw input, of shape `(batch, *input_dims)`; or a dict of it, as
-            `inputs`, and of the tokenizer's `codes` of all patches, of shape
-            `(batch, num_patches, num_levels)`, which are then not computed.
-        training: bool, whether to augment, and whether examples skip blocks at random.
+            `inputs`, and of known `codes` of all patches, of shape
+            `(batch, num_patches, num_levels)`.
+        training: bool, whether to augment, and to skip blocks at random.
 
     Returns:
         A dict: `logits` of shape `(batch, num_masked, num_levels, codebook_size)`,
         `codes` of shape `(batch, num_masked, num_levels)`, and `weights` of shape
         `(batch, num_masked)`, 0 at padded patches.
 
-    Raises:
-        ValueError: if decoder and quantizer do not fit each other.
-
     Example:
     ```python
     import keras
+    import keras_bridle as kb
     import numpy as np
-    from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
-    from keras_bridle.models.backbone import BridleBackbone
-    from keras_bridle.models.heads import CodeDecoder
-    from keras_bridle.models.tokenizers import RandomProjectionTokenizer
-    from keras_bridle.training.trainers import EncoderPretrainer
 
-    backbone = BridleBackbone(
+    backbone = kb.BridleBackbone(
         patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
         input_dims=(32, 32, 1),
     )
-    tokenizer = RandomProjectionTokenizer(8, 32, ResidualQuantizer(2, 16, dim=8))
-    decoder = CodeDecoder(2, 16, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64)
-    trainer = EncoderPretrainer(backbone, decoder, tokenizer)
+    tokenizer = kb.RandomProjectionTokenizer(8, 32, kb.ResidualQuantizer(2, 16, dim=8))
+    decoder = kb.CodeDecoder(2, 16, 32, num_layers=1, num_heads=2, mlp_dim=64)
+    trainer = kb.EncoderPretrainer(backbone, decoder, tokenizer)
     trainer.compile(keras.optimizers.AdamW(1e-3))
     history = trainer.fit(np.random.rand(8, 32, 32, 1), batch_size=4, verbose=0)
     print(sorted(history.history))
@@ -219,6 +229,7 @@ class EncoderPretrainer(Pretrainer):
         "mask",
         "augmentation",
     )
+    options: tuple[str, ...] = ("tokenize",)
     trained_parts: tuple[str, ...] = ("backbone", "decoder")
 
     def __init__(
@@ -237,7 +248,14 @@ class EncoderPretrainer(Pretrainer):
         self.earlier_tokenizer = earlier_tokenizer
         if tokenize not in ("all", "masked"):
             raise ArgumentError("tokenize", "'all' or 'masked'", tokenize)
-        check_decoder(decoder, [t.quantizer for t in self.tokenizers], backbone)
+        quantizers = [tokenizer.quantizer for tokenizer in self.tokenizers]
+        num_levels = sum(quantizer.num_levels for quantizer in quantizers)
+        classes = decoder.use_class_token, backbone.use_class_token
+        check_fit("decoder.use_class_token", *classes)
+        check_fit("decoder.num_levels", decoder.num_levels, num_levels)
+        for quantizer in quantizers:
+            sizes = decoder.codebook_size, quantizer.codebook_size
+            check_fit("decoder.codebook_size", *sizes)
         check_own_backbone(tokenizer, backbone)
         self.backbone = backbone
         self.decoder = decoder
@@ -259,42 +277,39 @@ class EncoderPretrainer(Pretrainer):
         return [tokenizer for tokenizer in both if tokenizer is not None]
 
     def call(self, inputs, training=False):
-        known = inputs["codes"] if isinstance(inputs, dict) else None
-        inputs = inputs if known is None else inputs["inputs"]
-        features, padding_mask = self.prepare(self.backbone, inputs, training)
-        patch_mask = self.draw_mask(features)
-        if known is not None:
-            codes = gather_patches(ops.cast(known, "int32"), patch_mask.masked)
-        else:
-            codes = self._masked_codes(features, padding_mask, patch_mask)
-        return self.predict_codes(features, padding_mask, patch_mask, codes, training)
+        codes = None
+        if isinstance(inputs, dict):
+            inputs, codes = inputs["inputs"], ops.cast(inputs["codes"], "int32")
+        maps, padding_mask = self.prepare(self.backbone, inputs, training)
+        return self.predict_codes(maps, padding_mask, training, codes)
 
-    def _masked_codes(self, features, padding_mask, patch_mask):
-        visible = patch_mask.masked if self.tokenize == "masked" else None
-        codes = [
-            tokenizer(features, padding_mask, visible=visible, training=False).codes
-            for tokenizer in self.tokenizers
-        ]
-        codes = codes[0] if len(codes) == 1 else ops.concatenate(codes, axis=2)
-        if self.tokenize == "masked":
-            return codes
-        return gather_patches(codes, patch_mask.masked)
-
-    def draw_mask(self, features):
+    def draw_mask(self, maps):
         """Draws the `PatchMask` of a batch of maps."""
-        grid = self.backbone.grid(features)
+        grid = self.backbone.grid(maps)
         # A mask asks for the patches' shape alone.
-        patches = ops.zeros((ops.shape(features)[0], math.prod(grid)))
+        patches = ops.zeros((ops.shape(maps)[0], math.prod(grid)))
         return self.mask(patches, grid=grid)
 
-    def predict_codes(self, features, padding_mask, patch_mask, codes, training):
+    def predict_codes(self, maps, padding_mask, training, codes=None):
         """Predicts the codes of masked patches from the others, as `call()` returns."""
-        grid = self.backbone.grid(features)
+        patch_mask = self.draw_mask(maps)
+        visible = None
+        if codes is None:
+            visible = patch_mask.masked if self.tokenize == "masked" else None
+            found = [
+                tokenizer(maps, padding_mask, visible=visible, training=False).codes
+                for tokenizer in self.tokenizers
+            ]
+            codes = found[0] if len(found) == 1 else ops.concatenate(found, axis=2)
+        if visible is None:
+            codes = gather_patches(codes, patch_mask.masked)
         tokens = self.backbone.encode(
-            features, padding_mask, patch_mask.visible, training=training
+            maps, padding_mask, patch_mask.visible, training=training
         )
-        is_real = self.backbone.patch_padding_mask(features, padding_mask)
-        logits = self.decoder(tokens, patch_mask, grid=grid, padding_mask=is_real)
+        is_real = self.backbone.patch_padding_mask(maps, padding_mask)
+        logits = self.decoder(
+            tokens, patch_mask, grid=self.backbone.grid(maps), padding_mask=is_real
+        )
         if is_real is None:
             weights = ops.ones_like(patch_mask.masked, dtype="float32")
         else:
@@ -311,31 +326,6 @@ class EncoderPretrainer(Pretrainer):
             y_pred["codes"], y_pred["logits"], y_pred["weights"]
         )
         return super().compute_metrics(x, y, y_pred)
-
-    def get_config(self):
-        return {**super().get_config(), "tokenize": self.tokenize}
-
-
-def check_decoder(decoder, quantizers, backbone):
-    """Raises an `ArgumentError` if a decoder does not fit quantizers and an encoder."""
-    num_levels = sum(quantizer.num_levels for quantizer in quantizers)
-    expected = [("use_class_token", backbone.use_class_token)]
-    expected += [("num_levels", num_levels)]
-    expected += [("codebook_size", x.codebook_size) for x in quantizers]
-    for name, value in expected:
-        if getattr(decoder, name) != value:
-            wanted = f"{value}, as the backbone's or the tokenizer's"
-            raise ArgumentError(f"decoder.{name}", wanted, getattr(decoder, name))
-
-
-def check_own_backbone(tokenizer, backbone):
-    """Raises an `ArgumentError` if a tokenizer has no encoder of its own."""
-    if getattr(tokenizer, "backbone", None) is backbone:
-        expected = (
-            "another backbone than the one beside it, as one of the two is frozen: a "
-            "copy is `keras.models.clone_model(backbone)`, with `set_weights()`"
-        )
-        raise ArgumentError("tokenizer.backbone", expected, backbone)
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
@@ -359,30 +349,24 @@ class TokenizerPretrainer(Pretrainer):
     Returns:
         A dict: `estimate` and `teacher` of shape `(batch, num_patches, dim)`, `codes`
         of shape `(batch, num_patches, num_levels)`, `weights` of shape
-        `(batch, num_patches)`, 0 at padded patches, and the scalar `quantizer_loss`.
-
-    Raises:
-        ValueError: if the estimator does not fit the teacher.
+        `(batch, num_patches)`, 0 at padded patches, and the scalars `cosine` and
+        `quantizer_loss`.
 
     Example:
     ```python
     import keras
+    import keras_bridle as kb
     import numpy as np
-    from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
-    from keras_bridle.models.backbone import BridleBackbone
-    from keras_bridle.models.tokenizers import BridleTokenizer
-    from keras_bridle.models.heads import FeatureEstimator
-    from keras_bridle.training.trainers import TokenizerPretrainer
 
     def encoder():
-        return BridleBackbone(
+        return kb.BridleBackbone(
             patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
             input_dims=(32, 32, 1),
         )
 
-    tokenizer = BridleTokenizer(encoder(), ResidualQuantizer(2, 16, dim=8))
-    estimator = FeatureEstimator(32, 32, num_layers=1, num_heads=2, mlp_dim=64)
-    trainer = TokenizerPretrainer(tokenizer, estimator, teacher=encoder())
+    tokenizer = kb.BridleTokenizer(encoder(), kb.ResidualQuantizer(2, 16, dim=8))
+    estimator = kb.FeatureEstimator(32, 32, num_layers=1, num_heads=2, mlp_dim=64)
+    trainer = kb.TokenizerPretrainer(tokenizer, estimator, teacher=encoder())
     trainer.compile(keras.optimizers.AdamW(1e-3))
     history = trainer.fit(np.random.rand(8, 32, 32, 1), batch_size=4, verbose=0)
     print(sorted(history.history))
@@ -397,7 +381,7 @@ class TokenizerPretrainer(Pretrainer):
 
     def __init__(self, tokenizer, estimator, teacher, augmentation=None, **kwargs):
         super().__init__(**kwargs)
-        check_estimator(estimator, teacher)
+        check_fit("estimator.output_dim", estimator.output_dim, teacher.hidden_dim)
         check_own_backbone(tokenizer, teacher)
         self.tokenizer = tokenizer
         self.estimator = estimator
@@ -405,15 +389,14 @@ class TokenizerPretrainer(Pretrainer):
         self.augmentation = augmentation
         quantizer = tokenizer.quantizer
         self.build_parts(estimator=(None, None, quantizer.dim))
-        self.cosine_tracker = FiniteMean(name="cosine")
-        self.quantizer_loss_tracker = FiniteMean(name="quantizer_loss")
+        self.add_means()
         self.code_usage = CodeUsage(quantizer.num_levels, quantizer.codebook_size)
 
     def call(self, inputs, training=False):
-        features, padding_mask = self.prepare(self.teacher, inputs, training)
-        quantized = self.tokenizer(features, padding_mask, training=training)
+        maps, padding_mask = self.prepare(self.teacher, inputs, training)
+        quantized = self.tokenizer(maps, padding_mask, training=training)
         return estimate_teacher(
-            self.estimator, self.teacher, features, padding_mask, quantized
+            self.estimator, self.teacher, maps, padding_mask, quantized
         )
 
     def loss_share(self, outputs):
@@ -424,14 +407,14 @@ class TokenizerPretrainer(Pretrainer):
         return super().compute_metrics(x, y, y_pred)
 
 
-def estimate_teacher(estimator, teacher, features, padding_mask, quantized):
+def estimate_teacher(estimator, teacher, maps, padding_mask, quantized):
     """Estimates a teacher's features, as `TokenizerPretrainer.call()` returns it."""
-    is_real = teacher.patch_padding_mask(features, padding_mask)
+    is_real = teacher.patch_padding_mask(maps, padding_mask)
     estimate = estimator(
-        quantized.quantized, grid=teacher.grid(features), padding_mask=is_real
+        quantized.quantized, grid=teacher.grid(maps), padding_mask=is_real
     )
     target = teacher.drop_class_token(
-        teacher.encode(features, padding_mask, training=False)
+        teacher.encode(maps, padding_mask, training=False)
     )
     target = ops.stop_gradient(target)
     if is_real is None:
@@ -452,25 +435,15 @@ def tokenizer_loss(outputs):
     return 1.0 / num_replicas() - outputs["cosine"] + outputs["quantizer_loss"]
 
 
-def check_estimator(estimator, teacher):
-    """Raises an `ArgumentError` if an estimator does not fit a teacher."""
-    if estimator.output_dim != teacher.hidden_dim:
-        expected = f"the encoder's {teacher.hidden_dim}"
-        raise ArgumentError("estimator.output_dim", expected, estimator.output_dim)
-
-
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class JointPretrainer(EncoderPretrainer):
     """Trains the encoder at every step, and the tokenizer at every few.
 
     At those steps the loss is the encoder's plus a share of the tokenizer's, whose
-    teacher is the encoder as it is. Codebooks move at those steps alone; the others
-    cost no more than those of an encoder phase.
-
-    At the steps between, the tokenizer's gradients are zeros, not missing: an optimizer
-    with momentum or weight decay goes on moving its networks a little, so that the
-    codes drift between two of its trainings. Where they must not, train with
-    `tokenizer_every=1`, or in phases.
+    teacher is the encoder as it is, and codebooks move. At the steps between, the
+    tokenizer's gradients are zeros, not missing: an optimizer with momentum or weight
+    decay still moves its networks a little, so the codes drift. Where they must not,
+    train with `tokenizer_every=1`, or in phases.
 
     Args:
         backbone: `BridleBackbone`, the encoder.
@@ -492,30 +465,23 @@ class JointPretrainer(EncoderPretrainer):
         The dict of `EncoderPretrainer`, with the scalars `tokenizer_loss`, `cosine`,
         `quantizer_loss` and `is_due`, 1 where the step trains the tokenizer.
 
-    Raises:
-        ValueError: if the parts do not fit each other.
-
     Example:
     ```python
     import keras
+    import keras_bridle as kb
     import numpy as np
-    from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
-    from keras_bridle.models.backbone import BridleBackbone
-    from keras_bridle.models.tokenizers import BridleTokenizer
-    from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
-    from keras_bridle.training.trainers import JointPretrainer
 
     def encoder():
-        return BridleBackbone(
+        return kb.BridleBackbone(
             patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
             input_dims=(32, 32, 1),
         )
 
-    trainer = JointPretrainer(
+    trainer = kb.JointPretrainer(
         encoder(),
-        CodeDecoder(2, 16, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64),
-        BridleTokenizer(encoder(), ResidualQuantizer(2, 16, dim=8)),
-        FeatureEstimator(32, 32, num_layers=1, num_heads=2, mlp_dim=64),
+        kb.CodeDecoder(2, 16, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64),
+        kb.BridleTokenizer(encoder(), kb.ResidualQuantizer(2, 16, dim=8)),
+        kb.FeatureEstimator(32, 32, num_layers=1, num_heads=2, mlp_dim=64),
     )
     trainer.compile(keras.optimizers.AdamW(1e-3))
     history = trainer.fit(np.random.rand(8, 32, 32, 1), batch_size=4, verbose=0)
@@ -527,6 +493,7 @@ class JointPretrainer(EncoderPretrainer):
     """
 
     parts = (*EncoderPretrainer.parts, "estimator")
+    options = ("tokenizer_every", "tokenizer_loss_ratio")
     trained_parts = ("backbone", "decoder", "tokenizer", "estimator")
 
     def __init__(
@@ -542,7 +509,7 @@ class JointPretrainer(EncoderPretrainer):
         earlier_tokenizer=None,
         **kwargs,
     ):
-        check_estimator(estimator, backbone)
+        check_fit("estimator.output_dim", estimator.output_dim, backbone.hidden_dim)
         if tokenizer_every < 1:
             raise ArgumentError("tokenizer_every", "1 or more", tokenizer_every)
         super().__init__(
@@ -563,47 +530,43 @@ class JointPretrainer(EncoderPretrainer):
         self.step = self.add_weight(
             shape=(), initializer="zeros", dtype="int32", trainable=False, name="step"
         )
-        self.cosine_tracker = FiniteMean(name="cosine")
-        self.quantizer_loss_tracker = FiniteMean(name="quantizer_loss")
+        self.add_means()
 
     def call(self, inputs, training=False):
-        features, padding_mask = self.prepare(self.backbone, inputs, training)
-        patch_mask = self.draw_mask(features)
-        codes = self._masked_codes(features, padding_mask, patch_mask)
-        outputs = self.predict_codes(
-            features, padding_mask, patch_mask, codes, training
-        )
+        maps, padding_mask = self.prepare(self.backbone, inputs, training)
+        outputs = self.predict_codes(maps, padding_mask, training)
         if not training:
-            losses, _ = self._tokenizer_step(features, padding_mask, training=False)
+            losses, _ = self._tokenizer_step(maps, padding_mask, training=False)
             return {**outputs, **losses}
         quantizer = self.tokenizer.quantizer
         # Inside a branch nothing may be assigned and no random number drawn.
         state, draws = quantizer.state(), quantizer.draws()
         step = ops.convert_to_tensor(self.step)
         # Codes are those of the tokenizer before this step trains it.
-        is_due = after(ops.equal(step % self.tokenizer_every, 0), codes)
+        is_due = ops.equal(step % self.tokenizer_every, 0)
+        is_due = after(is_due, outputs["codes"])
         losses, state = cond(
             is_due,
-            lambda: self._tokenizer_step(features, padding_mask, True, state, draws),
+            lambda: self._tokenizer_step(maps, padding_mask, True, state, draws),
             lambda: (self._losses_between(), state),
         )
         quantizer.assign_state(state)
         self.step.assign(step + 1)
         return {**outputs, **losses}
 
-    def _tokenizer_step(self, features, padding_mask, training, state=None, draws=None):
+    def _tokenizer_step(self, maps, padding_mask, training, state=None, draws=None):
         """The tokenizer's losses, and the state that its quantizer comes to."""
-        is_real = self.backbone.patch_padding_mask(features, padding_mask)
+        is_real = self.backbone.patch_padding_mask(maps, padding_mask)
         # Its own encoder skips no blocks, which would draw random numbers.
         quantized, state = self.tokenizer.quantizer.stateless_step(
-            self.tokenizer.vectors(features, padding_mask),
+            self.tokenizer.vectors(maps, padding_mask),
             is_real,
             training=training,
             draws=draws,
             state=state,
         )
         outputs = estimate_teacher(
-            self.estimator, self.backbone, features, padding_mask, quantized
+            self.estimator, self.backbone, maps, padding_mask, quantized
         )
         losses = {
             "tokenizer_loss": tokenizer_loss(outputs),
@@ -632,12 +595,3 @@ class JointPretrainer(EncoderPretrainer):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         self.update_means(y_pred, y_pred["is_due"])
         return super().compute_metrics(x, y, y_pred)
-
-    def get_config(self):
-        config = super().get_config()
-        del config["tokenize"]
-        return {
-            **config,
-            "tokenizer_every": self.tokenizer_every,
-            "tokenizer_loss_ratio": self.tokenizer_loss_ratio,
-        }
