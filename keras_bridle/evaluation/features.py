@@ -123,7 +123,7 @@ class FeatureExtractor:
         """Yields a dict of arrays for each batch, and what came with its inputs."""
         for batch, size, others in _batches(inputs, batch_size):
             # The last batch is filled up to the size of the others.
-            filling = np.repeat(batch[-1:], size - len(batch), axis=0)
+            filling = np.repeat(batch[-1:], max(0, size - len(batch)), axis=0)
             found = self.model.predict_on_batch(np.concatenate([batch, filling]))
             # In the order asked for: JAX sorts the keys.
             names = self.model.wanted
@@ -249,14 +249,12 @@ class InputFeatures:
         for batch, _, others in _batches(inputs, batch_size):
             maps, mask = self.backbone.features(batch)
             maps = keras.ops.convert_to_numpy(maps).astype("float32")
-            if not is_audio:
-                rows = [self._of_pixels(x) for x in maps.mean(axis=-1)]
-            elif mask is None:
-                rows = [self._of_frames(x) for x in maps[..., 0]]
+            if is_audio:
+                mask = np.ones(maps.shape[:2], bool) if mask is None else mask
+                pairs = zip(maps, keras.ops.convert_to_numpy(mask), strict=True)
+                rows = [self._of_frames(x[is_real, :, 0]) for x, is_real in pairs]
             else:
-                mask = keras.ops.convert_to_numpy(mask)
-                pairs = zip(maps[..., 0], mask, strict=True)
-                rows = [self._of_frames(x[is_real]) for x, is_real in pairs]
+                rows = [self._of_pixels(x) for x in maps.mean(axis=-1)]
             yield {"features": np.stack(rows).astype("float32")}, others
 
     def _of_frames(self, frames):
@@ -290,14 +288,11 @@ def _batches(inputs, batch_size):
         size = max(1, min(batch_size, len(inputs)))
         inputs = np.split(inputs, range(size, len(inputs), size))
     for batch in inputs:
-        batch, *others = batch if isinstance(batch, (tuple, list)) else (batch,)
+        arrays = batch if isinstance(batch, (tuple, list)) else (batch,)
+        batch, *others = map(keras.ops.convert_to_numpy, arrays)
         size = size or len(batch)
-        for start in range(0, len(batch), size):
-            chosen, *more = (
-                keras.ops.convert_to_numpy(x[start : start + size])
-                for x in (batch, *others)
-            )
-            yield chosen, size, more
+        if len(batch):
+            yield batch, size, others
 
 
 def joined(parts):

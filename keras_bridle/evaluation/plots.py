@@ -149,10 +149,8 @@ def plot_code_usage(usage, path):
             if level >= levels:
                 axis.set_visible(False)
                 continue
-            heights = np.maximum(np.append(shares[level], 0), lowest)
-            axis.fill_between(
-                range(size + 1), heights, lowest, step="post", color=colors[level]
-            )
+            heights = np.maximum(shares[level], lowest)
+            axis.stairs(heights, baseline=lowest, fill=True, color=colors[level])
             even = axis.axhline(1, color="black", linewidth=1, linestyle="--")
             axis.set(
                 title=f"level {level + 1}: {usage.usage[level]:.1%} used,\n"

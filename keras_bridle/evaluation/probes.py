@@ -472,17 +472,10 @@ def _of_splits(kind, features, rows, data, seed, options):
             raise ValueError(f"No {missing} example can be read.")
         if kind == "linear" and data.groups is not None:
             options = {**options, "groups": data.groups[train]}
-        metrics = probe(
-            kind,
-            features[position[train]],
-            data.labels[train],
-            features[position[test]],
-            data.labels[test],
-            data.class_names,
-            seed,
-            **options,
+        train, test = (
+            (features[position[rows]], data.labels[rows]) for rows in (train, test)
         )
-        found.append(metrics)
+        found.append(probe(kind, *train, *test, data.class_names, seed, **options))
     return found
 
 
@@ -499,17 +492,14 @@ def probe(
     """Fits a probe on training rows and gives `ClassificationMetrics` of test rows.
 
     `kind` is `"linear"` (`linear_probe()`), `"dense"` (the same as published), `"knn"`
-    (`knn_probe()`) or `"attentive"` (cross-attention over the patches, which takes
-    `PatchFeatures`; the others average them). Labels are ints, or zeros and ones of
-    several classes for all but `"linear"`. `options` are those of the kind.
+    (`knn_probe()`) or `"attentive"` (cross-attention over `PatchFeatures`). Labels are
+    ints, or zeros and ones of several classes for all but `"linear"`. `options` are
+    those of the kind.
     """
     if kind not in PROBES:
         raise ArgumentError("kind", f"one of {PROBES}", kind)
     train, test = train_features, test_features
     if kind != "attentive":
-        train, test = (
-            x.mean() if isinstance(x, PatchFeatures) else x for x in (train, test)
-        )
         train, test = _check_split(train, train_labels, test, test_labels)
     train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
     if class_names is not None:
@@ -518,9 +508,8 @@ def probe(
         classes = train_labels.shape[1]
     else:
         classes = int(max(train_labels.max(), test_labels.max())) + 1
-    hot, numbers = check_targets(
-        "train_labels", train_labels, len(train_labels), classes
-    )
+    rows = len(train_labels)
+    hot, numbers = check_targets("train_labels", train_labels, rows, classes)
     if kind == "linear":
         if numbers is None:
             raise ArgumentError("kind", '"dense" for multi-label data', kind)

@@ -67,7 +67,7 @@ def test_code_usage(tmp_path, figures):
     axes = figures[0].axes
     assert [axis.get_visible() for axis in axes] == 6 * [True] + 2 * [False]
     shares = usage.counts[2] / usage.counts[2].mean()
-    heights = axes[2].collections[0].get_paths()[0].vertices[:, 1]
+    heights = axes[2].patches[0].get_data().values
     assert heights.max() == pytest.approx(shares.max())
 
 

@@ -72,7 +72,8 @@ def test_attentive_finds_what_the_mean_hides_and_leaves_out_padding():
     options = {"epochs": 12, "learning_rate": 0.01}
     found = probe("attentive", *train, *test, **options)
     assert found.accuracy > 0.9
-    mean = probe("linear", *train, *test, regularizations=[1.0])
+    means = (train[0].mean(), train[1], test[0].mean(), test[1])
+    mean = probe("linear", *means, regularizations=[1.0])
     assert mean.accuracy < found.accuracy - 0.03
     is_real = test[0].is_real
     patches = np.where(is_real[..., None], test[0].patches, np.float16(-9))
