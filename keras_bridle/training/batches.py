@@ -16,8 +16,7 @@ from keras_bridle.distribution import gather, num_devices, process_shard
 def epoch_order(num_examples, seed, epoch, weights=None, length=None):
     """Draws the order of the examples in an epoch, an int array of indices.
 
-    By default it is a permutation of all. With `weights`, which sum to 1, examples are
-    drawn by them with replacement; `length` is how many.
+    By default it is a permutation. By `weights` examples are drawn with replacement.
     """
     random = np.random.default_rng([seed, epoch])
     length = num_examples if length is None else length
@@ -57,11 +56,9 @@ class LaterBatches(keras.utils.PyDataset):
 
 
 def from_batch_on(batches, start, repeat=False):
-    """Skips the first batches of whatever `fit()` takes.
+    """Skips the first batches of whatever `fit()` takes; with `repeat` it has no end.
 
-    Where the data set knows no better way they are read all the same. With `repeat` it
-    begins again at the end. A data set that shuffles in another order at each reading
-    gives other batches.
+    Where the data set knows no better way they are read all the same.
     """
     if start == 0:
         return batches
@@ -81,27 +78,12 @@ def _iterate(batches, start, repeat):
 
 
 class ArrayBatches(keras.utils.PyDataset):
-    """Serves an array in shuffled batches of one size.
+    """Serves an array in shuffled batches of one size, in Keras' `floatx()`.
 
-    Keras' own shuffling of arrays depends on the random numbers drawn before; here
-    epoch `n` has the same order however the run came to it. Examples that do not fill a
-    last batch are dropped, other ones in each epoch, so that shapes stay static.
-
-    Args:
-        inputs: array of shape `(num_examples, ...)`. Batches of floats come in Keras'
-            `floatx()`.
-        batch_size: int; more than there are examples means all of them.
-        seed: int.
-        initial_epoch: int, the epoch to start with.
-        first_batch: int, the batch to start with, for the rest of an epoch.
-        codes: optional integer array of shape `(num_examples, ...)`. When given,
-            batches are dicts of `inputs` and, as int32, `codes`.
-        labels: optional array of shape `(num_examples, ...)`. When given, batches are
-            tuples of inputs and labels.
-        weights: optional array of shape `(num_examples,)` that sums to 1, by which
-            examples are drawn with replacement.
-        epoch_length: optional int, examples of an epoch.
-        shard: tuple of ints, which of how many equal parts of each batch to give.
+    The order follows from seed and epoch alone, as Keras' own shuffling does not.
+    Examples that fill no batch are dropped, other ones in each epoch. With `codes`,
+    batches are dicts; with `labels`, tuples. `shard` is which of how many parts of each
+    to give.
     """
 
     def __init__(
@@ -178,11 +160,7 @@ def in_floatx(batch):
 
 
 def batches_by_epoch(inputs, input_dims, batch_size, steps_per_epoch, seed):
-    """Makes the function from an epoch and `first_batch` to batches from there on.
-
-    `inputs` are those of `InterleavedPretraining.fit()`, and `input_dims` the shape of
-    an example, with `None` for unknown sides.
-    """
+    """Makes the function from an epoch and `first_batch` to batches from there on."""
     if ops.is_tensor(inputs):
         inputs = ops.convert_to_numpy(inputs)
     if callable(inputs):
@@ -222,10 +200,7 @@ def count_batches(batches, steps_per_epoch=None):
 
 
 def first_batches(batches, count):
-    """Yields the inputs of the first batches of whatever `fit()` takes.
-
-    Where several processes read parts of each batch, they all get the whole of it.
-    """
+    """Yields the inputs of the first batches, whole ones where processes share them."""
     is_whole = getattr(batches, "shard", None) == (0, 1)
     if isinstance(batches, keras.utils.PyDataset):
         number = batches.num_batches

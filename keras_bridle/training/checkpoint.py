@@ -33,12 +33,7 @@ _INTERVAL = 1.0
 
 
 class SaveError(OSError):
-    """A file could not be written; what was saved before is unharmed.
-
-    Attributes:
-        path: `pathlib.Path` of the file.
-        reason: the exception that says why.
-    """
+    """A file, `path`, could not be written, for a `reason`; older ones are unharmed."""
 
     def __init__(self, path, reason):
         self.path, self.reason = path, reason
@@ -53,8 +48,7 @@ class SaveError(OSError):
 def atomic_file(path):
     """Yields a path to write to, which then replaces `path` at once or not at all.
 
-    A program killed at any moment leaves the old file or the new one; an error leaves
-    the old one, and no half file that would fill a disk.
+    A program killed at any moment leaves the old file or the new one.
     """
     path = Path(path)
     unfinished = path.with_name(f"unfinished.{path.name}")
@@ -118,10 +112,7 @@ def _unique(variables):
 
 
 def state_variables(model):
-    """Lists all variables that training changes, each once, without metrics.
-
-    They come in the same order on every backend, however many layers were made before.
-    """
+    """Lists all variables that training changes, each once, without metrics."""
     metrics = {id(variable) for variable in model.metrics_variables}
     variables = [*model.variables, *model.optimizer.variables]
     variables.append(global_seed_generator().state)
@@ -147,15 +138,9 @@ class NonFiniteLoss(ArithmeticError):
 class NonFiniteSteps(keras.callbacks.Callback):
     """Saves the batches of steps without a finite loss, and stops after too many.
 
-    Losses are looked at one step late, when they are there anyway: to wait for each
-    would keep accelerators waiting.
-
-    Args:
-        folder: path where batches go, as `epoch_3_step_17.npz`, both counted from 0;
-            or `None`.
-        batch_at: function of an epoch and a step that returns the batch there.
-        max_steps: int, so many steps of an epoch may be skipped. More than 0 needs a
-            model that was prepared with `skip_nonfinite_steps()`.
+    `batch_at(epoch, step)` gives the batch to save, as `epoch_3_step_17.npz`. To skip
+    `max_steps` in an epoch, call the model's `skip_nonfinite_steps()` before. Losses
+    are looked at one step late: to wait for each would keep accelerators waiting.
     """
 
     def __init__(self, folder, batch_at, max_steps=0):
@@ -219,8 +204,7 @@ def _number(value):
 def skipping(optimizer):
     """Makes an optimizer skip steps whose gradients are not finite.
 
-    Keras' scaling of losses does just that, and each step skipped halves the scale,
-    which is exact. Half precision needs it anyway.
+    Keras' scaling of losses does just that. Each step skipped halves the scale.
     """
     is_float16 = keras.config.dtype_policy().compute_dtype == "float16"
     exact = {"initial_scale": 1.0, "dynamic_growth_steps": 2**31 - 1}
@@ -241,11 +225,8 @@ class Preemption:
 
     In a `with` block of the main thread the first signal is noted, and the second one
     acts at once. Several processes stop together, whichever of them got the signal:
-    they ask each other about once a second, after the same step. As what starts them
-    may pass on signals that they have got already, a second one does not act there.
-
-    Attributes:
-        is_requested: bool, whether the signal came, to this process.
+    they ask each other about once a second. As what starts them may pass on signals
+    that they have got already, a second one does not act there.
     """
 
     def __init__(self):
@@ -313,28 +294,14 @@ class Preemption:
 class Checkpoint(keras.callbacks.Callback):
     """Saves all that training needs to resume: weights, optimizer, seeds, metrics.
 
-    A file is written beside the old ones and then replaces the newest, which is kept as
-    `*.previous.npz`; `restore()` falls back to it if the newest is damaged, which the
-    checksum of each array tells. No pickles: NumPy archives of plain arrays. The logs
-    of all epochs go to `history.csv` beside it.
+    It saves after every so many epochs and after the last, and also after `every_steps`
+    of an epoch and so many `minutes`. A file replaces the newest, which is kept as
+    `*.previous.npz`; `restore()` falls back to it if the newest is damaged, as the
+    checksum of an array tells. The logs of all epochs go to `history.csv`, so put the
+    callback behind those that add to the logs. `before_saving` may raise an error.
 
-    Args:
-        path: string or path, the file, ending in `.npz`.
-        every: int, save after so many epochs, and after the last.
-        every_steps: optional int, save after so many steps of an epoch as well.
-        minutes: optional float, save after so much time as well.
-        preemption: optional `Preemption`. When it is requested, the state is saved
-            after the step, and the program is ended.
-
-    Attributes:
-        before_saving: function called before each saving, which may raise to keep it
-            from happening.
-        logs: list with a dict of floats for each epoch, those before a `restore()`
-            included. Put the callback behind those that add to the logs.
-        epoch: int, the epochs that were done when the restored state was saved.
-        step: int, the steps done in the epoch after them. Train that epoch on the
-            batches from there on, in a `fit()` of its own.
-        is_restored: bool, whether there was a state to restore.
+    After `restore()`, `epoch` and `step` tell what was done. Train the rest of an epoch
+    on the batches from there on, in a `fit()` of its own.
     """
 
     def __init__(
@@ -434,16 +401,9 @@ class Checkpoint(keras.callbacks.Callback):
             path.unlink(missing_ok=True)
 
     def restore(self, model):
-        """Restores the saved state of a compiled and built model, if there is one.
+        """Restores the saved state of a compiled model, and returns the epochs done.
 
         Metrics of an epoch that was begun follow when `fit()` continues it.
-
-        Returns:
-            int, the epochs that were done; 0 if nothing has been saved.
-
-        Raises:
-            ValueError: if the file belongs to another model, or is damaged and there is
-                none before it.
         """
         self.epoch, self.step, self.is_restored = 0, 0, False
         found = self._read_newest()

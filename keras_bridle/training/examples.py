@@ -16,17 +16,10 @@ from keras_bridle.training.batches import ArrayBatches, epoch_order
 
 
 def split_examples(labels, share, seed=0):
-    """Splits examples in two, the same share of each class.
+    """Splits examples in two, and gives the sorted indices of either split.
 
-    Args:
-        labels: int array of shape `(examples,)`; or 0/1 of shape `(examples, classes)`,
-            which are split regardless of classes.
-        share: float between 0 and 1, of the second split. Of a class with two examples
-            or more, both splits get at least one.
-        seed: int.
-
-    Returns:
-        A tuple of two sorted int arrays, the indices of the examples of either split.
+    The second gets the same share of each class, at least one of two. Multi-label data,
+    0/1 of shape `(examples, classes)`, is split regardless of classes.
     """
     second: list[int] = []
     for indices in _shuffled_classes(labels, seed):
@@ -44,10 +37,7 @@ def split_examples(labels, share, seed=0):
 
 
 def draw_few(labels, per_class, seed=0):
-    """Draws so many examples of each class, or all of a class that has fewer.
-
-    Takes an int label for each example, and gives their sorted indices.
-    """
+    """Draws so many examples of each class, or all there are, as sorted indices."""
     drawn = [indices[:per_class] for indices in _shuffled_classes(labels, seed)]
     return np.sort(np.concatenate(drawn))
 
@@ -64,17 +54,10 @@ def _shuffled_classes(labels, seed):
 
 
 def balanced_weights(labels, num_classes=None):
-    """Weighs examples so that rare classes are drawn as often as common ones.
+    """Weighs examples so that rare classes are drawn as often; weights sum to 1.
 
     As published for AudioSet (Gong et al., 2021, arXiv 2102.01243): a class weighs
     1000 / (its examples + 0.01), an example as much as its classes together.
-
-    Args:
-        labels: int array of shape `(examples,)`; or 0/1 of shape `(examples, classes)`.
-        num_classes: int, for ints; by default what their largest tells.
-
-    Returns:
-        A float array of shape `(examples,)` that sums to 1.
     """
     labels = np.asarray(labels)
     if labels.ndim == 1:
@@ -109,13 +92,7 @@ class Examples:
 
 
 class ArrayExamples(Examples):
-    """Labeled examples that are arrays in memory.
-
-    Args:
-        inputs: array of raw input, of shape `(examples, ...)`.
-        labels: int array of shape `(examples,)`; or, where an example may have several
-            classes or none, 0/1 of shape `(examples, classes)`.
-    """
+    """Labeled examples in memory: ints, or 0/1 of shape `(examples, classes)`."""
 
     def __init__(self, inputs, labels):
         if len(inputs) != len(labels):
@@ -131,17 +108,9 @@ class ArrayExamples(Examples):
         return ArrayExamples(self.inputs[indices], self.labels[indices])
 
     def training_batches(self, batch_size, seed=0, weights=None, epoch_length=None):
-        """Prepares the batches to train on.
+        """Makes the function from a first epoch to batches, and counts an epoch's.
 
-        Args:
-            batch_size: int.
-            seed: int, of the order.
-            weights: optional array, to draw by, see `balanced_weights()`.
-            epoch_length: optional int, examples of an epoch.
-
-        Returns:
-            A tuple of a function from a first epoch to the batches from there on, and
-            the number of batches in an epoch.
+        Examples are drawn by `weights`, if given, `epoch_length` of them.
         """
 
         def make(epoch):
@@ -167,12 +136,8 @@ class ArrayExamples(Examples):
 class FileExamples(Examples):
     """Labeled examples that are read from files when they are wanted.
 
-    Args:
-        manifest: `FileList` with labels.
-        make_dataset: function of such a list and keyword arguments, such as
-            `functools.partial(file_dataset, reader=AudioReader(seconds=5.0))`.
-        strict: bool, whether files that cannot be read are an error.
-        read_report: optional `ReadReport`, to list them in.
+    `make_dataset` is a function of a `FileList` with labels and of options, such as
+    `functools.partial(file_dataset, reader=AudioReader(seconds=5.0))`.
     """
 
     def __init__(self, manifest, make_dataset, strict=False, read_report=None):
@@ -266,18 +231,9 @@ class FileExamples(Examples):
 
 
 def array_views(clips, labels, num_frames, image_size, segments=5, crops=3):
-    """Cuts several views out of longer or larger clips, for `predict_examples()`.
+    """Cuts several views out of longer or larger clips, a list of `ArrayExamples`.
 
-    Args:
-        clips: array of shape `(examples, frames, height, width, channels)`.
-        labels: array, as of `ArrayExamples`.
-        num_frames: int, frames of a view.
-        image_size: int, side of a view in pixels; the shorter side of the clips.
-        segments: int, starts in time, spread evenly; one lies in the middle.
-        crops: int, crops along the longer side, likewise.
-
-    Returns:
-        A list of `ArrayExamples`, one for each view.
+    `segments` starts in time and `crops` along the longer side are spread evenly.
     """
     size = np.array([num_frames, image_size, image_size])
     room = np.array(clips.shape[1:4]) - size
@@ -297,11 +253,7 @@ def array_views(clips, labels, num_frames, image_size, segments=5, crops=3):
 def file_views(
     manifest, segments=5, crops=3, strict=False, read_report=None, **reading
 ):
-    """Reads several views of each video file, for `predict_examples()`.
-
-    `segments` and `crops` are those of `array_views()`, `strict` and `read_report` of
-    `FileExamples`, all others of `VideoReader`. Gives a list of `FileExamples`.
-    """
+    """Reads several views of each video file, a list of `FileExamples`."""
     reader = VideoReader(**reading)
     read_report = ReadReport() if read_report is None else read_report
 

@@ -35,19 +35,16 @@ from keras_bridle.training.trainers import ModelOfParts
 class FineTuner(ModelOfParts):
     """A classifier in training: raw input is repeated, augmented and mixed first.
 
-    Everything random happens within the model: the same on every backend, on the
-    device, and after a resume. Give `compile()` losses and metrics for logits and for
-    labels with one number for each class (`keras.losses.CategoricalCrossentropy(
-    from_logits=True, label_smoothing=0.1)`), as mixed labels are no ints; ints given to
-    `fit()` are turned into such. SpecAugment and dropped patches are the classifier's:
-    its `feature_augmentation` and `token_mask`.
+    Everything random happens within the model: the same on every backend and after a
+    resume. Give `compile()` losses and metrics for logits and for labels with one
+    number for each class; ints given to `fit()` are turned into such. SpecAugment and
+    dropped patches are the classifier's: its `feature_augmentation` and `token_mask`.
 
     Args:
         classifier: `BridleAudioClassifier`, `BridleImageClassifier` or
             `BridleVideoClassifier`, whose head gives logits.
-        augmentation: optional Keras layer applied to raw input, such as a
-            `keras.Sequential` of `RandomResizedCrop` and `RandomHorizontalFlip`. It is
-            called without training as well, so that crops come out at their size.
+        augmentation: optional Keras layer applied to raw input. It is called without
+            training as well, so that crops come out at their size.
         mix: optional layer that returns a `MixedBatch`, such as `RandomWaveformMix` or
             `RandomImageMix`.
         repeats: int, how many times each example comes in a training batch, augmented
@@ -62,23 +59,18 @@ class FineTuner(ModelOfParts):
         A dict: `logits` of shape `(batch, classes)`; in training, when the batch is
         `repeats` times as large, also what tells how labels are to be treated.
 
-    Raises:
-        ValueError: if the classifier's head has an activation, or for less than one
-            repeat.
-
     Example:
     ```python
     import keras
+    import keras_bridle as kb
     import numpy as np
-    from keras_bridle import BridleBackbone, BridleImageClassifier, RandomImageMix
-    from keras_bridle.training.fine_tune import FineTuner
 
-    backbone = BridleBackbone(
+    backbone = kb.BridleBackbone(
         patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
         input_dims=(32, 32, 1),
     )
-    classifier = BridleImageClassifier(backbone, num_classes=3)
-    tuner = FineTuner(classifier, mix=RandomImageMix(seed=0), repeats=2)
+    classifier = kb.BridleImageClassifier(backbone, num_classes=3)
+    tuner = kb.FineTuner(classifier, mix=kb.RandomImageMix(seed=0), repeats=2)
     tuner.compile("adam", keras.losses.CategoricalCrossentropy(from_logits=True))
     images, labels = np.random.rand(8, 32, 32, 1), np.arange(8) % 3
     tuner.fit(images, labels, batch_size=4, verbose=0)
@@ -152,14 +144,7 @@ class FineTuner(ModelOfParts):
 
 
 class Predictions(NamedTuple):
-    """Scores of examples, and their labels.
-
-    Attributes:
-        scores: float array of shape `(rows, classes)`, probabilities.
-        labels: array of shape `(rows,)` or `(rows, classes)`.
-        indices: int array of shape `(rows,)`, which examples these are: files that
-            cannot be read have no row.
-    """
+    """Probabilities and labels of the examples, at `indices`, that can be read."""
 
     scores: np.ndarray
     labels: np.ndarray
@@ -167,10 +152,9 @@ class Predictions(NamedTuple):
 
 
 def predict_examples(model, examples, batch_size=32):
-    """Classifies examples by a `FineTuner`.
+    """Classifies examples by a `FineTuner`, and gives `Predictions`.
 
-    `examples` are `ArrayExamples` or `FileExamples`; or a list of such, several views
-    of the same examples, whose probabilities are averaged. Gives `Predictions`.
+    Of a list of views of the same examples, probabilities are averaged.
     """
     views = examples if isinstance(examples, list) else [examples]
     total = np.zeros((len(views[0]), model.classifier.num_classes))
@@ -201,21 +185,9 @@ def predict_examples(model, examples, batch_size=32):
 class ValidationScores(keras.callbacks.Callback):
     """Adds exact scores on held-out examples to the logs, and keeps the best weights.
 
-    Mean average precision needs the scores of all examples at once, so that no metric
-    of Keras, which sees batches, can do it. Where the optimizer averages weights
-    (`use_ema=True`), the averages are scored and kept, as they are what training ends
-    with. Put the callback before those that write logs.
-
-    Args:
-        examples: `ArrayExamples` or `FileExamples`.
-        path: string or path ending in `.weights.h5`, the classifier's best weights.
-        metric: string, which score decides: `"accuracy"` or `"mAP"`.
-        batch_size: int.
-        logs: list of the logs of the epochs that are done.
-
-    Attributes:
-        best: the best score so far.
-        best_epoch: int, the epoch that reached it, from 0.
+    No metric of Keras, which sees batches, can do mean average precision. Averaged
+    weights (`use_ema=True`) are scored and kept, as they are what training ends with.
+    Put the callback before those that write logs, and give it those of the epochs done.
     """
 
     def __init__(self, examples, path, metric="accuracy", batch_size=32, logs=()):
@@ -263,8 +235,7 @@ def _validation_scores(labels, scores):
 def averaged_weights(model):
     """Gives a model its averaged weights for a while, if its optimizer has any.
 
-    Keras' SwapEMAWeights gives weights back by sums and differences on TensorFlow, and
-    so not to the last bit.
+    On TensorFlow, Keras' SwapEMAWeights gives weights back with rounding errors.
     """
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     if not getattr(optimizer, "use_ema", False):
@@ -286,14 +257,7 @@ def _values(variables):
 
 
 class FineTuned(NamedTuple):
-    """How a fine-tuning went.
-
-    Attributes:
-        history: dict from a name to a list of floats, one an epoch.
-        best_epoch: int, counted from 0, the epoch whose weights the classifier has:
-            that of the best validation score, or the last.
-        best_score: float, that score; `None` without validation.
-    """
+    """The history of a fine-tuning, and the epoch, from 0, whose weights were kept."""
 
     history: dict
     best_epoch: int
@@ -322,10 +286,10 @@ def fine_tune(
     Args:
         tuner: `FineTuner`, not compiled.
         train: `ArrayExamples` or `FileExamples`.
-        validation: optional examples, scored after each epoch: the weights of the best
-            epoch are kept. Without them those of the last are.
-        directory: optional string or path, where to keep `history.csv`, checkpoints and
-            the best weights.
+        validation: optional examples, scored after each epoch, to find the best.
+            Without them the classifier keeps the weights of the last epoch.
+        directory: optional string or path for `history.csv`, checkpoints and the best
+            weights.
         resume: bool, whether to resume what is in the directory.
         config: optional `FineTuningOptions`.
         title: string, in front of the progress.
@@ -333,33 +297,33 @@ def fine_tune(
             checked, before anything is written.
         callbacks: more Keras callbacks.
         verbose: int, 0 for no progress, 1 for a bar, 2 for a line for each epoch.
-        **options: fields of `FineTuningOptions`, in the place of the config's:
+        **options: fields of `FineTuningOptions`, in place of the config's, such as
             `epochs=100, learning_rate=1e-3`.
 
     Returns:
-        `FineTuned`.
+        A named tuple of the `history`, a dict of lists with one number an epoch, the
+        `best_epoch`, counted from 0, and the `best_score`, `None` without validation.
 
     Raises:
-        ValueError: for options that cannot work.
         FileExistsError: if the directory holds a fine-tuning, without `resume`.
         NonFiniteLoss: if training makes weights or scores infinite or NaN.
 
     Example:
     ```python
+    import keras_bridle as kb
     import numpy as np
-    from keras_bridle import BridleBackbone, BridleImageClassifier, FineTuner, fine_tune
     from keras_bridle.training.examples import ArrayExamples
 
-    backbone = BridleBackbone(
+    backbone = kb.BridleBackbone(
         patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
         input_dims=(32, 32, 1),
     )
-    tuner = FineTuner(BridleImageClassifier(backbone, class_names=["dark", "light"]))
+    classifier = kb.BridleImageClassifier(backbone, class_names=["dark", "light"])
     images, labels = np.random.rand(16, 32, 32, 1), np.arange(16) % 2
     images[labels == 1] += 1.0
-    examples = ArrayExamples(images, labels)
-    found = fine_tune(tuner, examples, examples, epochs=2, batch_size=8, verbose=0)
-    print(found.best_score, tuner.classifier.predict_classes(images[:1]))
+    examples, tuner = ArrayExamples(images, labels), kb.FineTuner(classifier)
+    found = kb.fine_tune(tuner, examples, examples, epochs=2, batch_size=8, verbose=0)
+    print(found.best_score, classifier.predict_classes(images[:1]))
     ```
     """
     tuning = FineTuningOptions.make(config, **options)

@@ -65,19 +65,16 @@ class InterleavedPretraining:
         **options: options of the method, in place of those of `config`:
             {options}
 
-    Raises:
-        ValueError: for settings that do not fit each other.
-
     Example:
     ```python
+    import keras_bridle as kb
     import numpy as np
-    from keras_bridle import BridleBackbone, InterleavedPretraining
 
-    backbone = BridleBackbone(
+    backbone = kb.BridleBackbone(
         patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
         input_dims=(32, 32, 1),
     )
-    pretraining = InterleavedPretraining(backbone, codebook_size=16, code_dim=8)
+    pretraining = kb.InterleavedPretraining(backbone, codebook_size=16, code_dim=8)
     images = np.random.rand(16, 32, 32, 1).astype("float32")
     pretraining.fit(
         images, rounds=1, encoder_epochs=1, tokenizer_epochs=1, batch_size=8, verbose=0
@@ -125,12 +122,10 @@ class InterleavedPretraining:
             inputs: array of raw inputs, of shape `(num_examples, *input_dims)`; or a
                 `tf.data.Dataset`, `keras.utils.PyDataset` or whatever `fit()` takes and
                 can be read again and again, of batches of them; or a function that
-                makes such a data set from the number of the first epoch it is to serve,
-                so that a resumed phase sees the batches that it would have seen. If the
-                function has an argument `first_batch`, it starts there in that epoch;
-                else, as in data sets, those before are read and dropped. Where several
-                processes train together (see `distribute()`), each is to be given its
-                own shard of every batch, but arrays whole.
+                makes such a data set from the number of its first epoch, and, if it has
+                an argument `first_batch`, from the batch to start with. Of several
+                processes (see `distribute()`), give each its own shard of every batch,
+                but arrays whole.
             directory: optional string or path. Settings, weights of each phase, history
                 and checkpoints go there.
             resume: bool, whether to resume the run in `directory`.
@@ -150,7 +145,6 @@ class InterleavedPretraining:
             The history: for each phase a dict of lists, one value an epoch.
 
         Raises:
-            ValueError: for settings that cannot work, before anything is trained.
             FileExistsError: if `directory` holds a run and `resume` is `False`.
             BlockingIOError: if another process is at work in `directory`.
             SaveError: if the disk is full. What was saved before is unharmed.
@@ -238,12 +232,9 @@ class InterleavedPretraining:
 
         Returns:
             int32 array of shape `(num_examples, num_patches, num_levels)`; codes are -1
-            at padded patches. With distances, a tuple of it and a float32 array of
-            shape `(num_examples, num_patches)`: how far each patch's vector is from its
-            code vector of the first level.
-
-        Raises:
-            ValueError: before the first phase.
+            at padded patches. With distances, a tuple of it and of each patch's
+            distance to its code vector of the first level, float32 of shape
+            `(num_examples, num_patches)`.
         """
         if self.tokenizer is None:
             raise ValueError("There is no tokenizer yet: call `fit()` first.")
@@ -479,9 +470,9 @@ def load_run(directory):
             The run may be unfinished.
 
     Returns:
-        An `InterleavedPretraining` with `backbone` and `tokenizer`. Its `codes()` are
-        of inputs that have their size already: it has no augmentation. Without a preset
-        in the directory, networks have the dtype policy in force.
+        An `InterleavedPretraining` with `backbone` and `tokenizer`, and without
+        augmentation. Without a preset in the directory, networks have the dtype policy
+        in force.
 
     Raises:
         FileNotFoundError: if there is no run, or none of its phases is done.
@@ -489,22 +480,19 @@ def load_run(directory):
     Example:
     ```python
     import tempfile
+    import keras_bridle as kb
     import numpy as np
-    from keras_bridle import BridleBackbone, InterleavedPretraining
-    from keras_bridle.training.interleaved import load_run
 
-    backbone = BridleBackbone(
+    backbone = kb.BridleBackbone(
         patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
         input_dims=(32, 32, 1),
     )
-    pretraining = InterleavedPretraining(backbone, codebook_size=8, code_dim=8)
+    pretraining = kb.InterleavedPretraining(backbone, codebook_size=8, code_dim=8)
     images = np.random.rand(16, 32, 32, 1).astype("float32")
+    options = {"rounds": 0, "cold_start_epochs": 1, "batch_size": 8, "verbose": 0}
     with tempfile.TemporaryDirectory() as directory:
-        pretraining.fit(
-            images, rounds=0, cold_start_epochs=1, batch_size=8, verbose=0,
-            directory=directory,
-        )
-        loaded = load_run(directory)
+        pretraining.fit(images, directory=directory, **options)
+        loaded = kb.load_run(directory)
     print((loaded.codes(images) == pretraining.codes(images)).all())  # True
     ```
     """

@@ -14,13 +14,8 @@ from keras_bridle.replicas import (
 def code_prediction_loss(codes, logits, weights=None):
     """Cross-entropy of predicted codes, averaged over patches and levels.
 
-    Args:
-        codes: int32 tensor of shape `(batch, num_patches, num_levels)`, or with a last
-            axis more where several codes of a level are right.
-        logits: float tensor of shape
-            `(batch, num_patches, num_levels, codebook_size)`.
-        weights: optional float tensor of shape `(batch, num_patches)`; patches of
-            weight 0 do not count.
+    `codes` are of shape `(batch, num_patches, num_levels)`, with a last axis more where
+    several codes of a level are right; `weights` of shape `(batch, num_patches)`.
     """
     logits = ops.cast(logits, "float32")
     if len(codes.shape) == len(logits.shape):
@@ -65,10 +60,7 @@ class FiniteMean(keras.metrics.Mean):
 
 
 class FiniteLoss(FiniteMean):
-    """The mean of an epoch's finite losses, and the number of others there were.
-
-    Its result is a dict of the loss, under the metric's name, and `skipped_steps`.
-    """
+    """The mean of the finite losses, and as `skipped_steps` the number of others."""
 
     def __init__(self, name="loss", dtype=None):
         super().__init__(name=name, dtype=dtype)

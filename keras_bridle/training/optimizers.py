@@ -15,10 +15,7 @@ _BLOCK = re.compile(r"(^|/)transformer_block_(\d+)(/|$)")
 
 
 def warmup_cosine(learning_rate, total_steps, warmup_steps=0, min_learning_rate=0.0):
-    """Makes the schedule of a linear warm-up from zero, then half a cosine down.
-
-    `total_steps` are those of the whole run, warm-up included.
-    """
+    """Makes the schedule of a linear warm-up from zero, then half a cosine down."""
     if not 0 <= warmup_steps < total_steps:
         raise ArgumentError(
             "warmup_steps", f"at least 0 and below {total_steps}", warmup_steps
@@ -53,8 +50,7 @@ def shared_options(options):
 def adamw(model, learning_rate, weight_decay=1e-4, **kwargs):
     """Makes AdamW as BRIDLE uses it: no decay of biases, norms and learned vectors.
 
-    Keras keeps what is excluded from the decay in no file: an optimizer that is loaded
-    with a model decays everything.
+    Keras saves no such exclusions: an optimizer loaded with a model decays everything.
     """
     optimizer = summing(keras.optimizers.AdamW)(
         learning_rate, weight_decay=weight_decay, **{"beta_2": 0.95, **kwargs}
@@ -74,20 +70,11 @@ def adamw(model, learning_rate, weight_decay=1e-4, **kwargs):
 class LayerDecayAdamW(keras.optimizers.Adam):
     """AdamW whose learning rate falls from the head to the first layer of an encoder.
 
-    The rate of a weight is the learning rate times `layer_decay` to the power of the
-    number of layers above it: 0 for the head and the norms after the blocks, 1 for the
-    last block, and so on down to the patch embedding, the class token and learned
-    positions. It scales Adam's step and the decoupled weight decay alike. Biases,
-    norms, the class token and positions are not decayed. All of it follows from the
-    weights' names, so that a saved optimizer continues as it was.
-
-    Args:
-        learning_rate: float or schedule, the rate of the head.
-        num_layers: int, the encoder's transformer blocks.
-        layer_decay: float in (0, 1]. 1 gives plain AdamW.
-        weight_decay: float.
-        epsilon: float, added to the root of the squared gradients' mean.
-        **kwargs: keyword arguments of `keras.optimizers.Adam`.
+    The rate, also that of the decoupled weight decay, is multiplied by `layer_decay`
+    once for each layer above a weight: the head and the last norms have none, the last
+    block one, and the patch embedding and its like `num_layers + 1`. Biases, norms, the
+    class token and positions are not decayed. All of it follows from the weights'
+    names.
 
     Reference:
         - [Bao et al., 2021](https://arxiv.org/abs/2106.08254), BEiT

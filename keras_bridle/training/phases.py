@@ -21,11 +21,7 @@ from keras_bridle.training.run import as_history
 
 
 class Phase(NamedTuple):
-    """A phase of the plan, such as `("2_encoder", "encoder", 100, 5e-4)`.
-
-    Its kind is `"cold_start"`, `"tokenizer"`, `"encoder"` or `"joint"`, and its
-    learning rate the highest.
-    """
+    """A phase of the plan, such as `("2_encoder", "encoder", 100, 5e-4)`."""
 
     name: str
     kind: str
@@ -82,18 +78,7 @@ class FitCall:
             trainer.skip_nonfinite_steps()
 
     def fit(self, trainer, phase, make_batches, checkpoint=None):
-        """Trains a compiled trainer to the end of its phase.
-
-        Args:
-            trainer: `Pretrainer`.
-            phase: `Phase`.
-            make_batches: function of an epoch and `first_batch` that returns raw input
-                from there on.
-            checkpoint: optional checkpoint, which says where to resume.
-
-        Returns:
-            The history of the phase, including what was trained before.
-        """
+        """Trains a compiled trainer to the end of its phase, and gives its history."""
         epoch, step = (checkpoint.epoch, checkpoint.step) if checkpoint else (0, 0)
         first = make_batches(0)
         timing = timing_of(first)
@@ -144,8 +129,8 @@ class FitCall:
     def _fit_rest_of_epoch(self, trainer, phase, fit, epoch, step):
         """Trains the rest of an epoch, which has fewer steps, in a `fit()` of its own.
 
-        Keras ends it with moving averages in place of the weights, which are taken
-        back unless it is the end of the phase.
+        Keras ends it with moving averages in place of the weights. They are taken back
+        unless the phase ends.
         """
         kept: list = []
         keep = keras.callbacks.LambdaCallback(

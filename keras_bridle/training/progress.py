@@ -15,8 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 def device_memory():
     """How many bytes are in use, and whether by the first `"device"` or `"process"`.
 
-    It is the peak of an accelerator where the backend tells, else what the process
-    holds now.
+    It is an accelerator's peak where the backend tells, else what the process holds
+    now.
     """
     used = None
     if keras.backend.backend() == "jax":
@@ -44,10 +44,10 @@ def device_memory():
 
 
 def start_trace(folder):
-    """Starts to record what the backend does, and returns the function to stop it.
+    """Starts a trace in a folder, for TensorBoard or Perfetto; gives what stops it.
 
-    TensorBoard's profile plugin or Perfetto show the trace in the folder. Keras' own
-    `TensorBoard(profile_batch=...)` has none on torch, nor on JAX before Python 3.12.
+    Keras' own `TensorBoard(profile_batch=...)` has none on torch, nor on JAX before
+    Python 3.12.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     if keras.backend.backend() == "jax":
@@ -69,13 +69,11 @@ def start_trace(folder):
 
 
 def keep_freed_memory():
-    """Lets this process keep the memory that it frees, for the next step.
+    """Lets this process keep the memory that it frees; tells if it was of use.
 
     JAX on a CPU allocates what a step needs anew each time. glibc gives blocks so large
-    back to the system at once, and to get them again, page by page, took a third of the
-    time of a step on the sample syllables. Other backends keep their buffers.
-
-    Call it before anything is computed. It returns whether there was something to do.
+    back to the system at once, and to get them again took a third of the time of a step
+    on the sample syllables. Call it before anything is computed.
     """
     if keras.backend.backend() != "jax" or not sys.platform.startswith("linux"):
         return False
@@ -91,23 +89,10 @@ def keep_freed_memory():
 class RichProgress(keras.callbacks.Callback):
     """Shows one line for a phase: epochs, time left, speed, and its main metrics.
 
-    Where the output is no terminal, it prints a line now and then instead of a bar. The
-    speed is that of a `fit()` without its first step, which compiles.
-
-    Args:
-        title: string, what is running.
-        epochs: int, the epochs of the phase.
-        steps: int, the steps of an epoch.
-        batch_size: optional int, to show examples per second instead of steps.
-        clock: optional `InputClock` of the data set that is trained on, to count its
-            examples and the share of the time in which training waits for input.
-        reading_speed: optional float, the examples per second that the data set gives
-            when nothing else runs.
-        console: optional `rich.console.Console`; a quiet one only measures.
-        lines: int, how many lines to print at most where there is no terminal.
-
-    Attributes:
-        first_step: int, the steps of the first epoch that were done before `fit()`.
+    Where the output is no terminal, it prints a line now and then instead of a bar;
+    with a quiet `console`, it only measures. The speed leaves out the first step, which
+    compiles. With `batch_size`, or with the `clock` of a data set, it is in examples,
+    and a `clock` also tells the share of the time in which training waits for input.
     """
 
     def __init__(
@@ -255,11 +240,7 @@ def _format_logs(logs):
 
 
 class SpeedBoard(keras.callbacks.TensorBoard):
-    """Keras' TensorBoard callback with the numbers of a `RichProgress` in each epoch.
-
-    They are `epoch_speed/step_seconds` and so on, and are not in the history. The
-    `RichProgress` must be called before this callback.
-    """
+    """Keras' TensorBoard callback with the numbers of a `RichProgress` before it."""
 
     def __init__(self, folder, progress):
         super().__init__(str(folder), write_graph=False)

@@ -58,12 +58,8 @@ class RunDirectory:
     phases/2_encoder/           history.csv, tensorboard/, and *.weights.h5 at its end
     ```
 
-    Args:
-        path: string or path of the folder, made if it is missing.
-        settings: dict that JSON can hold. A run is resumed only with the same; names
-            that one of two versions does not know are not compared.
-        resume: bool, whether to resume the run that is there.
-        echo: bool, whether to print what is noted in `log.txt`.
+    A run is resumed only with the same `settings`, a dict for JSON; names that one of
+    two versions does not know are not compared.
     """
 
     def __init__(self, path, settings, resume=False, echo=False):
@@ -156,17 +152,9 @@ def _differ(one, other):
 
 @contextlib.contextmanager
 def open_run(directory, settings, options, resume=False, echo=False):
-    """Keeps a run's directory for itself in a `with` block.
+    """Yields a function from a `Phase` to its `PhaseFiles` in a locked directory.
 
-    Args:
-        directory: string or path; `None` keeps nothing on disk.
-        settings: function that makes the dict of the run's settings, for JSON.
-        options: `TrainingOptions`.
-        resume: bool, whether to resume the run in `directory`.
-        echo: bool, whether to print what goes into the log.
-
-    Yields:
-        A function of a `Phase` that gives its `PhaseFiles`.
+    `settings` is a function that makes the settings. `None` keeps nothing on disk.
     """
     if directory is None:
         yield PhaseFiles
@@ -280,18 +268,10 @@ def check_cacheable(batches, augmentation, tokenize):
 def cached_codes(tokenize, tokenizers, inputs, batch_size, folder=None):
     """Computes the codes of all examples, or finds those of an earlier start.
 
-    The file has one or two bytes for each code; its name depends on inputs and weights.
-
-    Args:
-        tokenize: function of a batch of inputs that returns codes, -1 at padding.
-        tokenizers: list of the tokenizers in it.
-        inputs: array of shape `(num_examples, ...)`.
-        batch_size: int, as in training, so that numbers are rounded in the same way.
-        folder: optional path for the file. Without one, codes stay in memory.
-
-    Returns:
-        Integer array of shape `(num_examples, num_patches, num_levels)`, or with a last
-        axis more where several codes of a level count. Codes at padding are 0.
+    `tokenize` is a function of a batch that gives codes, -1 at padding, which become 0.
+    The file has one or two bytes a code, and a name that depends on inputs and weights;
+    without a `folder`, codes stay in memory. `batch_size` is that of training, so that
+    numbers are rounded in the same way.
     """
     size = min(batch_size, len(inputs))
     starts = range(0, len(inputs), size)
