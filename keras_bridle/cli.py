@@ -99,7 +99,7 @@ class RecipeParser(argparse.ArgumentParser):
 
     def _add_flag(self, field, help):
         about: dict[str, Any] = {"dest": field.name, "help": help}
-        kind = kinds_of(field.type)[0]
+        kind = kinds_of(field.type)[-1]
         if kind is bool:
             about |= {"action": "store_const", "const": not field.default}
         else:
@@ -243,7 +243,7 @@ class Setup:
         labeled = {*LabeledDataOptions.fields(), "reader", "sampling_rate"} - {"data"}
         for name in self.given:
             only = fields[name].metadata["only"]
-            if only is not None and modality.name not in only:
+            if only and modality.name not in only:
                 self.parser.error(
                     f"{self.parser.flag(name)} is not for {modality.name}"
                 )

@@ -5,6 +5,7 @@ default and help. Checks, saved settings, the arguments of `fit()` and the recip
 command line are made from it.
 """
 
+import contextlib
 import dataclasses
 import math
 import numbers
@@ -63,29 +64,28 @@ AboveZeroToOne = Annotated[
 Existing = Annotated[str, "path"]
 
 
-def option(default, help, *, flag=False, learned=True, only=None, const=None):
+def option(default, help, *, name=None, learned=True, only="", const=None):
     """Declares an option, a field of an `Options` class.
 
     Args:
         default: its default, or a function that makes it.
         help: string, one line that says what it does.
-        flag: bool, whether recipes have a flag for it, or that flag. All others are
-            reached by `--set` and `--settings`.
+        name: string, a flag of recipes; or `True` for one that is called like it.
+            Options without a flag are reached by `--set` and `--settings`.
         learned: bool, whether it changes what is learned, so that a run cannot be
             resumed with another value.
-        only: optional tuple of the modalities that it is for.
+        only: string, the modalities that it is for, if not all.
         const: value of its flag without one.
     """
-    metadata = {
-        "help": help,
-        "flag": flag,
-        "learned": learned,
-        "only": only,
-        "const": const,
-    }
-    if callable(default):
-        return dataclasses.field(default_factory=default, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    metadata = {"help": help, "flag": name, "learned": learned}
+    metadata |= {"only": only.split(), "const": const}
+    kind = "default_factory" if callable(default) else "default"
+    return dataclasses.field(**{kind: default}, metadata=metadata)
+
+
+def flag(default, help, *, name: Any = True, **more):
+    """Declares an option that has a flag, see `option()`."""
+    return option(default, help, name=name, **more)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -103,16 +103,7 @@ class Options:
 
     @classmethod
     def make(cls, config=None, **options) -> Any:
-        """Makes the options of a call: those of a config, with others in their place.
-
-        Args:
-            config: optional object of this class, for the options that are not given.
-            **options: options by name.
-
-        Raises:
-            TypeError: for a name that is no option.
-            ArgumentError: for a value that an option cannot have.
-        """
+        """Makes the options of a call: those of a config, or others in their place."""
         return cls(**options) if config is None else config.replace(**options)
 
     def replace(self, **options):
@@ -133,19 +124,7 @@ class Options:
 
 
 def checked(field, value, is_text=False):
-    """Checks the value of an option, and gives it in the option's type.
-
-    Args:
-        field: `dataclasses.Field` that `option()` made.
-        value: its value, or a text of it.
-        is_text: bool, whether texts may stand for numbers, bools, tuples and `None`.
-
-    Returns:
-        The value; ints as floats where the option is a float, lists as tuples.
-
-    Raises:
-        ArgumentError: for a value of another type or out of range.
-    """
+    """Gives the value of an option, or with `is_text` a text of it, in its type."""
     try:
         return _converted(field.type, value, is_text)
     except (TypeError, ValueError):
@@ -153,28 +132,24 @@ def checked(field, value, is_text=False):
 
 
 def kinds_of(kind):
-    """The types that a type is the union of."""
-    is_union = isinstance(kind, types.UnionType) or typing.get_origin(kind) in (
-        typing.Union,
-        Literal,
-    )
-    return typing.get_args(kind) if is_union else (kind,)
+    """The types that a type is the union of, `None` first."""
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return sorted(typing.get_args(kind), key=lambda one: one is not type(None))
+    return [kind]
 
 
 def expectation(kind):
     """Says what values a type has, such as "an int, at least 1"."""
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        several = sorted(kinds_of(kind), key=lambda one: one is not type(None))
-        return " or ".join(map(expectation, several))
-    if typing.get_origin(kind) is Literal:
-        return " or ".join(map(repr, kinds_of(kind)))
-    if typing.get_origin(kind) is Annotated:
-        (about,) = kind.__metadata__
-        return getattr(about, "words", about)
-    if typing.get_origin(kind) is tuple:
-        entry, *more = typing.get_args(kind)
-        count = "several" if more == [...] else f"{1 + len(more)}"
-        return f"{count} values, each {expectation(entry)}"
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if len(kinds_of(kind)) > 1:
+        return " or ".join(map(expectation, kinds_of(kind)))
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin is Annotated:
+        return getattr(arguments[1], "words", arguments[1])
+    if origin is tuple:
+        count = "several" if ... in arguments else len(arguments)
+        return f"{count} values, each {expectation(arguments[0])}"
     return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
 
 
@@ -196,24 +171,20 @@ def _converted(kind, value, is_text):
         return same[0] if same else _refuse()
     if origin is Annotated:
         value = _converted(arguments[0], value, is_text)
-        ranges = [x for x in arguments[1:] if isinstance(x, Range)]
-        return value if all(value in x for x in ranges) else _refuse()
+        is_in = not isinstance(arguments[1], Range) or value in arguments[1]
+        return value if is_in else _refuse()
     if len(kinds_of(kind)) > 1:
-        for one in sorted(arguments, key=lambda one: one is not type(None)):
-            try:
+        for one in kinds_of(kind):
+            with contextlib.suppress(TypeError, ValueError):
                 return _converted(one, value, is_text)
-            except (TypeError, ValueError):
-                pass
         _refuse()
     if origin is tuple:
         if is_text and isinstance(value, str):
             value = value.replace(",", " ").split()
-        value = tuple(value) if isinstance(value, (list, tuple)) else _refuse()
+        value = value if isinstance(value, (list, tuple)) else _refuse()
         entries = len(value) * arguments[:1] if ... in arguments else arguments
-        return tuple(
-            _converted(entry, one, is_text)
-            for entry, one in zip(entries, value, strict=True)
-        )
+        pairs = zip(entries, value, strict=True)
+        return tuple(_converted(entry, one, is_text) for entry, one in pairs)
     if is_text and isinstance(value, str) and kind is not str:
         value = _from_text(kind, value)
     if isinstance(value, bool) and kind not in (bool, Any):
@@ -238,8 +209,8 @@ def _refuse():
 class MethodOptions(Options):
     """What is learned: the options of `InterleavedPretraining`."""
 
-    num_levels: Count = option(4, "levels of the residual quantizer", flag=True)
-    codebook_size: Count = option(256, "codes of each level", flag=True)
+    num_levels: Count = flag(4, "levels of the residual quantizer")
+    codebook_size: Count = flag(256, "codes of each level")
     code_dim: Count = option(256, "size of the code vectors")
     normalize: Literal["level", "input"] | None = option(
         "level", "bring each level's residual, or the input alone, to unit length"
@@ -268,7 +239,7 @@ class MethodOptions(Options):
     tokenize: Literal["all", "masked"] = option(
         "all", "patches that the tokenizer sees; masked as published for video"
     )
-    seed: Natural = option(0, "seed of everything random", flag=True)
+    seed: Natural = flag(0, "seed of everything random")
 
 
 def current_settings(settings):
@@ -295,7 +266,7 @@ def _without_modules(config):
 class OptimizerOptions(Options):
     """What pretraining and fine-tuning share."""
 
-    batch_size: Count = option(64, "examples on all devices together", flag=True)
+    batch_size: Count = flag(64, "examples on all devices together")
     weight_decay: NotNegative = option(1e-4, "weight decay of AdamW")
     clip_norm: Positive | None = option(None, "largest norm of the gradients")
     gradient_accumulation_steps: Count | None = option(
@@ -310,22 +281,18 @@ class OptimizerOptions(Options):
 class TrainingOptions(OptimizerOptions):
     """How it is learned: the options of `InterleavedPretraining.fit()`."""
 
-    rounds: Natural = option(
-        2, "tokenizer and encoder phases after the cold start", flag=True
+    rounds: Natural = flag(2, "tokenizer and encoder phases after the cold start")
+    cold_start_epochs: Count | None = flag(
+        None, "epochs of the cold start, if not an encoder phase's"
     )
-    cold_start_epochs: Count | None = option(
-        None, "epochs of the cold start, if not an encoder phase's", flag=True
-    )
-    tokenizer_epochs: Count = option(30, "epochs of a tokenizer phase", flag=True)
-    encoder_epochs: Count = option(100, "epochs of an encoder phase", flag=True)
-    joint: bool = option(False, "train tokenizer and encoder in one phase", flag=True)
+    tokenizer_epochs: Count = flag(30, "epochs of a tokenizer phase")
+    encoder_epochs: Count = flag(100, "epochs of an encoder phase")
+    joint: bool = flag(False, "train tokenizer and encoder in one phase")
     tokenizer_every: Count = option(
         4, "steps of a joint phase between those of the tokenizer"
     )
     tokenizer_loss_ratio: Positive = option(0.2, "weight of its loss there")
-    encoder_learning_rate: Positive = option(
-        5e-4, "peak learning rate of encoder phases", flag=True
-    )
+    encoder_learning_rate: Positive = flag(5e-4, "peak learning rate of encoder phases")
     tokenizer_learning_rate: Positive = option(
         2e-4, "peak learning rate of tokenizer phases"
     )
@@ -360,10 +327,10 @@ class TrainingOptions(OptimizerOptions):
 class FineTuningOptions(OptimizerOptions):
     """The options of `fine_tune()`."""
 
-    batch_size: Count = option(32, "examples in a batch", flag=True)
+    batch_size: Count = flag(32, "examples in a batch")
     weight_decay: NotNegative = option(0.05, "weight decay of AdamW")
-    epochs: Count = option(50, "epochs of training", flag=True)
-    learning_rate: Positive = option(1e-3, "peak learning rate of the head", flag=True)
+    epochs: Count = flag(50, "epochs of training")
+    learning_rate: Positive = flag(1e-3, "peak learning rate of the head")
     warmup_epochs: NotNegative = option(0.0, "epochs in which the learning rate rises")
     layer_decay: AboveZeroToOne = option(
         0.75, "learning rate of a layer to that of the one above"
@@ -381,30 +348,26 @@ class FineTuningOptions(OptimizerOptions):
     checkpoint_every: Count | None = option(
         None, "epochs between checkpoints", learned=False
     )
-    seed: Natural = option(0, "seed of everything random", flag=True)
+    seed: Natural = flag(0, "seed of everything random")
 
 
 @dataclasses.dataclass(kw_only=True)
 class RunOptions(Options):
     """The run."""
 
-    directory: str | None = option(None, "folder of the run", flag=True, learned=False)
-    resume: bool = option(
-        False, "resume the run in --directory", flag=True, learned=False
-    )
-    dtype_policy: str = option("float32", "such as mixed_bfloat16", flag=True)
-    quiet: bool = option(False, "no progress bars", flag=True, learned=False)
+    directory: str | None = flag(None, "folder of the run", learned=False)
+    resume: bool = flag(False, "resume the run in --directory", learned=False)
+    dtype_policy: str = flag("float32", "such as mixed_bfloat16")
+    quiet: bool = flag(False, "no progress bars", learned=False)
 
 
 @dataclasses.dataclass(kw_only=True)
 class AudioReading(Options):
     """How recordings are read."""
 
-    seconds: Positive | None = option(
-        None, "length of each recording", flag=True, only=("audio",)
-    )
+    seconds: Positive | None = flag(None, "length of each recording", only="audio")
     reader: Literal["soundfile", "tensorflow-io"] = option(
-        "soundfile", "decoder of recordings", only=("audio",)
+        "soundfile", "decoder of recordings", only="audio"
     )
 
 
@@ -412,8 +375,8 @@ class AudioReading(Options):
 class ImageReading(Options):
     """How images are read."""
 
-    image_size: Count | None = option(
-        None, "side of images and frames in pixels", flag=True, only=("image", "video")
+    image_size: Count | None = flag(
+        None, "side of images and frames in pixels", only="image video"
     )
 
 
@@ -421,11 +384,9 @@ class ImageReading(Options):
 class VideoReading(ImageReading):
     """How videos are read."""
 
-    num_frames: Count | None = option(
-        None, "frames of a clip", flag=True, only=("video",)
-    )
-    sampling_rate: Count | None = option(
-        None, "take every so many frames of a video", flag=True, only=("video",)
+    num_frames: Count | None = flag(None, "frames of a clip", only="video")
+    sampling_rate: Count | None = flag(
+        None, "take every so many frames of a video", only="video"
     )
 
 
@@ -433,38 +394,34 @@ class VideoReading(ImageReading):
 class DataOptions(Options):
     """Data."""
 
-    data: Existing | None = option(
-        None, "folder or CSV file; without it, the sample data", flag=True
+    data: Existing | None = flag(
+        None, "folder or CSV file; without it, the sample data"
     )
-    layout: str = option(
-        "folder", "folder, csv, or the name of a known data set", flag=True
+    layout: str = flag("folder", "folder, csv, or the name of a known data set")
+    segments: Existing | None = flag(
+        None, "AudioSet's CSV file of training segments", only="audio"
     )
-    segments: Existing | None = option(
-        None, "AudioSet's CSV file of training segments", flag=True, only=("audio",)
-    )
-    strict: bool = option(False, "stop at files that cannot be read", flag=True)
+    strict: bool = flag(False, "stop at files that cannot be read")
 
 
 @dataclasses.dataclass(kw_only=True)
 class LabeledDataOptions(DataOptions):
     """Labeled data."""
 
-    test_data: Existing | None = option(
-        None, "test split, where it is not in --data", flag=True
-    )
+    test_data: Existing | None = flag(None, "test split, where it is not in --data")
     root: Existing | None = option(None, "folder that names in a table start from")
-    test_segments: Existing | None = option(
-        None, "AudioSet's CSV file of test segments", flag=True, only=("audio",)
+    test_segments: Existing | None = flag(
+        None, "AudioSet's CSV file of test segments", only="audio"
     )
     ground_truth: Existing | None = option(None, "classes of ImageNet's flat val")
     meta: Existing | None = option(None, "ImageNet's meta.mat, where these are numbers")
     file_column: str | None = option(None, "column of the file")
-    label_column: str | None = option(None, "column of the class", flag=True)
+    label_column: str | None = flag(None, "column of the class")
     label_separator: str | None = option(None, "text between several classes of a file")
     split_column: str | None = option(None, "column of the split")
     test_split: str | None = option(None, "the split or folder to test on")
     folds: Count | None = option(None, "folds to make without splits, by default 5")
-    fold: Count | None = option(None, "from 1: test on this fold alone", flag=True)
+    fold: Count | None = flag(None, "from 1: test on this fold alone")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -474,24 +431,20 @@ class AugmentationOptions(Options):
     repeats: Count = option(1, "times each example comes in a batch")
     mix_rate: ZeroToOne = option(0.0, "share of examples that are mixed with another")
     mixup: NotNegative = option(0.0, "alpha of mixup; 0: none")
-    cutmix: NotNegative = option(
-        0.0, "alpha of CutMix; 0: none", only=("image", "video")
-    )
-    gain: bool = option(False, "make recordings louder or softer", only=("audio",))
-    roll: bool = option(False, "roll recordings in time", only=("audio",))
-    hide_bins: Natural = option(0, "most bins that SpecAugment masks", only=("audio",))
-    hide_frames: Natural = option(0, "most frames it masks", only=("audio",))
+    cutmix: NotNegative = option(0.0, "alpha of CutMix; 0: none", only="image video")
+    gain: bool = option(False, "make recordings louder or softer", only="audio")
+    roll: bool = option(False, "roll recordings in time", only="audio")
+    hide_bins: Natural = option(0, "most bins that SpecAugment masks", only="audio")
+    hide_frames: Natural = option(0, "most frames it masks", only="audio")
     token_drop: tuple[BelowOne, BelowOne] = option(
-        (0.0, 0.0), "shares of times and bands to drop", only=("audio",)
+        (0.0, 0.0), "shares of times and bands to drop", only="audio"
     )
     smallest_crop: AboveZeroToOne = option(
-        1.0, "least share of an image that crops keep", only=("image",)
+        1.0, "least share of an image that crops keep", only="image"
     )
-    flip: bool = option(False, "mirror images and clips", only=("image", "video"))
-    rand_augment: ZeroToOne = option(
-        0.0, "strength of RandAugment", only=("image", "video")
-    )
-    rand_augment_ops: Count = option(2, "its operations", only=("image", "video"))
+    flip: bool = option(False, "mirror images and clips", only="image video")
+    rand_augment: ZeroToOne = option(0.0, "strength of RandAugment", only="image video")
+    rand_augment_ops: Count = option(2, "its operations", only="image video")
     random_erasing: ZeroToOne = option(
-        0.0, "share of images with a box erased", only=("image", "video")
+        0.0, "share of images with a box erased", only="image video"
     )

@@ -23,6 +23,7 @@ from keras_bridle.config import (
     RunOptions,
     TrainingOptions,
     ZeroToOne,
+    flag,
     option,
 )
 from keras_bridle.data.layouts import list_files
@@ -61,16 +62,15 @@ from keras_bridle.training.run import RunDirectory, run_lock
 class PretrainingOptions(TrainingOptions, MethodOptions, RunOptions, DataOptions):
     """Encoder: the options of the three recipes."""
 
-    preset: str = option("base", "tiny, small, base, large, or a folder", flag=True)
+    preset: str = flag("base", "tiny, small, base, large, or a folder")
     patch_size: tuple[Count, ...] | None = option(None, "sides, if not the preset's")
-    mask_ratio: ZeroToOne = option(0.8, "share of the patches to hide", flag=True)
+    mask_ratio: ZeroToOne = flag(0.8, "share of the patches to hide")
     decoder_dim: Count | None = option(None, "decoder's width, if not the preset's")
     decoder_layers: Count | None = option(None, "decoder's depth, likewise")
     augmentation: bool = option(True, "train on augmented inputs")
-    distribute: Natural = option(
+    distribute: Natural = flag(
         0,
         "train on all devices and processes; N on JAX: divide networks among N",
-        flag=True,
         const=1,
         learned=False,
     )

@@ -37,6 +37,7 @@ from keras_bridle.config import (
     Natural,
     RunOptions,
     VideoReading,
+    flag,
     option,
 )
 from keras_bridle.data.layouts import list_files
@@ -58,18 +59,18 @@ class Options(RunOptions, VideoReading, AudioReading):
 
     hidden = ("dtype_policy", "num_frames", "sampling_rate")
 
-    source: str | None = option(None, "run, preset or size", flag="--from")
-    data: Existing | None = option(None, "folder, or CSV file of files", flag=True)
-    class_folders: bool = option(False, "folders are classes: label rows", flag=True)
-    label_column: str | None = option(None, "of a CSV file: label rows", flag=True)
-    per: Literal["file", "patch"] = option("file", "a row: file or patch", flag=True)
-    segment_means: Count = option(1, "join the means of so many equal parts", flag=True)
-    codes: bool = option(True, "no codes, though there is a tokenizer", flag=True)
-    format: Literal["npz", "parquet"] = option("npz", "npz or parquet", flag=True)
+    source: str | None = flag(None, "run, preset or size", name="--from")
+    data: Existing | None = flag(None, "folder, or CSV file of files")
+    class_folders: bool = flag(False, "folders are classes: label rows")
+    label_column: str | None = flag(None, "of a CSV file: label rows")
+    per: Literal["file", "patch"] = flag("file", "a row: file or patch")
+    segment_means: Count = flag(1, "join the means of so many equal parts")
+    codes: bool = flag(True, "no codes, though there is a tokenizer")
+    format: Literal["npz", "parquet"] = flag("npz", "npz or parquet")
     part_size: Count = option(1024, "files to a part")
-    picture: Literal["pca", "umap", "none"] = option("pca", "of map.png", flag=True)
-    batch_size: Count = option(32, "examples to a step of the encoder", flag=True)
-    seed: Natural = option(0, "seed of the map", flag=True)
+    picture: Literal["pca", "umap", "none"] = flag("pca", "of map.png")
+    batch_size: Count = flag(32, "examples to a step of the encoder")
+    seed: Natural = flag(0, "seed of the map")
 
 
 class Extraction(Setup):

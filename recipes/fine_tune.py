@@ -35,6 +35,7 @@ from keras_bridle.config import (
     LabeledDataOptions,
     RunOptions,
     VideoReading,
+    flag,
     option,
 )
 from keras_bridle.training.progress import keep_freed_memory
@@ -159,24 +160,24 @@ class Options(
 ):
     """Options of this recipe."""
 
-    source: str | None = option(
-        None, "pretrained encoder: a run, a preset's folder or address", flag="--from"
+    source: str | None = flag(
+        None, "pretrained encoder: a run, a preset's folder or address", name="--from"
     )
-    scratch: bool = option(False, "keep only its sizes, with new weights", flag=True)
-    preset: str | None = option(None, "instead: tiny, small, base or large", flag=True)
-    modality: Literal["audio", "image", "video"] | None = option(
-        None, "of --preset: audio, image or video", flag=True
+    scratch: bool = flag(False, "keep only its sizes, with new weights")
+    preset: str | None = flag(None, "instead: tiny, small, base or large")
+    modality: Literal["audio", "image", "video"] | None = flag(
+        None, "of --preset: audio, image or video"
     )
     drop_path: BelowOne = option(0.0, "stochastic depth, at the last layer")
     dropout: BelowOne = option(0.0, "dropout of the pooled features")
-    validation_share: BelowOne = option(
-        0.0, "of training, to find the best epoch; 0: test the last", flag=True
+    validation_share: BelowOne = flag(
+        0.0, "of training, to find the best epoch; 0: test the last"
     )
-    labels_per_class: Count | None = option(
-        None, "train on so many examples of each class", flag=True
+    labels_per_class: Count | None = flag(
+        None, "train on so many examples of each class"
     )
-    view_segments: Count = option(1, "times to test a video at", only=("video",))
-    view_crops: Count = option(1, "crops of it to test", only=("video",))
+    view_segments: Count = option(1, "times to test a video at", only="video")
+    view_crops: Count = option(1, "crops of it to test", only="video")
 
 
 def settings(modality, layout):

@@ -25,7 +25,7 @@ import functools
 from typing import Literal
 
 import keras_bridle as kb
-from keras_bridle.config import AboveZeroToOne, ImageReading, option
+from keras_bridle.config import AboveZeroToOne, ImageReading, flag, option
 from keras_bridle.evaluation.features import FeatureExtractor
 from keras_bridle.evaluation.probes import knn_probe, linear_probe
 from keras_bridle.modalities import IMAGE
@@ -75,8 +75,8 @@ class Options(PretrainingOptions, ImageReading):
 
     hidden = ("segments",)
 
-    mask: Literal["random", "block", "inverse-block"] = option(
-        "random", "how patches are hidden", flag=True
+    mask: Literal["random", "block", "inverse-block"] = flag(
+        "random", "how patches are hidden"
     )
     smallest_crop: AboveZeroToOne = option(0.2, "least share that crops keep")
 

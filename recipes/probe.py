@@ -41,6 +41,7 @@ from keras_bridle.config import (
     Positive,
     RunOptions,
     VideoReading,
+    flag,
     option,
 )
 from keras_bridle.data import samples
@@ -69,21 +70,21 @@ class Options(RunOptions, VideoReading, AudioReading, LabeledDataOptions):
         *("resume", "strict", "fold"),
     )
 
-    source: tuple[str, ...] = option((), "runs, presets or sizes", flag="--from")
-    probe: tuple[Literal["linear", "dense", "knn", "attentive", "all"], ...] = option(
-        ("linear", "knn"), "kinds of probes, or all", flag=True
+    source: tuple[str, ...] = flag((), "runs, presets or sizes", name="--from")
+    probe: tuple[Literal["linear", "dense", "knn", "attentive", "all"], ...] = flag(
+        ("linear", "knn"), "kinds of probes, or all"
     )
-    epochs: Count | None = option(None, "epochs of dense and attentive", flag=True)
-    learning_rate: Positive | None = option(None, "their learning rate", flag=True)
+    epochs: Count | None = flag(None, "epochs of dense and attentive")
+    learning_rate: Positive | None = flag(None, "their learning rate")
     weight_decay: NotNegative | None = option(None, "their weight decay")
-    probe_batch_size: Count | None = option(None, "their batch size", flag=True)
+    probe_batch_size: Count | None = flag(None, "their batch size")
     batch_size: Count = option(32, "examples to a step of the encoder")
     per_class: Count | None = option(None, "examples of each class to train on")
     segment_means: Count | None = option(None, "join the means of so many equal parts")
     most_gigabytes: Positive = option(8.0, "most memory for patches")
-    baselines: bool = option(True, "only the encoders named", flag=True)
-    overwrite: bool = option(False, "replace what --directory holds", flag=True)
-    seed: Natural = option(0, "seed of everything that is drawn", flag=True)
+    baselines: bool = flag(True, "only the encoders named")
+    overwrite: bool = flag(False, "replace what --directory holds")
+    seed: Natural = flag(0, "seed of everything that is drawn")
 
 
 class Probing(Setup):

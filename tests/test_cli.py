@@ -17,6 +17,7 @@ from keras_bridle.config import (
     Existing,
     RunOptions,
     VideoReading,
+    flag,
     option,
 )
 from keras_bridle.modalities import MODALITIES
@@ -29,10 +30,10 @@ class Options(RunOptions):
 
     hidden = ("dtype_policy",)
 
-    source: tuple[str, ...] = option((), "several", flag="--from")
+    source: tuple[str, ...] = flag((), "several", name="--from")
     file: Existing | None = option(None, "a file")
-    rate: float = option(0.5, "a number", flag=True)
-    codes: bool = option(True, "without codes", flag=True)
+    rate: float = flag(0.5, "a number")
+    codes: bool = flag(True, "without codes")
     sides: tuple[int, int] | None = option(None, "two ints")
     more: dict = option(dict, "a dict")
     seed: int = option(0, "a seed")
