@@ -304,14 +304,7 @@ class Checkpoint(keras.callbacks.Callback):
     on the batches from there on, in a `fit()` of its own.
     """
 
-    def __init__(
-        self,
-        path,
-        every=1,
-        every_steps=None,
-        minutes=None,
-        preemption=None,
-    ):
+    def __init__(self, path, every=1, every_steps=None, minutes=None, preemption=None):
         super().__init__()
         self.path = Path(path)
         self.previous_path = self.path.with_name(f"{self.path.stem}.previous.npz")

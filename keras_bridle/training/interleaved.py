@@ -35,11 +35,7 @@ from keras_bridle.training.batches import (
     timing_of,
 )
 from keras_bridle.training.phases import FitCall, Phase, phases
-from keras_bridle.training.run import (
-    cached_codes,
-    check_cacheable,
-    open_run,
-)
+from keras_bridle.training.run import cached_codes, check_cacheable, open_run
 from keras_bridle.training.trainers import (
     EncoderPretrainer,
     JointPretrainer,

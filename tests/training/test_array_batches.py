@@ -92,9 +92,7 @@ class Seen(keras.Model):
     def call(self, inputs):
         step = ops.convert_to_tensor(self.step)
         places = ops.slice_update(
-            ops.convert_to_tensor(self.places),
-            (4 * step,),
-            ops.reshape(inputs, (4,)),
+            ops.convert_to_tensor(self.places), (4 * step,), ops.reshape(inputs, (4,))
         )
         self.places.assign(places)
         self.step.assign(step + 1)

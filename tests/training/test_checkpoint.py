@@ -44,11 +44,7 @@ def compiled_tokenizer_pretrainer():
     )
     trainer.set_trained_parts()
     optimizer = adamw(
-        trainer,
-        1e-2,
-        use_ema=True,
-        gradient_accumulation_steps=2,
-        global_clipnorm=1.0,
+        trainer, 1e-2, use_ema=True, gradient_accumulation_steps=2, global_clipnorm=1.0
     )
     trainer.compile(optimizer)
     return trainer

@@ -13,11 +13,7 @@ from tiny_pretraining import (
     weights_of,
 )
 
-from keras_bridle.training.checkpoint import (
-    NonFiniteLoss,
-    NonFiniteSteps,
-    skipping,
-)
+from keras_bridle.training.checkpoint import NonFiniteLoss, NonFiniteSteps, skipping
 from keras_bridle.training.losses import FiniteLoss, FiniteMean
 from keras_bridle.training.optimizers import adamw
 

@@ -12,11 +12,7 @@ import pytest
 from rich.console import Console
 
 from keras_bridle.data.readers import import_tensorflow
-from keras_bridle.training.progress import (
-    ProfileSteps,
-    RichProgress,
-    SpeedBoard,
-)
+from keras_bridle.training.progress import ProfileSteps, RichProgress, SpeedBoard
 
 LOGS = {"loss": 1.5, "accuracy_1": 0.25, "accuracy_2": 0.5, "usage_1": 1.0}
 LINE = "loss 1.500  accuracy 25/50 %  used 100 %"

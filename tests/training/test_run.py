@@ -22,9 +22,7 @@ SETTINGS = {
 }
 PHASE = SimpleNamespace(name="0_cold_start")
 OPTIONS = SimpleNamespace(
-    checkpoint_every=1,
-    checkpoint_every_steps=None,
-    checkpoint_minutes=None,
+    checkpoint_every=1, checkpoint_every_steps=None, checkpoint_minutes=None
 )
 
 

@@ -22,10 +22,7 @@ def runs(tmp_path_factory):
     found = {}
 
     def keep(phase, pretraining):
-        found[phase.name] = (
-            pretraining.codes(maps()),
-            _features(pretraining),
-        )
+        found[phase.name] = (pretraining.codes(maps()), _features(pretraining))
 
     pretraining.fit(
         maps(8),
@@ -46,12 +43,7 @@ def runs(tmp_path_factory):
 def _check(directory, codes, features):
     loaded = load_run(directory)
     np.testing.assert_array_equal(loaded.codes(maps()), codes)
-    np.testing.assert_allclose(
-        _features(loaded),
-        features,
-        rtol=1e-5,
-        atol=1e-6,
-    )
+    np.testing.assert_allclose(_features(loaded), features, rtol=1e-5, atol=1e-6)
 
 
 def test_after_each_phase(runs):
