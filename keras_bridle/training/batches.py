@@ -144,12 +144,21 @@ class ArrayBatches(keras.utils.PyDataset):
         return batch if self.labels is None else (batch, self.labels[places])
 
 
-def in_order_of_epochs(batches):
-    """Makes the callback that puts `ArrayBatches` in each epoch's order."""
-    # Keras may draw a batch to look at it, which ends an epoch of its own.
-    return keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: batches.start_epoch(epoch)
-    )
+def fit_in_order(model, batches, callbacks, clock=None, verbose=0, **options):
+    """Is `model.fit()` on batches in their own order, which a clock may time."""
+    if isinstance(batches, ArrayBatches):
+        # Keras may draw a batch to look at it, which ends an epoch of its own.
+        in_order = keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, logs: batches.start_epoch(epoch)
+        )
+        callbacks = [in_order, *callbacks]
+    return model.fit(
+        batches if clock is None else clock.wrap(batches),
+        callbacks=callbacks,
+        shuffle=False,
+        verbose=2 if verbose == 2 else 0,
+        **options,
+    ).history
 
 
 def in_floatx(batch):
@@ -170,7 +179,10 @@ def batches_by_epoch(inputs, input_dims, batch_size, steps_per_epoch, seed):
             expected = "a data set, or a function that makes one, to be read repeatedly"
             raise ArgumentError("inputs", expected, inputs)
         return functools.partial(_from_data_set, inputs, steps_per_epoch)
-    if not _fits(tuple(inputs.shape[1:]), input_dims):
+    shape = tuple(inputs.shape[1:])
+    if len(shape) != len(input_dims) or any(
+        dim not in (None, size) for size, dim in zip(shape, input_dims, strict=True)
+    ):
         expected = f"of the shape (num_examples, *input_dims), input_dims={input_dims}"
         raise ArgumentError("inputs", expected, f"shape {tuple(inputs.shape)}")
     if steps_per_epoch is not None:
@@ -236,11 +248,7 @@ def _from_function(function):
     """Lets a user's function of the epoch start in the middle of it."""
     if "first_batch" in inspect.signature(function).parameters:
         return function
-
-    def batches(epoch, first_batch=0):
-        return from_batch_on(function(epoch), first_batch)
-
-    return batches
+    return lambda epoch, first_batch=0: from_batch_on(function(epoch), first_batch)
 
 
 def _from_data_set(inputs, steps_per_epoch, epoch, first_batch=0):
@@ -248,9 +256,3 @@ def _from_data_set(inputs, steps_per_epoch, epoch, first_batch=0):
     if steps_per_epoch is None:
         return from_batch_on(inputs, first_batch)
     return from_batch_on(inputs, epoch * steps_per_epoch + first_batch, repeat=True)
-
-
-def _fits(shape, dims):
-    return len(shape) == len(dims) and all(
-        dim in (None, size) for size, dim in zip(shape, dims, strict=True)
-    )

@@ -345,12 +345,12 @@ class Checkpoint(keras.callbacks.Callback):
             self._save_and_stop(epoch + 1)
 
     def _is_time(self, step):
-        if self.preemption is not None and self.preemption.is_due():
-            return True
-        if self.every_steps is not None and step % self.every_steps == 0:
-            return True
         seconds = time.monotonic() - self._saved_at
-        return self.minutes is not None and seconds >= 60 * self.minutes
+        return (
+            (self.preemption is not None and self.preemption.is_due())
+            or (self.every_steps is not None and step % self.every_steps == 0)
+            or (self.minutes is not None and seconds >= 60 * self.minutes)
+        )
 
     def _save_and_stop(self, epoch, step=0):
         self._is_due = False

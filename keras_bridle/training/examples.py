@@ -112,18 +112,15 @@ class ArrayExamples(Examples):
 
         Examples are drawn by `weights`, if given, `epoch_length` of them.
         """
-
-        def make(epoch):
-            return ArrayBatches(
-                self.inputs,
-                batch_size,
-                seed,
-                epoch,
-                labels=self.labels,
-                weights=weights,
-                epoch_length=epoch_length,
-            )
-
+        make = functools.partial(
+            ArrayBatches,
+            self.inputs,
+            batch_size,
+            seed,
+            labels=self.labels,
+            weights=weights,
+            epoch_length=epoch_length,
+        )
         return make, len(make(0))
 
     def batches_in_order(self, batch_size):

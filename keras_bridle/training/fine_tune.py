@@ -13,7 +13,7 @@ from rich.console import Console
 from keras_bridle.augmentation.base import mix_labels
 from keras_bridle.config import ArgumentError, FineTuningOptions
 from keras_bridle.models.classifier import probabilities_of
-from keras_bridle.training.batches import ArrayBatches, in_order_of_epochs, timing_of
+from keras_bridle.training.batches import fit_in_order, timing_of
 from keras_bridle.training.checkpoint import (
     Checkpoint,
     NonFiniteLoss,
@@ -81,6 +81,7 @@ class FineTuner(ModelOfParts):
     """
 
     parts: tuple[str, ...] = ("classifier", "augmentation", "mix")
+    options: tuple[str, ...] = ("repeats",)
 
     def __init__(self, classifier, augmentation=None, mix=None, repeats=1, **kwargs):
         super().__init__(**kwargs)
@@ -105,7 +106,7 @@ class FineTuner(ModelOfParts):
         mixed = {}
         if training and self.mix is not None:
             inputs, mixed["partners"], mixed["shares"] = self.mix(inputs, training=True)
-        features, padding_mask = self.classifier.backbone.features(inputs)
+        features, padding_mask = self.classifier.backbone.maps(inputs)
         logits = self.classifier.classify(features, padding_mask, training=training)
         outputs = {"logits": logits, **mixed}
         if training and self.repeats > 1:
@@ -138,9 +139,6 @@ class FineTuner(ModelOfParts):
         if "partners" in outputs:
             labels = mix_labels(labels, outputs["partners"], outputs["shares"])
         return labels, sample_weight
-
-    def get_config(self):
-        return {**super().get_config(), "repeats": self.repeats}
 
 
 class Predictions(NamedTuple):
@@ -212,10 +210,9 @@ class ValidationScores(keras.callbacks.Callback):
 
     def _note(self, epoch, scores):
         value = scores[f"val_{self.metric}"]
-        is_best = value > self.best
-        if is_best:
+        if value > self.best:
             self.best, self.best_epoch = value, epoch
-        return is_best
+        return self.best_epoch == epoch
 
 
 def _validation_scores(labels, scores):
@@ -341,10 +338,9 @@ def fine_tune(
     )
     # Schedules count batches, also where several of them make a step.
     warmup_steps = round(tuning.warmup_epochs * steps)
-    kind = {
-        "categorical": keras.losses.CategoricalCrossentropy,
-        "binary": keras.losses.BinaryCrossentropy,
-    }[loss]
+    kind = keras.losses.CategoricalCrossentropy
+    if loss == "binary":
+        kind = keras.losses.BinaryCrossentropy
     accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
     tuner.compile(
         layer_decay_optimizer(
@@ -378,11 +374,9 @@ def fine_tune(
                 validation, best_path, metric, tuning.batch_size, checkpoint.logs
             )
             callbacks = [scores, *callbacks]
+        callbacks = [*callbacks, checkpoint]
         if checkpoint.epoch < epochs:
-            batches, callbacks = (
-                make_batches(checkpoint.epoch),
-                [*callbacks, checkpoint],
-            )
+            batches = make_batches(checkpoint.epoch)
             _fit(tuner, batches, steps, epochs, title, callbacks, verbose)
         if scores is None:
             with averaged_weights(tuner):
@@ -397,28 +391,26 @@ def fine_tune(
 def _fit(tuner, batches, steps, epochs, title, callbacks, verbose):
     """Trains the epochs that are not done, those after the checkpoint's."""
     *_, checkpoint = callbacks
-    is_array = isinstance(batches, ArrayBatches)
-    clock = None if is_array else timing_of(batches).InputClock()
+    timing = timing_of(batches)
+    clock = None if timing is None else timing.InputClock()
     progress = RichProgress(
         title,
         epochs,
         steps,
-        batches.batch_size if is_array else None,
+        batches.batch_size if clock is None else None,
         clock,
         console=Console(quiet=verbose != 1),
     )
-    callbacks = [*callbacks, progress]
-    if is_array:
-        callbacks.append(in_order_of_epochs(batches))
     try:
-        tuner.fit(
-            batches if clock is None else clock.wrap(batches),
+        fit_in_order(
+            tuner,
+            batches,
+            [*callbacks, progress],
+            clock,
+            verbose,
             epochs=epochs,
             initial_epoch=checkpoint.epoch,
-            steps_per_epoch=None if is_array else steps,
-            shuffle=False,
-            callbacks=callbacks,
-            verbose=2 if verbose == 2 else 0,
+            steps_per_epoch=None if clock is None else steps,
         )
     finally:
         progress.close()
@@ -426,32 +418,20 @@ def _fit(tuner, batches, steps, epochs, title, callbacks, verbose):
 
 def _check(options, multi_label, loss, metric, number, validation):
     """Raises an `ArgumentError` for options that do not fit each other or the data."""
-    length = options.epoch_length or 0
     several = "where an example may have several classes"
-    checks = (
-        (
-            "loss",
-            multi_label and loss == "categorical",
-            f"'binary' or 'auto' {several}",
-        ),
-        ("metric", multi_label and metric == "accuracy", f"'mAP' {several}"),
-        (
-            "warmup_epochs",
-            options.warmup_epochs >= options.epochs,
-            f"below `epochs`, which is {options.epochs}",
-        ),
-        (
-            "epoch_length",
-            length > number and not options.balanced,
-            f"at most {number}, the examples to train on, without `balanced=True`",
-        ),
-    )
-    for name, is_wrong, expected in checks:
-        if is_wrong:
-            raise ArgumentError(name, expected, getattr(options, name))
+    if multi_label and loss == "categorical":
+        raise ArgumentError("loss", f"'binary' or 'auto' {several}", loss)
+    if multi_label and metric == "accuracy":
+        raise ArgumentError("metric", f"'mAP' {several}", metric)
+    if options.warmup_epochs >= options.epochs:
+        expected = f"below `epochs`, which is {options.epochs}"
+        raise ArgumentError("warmup_epochs", expected, options.warmup_epochs)
+    length = options.epoch_length or 0
+    if length > number and not options.balanced:
+        expected = f"at most {number}, the examples to train on, without `balanced`"
+        raise ArgumentError("epoch_length", expected, length)
     if metric == "mAP" and validation is not None:
         labels = validation.labels
         if labels.ndim == 2 and not labels.any():
-            raise ArgumentError(
-                "validation", "examples with classes", f"{len(labels)} without any"
-            )
+            found = f"{len(labels)} without any"
+            raise ArgumentError("validation", "examples with classes", found)

@@ -516,6 +516,6 @@ def load_run(directory):
     backbone.load_weights(folder / trained.name / "backbone.weights.h5")
     pretraining.tokenizer = tokenizer = pretraining.new_tokenizer(made)
     if not tokenizer.built:
-        tokenizer.build(backbone.features_shape)
+        tokenizer.build(backbone.maps_shape)
     tokenizer.load_weights(folder / done[-1].name / "tokenizer.weights.h5")
     return pretraining

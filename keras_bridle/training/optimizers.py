@@ -1,5 +1,6 @@
 """Optimizers and schedules."""
 
+import functools
 import re
 
 import keras
@@ -17,21 +18,18 @@ _BLOCK = re.compile(r"(^|/)transformer_block_(\d+)(/|$)")
 def warmup_cosine(learning_rate, total_steps, warmup_steps=0, min_learning_rate=0.0):
     """Makes the schedule of a linear warm-up from zero, then half a cosine down."""
     if not 0 <= warmup_steps < total_steps:
-        raise ArgumentError(
-            "warmup_steps", f"at least 0 and below {total_steps}", warmup_steps
-        )
-    alpha = min_learning_rate / learning_rate
+        expected = f"at least 0 and below {total_steps}"
+        raise ArgumentError("warmup_steps", expected, warmup_steps)
+    schedule = functools.partial(
+        keras.optimizers.schedules.CosineDecay,
+        decay_steps=total_steps - warmup_steps,
+        alpha=min_learning_rate / learning_rate,
+    )
     if warmup_steps == 0:
-        return keras.optimizers.schedules.CosineDecay(
-            learning_rate, total_steps, alpha=alpha
-        )
-    return keras.optimizers.schedules.CosineDecay(
-        # The type of the rate decides that of the whole computation.
-        learning_rate * 0.0,
-        total_steps - warmup_steps,
-        alpha=alpha,
-        warmup_target=learning_rate,
-        warmup_steps=warmup_steps,
+        return schedule(learning_rate)
+    # The type of the rate decides that of the whole computation.
+    return schedule(
+        learning_rate * 0.0, warmup_target=learning_rate, warmup_steps=warmup_steps
     )
 
 

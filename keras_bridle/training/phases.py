@@ -8,12 +8,7 @@ import keras
 from rich.console import Console
 
 from keras_bridle.config import ArgumentError, TrainingOptions
-from keras_bridle.training.batches import (
-    ArrayBatches,
-    first_batches,
-    in_order_of_epochs,
-    timing_of,
-)
+from keras_bridle.training.batches import first_batches, fit_in_order, timing_of
 from keras_bridle.training.checkpoint import NonFiniteSteps, skipping
 from keras_bridle.training.optimizers import adamw, shared_options, warmup_cosine
 from keras_bridle.training.progress import ProfileSteps, RichProgress, SpeedBoard
@@ -33,9 +28,9 @@ def phases(options):
     """Lists the phases of a run with these `TrainingOptions`."""
     if options.joint and options.rounds == 0:
         raise ArgumentError("rounds", "1 or more for joint training", options.rounds)
-    encoder = ("encoder", options.encoder_epochs, options.encoder_learning_rate)
+    epochs, rate = options.encoder_epochs, options.encoder_learning_rate
+    encoder = ("encoder", epochs, rate)
     tokenizer = ("tokenizer", options.tokenizer_epochs, options.tokenizer_learning_rate)
-    _, epochs, rate = encoder
     cold_start = (
         "cold_start",
         options.cold_start_epochs or epochs,
@@ -96,21 +91,19 @@ class FitCall:
         finite, callbacks, close = self._callbacks(make_batches, checkpoint, progress)
 
         def fit(epoch, step, epochs, more=()):
-            batches = make_batches(epoch, first_batch=step)
             finite.first_step = progress.first_step = step
-            if isinstance(batches, ArrayBatches):
-                more = [*more, in_order_of_epochs(batches)]
-            return trainer.fit(
-                batches if clock is None else clock.wrap(batches),
+            return fit_in_order(
+                trainer,
+                make_batches(epoch, first_batch=step),
+                [*self.callbacks, *more, *callbacks],
+                clock,
+                self.verbose,
                 epochs=epochs,
                 initial_epoch=epoch,
                 steps_per_epoch=self.num_batches - step
                 if step
                 else self.steps_per_epoch,
-                shuffle=False,
-                callbacks=[*self.callbacks, *more, *callbacks],
-                verbose=2 if self.verbose == 2 else 0,
-            ).history
+            )
 
         history: dict[str, list[float]] = {}
         try:
@@ -122,9 +115,7 @@ class FitCall:
         finally:
             for callback in close:
                 callback.close()
-        if checkpoint is None:
-            return history
-        return as_history(checkpoint.logs)
+        return history if checkpoint is None else as_history(checkpoint.logs)
 
     def _fit_rest_of_epoch(self, trainer, phase, fit, epoch, step):
         """Trains the rest of an epoch, which has fewer steps, in a `fit()` of its own.

@@ -11,6 +11,9 @@ import keras
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+# How many lines to print at most where there is no terminal.
+_LINES = 5
+
 
 def device_memory():
     """How many bytes are in use, and whether by the first `"device"` or `"process"`.
@@ -104,7 +107,6 @@ class RichProgress(keras.callbacks.Callback):
         clock=None,
         reading_speed=None,
         console=None,
-        lines=5,
     ):
         super().__init__()
         self.title = title
@@ -114,7 +116,6 @@ class RichProgress(keras.callbacks.Callback):
         self.clock = clock
         self.reading_speed = reading_speed
         self.console = console or Console()
-        self.lines = lines
         self.first_step = 0
         self.bar = None
 
@@ -127,8 +128,7 @@ class RichProgress(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
         self.done = epoch * self.steps + self.first_step * (self._timed < 0)
-        shown = self.console.is_terminal and not self.console.quiet
-        if shown and self.bar is None:
+        if self.console.is_terminal and not self.console.quiet and self.bar is None:
             self.bar = Progress(
                 TextColumn("[bold]{task.description}"),
                 BarColumn(bar_width=24),
@@ -155,7 +155,7 @@ class RichProgress(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self._metrics = _format_logs(logs or {})
-        interval = max(1, -(-self.epochs // self.lines))
+        interval = -(-self.epochs // _LINES)
         is_due = (epoch + 1) % interval == 0 or epoch + 1 == self.epochs
         if self.bar is None and is_due and not self.console.quiet:
             line = self._line(with_time_left=True)
@@ -254,11 +254,11 @@ class SpeedBoard(keras.callbacks.TensorBoard):
 class ProfileSteps(keras.callbacks.Callback):
     """Records a trace of some steps of a `fit()`, after those that compile."""
 
-    def __init__(self, folder, first_step=3, steps=5):
+    first_step, steps = 3, 5
+
+    def __init__(self, folder):
         super().__init__()
         self.folder = folder
-        self.first_step = first_step
-        self.steps = steps
         self._done, self._stop = 0, None
 
     def on_train_batch_begin(self, batch, logs=None):

@@ -114,12 +114,6 @@ class RunDirectory:
         if self.echo:
             print(text)
 
-    def phase_path(self, name):
-        """Gives the folder of a phase, made if it is missing."""
-        path = self.path / "phases" / name
-        path.mkdir(parents=True, exist_ok=True)
-        return path
-
     def is_done(self, name):
         """Tells whether a phase has come to its end."""
         return name in self._state["phases_done"]
@@ -186,7 +180,8 @@ class PhaseFiles:
         self.folder: Any = None
         self.checkpoint: Any = None
         if run is not None:
-            self.folder = run.phase_path(phase.name)
+            self.folder = run.path / "phases" / phase.name
+            self.folder.mkdir(parents=True, exist_ok=True)
             self.checkpoint = Checkpoint(
                 self.folder / "checkpoint.npz",
                 every=options.checkpoint_every,
@@ -246,17 +241,17 @@ class PhaseFiles:
 
 def as_history(logs):
     """Turns a dict for each epoch into the dict of lists that Keras calls history."""
-    history: dict[str, list[float]] = {}
-    for epoch_logs in logs:
-        for name, value in epoch_logs.items():
-            history.setdefault(name, []).append(value)
-    return history
+    names = dict.fromkeys(name for epoch_logs in logs for name in epoch_logs)
+    return {name: [one[name] for one in logs if name in one] for name in names}
 
 
 def check_cacheable(batches, augmentation, tokenize):
     """Raises a `ValueError` where codes change from one epoch to the next."""
-    is_array = isinstance(batches, ArrayBatches)
-    if not is_array or augmentation is not None or tokenize != "all":
+    if (
+        not isinstance(batches, ArrayBatches)
+        or augmentation is not None
+        or tokenize != "all"
+    ):
         raise ValueError(
             "`cache_codes=True` needs inputs that are an array, no augmentation and a "
             "tokenizer that sees all patches: else codes change from epoch to epoch. "

@@ -116,7 +116,7 @@ class Pretrainer(ModelOfParts):
         """Augments raw input and turns it into the maps that are cut into patches."""
         if self.augmentation is not None:
             inputs = self.augmentation(inputs, training=training)
-        return backbone.features(inputs)
+        return backbone.maps(inputs)
 
     def loss_share(self, outputs):
         """This replica's share of the loss, a float32 scalar."""
@@ -263,8 +263,8 @@ class EncoderPretrainer(Pretrainer):
         self.augmentation = augmentation
         self.tokenize = tokenize
         self.build_parts(
-            tokenizer=backbone.features_shape,
-            earlier_tokenizer=backbone.features_shape,
+            tokenizer=backbone.maps_shape,
+            earlier_tokenizer=backbone.maps_shape,
             decoder=(None, None, backbone.hidden_dim),
         )
         self.code_accuracy = CodeAccuracy(decoder.num_levels)

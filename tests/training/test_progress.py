@@ -1,7 +1,6 @@
 """The progress line, speed in numbers and in TensorBoard, traces and memory."""
 
 import io
-import re
 import subprocess
 import sys
 import types
@@ -33,19 +32,13 @@ def run(progress):
     progress.on_train_end(LOGS)
 
 
-@pytest.mark.parametrize(
-    ("lines", "expected"), [(5, "2 4 6 8 10"), (2, "5 10"), (3, "4 8 10")]
-)
-def test_lines_where_there_is_no_terminal(lines, expected):
-    progress = RichProgress(
-        "2_encoder", 10, 4, batch_size=8, console=console(False), lines=lines
-    )
+def test_lines_where_there_is_no_terminal():
+    progress = RichProgress("2_encoder", 10, 4, batch_size=8, console=console(False))
     run(progress)
     lines = progress.console.file.getvalue().splitlines()
-    assert [line.split()[2] for line in lines] == [f"{x}/10" for x in expected.split()]
+    assert [line.split()[2] for line in lines] == [f"{x}/10" for x in (2, 4, 6, 8, 10)]
     for line in lines:
-        assert line.startswith("2_encoder")
-        assert line.endswith(LINE)
+        assert line.startswith("2_encoder") and line.endswith(LINE)
         assert "examples/s" in line
 
 
@@ -55,13 +48,6 @@ def test_bar_on_a_terminal():
     written = progress.console.file.getvalue()
     for part in ("2_encoder", "epoch 10/10", LINE, "100 %"):
         assert part in written
-
-
-def test_quiet_progress_measures_only():
-    quiet = Console(file=io.StringIO(), force_terminal=True, quiet=True)
-    progress = RichProgress("2_encoder", 2, 4, console=quiet)
-    run(progress)
-    assert progress.bar is None and progress.numbers()["seconds_left"] == 0.0
 
 
 def test_the_terminal_is_free_after_an_error():
@@ -75,48 +61,30 @@ def test_the_terminal_is_free_after_an_error():
     assert "epoch 1/1" in progress.console.file.getvalue()
 
 
-def test_share_of_the_time_spent_waiting(monkeypatch):
+@pytest.fixture
+def now(monkeypatch):
+    """The time that the clock tells, in a list."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    return now
+
+
+def test_share_of_the_time_spent_waiting(now):
     clock = types.SimpleNamespace(seconds=0.0, batches=0, examples=0)
     progress = RichProgress(
         "phase", 1, 4, clock=clock, reading_speed=250.4, console=console(False)
     )
-    now = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
     progress.on_train_begin()
     progress.on_epoch_begin(0)
-    for step in range(4):
+    for step in range(1, 5):
         # A second of waiting and three of work for each batch of 6.
         now[0] += 4.0
-        clock.seconds, clock.batches, clock.examples = (
-            step + 1.0,
-            step + 1,
-            6 * step + 6,
-        )
-        progress.on_train_batch_end(step, {"loss": np.float32(1.5)})
+        clock.seconds, clock.batches, clock.examples = float(step), step, 6 * step
+        progress.on_train_batch_end(step - 1, {"loss": np.float32(1.5)})
     progress.on_epoch_end(0, LOGS)
     written = progress.console.file.getvalue()
     line = "1.5 examples/s, 4.0 s/step, 25% waiting for input (alone 250/s), "
     assert line in " ".join(written.split("\n"))
-
-
-def test_numbers_of_slow_models(monkeypatch):
-    progress = RichProgress("phase", 10, 3, console=console(False))
-    now = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    progress.on_train_begin()
-    for epoch in range(2):
-        progress.on_epoch_begin(epoch)
-        for step in range(3):
-            # The first step compiles, and tells nothing about the others.
-            now[0] += 200.0 if now[0] == 0.0 else 8.0
-            progress.on_train_batch_end(step, LOGS)
-        progress.on_epoch_end(epoch, LOGS)
-    written = progress.console.file.getvalue()
-    assert re.search(
-        r"epoch 2/10  0\.1 steps/s, 8\.0 s/step, \d+\.\d GB( on the device)?, "
-        r"3\.2 min left  loss",
-        written,
-    )
 
 
 def test_the_rest_of_an_epoch():
@@ -146,9 +114,7 @@ def fit(callbacks, epochs=2):
     ).history
 
 
-def test_numbers(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+def test_numbers(now):
     clock = types.SimpleNamespace(seconds=100.0, batches=3, examples=18)
     speed = RichProgress("phase", 4, 5, clock=clock, console=Console(quiet=True))
     speed.on_train_begin()
@@ -190,7 +156,9 @@ def test_tensorboard_has_the_numbers_and_history_has_not(tmp_path):
 @pytest.mark.parametrize("steps", [2, 100])
 def test_trace(tmp_path, steps):
     """Also where training ends before the trace would."""
-    fit([ProfileSteps(tmp_path / "profile", first_step=2, steps=steps)])
+    trace = ProfileSteps(tmp_path / "profile")
+    trace.first_step, trace.steps = 2, steps
+    fit([trace])
     files = [path for path in (tmp_path / "profile").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) > 1000
 
