@@ -1,24 +1,14 @@
 """The order of examples, in and out of `fit()`."""
 
-import keras
 import numpy as np
 import pytest
-from keras import ops
 
+from keras_bridle.config import ArgumentError
 from keras_bridle.training.batches import ArrayBatches
 
 
 def epoch_of(batches):
     return [batches[index] for index in range(len(batches))]
-
-
-def test_every_example_once_an_epoch():
-    batches = ArrayBatches(np.arange(12), batch_size=4, seed=1)
-    for _ in range(3):
-        served = epoch_of(batches)
-        assert [batch.shape for batch in served] == [(4,)] * 3
-        assert sorted(np.concatenate(served)) == list(range(12))
-        batches.on_epoch_end()
 
 
 def test_what_is_left_out_changes():
@@ -46,11 +36,6 @@ def test_processes_share_each_batch_without_overlap_or_loss():
         np.testing.assert_array_equal(np.concatenate(pieces), whole[index])
 
 
-def test_batches_that_cannot_be_shared_are_an_error():
-    with pytest.raises(ValueError, match="multiple of 4"):
-        ArrayBatches(np.arange(20), batch_size=6, shard=(0, 4))
-
-
 def test_order_depends_on_seed_and_epoch_alone():
     def order(seed, epoch):
         return np.concatenate(epoch_of(ArrayBatches(np.arange(40), 4, seed, epoch)))
@@ -71,58 +56,6 @@ def test_few_examples_and_dtypes():
     assert len(batches) == 1
     assert batches[0].dtype == np.float32
     assert ArrayBatches(np.arange(3, dtype="int16"), 2)[0].dtype == np.int16
-
-
-def test_errors():
-    with pytest.raises(ValueError, match="inputs"):
-        ArrayBatches(np.zeros((0, 3)), 4)
-
-
-class Seen(keras.Model):
-    """Writes down what it is given, in batches of 4."""
-
-    def __init__(self, places):
-        super().__init__()
-        state = {"initializer": "zeros", "trainable": False}
-        self.places = self.add_weight(shape=(places,), dtype="float32", **state)
-        self.step = self.add_weight(shape=(), dtype="int32", **state)
-        self.scale = self.add_weight(shape=())
-        self.built = True
-
-    def call(self, inputs):
-        step = ops.convert_to_tensor(self.step)
-        places = ops.slice_update(
-            ops.convert_to_tensor(self.places), (4 * step,), ops.reshape(inputs, (4,))
-        )
-        self.places.assign(places)
-        self.step.assign(step + 1)
-        return inputs * self.scale
-
-    def compute_loss(self, x=None, y=None, y_pred=None, *args, **kwargs):
-        return ops.mean(y_pred)
-
-
-def seen_in_fit(batches, epochs, initial_epoch=0):
-    model = Seen(12 * (epochs - initial_epoch))
-    model.compile("sgd")
-    start = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: batches.start_epoch(epoch)
-    )
-    model.fit(
-        batches,
-        epochs=epochs,
-        initial_epoch=initial_epoch,
-        shuffle=False,
-        verbose=0,
-        callbacks=[start],
-    )
-    return ops.convert_to_numpy(model.places)
-
-
-def test_fit_sees_the_same_order_after_resuming():
-    inputs = np.arange(12.0).reshape(12, 1)
-    unbroken = seen_in_fit(ArrayBatches(inputs, 4, seed=3), epochs=3)
-    expected = [epoch_of(ArrayBatches(inputs, 4, 3, epoch)) for epoch in range(3)]
-    np.testing.assert_array_equal(unbroken, np.ravel(expected))
-    resumed = seen_in_fit(ArrayBatches(inputs, 4, 3, 1), epochs=3, initial_epoch=1)
-    np.testing.assert_array_equal(resumed, unbroken[12:])
+    for wrong in ({"inputs": np.zeros((0, 3))}, {"shard": (0, 4)}):
+        with pytest.raises(ArgumentError):
+            ArrayBatches(**{"inputs": np.arange(20), "batch_size": 6, **wrong})

@@ -13,7 +13,7 @@ from keras_bridle.config import ArgumentError
 from keras_bridle.data.files import FileList, ReadReport
 from keras_bridle.data.pipeline import file_dataset
 from keras_bridle.data.readers import ImageReader
-from keras_bridle.training.batches import ArrayBatches, epoch_order
+from keras_bridle.training.batches import epoch_order
 from keras_bridle.training.examples import (
     ArrayExamples,
     FileExamples,
@@ -45,22 +45,6 @@ class Echo:
         self.sizes.append(len(inputs))
         value = np.asarray(inputs, "float64").reshape(len(inputs), -1).mean(axis=1)
         return {"logits": np.stack([np.zeros(len(value)), value], axis=1)}
-
-
-def test_batches_of_arrays_follow_from_seed_and_epoch():
-    inputs = np.arange(10.0)
-    batches = ArrayBatches(inputs, 4, seed=1, labels=2 * np.arange(10))
-    seen = [batches[i] for i in range(len(batches))]
-    assert len(batches) == 2 and seen[0][0].dtype == np.float32
-    for values, labels in seen:
-        np.testing.assert_array_equal(2 * values, labels)
-    batches.on_epoch_end()
-    other = batches[0][0]
-    assert (other != seen[0][0]).any()
-    later = ArrayBatches(inputs, 4, seed=1, initial_epoch=1, labels=np.arange(10))
-    np.testing.assert_array_equal(later[0][0], other)
-    with pytest.raises(ValueError):
-        ArrayExamples(inputs, np.arange(9))
 
 
 def test_files_to_train_on(files):
@@ -120,7 +104,7 @@ def test_some_of_the_files_and_their_labels(files):
     manifest = FileList("audio", ["x", "y"], [(0, 2), ()], ["a", "b", "c"])
     labels = FileExamples(manifest, READ).labels
     np.testing.assert_array_equal(labels, [[1, 0, 1], [0, 0, 0]])
-    with pytest.raises(ValueError, match="labels"):
+    with pytest.raises(ValueError):
         FileExamples(FileList("audio", ["x"]), READ)
 
 
@@ -160,7 +144,7 @@ def test_views_are_averaged():
     found = predict_examples(Echo(), views, batch_size=2)
     each = [predict_examples(Echo(), view, batch_size=2).scores for view in views]
     np.testing.assert_allclose(found.scores, np.mean(each, axis=0))
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError):
         array_views(clips, labels, 8, 6)
 
 
@@ -171,18 +155,10 @@ def test_split_takes_the_same_share_of_each_class():
     train, test = split_examples(LABELS, 0.2, seed=1)
     np.testing.assert_array_equal(np.bincount(LABELS[test]), [10, 2, 1])
     assert sorted([*train, *test]) == list(range(62))
-    again = split_examples(LABELS, 0.2, seed=1)
-    np.testing.assert_array_equal(test, again[1])
+    np.testing.assert_array_equal(test, split_examples(LABELS, 0.2, seed=1)[1])
     assert (split_examples(LABELS, 0.2, seed=2)[1] != test).any()
-
-
-def test_split_of_multi_label_data():
-    labels = np.eye(4)[np.arange(40) % 4]
-    train, test = split_examples(labels, 0.25)
+    train, test = split_examples(np.eye(4)[np.arange(40) % 4], 0.25)
     assert len(test) == 10 and not set(train) & set(test)
-
-
-def test_split_that_leaves_nothing():
     with pytest.raises(ArgumentError):
         split_examples(np.array([0, 1]), 0.3)
 
@@ -210,21 +186,7 @@ def test_orders_follow_from_seed_and_epoch():
     assert sorted(epoch_order(62, 0, 0)) == list(range(62))
     assert (epoch_order(62, 0, 0) != epoch_order(62, 0, 1)).any()
     np.testing.assert_array_equal(epoch_order(62, 5, 3), epoch_order(62, 5, 3))
-    drawn = epoch_order(62, 0, 0, balanced_weights(LABELS), length=6000)
-    shares = np.bincount(LABELS[drawn]) / 6000
-    np.testing.assert_allclose(shares, 1 / 3, atol=0.03)
     assert len(epoch_order(62, 0, 0, length=20)) == 20
-
-
-def test_epochs_of_several_labels_are_balanced():
-    labels = np.zeros((62, 4), int)
-    labels[np.arange(60), LABELS[:60]] = 1
-    labels[60:, 2] = 1
-    # One in five has the common class beside its own.
-    labels[50:60:2, 0] = 1
-    drawn = epoch_order(62, 0, 0, balanced_weights(labels), length=6000)
-    times = labels[drawn].sum(axis=0)
-    assert times[3] == 0 and times[:3].min() > 0.25 * times.sum()
 
 
 def test_views_of_files(tmp_path):
@@ -242,20 +204,3 @@ def test_views_of_files(tmp_path):
         expected = frames[start : start + 7 : 2, :, left : left + 48]
         error = np.abs(view.astype(int) - expected.astype(int)).mean()
         assert error < 2, (start, left, error)
-
-
-def test_short_files_are_reported(tmp_path):
-    path = write_video(tmp_path / "a.mp4", "libx264", scene(3))
-    manifest = FileList("video", [path], labels=[0], class_names=["a"])
-    report = ReadReport()
-    views = file_views(
-        manifest,
-        image_size=48,
-        num_frames=4,
-        sampling_rate=1,
-        segments=1,
-        crops=1,
-        read_report=report,
-    )
-    assert len(list(views[0].batches_in_order(1))) == 1
-    assert [file.path for file in report.incomplete] == [path]

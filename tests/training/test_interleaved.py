@@ -18,7 +18,7 @@ from tiny_pretraining import (
     weights_of,
 )
 
-from keras_bridle.config import ArgumentError, TrainingOptions, current_settings
+from keras_bridle.config import ArgumentError, TrainingOptions
 from keras_bridle.data.readers import import_tensorflow
 from keras_bridle.training.interleaved import InterleavedPretraining
 from keras_bridle.training.phases import phases
@@ -44,6 +44,8 @@ def new_pretraining(**kwargs):
         "num_levels": 2,
         "codebook_size": 8,
         "code_dim": 4,
+        # Seeds may be dates.
+        "seed": 20991231,
         # All that is drawn or counted must survive a stop.
         "quantizer_options": {"restart_threshold": 0.1},
         "keep_cold_start_codes": False,
@@ -140,15 +142,11 @@ def test_phases_and_history(finished):
     assert history is finished.returned
     kinds = [record.kind for record in finished.recorder.phases]
     assert kinds == ["EncoderPretrainer", "TokenizerPretrainer", "EncoderPretrainer"]
-    for values in history.values():
-        assert {len(numbers) for numbers in values.values()} == {2}
-    levels = {
-        f"{name}_{i}" for name in ("usage", "perplexity", "dead_codes") for i in (1, 2)
-    }
-    encoder = {"loss", "accuracy_1", "accuracy_2", "mine"} | levels
+    names = ("usage", "perplexity", "dead_codes")
+    levels = {"loss", "mine"} | {f"{name}_{i}" for name in names for i in (1, 2)}
+    encoder = {"accuracy_1", "accuracy_2"} | levels
     assert set(history["0_cold_start"]) == set(history["2_encoder"]) == encoder
-    tokenizer = {"loss", "cosine", "quantizer_loss", "mine"} | levels
-    assert set(history["1_tokenizer"]) == tokenizer
+    assert set(history["1_tokenizer"]) == {"cosine", "quantizer_loss"} | levels
     logged = [
         {name: numbers[epoch] for name, numbers in values.items()}
         for values in history.values()
@@ -192,22 +190,13 @@ def test_decoders_can_start_anew():
 
 def test_codebooks_move_in_tokenizer_phases_alone(finished):
     for name, record in finished.records.items():
-        moves = [
-            (before != after).any()
-            for before, after in zip(
-                record.codebooks, record.codebooks[1:], strict=False
-            )
-        ]
+        start, *others = record.codebooks
+        moves = [(other != start).any() for other in others]
         assert moves == [name == "1_tokenizer"] * 2
-    starts = [record.codebooks[0] for record in finished.recorder.phases]
-    assert (starts[0] != starts[1]).any()
-    np.testing.assert_array_equal(
-        starts[2], finished.records["1_tokenizer"].codebooks[-1]
-    )
-
-
-def test_codebooks_start_as_k_means_of_the_data(finished):
-    """The cold start's codes are all in use, and near to what they stand for."""
+    cold, tokenizer, encoder = finished.recorder.phases
+    assert (cold.codebooks[0] != tokenizer.codebooks[0]).any()
+    np.testing.assert_array_equal(encoder.codebooks[0], tokenizer.codebooks[-1])
+    # They start as k-means of the data, so that all codes are in use.
     first = finished.pretraining.history["0_cold_start"]
     assert first["usage_1"][0] == first["usage_2"][0] == 1.0
 
@@ -223,32 +212,17 @@ def test_codebooks_can_stay_as_they_were_drawn(finished):
     np.testing.assert_array_equal(drawn, ops.convert_to_numpy(fresh.code_vectors))
 
 
-def test_learning_rates(finished):
-    for record, rate in zip(finished.recorder.phases, (1e-2, 1e-2, 1e-2), strict=True):
-        schedule = record.optimizer.get_config()["learning_rate"]["config"]
-        # 2 epochs of 2 batches; 5 % of 4 batches is no warm-up.
-        assert schedule["decay_steps"] == 4
-        expected = [rate * 0.5 * (1 + np.cos(np.pi * done)) for done in (0.5, 1.0)]
-        np.testing.assert_allclose(record.rates, expected, 1e-5, 1e-9)
-
-
 def test_files(finished):
     directory = finished.directory
     settings = json.loads((directory / "settings.json").read_text())["settings"]
-    assert settings["codebook_size"] == 8
     assert settings["augmentation"]["class_name"] == "GaussianNoise"
-    assert settings["num_batches"] == 2
-    assert (settings["tokenizer_every"], settings["tokenizer_loss_ratio"]) == (4, 0.2)
-    assert settings["tokenize"] == "all"
+    assert (settings["codebook_size"], settings["num_batches"]) == (8, 2)
     assert settings["plan"][1] == ["1_tokenizer", "tokenizer", 2, 0.01]
-    assert json.loads((directory / "state.json").read_text()) == {"phases_done": PHASES}
     for name in PHASES:
         folder = directory / "phases" / name
-        with (folder / "history.csv").open() as file:
-            rows = list(csv.DictReader(file))
         history = finished.pretraining.history[name]
-        assert [row.pop("epoch") for row in rows] == ["0", "1"]
-        for epoch, row in enumerate(rows):
+        for epoch, row in enumerate(rows_of(folder)):
+            assert row.pop("epoch") == str(epoch)
             numbers = {key: float(value) for key, value in row.items()}
             assert numbers == {key: values[epoch] for key, values in history.items()}
         assert json.loads((folder / "history.json").read_text()) == history
@@ -262,11 +236,9 @@ def test_files(finished):
     assert_same_bits(weights_of(other), finished.ends[0][1])
 
 
-def test_networks_come_back_trainable(finished):
-    pretraining = finished.pretraining
-    for part in (pretraining.backbone, pretraining.tokenizer, pretraining.estimator):
-        assert part.trainable
-        assert part.trainable_variables
+def rows_of(folder):
+    with (folder / "history.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
 def test_codes(finished):
@@ -283,26 +255,23 @@ def test_codes(finished):
 
 
 def test_a_stopped_run_goes_on_as_if_nothing_had_been(finished, tmp_path):
-    """Stopped inside and between phases, and gone on with in new objects each time."""
+    """Stopped inside and between phases, and resumed in new objects each time."""
     stops = [
         ("EncoderPretrainer", "on_epoch_begin", 1),
         ("TokenizerPretrainer", "on_train_begin", None),
         ("TokenizerPretrainer", "on_train_batch_end", 3),
         ("EncoderPretrainer", "on_train_end", None),
-        (None, None, None),
     ]
-    for kind, event, count in stops:
+    settings = {"directory": tmp_path / "run", "resume": True, "tensorboard": False}
+    for stop in stops:
         pretraining = new_pretraining()
-        interrupt = Interrupt(kind, event, count)
-        settings = {**SETTINGS, "callbacks": [interrupt], "tensorboard": False}
-        settings |= {"directory": tmp_path / "run", "resume": True}
-        if kind is None:
-            pretraining.fit(INPUTS, **settings)
-        else:
-            with pytest.raises(Stop):
-                pretraining.fit(INPUTS, **settings)
-            assert pretraining.backbone.trainable
-            assert np.isfinite(weights_of(pretraining.backbone)[0]).all()
+        with pytest.raises(Stop):
+            pretraining.fit(
+                INPUTS, callbacks=[Interrupt(*stop)], **settings, **SETTINGS
+            )
+        assert pretraining.backbone.trainable
+    pretraining = new_pretraining()
+    pretraining.fit(INPUTS, **settings, **SETTINGS)
     expected = {
         phase: {name: numbers for name, numbers in values.items() if name != "mine"}
         for phase, values in finished.pretraining.history.items()
@@ -310,21 +279,14 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(finished, tmp_path):
     assert pretraining.history == expected
     assert_same_bits(all_weights(pretraining), finished.parts)
     for name in PHASES:
-        with (tmp_path / "run" / "phases" / name / "history.csv").open() as file:
-            assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
-
-
-def test_settings_that_serve_pretraining_are_the_defaults():
-    pretraining = InterleavedPretraining(backbone())
-    assert pretraining.keep_cold_start_codes
-    for phase in phases(TrainingOptions())[:2]:
-        quantizer = pretraining.new_tokenizer(phase).quantizer
-        assert (quantizer.normalize, quantizer.restart_threshold) == ("level", 0.1)
+        rows = rows_of(tmp_path / "run" / "phases" / name)
+        assert [row["epoch"] for row in rows] == ["0", "1"]
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        ({}, ("level", 0.1)),
         ({"normalize": None, "restart_threshold": None}, (None, None)),
         ({"quantizer_options": {"normalize": "input"}}, ("input", 0.1)),
         ({"quantizer_options": {"restart_threshold": 0.3}}, ("level", 0.3)),
@@ -333,17 +295,16 @@ def test_settings_that_serve_pretraining_are_the_defaults():
     ],
 )
 def test_options_of_the_quantizer(options, expected):
-    made = InterleavedPretraining(backbone(), **options)._new_quantizer()
+    pretraining = InterleavedPretraining(backbone(), **options)
+    made = pretraining.new_tokenizer(phases(TrainingOptions())[0]).quantizer
     assert (made.normalize, made.restart_threshold) == expected
 
 
-@pytest.mark.parametrize("decoder_start", ["previous", "random"])
-def test_codes_of_the_cold_start_can_stay(tmp_path, decoder_start):
-    options = {"keep_cold_start_codes": True, "decoder_start": decoder_start}
+def test_codes_of_the_cold_start_can_stay(tmp_path):
     settings = {**SETTINGS, "rounds": 2, "tensorboard": False}
     settings |= {"encoder_epochs": 1, "tokenizer_epochs": 1}
     recorder, trained = Recorder(), []
-    pretraining = new_pretraining(**options)
+    pretraining = new_pretraining(keep_cold_start_codes=True)
     pretraining.fit(
         INPUTS,
         callbacks=[recorder],
@@ -352,38 +313,26 @@ def test_codes_of_the_cold_start_can_stay(tmp_path, decoder_start):
     )
     cold, _, first, _, second = recorder.phases
     earlier = cold.trainer.tokenizer
-    assert cold.trainer.earlier_tokenizer is None
     for record in (first, second):
         assert record.trainer.earlier_tokenizer is earlier
         assert record.trainer.tokenizer is not earlier
-        assert_same_bits(weights_of(earlier), cold.parts["tokenizer"])
+    assert_same_bits(weights_of(earlier), cold.parts["tokenizer"])
     for name, levels in (("0_cold_start", 2), ("2_encoder", 4), ("4_encoder", 4)):
         assert f"accuracy_{levels}" in pretraining.history[name]
         assert f"accuracy_{levels + 1}" not in pretraining.history[name]
     # The heads of the codes that stay go on, in each round; those of new codes do not.
-    *_, kernel, bias = first.parts["decoder"]
-    starts = [kernel, bias, *second.parts["decoder"][-2:]]
-    ends = [*trained[0][-2:], *trained[2][-2:]]
-    for start, end in zip(starts, ends, strict=True):
-        goes_on = (start[..., -16:] == end[..., -16:]).all()
-        if start.any():  # a new bias is zero, as that of the cold start may be
-            assert goes_on == (decoder_start == "previous")
-            assert (start[..., :16] != end[..., :16]).any()
-    if decoder_start == "random":
-        return
-    for kind, event, count in [
-        ("TokenizerPretrainer", "on_train_begin", None),
-        ("EncoderPretrainer", "on_train_end", None),
-        (None, None, None),
-    ]:
-        stopped = new_pretraining(**options)
-        interrupt = Interrupt(kind, event, count)
-        files = {"directory": tmp_path / "run", "resume": True}
-        try:
-            stopped.fit(INPUTS, callbacks=[interrupt], **files, **settings)
-        except Stop:
-            continue
-    assert_same_bits(all_weights(stopped), all_weights(pretraining))
+    for start, end in ((first, trained[0]), (second, trained[2])):
+        kernel, trained_kernel = start.parts["decoder"][-2], end[-2]
+        assert (kernel[..., -16:] == trained_kernel[..., -16:]).all()
+        assert (kernel[..., :16] != trained_kernel[..., :16]).any()
+    files = {"directory": tmp_path / "run", "resume": True}
+    stopped = new_pretraining(keep_cold_start_codes=True)
+    interrupt = Interrupt("TokenizerPretrainer", "on_train_begin", None)
+    with pytest.raises(Stop):
+        stopped.fit(INPUTS, callbacks=[interrupt], **files, **settings)
+    resumed = new_pretraining(keep_cold_start_codes=True)
+    resumed.fit(INPUTS, **files, **settings)
+    assert_same_bits(all_weights(resumed), all_weights(pretraining))
 
 
 class Interrupt(keras.callbacks.Callback):
@@ -391,39 +340,33 @@ class Interrupt(keras.callbacks.Callback):
 
     def __init__(self, kind, event, count):
         super().__init__()
-        self.kind, self.count, self.batches = kind, count, 0
-        if event is not None:
-            setattr(self, event, self.stop)
+        self.kind, self.count, self.calls = kind, count, 0
+        setattr(self, event, self.stop)
 
     def stop(self, at=None, logs=None):
-        if not isinstance(at, int):
-            at = None
-        self.batches += 1
-        # Batches are counted over the epochs.
-        reached = self.count is None or self.count in (at, self.batches)
+        # Counted over the epochs.
+        self.calls += 1
+        reached = self.count is None or self.count in (at, self.calls)
         if type(self.model).__name__ == self.kind and reached:
             raise Stop
 
 
 def test_a_finished_run_is_only_loaded(finished):
-    pretraining = new_pretraining()
-    recorder = Recorder()
+    pretraining, recorder = new_pretraining(), Recorder()
     settings = {**SETTINGS, "callbacks": [recorder], "directory": finished.directory}
     history = pretraining.fit(INPUTS, resume=True, **settings)
     assert recorder.phases == []
     assert history == finished.pretraining.history
     assert_same_bits(all_weights(pretraining), finished.parts)
     assert pretraining.backbone.trainable
-    with pytest.raises(FileExistsError, match="resume=True"):
+    with pytest.raises(FileExistsError):
         pretraining.fit(INPUTS, **settings)
-    changed = {**settings, "resume": True, "weight_decay": 0.5}
-    with pytest.raises(ValueError, match=r"weight_decay: 0\.0001 then, 0\.5 now"):
-        pretraining.fit(INPUTS, **changed)
+    settings["resume"] = True
     with pytest.raises(ValueError, match="num_batches: 2 then, 1 now"):
-        pretraining.fit(INPUTS[:7], resume=True, **settings)
+        pretraining.fit(INPUTS[:7], **settings)
     other = new_pretraining(augmentation=keras.layers.GaussianNoise(0.2))
     with pytest.raises(ValueError, match=r"augmentation: .*0\.1.*0\.2"):
-        other.fit(INPUTS, resume=True, **settings)
+        other.fit(INPUTS, **settings)
 
 
 def test_joint_run_on_a_function_of_the_epoch():
@@ -436,14 +379,11 @@ def test_joint_run_on_a_function_of_the_epoch():
         return dataset.shuffle(10, seed=epoch).batch(4, drop_remainder=True).repeat()
 
     recorder = Recorder()
-    pretraining = new_pretraining(
-        tokenizer_start="random", quantizer_options={}, augmentation=None
-    )
+    pretraining = new_pretraining(tokenizer_start="random", augmentation=None)
     history = pretraining.fit(
         batches,
         joint=True,
         tokenizer_every=3,
-        tokenizer_loss_ratio=0.5,
         steps_per_epoch=3,
         ema_momentum=0.5,
         gradient_accumulation_steps=2,
@@ -455,28 +395,17 @@ def test_joint_run_on_a_function_of_the_epoch():
     assert list(history) == ["0_cold_start", "1_joint"]
     assert set(asked) == {0}
     joint = recorder.phases[1]
-    assert joint.kind == "JointPretrainer"
     assert num_changed(joint.parts["tokenizer_backbone"], joint.parts["backbone"]) > 5
-    assert (joint.trainer.tokenizer_every, joint.trainer.tokenizer_loss_ratio) == (
-        3,
-        0.5,
-    )
     # The tokenizer is due at steps 0 and 3, one in each epoch.
     assert (joint.codebooks[0] != joint.codebooks[1]).any()
     assert (joint.codebooks[1] != joint.codebooks[2]).any()
     assert all(cosine != 0 for cosine in history["1_joint"]["cosine"])
     optimizer = joint.optimizer
-    assert optimizer.use_ema
-    assert optimizer.ema_momentum == 0.5
+    assert (optimizer.use_ema, optimizer.ema_momentum) == (True, 0.5)
     assert optimizer.global_clipnorm == 0.1
     assert optimizer.gradient_accumulation_steps == 2
     # The schedule counts the 6 batches: half up, half down, and zero at the end.
     np.testing.assert_allclose(joint.rates, [1e-2, 0], atol=1e-8)
-    averages = optimizer._model_variables_moving_average
-    for variable, average in zip(optimizer._trainable_variables, averages, strict=True):
-        np.testing.assert_array_equal(
-            ops.convert_to_numpy(variable), ops.convert_to_numpy(average)
-        )
 
 
 class Reread(keras.utils.PyDataset):
@@ -529,9 +458,7 @@ def test_progress_tells_whether_reading_keeps_up(capsys):
     options = {**SETTINGS, "rounds": 0, "cold_start_epochs": 1, "verbose": 1}
     history = new_pretraining().fit(batches, **options)
     line = capsys.readouterr().out
-    assert "examples/s" in line
-    assert re.search(r"\d %? ?waiting for input|\d% waiting for input", line)
-    assert re.search(r"\(alone [\d.]+/s\)", line)
+    assert re.search(r"examples/s.*% waiting for input \s*\(alone [\d.]+/s\)", line)
     # Timed or not, batches are the same ones.
     again = new_pretraining().fit(batches, **{**options, "verbose": 0})
     assert history == again
@@ -593,23 +520,13 @@ def test_a_front_end_that_cannot_be_copied_is_an_error_now():
         InterleavedPretraining(backbone(front_end=Unregistered()))
 
 
-def test_seeds_can_be_dates():
-    pretraining = new_pretraining(seed=20991231)
-    pretraining.fit(INPUTS, **{**SETTINGS, "rounds": 0, "encoder_epochs": 1})
-    assert np.isfinite(pretraining.history["0_cold_start"]["loss"]).all()
-
-
 def test_a_run_keeps_to_its_dtype_policy():
     before = InterleavedPretraining(backbone()).settings()
     keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
-        after = InterleavedPretraining(backbone()).settings()
-    finally:
-        keras.config.set_dtype_policy("float32")
+    after = InterleavedPretraining(backbone()).settings()
     assert before["dtype_policy"] == "float32"
     assert after["dtype_policy"] == "mixed_bfloat16"
     assert before["backbone"] != after["backbone"]
-    assert "mixed_bfloat16" in json.dumps(after["backbone"])
 
 
 def test_plan_of_phases():
@@ -630,31 +547,18 @@ def test_plan_of_phases():
 
 
 def test_settings_are_json_whatever_the_options():
-    pretraining = new_pretraining(
-        codebook_size=8,
-        mask=None,
-        augmentation=keras.Sequential([keras.layers.RandomFlip(seed=1)]),
-        decoder_options={
-            "num_layers": np.int64(1),
-            "dtype": keras.DTypePolicy("float32"),
-        },
-    )
-    settings = pretraining.settings()
-    again = json.loads(json.dumps(settings))
-    assert again["decoder_options"]["num_layers"] == 1
-    assert again["mask"] is None
-    # The names that Keras numbers do not make another run of it.
-    other = new_pretraining(
-        augmentation=keras.Sequential([keras.layers.RandomFlip(seed=1)]),
-        decoder_options={"num_layers": 1, "dtype": keras.DTypePolicy("float32")},
-    )
-    assert json.loads(json.dumps(other.settings())) == again
+    def settings(number):
+        # The names that Keras numbers do not make another run of it.
+        made = new_pretraining(
+            augmentation=keras.Sequential([keras.layers.RandomFlip(seed=1)]),
+            decoder_options={
+                "num_layers": number,
+                "dtype": keras.DTypePolicy("float32"),
+            },
+        )
+        return json.loads(json.dumps(made.settings()))
 
-
-def test_settings_of_an_earlier_version_have_the_same_form():
-    today = new_pretraining(quantizer_options={"decay": 0.9}).settings()
-    earlier = json.loads(json.dumps(today))
-    names = ("normalize", "restart_threshold")
-    earlier["quantizer_options"] |= {name: earlier.pop(name) for name in names}
-    earlier["backbone"]["module"] = "keras_bridle.models.bridle_backbone"
-    assert current_settings(earlier) == json.loads(json.dumps(current_settings(today)))
+    found = settings(np.int64(1))
+    assert found["decoder_options"]["num_layers"] == 1
+    assert found["mask"] is None
+    assert settings(1) == found
