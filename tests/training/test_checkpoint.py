@@ -7,20 +7,13 @@ import numpy as np
 import pytest
 from tiny_pretraining import (
     assert_same_bits,
-    encoder_pretrainer,
     maps,
     num_changed,
     tokenizer_pretrainer,
     weights_of,
 )
 
-from keras_bridle.layers.masks import RandomMask
-from keras_bridle.training.checkpoint import (
-    Checkpoint,
-    NonFiniteLoss,
-    SaveError,
-    state_variables,
-)
+from keras_bridle.training.checkpoint import Checkpoint, NonFiniteLoss, SaveError
 from keras_bridle.training.optimizers import adamw
 
 
@@ -50,49 +43,37 @@ def compiled_tokenizer_pretrainer():
     return trainer
 
 
+def arrays_of(variables):
+    return [np.copy(keras.ops.convert_to_numpy(variable)) for variable in variables]
+
+
 def test_everything_is_restored(tmp_path):
+    def seeds(trainer):
+        drawn = (trainer.augmentation, trainer.tokenizer.quantizer)
+        return arrays_of(layer.seed_generator.state for layer in drawn)
+
     trainer = compiled_tokenizer_pretrainer()
     start = weights_of(trainer)
     checkpoint = Checkpoint(tmp_path / "deeper" / "state.npz")
     # 3 batches: half of a step's gradients are on their way.
     batches = {"batch_size": 2, "epochs": 1, "verbose": 0, "shuffle": False}
     trainer.fit(maps(6), callbacks=[checkpoint], **batches)
-    saved = weights_of(trainer.tokenizer, trainer.estimator, trainer.teacher)
-    state = [
-        np.copy(v) for v in map(keras.ops.convert_to_numpy, trainer.optimizer.variables)
-    ]
-    seeds = [
-        np.copy(keras.ops.convert_to_numpy(seed.state))
-        for seed in (
-            trainer.augmentation.seed_generator,
-            trainer.tokenizer.quantizer.seed_generator,
-        )
-    ]
+    state = arrays_of(trainer.optimizer.variables)
     assert any(array.any() for array in state[2:])
-    # The end of fit() took the averages; the checkpoint has the weights before that.
-    copy = compiled_tokenizer_pretrainer()
-    again = Checkpoint(checkpoint.path)
+    copy, again = compiled_tokenizer_pretrainer(), Checkpoint(checkpoint.path)
     assert again.restore(copy) == 1
     assert again.logs == checkpoint.logs
     assert {"loss", "cosine", "usage_1"} <= set(again.logs[0])
-    assert_same_bits(
-        [keras.ops.convert_to_numpy(v) for v in copy.optimizer.variables], state
-    )
-    assert_same_bits(
-        [
-            keras.ops.convert_to_numpy(seed.state)
-            for seed in (
-                copy.augmentation.seed_generator,
-                copy.tokenizer.quantizer.seed_generator,
-            )
-        ],
-        seeds,
-    )
-    quantizer, old = copy.tokenizer.quantizer, trainer.tokenizer.quantizer
-    assert_same_bits(weights_of(quantizer), weights_of(old))
+    assert_same_bits(arrays_of(copy.optimizer.variables), state)
+    assert_same_bits(seeds(copy), seeds(trainer))
+    tables = (copy.tokenizer.quantizer, trainer.tokenizer.quantizer)
+    assert_same_bits(*map(weights_of, tables))
     assert num_changed(weights_of(copy), start) > 20
+    # The end of fit() took the averages; the checkpoint has the weights before that.
     copy.optimizer.finalize_variable_values(copy.trainable_variables)
-    assert_same_bits(weights_of(copy.tokenizer, copy.estimator, copy.teacher), saved)
+    for name in ("tokenizer", "estimator", "teacher"):
+        parts = (getattr(copy, name), getattr(trainer, name))
+        assert_same_bits(*map(weights_of, parts))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
@@ -126,29 +107,25 @@ def test_another_model(tmp_path):
     checkpoint = Checkpoint(tmp_path / "state.npz")
     assert checkpoint.restore(dense_model()) == 0
     fit(dense_model(), callbacks=[checkpoint])
-    other = dense_model(units=3)
-    before = weights_of(other)
-    with pytest.raises(ValueError, match=r"another model.*kernel"):
-        checkpoint.restore(other)
-    assert_same_bits(weights_of(other), before)
     deeper = keras.Sequential([keras.Input((4,)), *map(keras.layers.Dense, (1, 1))])
     deeper.compile("adam", loss="mse")
-    with pytest.raises(ValueError, match="another model"):
-        checkpoint.restore(deeper)
+    for other in (dense_model(units=3), deeper):
+        before = weights_of(other)
+        with pytest.raises(ValueError, match="another model"):
+            checkpoint.restore(other)
+        assert_same_bits(weights_of(other), before)
 
 
 def damaged(content, damage):
     content = bytearray(content)
     if damage == "cut":
         return content[: len(content) // 2]
-    if damage == "flipped":
-        # Inside of the first array's numbers, where only a checksum can tell.
-        content[content.index(b"00000.npy") + 150] ^= 255
-        return content
-    return b"nothing of ours" if damage == "other" else b""
+    # Inside of the first array's numbers, where only a checksum can tell.
+    content[content.index(b"00000.npy") + 150] ^= 255
+    return content
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "other", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
 def test_damaged_files(tmp_path, damage):
     path = tmp_path / "state.npz"
     model = dense_model()
@@ -220,16 +197,30 @@ class Saves(keras.callbacks.Callback):
         checkpoint.save = lambda model, epoch, step: self.found.append((epoch, step))
 
 
-def test_within_epochs(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"every": 2}, [(2, 0), (3, 0)]),
+        # At the end of an epoch its logs are saved with it.
+        (
+            {"every": 2, "every_steps": 2},
+            [(0, 2), (0, 4), (1, 2), (1, 4), (2, 0), (2, 2), (2, 4), (3, 0)],
+        ),
+    ],
+)
+def test_every_few_epochs_or_steps(tmp_path, options, expected):
     x, y = np.ones((10, 4)), np.ones((10, 1))
-    checkpoint = Checkpoint(tmp_path / "state.npz", every=2, every_steps=2)
+    checkpoint = Checkpoint(tmp_path / "state.npz", **options)
     saves = Saves(checkpoint)
     dense_model().fit(
         x, y, batch_size=2, epochs=3, callbacks=[saves, checkpoint], verbose=0
     )
-    # At the end of an epoch its logs are saved with it.
-    in_epochs = [(0, 2), (0, 4), (1, 2), (1, 4)]
-    assert saves.found == [*in_epochs, (2, 0), (2, 2), (2, 4), (3, 0)]
+    assert saves.found == expected
+    # An epoch that is run again takes the place of the first try.
+    checkpoint.on_epoch_end(2, {"loss": np.float32(1)})
+    assert len(checkpoint.logs) == 3 and checkpoint.logs[2] == {"loss": 1.0}
+    lines = (tmp_path / "history.csv").read_text().splitlines()
+    assert len(lines) == 4 and lines[3] == "2,1.0"
 
 
 def test_every_few_minutes(tmp_path, monkeypatch):
@@ -248,18 +239,6 @@ def test_every_few_minutes(tmp_path, monkeypatch):
     assert saves.found == [(0, 3), (1, 1), (1, 4)]
 
 
-def test_every_few_epochs_and_after_the_last(tmp_path):
-    checkpoint = Checkpoint(tmp_path / "state.npz", every=2)
-    saves = Saves(checkpoint)
-    fit(dense_model(), epochs=5, callbacks=[saves, checkpoint])
-    assert saves.found == [(2, 0), (4, 0), (5, 0)]
-    # An epoch that is run again takes the place of the first try.
-    checkpoint.on_epoch_end(4, {"loss": np.float32(1)})
-    assert len(checkpoint.logs) == 5 and checkpoint.logs[4] == {"loss": 1.0}
-    lines = (tmp_path / "history.csv").read_text().splitlines()
-    assert len(lines) == 6 and lines[5] == "4,1.0"
-
-
 def test_half_precision_variables(tmp_path):
     """NumPy's files know no bfloat16."""
     keras.config.set_dtype_policy("bfloat16")
@@ -272,12 +251,3 @@ def test_half_precision_variables(tmp_path):
     for one, other in zip(model.weights, copy.weights, strict=True):
         assert one.dtype == other.dtype == "bfloat16"
         assert bool(keras.ops.all(one == other))
-
-
-def test_seeds_of_masks_are_state():
-    """What is drawn in training must be part of what is saved."""
-    trainer = encoder_pretrainer(mask=RandomMask(0.5))
-    trainer.compile("sgd")
-    found = [id(variable) for variable in state_variables(trainer)]
-    assert id(trainer.mask.seed_generator.state) in found
-    assert len(set(found)) == len(found)

@@ -11,23 +11,15 @@ from tiny_pretraining import (
     EpochEnds,
     assert_metrics,
     assert_same_bits,
-    backbone,
     code_vectors,
-    decoder,
-    estimator,
     fit,
     joint_pretrainer,
     maps,
     num_changed,
-    quantizer,
     reference_code_loss,
     trainable_weights_of,
     weights_of,
 )
-
-from keras_bridle.models.heads import FeatureEstimator
-from keras_bridle.models.tokenizers import BridleTokenizer
-from keras_bridle.training.trainers import JointPretrainer
 
 
 def state_of(trainer):
@@ -97,25 +89,6 @@ def test_saved_trainer_knows_its_step(trained, tmp_path):
     assert (loaded.tokenizer_every, loaded.tokenizer_loss_ratio) == (3, 0.2)
     assert int(ops.convert_to_numpy(loaded.step)) == 7
     assert_same_bits(weights_of(loaded), weights_of(trained.trainer))
-
-
-def test_errors():
-    def trainer(output_dim=16, **kwargs):
-        return JointPretrainer(
-            backbone(),
-            decoder(),
-            BridleTokenizer(backbone(), quantizer()),
-            FeatureEstimator(output_dim, 16, num_layers=1, num_heads=2, mlp_dim=32),
-            **kwargs,
-        )
-
-    with pytest.raises(ValueError, match="tokenizer_every=0"):
-        trainer(tokenizer_every=0)
-    with pytest.raises(ValueError, match=r"estimator.output_dim=24"):
-        trainer(output_dim=24)
-    with pytest.raises(TypeError, match="tokenize"):
-        trainer(tokenize="masked")
-    assert estimator().output_dim == 16
 
 
 def test_codes_are_those_of_the_tokenizer_before_the_step():

@@ -5,56 +5,36 @@ import numpy as np
 import pytest
 from keras import ops
 from tiny_pretraining import (
+    FixedMask,
     assert_same_bits,
-    code_vectors,
+    backbone,
+    decoder,
     encoder_pretrainer,
+    estimator,
     fit,
     joint_pretrainer,
     maps,
     num_changed,
+    quantizer,
     tokenizer_pretrainer,
     trainable_weights_of,
     weights_of,
 )
 
-from keras_bridle.training.optimizers import adamw
+from keras_bridle.config import ArgumentError
+from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
+from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
+from keras_bridle.training.trainers import (
+    EncoderPretrainer,
+    JointPretrainer,
+    TokenizerPretrainer,
+)
 
 TRAINERS = {
     "encoder": encoder_pretrainer,
     "tokenizer": tokenizer_pretrainer,
     "joint": joint_pretrainer,
 }
-
-
-@pytest.mark.parametrize(
-    ("kind", "policy"),
-    [
-        ("encoder", "mixed_float16"),
-        ("tokenizer", "mixed_float16"),
-        ("joint", "mixed_bfloat16"),
-    ],
-)
-def test_half_precision(kind, policy):
-    keras.config.set_dtype_policy(policy)
-    trainer = TRAINERS[kind]()
-    trainer.set_trained_parts()
-    before, codebooks = trainable_weights_of(trainer), code_vectors(trainer)
-    trainer.compile(adamw(trainer, 1e-3))
-    scales_loss = isinstance(trainer.optimizer, keras.optimizers.LossScaleOptimizer)
-    assert scales_loss == (policy == "mixed_float16")
-    history = fit(trainer, maps(12), epochs=2)
-    for values in history.values():
-        assert np.isfinite(values).all()
-    assert all(np.isfinite(weight).all() for weight in weights_of(trainer))
-    moved = num_changed(trainable_weights_of(trainer), before)
-    # float16's small gradients may be none at all.
-    assert moved > 0.8 * len(before)
-    assert (code_vectors(trainer) != codebooks).any() == (kind != "encoder")
-    assert {weight.dtype for weight in trainer.trainable_variables} == {"float32"}
-    if scales_loss:
-        scale = float(ops.convert_to_numpy(trainer.optimizer.dynamic_scale))
-        # Not every step was thrown away.
-        assert scale > 2.0**15 / 2**5
 
 
 @pytest.mark.parametrize("kind", TRAINERS)
@@ -111,3 +91,58 @@ def test_raw_input_is_not_rounded():
     trainer = encoder_pretrainer(FrontEnd(dtype="float32"))
     trainer(keras.Input(shape=maps().shape[1:], batch_size=4))
     assert set(seen) == {"float32"}
+
+
+@pytest.mark.parametrize("kind", ["encoder", "tokenizer"])
+def test_blocks_are_skipped_in_training_alone(kind):
+    def encoder():
+        return backbone(drop_path_rate=0.9, num_layers=2)
+
+    if kind == "encoder":
+        tokenizer = RandomProjectionTokenizer(8, 16, quantizer())
+        mask = FixedMask(0.5)
+        trainer = EncoderPretrainer(encoder(), decoder(), tokenizer, mask=mask)
+    else:
+        tokenizer = BridleTokenizer(encoder(), quantizer())
+        trainer = TokenizerPretrainer(tokenizer, estimator(), teacher=encoder())
+    inputs = ops.convert_to_tensor(maps(16))
+
+    def twice(name, training):
+        outputs = [trainer(inputs, training=training)[name] for _ in range(2)]
+        return map(ops.convert_to_numpy, outputs)
+
+    name = "logits" if kind == "encoder" else "estimate"
+    first, second = twice(name, training=True)
+    assert np.abs(first - second).max() > 1e-3
+    np.testing.assert_array_equal(*twice(name, training=False))
+    if kind == "tokenizer":
+        np.testing.assert_array_equal(*twice("teacher", training=True))
+
+
+def test_parts_must_fit():
+    shared, size = backbone(), {"num_layers": 1, "num_heads": 2, "mlp_dim": 32}
+    cold, own = RandomProjectionTokenizer(8, 16, quantizer()), BridleTokenizer
+    tokenizer = own(backbone(), quantizer())
+    other = FeatureEstimator(24, 16, **size)
+    for name, trainer, *parts in (
+        ("num_levels", EncoderPretrainer, CodeDecoder(3, 8, 16, **size), cold),
+        ("codebook_size", EncoderPretrainer, CodeDecoder(2, 9, 16, **size), cold),
+        (
+            "use_class_token",
+            EncoderPretrainer,
+            CodeDecoder(2, 8, 16, use_class_token=False, **size),
+            cold,
+        ),
+        ("backbone", EncoderPretrainer, decoder(), own(shared, quantizer())),
+        ("output_dim", JointPretrainer, decoder(), tokenizer, other),
+        ("tokenizer_every", JointPretrainer, decoder(), tokenizer, estimator(), 0),
+    ):
+        with pytest.raises(ArgumentError) as caught:
+            trainer(shared, *parts)
+        assert caught.value.argument.endswith(name)
+    with pytest.raises(ArgumentError):
+        TokenizerPretrainer(tokenizer, other, backbone())
+    with pytest.raises(ArgumentError):
+        TokenizerPretrainer(own(shared, quantizer()), estimator(), shared)
+    with pytest.raises(ArgumentError):
+        EncoderPretrainer(backbone(), decoder(), cold, tokenize="some")
