@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -45,6 +46,23 @@ def memory_given_back():
         jax.clear_caches()
 
 
+# Where little can differ from backend to backend that other tests do not see: these
+# files and folders are marked `full_matrix`.
+FULL_MATRIX = (
+    "augmentation",
+    "cross_backend",
+    "evaluation",
+    "guides",
+    "models/test_classifier.py",
+    "recipes/test_extract_features.py",
+    "recipes/test_fine_tune.py",
+    "recipes/test_probe.py",
+    "test_examples.py",
+    "training/test_code_cache.py",
+    "training/test_saved_run.py",
+)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Runs on other backends than PyTorch only what can differ there.
@@ -58,5 +76,7 @@ def pytest_collection_modifyitems(config, items):
     config.hook.pytest_deselected(items=deselected)
     items[:] = [item for item in items if item not in deselected]
     for item in items:
-        if item.get_closest_marker("full_matrix"):
+        path = item.path.relative_to(Path(__file__).parent)
+        is_listed = any(path.is_relative_to(listed) for listed in FULL_MATRIX)
+        if is_listed or item.get_closest_marker("full_matrix"):
             item.add_marker(pytest.mark.slow)

@@ -120,7 +120,7 @@ PUBLIC_NAMES = json.loads((FIXTURES / "public_names.json").read_text())
 # Left out on purpose: CHANGELOG.md tells of each.
 REMOVED = {
     "data": {"LabeledFiles", "labeled_files", "read_image", "read_video_clip"},
-    "distribution": {"array_shard", "distributed_input"},
+    "distribution": {"all_examples", "array_shard", "distributed_input", "total"},
     "evaluation": {
         "PatchFeatures",
         "PublishedCodeUsage",
