@@ -79,11 +79,9 @@ def result(pretraining):
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("runs") / "unbroken"
-    found = result(train(directory))
+    found = result(train(tmp_path_factory.mktemp("runs") / "unbroken"))
     # Whatever is drawn or counted has made a difference.
-    losses = found.history[PHASE]["loss"]
-    assert len(set(losses)) == 3
+    assert len(set(found.history[PHASE]["loss"])) == 3
     return found
 
 
@@ -248,14 +246,7 @@ def test_functions_of_epoch_and_batch(tmp_path):
         # Keras resets a data set before it begins, which ends an epoch of its own.
         return from_batch_on(Shuffled(epoch - 1), first_batch)
 
-    expected = result(train(tmp_path / "unbroken", inputs))
-    directory, actions = tmp_path / "stopped", [AtBatch(6, stop)]
-    with pytest.raises(Stop):
-        train(directory, inputs, callbacks=actions, checkpoint_every_steps=1)
-    assert position(directory) == (1, 2)
-    found = result(train(directory, inputs))
-    assert found.history == expected.history
-    assert_same_bits(found.weights, expected.weights)
+    assert_same_end(*stopped_and_unbroken(tmp_path, 6, inputs=inputs))
     assert (1, 2) in asked
 
 
