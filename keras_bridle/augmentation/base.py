@@ -27,17 +27,18 @@ class Augmentation(ConfiguredLayer):
 
     def call(self, inputs, training=None):
         inputs = self.checked(inputs)
-        inputs = self.augment(inputs) if training else inputs
-        return ops.cast(inputs, self.compute_dtype)
+        outputs = self.augment(inputs) if training else self.leave(inputs)
+        return ops.cast(outputs, self.compute_dtype)
+
+    def leave(self, inputs):
+        """Gives the outputs without training."""
+        return inputs
 
     def uniform(self, shape, low=0.0, high=1.0):
         """Draws float32 numbers from [low, high); the first axis is the batch."""
         return draw_rows(
             keras.random.uniform, shape, low, high, "float32", self.seed_generator
         )
-
-    def compute_output_shape(self, inputs_shape):
-        return inputs_shape
 
 
 class MixedBatch(NamedTuple):

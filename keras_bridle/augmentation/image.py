@@ -1,4 +1,9 @@
-"""Augmentation of images and clips."""
+"""Augmentation of images and clips.
+
+Layers take images of shape `(batch, height, width, channels)` or clips of shape
+`(batch, frames, height, width, channels)`, of any dtype and range, and change all
+frames of a clip alike. Their `dtype` is float32 by default.
+"""
 
 import math
 
@@ -20,33 +25,11 @@ def as_pixels(images):
     return ops.cast(images, "float32")
 
 
-def centered_boxes(batch_size, image_size, size):
-    """Gives the largest box of the proportions of `size`, in the middle of images."""
-    # Sizes are tensors where TensorFlow compiled one function for several.
-    rows, columns = (ops.cast(side, "float32") for side in image_size)
-    scale = ops.minimum(rows / size[0], columns / size[1])
-    height, width = size[0] * scale, size[1] * scale
-    box = ops.stack([(rows - height) / 2, (columns - width) / 2, height, width])
-    return box[None] + ops.zeros((batch_size, 1), dtype="float32")
-
-
 def crop_and_resize(images, boxes, size, interpolation):
-    """Resizes a box of each image, with antialiasing, as Pillow does.
+    """Resizes a box `(top, left, height, width)` of each image, as Pillow does.
 
     What lies outside a box has no influence. The result stays within the range of the
     image's values, which bicubic filters alone would exceed at edges.
-
-    Args:
-        images: float32 tensor of shape `(batch, height, width, channels)`, or clips of
-            shape `(batch, frames, height, width, channels)`: all frames of a clip have
-            the same box.
-        boxes: float32 tensor of shape `(batch, 4)`: `(top, left, height, width)` in
-            pixels.
-        size: `(height, width)` of the result.
-        interpolation: `"bilinear"` or `"bicubic"`.
-
-    Returns:
-        float32 tensor, as `images` with `size` for height and width.
     """
     clips = images if len(images.shape) == 5 else images[:, None]
     height, width = ops.shape(clips)[2:4]
@@ -62,10 +45,7 @@ def crop_and_resize(images, boxes, size, interpolation):
 
 
 def _weights(starts, lengths, size_in, size_out, interpolation):
-    """Gives the share of each input row in each output row.
-
-    Of shape `(batch, size_out, size_in)`, for boxes of starts and lengths in pixels.
-    """
+    """Computes shares of input rows in output rows, `(batch, size_out, size_in)`."""
     starts, lengths = starts[:, None, None], lengths[:, None, None]
     # A pixel's middle lies at a half.
     outputs = (ops.arange(size_out, dtype="float32") + 0.5)[None, :, None]
@@ -91,9 +71,10 @@ def _filter(distance, interpolation):
 class _RandomCrop(Augmentation):
     """Base of the layers that cut a random box out of each image and resize it.
 
-    Subclasses draw the boxes, in `random_boxes(batch_size, height, width)`. Without
-    training, a box is the largest centered one with the proportions of the result.
+    Subclasses draw the boxes, in `random_boxes(batch_size, height, width)`.
     """
+
+    checked = staticmethod(as_pixels)
 
     def __init__(self, size, interpolation, seed=None, **kwargs):
         super().__init__(seed, **kwargs)
@@ -105,17 +86,21 @@ class _RandomCrop(Augmentation):
         self.size = int(sides[0]), int(sides[1])
         self.interpolation = interpolation
 
-    def call(self, images, training=None):
-        images = as_pixels(images)
-        batch_size, image_size = ops.shape(images)[0], ops.shape(images)[-3:-1]
-        if training:
-            sides = images.shape[-3:-1]
-            check(None not in sides, "images", "of one known size in training", sides)
-            boxes = self.random_boxes(batch_size, *image_size)
-        else:
-            boxes = centered_boxes(batch_size, image_size, self.size)
-        result = crop_and_resize(images, boxes, self.size, self.interpolation)
-        return ops.cast(result, self.compute_dtype)
+    def augment(self, images):
+        sides = images.shape[-3:-1]
+        check(None not in sides, "images", "of one known size in training", sides)
+        boxes = self.random_boxes(ops.shape(images)[0], *sides)
+        return crop_and_resize(images, boxes, self.size, self.interpolation)
+
+    def leave(self, images):
+        """Resizes the largest centered box with the proportions of the result."""
+        # Sizes are tensors where TensorFlow compiled one function for several.
+        rows, columns = (ops.cast(side, "float32") for side in ops.shape(images)[-3:-1])
+        scale = ops.minimum(rows / self.size[0], columns / self.size[1])
+        height, width = self.size[0] * scale, self.size[1] * scale
+        box = ops.stack([(rows - height) / 2, (columns - width) / 2, height, width])
+        boxes = box[None] + ops.zeros((ops.shape(images)[0], 1), dtype="float32")
+        return crop_and_resize(images, boxes, self.size, self.interpolation)
 
     def compute_output_shape(self, images_shape):
         return (*images_shape[:-3], *self.size, images_shape[-1])
@@ -125,25 +110,19 @@ class _RandomCrop(Augmentation):
 class RandomHorizontalFlip(Augmentation):
     """Flips left and right at random while training.
 
-    Unlike `keras.layers.RandomFlip` it also takes clips, all frames of which are
-    flipped or none.
+    Unlike `keras.layers.RandomFlip` it also takes clips.
 
     Args:
-        rate: float in [0, 1], how likely a image is flipped.
-        seed: int or `None`, seed of the random numbers.
-        **kwargs: keyword arguments of `keras.layers.Layer`; `dtype` is float32 by
-            default.
+        rate: float in [0, 1], how likely an image is flipped.
+        seed: int or `None`.
+        **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
-        images: tensor of shape `(batch, height, width, channels)`, or clips of shape
-            `(batch, frames, height, width, channels)`, of any dtype and range.
-        training: bool. Without training the images stay as they are.
+        images: images or clips.
+        training: bool.
 
     Returns:
         Float tensor of the same shape and range.
-
-    Raises:
-        ValueError: for a rate out of range, and images of another rank.
 
     Example:
     ```python
@@ -174,12 +153,11 @@ _TRIES = 10
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class RandomResizedCrop(_RandomCrop):
-    """Cuts out a random part of each image and resizes it while training.
+    """Cuts a random box out of each image and resizes it while training.
 
-    Keras has no such layer. Area and proportions of the part are drawn for each image
-    alone, then its place; sides and place are whole pixels. If it sticks out of the
-    image, it is drawn again, up to ten times; then the largest centered part of
-    allowed proportions is taken. All frames of a clip get the same part.
+    Keras has no such layer. The box's area and proportions are drawn for each image,
+    then its position, all in whole pixels. A box larger than the image is drawn again,
+    up to ten times; then it is the largest centered one of allowed proportions.
 
     Args:
         size: int or `(height, width)` of the result.
@@ -187,21 +165,16 @@ class RandomResizedCrop(_RandomCrop):
         ratio: `(smallest, largest)` width divided by height; their logarithm is
             uniform.
         interpolation: `"bicubic"` or `"bilinear"`, with antialiasing.
-        seed: int or `None`, seed of the random numbers.
-        **kwargs: keyword arguments of `keras.layers.Layer`; `dtype` is float32 by
-            default.
+        seed: int or `None`.
+        **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
-        images: tensor of shape `(batch, height, width, channels)`, or clips of shape
-            `(batch, frames, height, width, channels)`, of any dtype and range.
-        training: bool. Without training, the result is the largest centered part with
+        images: images or clips.
+        training: bool. Without training, the result is the largest centered box with
             the proportions of `size`.
 
     Returns:
         Float tensor, as `images` with `size` for height and width, in the same range.
-
-    Raises:
-        ValueError: for an argument out of range, and images of another rank.
 
     Example:
     ```python
@@ -236,7 +209,7 @@ class RandomResizedCrop(_RandomCrop):
     def random_boxes(self, batch_size, height, width):
         area = self.uniform((batch_size, _TRIES), *self.scale) * (height * width)
         ratio = ops.exp(self.uniform((batch_size, _TRIES), *map(math.log, self.ratio)))
-        # The largest part of allowed proportions comes last, and always fits.
+        # The largest box of allowed proportions comes last, and always fits.
         widest = min(max(width / height, self.ratio[0]), self.ratio[1])
         last = (min(height, width / widest), min(width, height * widest))
         heights = _with_last(ops.sqrt(area / ratio), last[0])
@@ -259,8 +232,8 @@ def _with_last(sides, last):
     return ops.round(ops.pad(sides, ((0, 0), (0, 1)), constant_values=last))
 
 
-# Positions of a part, in quarters of the room along height and width: the corners, the
-# middle, the middles of the sides, and the middles of the quadrants.
+# Positions of a box, in quarters of the room along height and width: the corners, the
+# center, the middles of the sides, and those of the quadrants.
 _POSITIONS = (
     *((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)),
     *((2, 0), (2, 4), (4, 2), (0, 2)),
@@ -270,33 +243,20 @@ _POSITIONS = (
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class RandomMultiScaleCrop(_RandomCrop):
-    """Cuts out a part of each clip, at one of a few scales, while training.
+    """Cuts a box out of each clip, at one of a few scales, while training.
 
-    The part's sides are the clip's shorter side times one of `scales` each, and it lies
-    at one of 13 places: corners, center, middles of sides and quadrants. All frames of
-    a clip get the same part. For images it does the same, each by itself.
+    Each side of the box is the clip's shorter side times one of `scales`. It lies at
+    one of 13 positions: corners, center, middles of sides and of quadrants. Call
+    arguments and result are those of `RandomResizedCrop`.
 
     Args:
         size: int or `(height, width)` of the result.
-        scales: floats in (0, 1]. Sides as shares of the shorter side.
-        max_distortion: int. How many places in `scales` the scales of height and width
-            may be apart; 0 keeps the parts square.
+        scales: floats in (0, 1].
+        max_distortion: int, how many positions in `scales` the scales of height and
+            width may be apart; 0 keeps the boxes square.
         interpolation: `"bilinear"` or `"bicubic"`, with antialiasing.
-        seed: int or `None`, seed of the random numbers.
-        **kwargs: keyword arguments of `keras.layers.Layer`; `dtype` is float32 by
-            default.
-
-    Call arguments:
-        images: clips of shape `(batch, frames, height, width, channels)`, or a tensor
-            of shape `(batch, height, width, channels)`, of any dtype and range.
-        training: bool. Without training, the result is the largest centered part with
-            the proportions of `size`.
-
-    Returns:
-        Float tensor, as `images` with `size` for height and width, in the same range.
-
-    Raises:
-        ValueError: for an argument out of range, and images of another rank.
+        seed: int or `None`.
+        **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Example:
     ```python
@@ -346,33 +306,32 @@ class RandomMultiScaleCrop(_RandomCrop):
 class RandAugment(Augmentation):
     """Changes each image in a few ways, drawn at random, while training.
 
-    The changes are those of `keras.layers.RandAugment`, made by Keras' layers: shear,
-    translation, rotation, brightness, color, contrast, sharpness, posterization,
-    solarization, autocontrast and equalization. Four things differ. Ways are drawn for
-    each image, not for the batch. A small `factor` makes small changes: Keras' own
-    keeps 1 bit of 8 at 0.1, and turns dark what is bright. Their largest size is that
-    of the paper, such as 30 degrees. And histograms are those of a image, and compile
-    in no time on JAX, where Keras' take minutes.
+    Keras' layers make the changes of `keras.layers.RandAugment`: shear, translation,
+    rotation, brightness, color, contrast, sharpness, posterization, solarization,
+    autocontrast and equalization. Four things differ:
+
+    - Ways are drawn for each image, not for the batch.
+    - A small `factor` makes small changes. Keras' own keeps 1 bit of 8 at 0.1, and
+      turns dark what is bright.
+    - The largest changes are those of the paper, such as 30 degrees.
+    - Histograms are those of each image, and compile quickly on JAX, where Keras' take
+      minutes.
 
     For clips and gray images, wrap it in `ImageAugmentation`.
 
     Args:
-        num_ops: int. Changes to each image.
-        factor: float in [0, 1]. Strength: how large changes may be, as a share of the
-            largest. Magnitude 9 of the usual 10 is 0.9.
-        seed: int or `None`, seed of the random numbers.
-        **kwargs: keyword arguments of `keras.layers.Layer`; `dtype` is float32 by
-            default.
+        num_ops: int, changes to each image.
+        factor: float in [0, 1], how large changes may be, as a share of the largest.
+            Magnitude 9 of the usual 10 is 0.9.
+        seed: int or `None`.
+        **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
         images: tensor of shape `(batch, height, width, 3)`, values from 0 to 255.
-        training: bool. Without training the images stay as they are.
+        training: bool.
 
     Returns:
         Float tensor of the same shape.
-
-    Raises:
-        ValueError: for arguments out of range.
 
     Example:
     ```python
@@ -420,7 +379,7 @@ class RandAugment(Augmentation):
         return {"chosen": chosen, "drawn": drawn}
 
     def transform_images(self, images, transformation, training=True):
-        """Changes images as was drawn."""
+        """Changes images in the ways drawn."""
         for chosen in ops.unstack(transformation["chosen"], self.num_ops):
             changed = images
             for number, way in enumerate(self.ways):
@@ -501,34 +460,27 @@ class _Equalization(keras.layers.Equalization):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class RandomImageMix(Mixing):
-    """Blends pairs of images (mixup) or pastes boxes of others (CutMix) in training.
+    """Blends pairs of images (mixup) or pastes boxes of others (CutMix) while training.
 
-    Unlike `keras.layers.MixUp` and `keras.layers.CutMix` it also takes clips, all
-    frames of which get the same box, chooses between the two for each image, and can
-    be compiled by XLA on every backend. Labels are mixed by what it returns.
+    Unlike `keras.layers.MixUp` and `keras.layers.CutMix` it also takes clips, chooses
+    between the two for each image, and compiles with XLA on every backend.
 
     Args:
         mixup_alpha: float, both parameters of the Beta distribution of the shares of
-            blended images; 0 leaves blending out.
+            blended images; 0 turns mixup off.
         cutmix_alpha: float, likewise for pasting. With both, each image is as likely
             to be blended as pasted into.
-        rate: float in [0, 1], how likely a image is mixed at all.
-        seed: int or `None`, seed of the random numbers.
-        **kwargs: keyword arguments of `keras.layers.Layer`; `dtype` is float32 by
-            default.
+        rate: float in [0, 1], how likely an image is mixed at all.
+        seed: int or `None`.
+        **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
-        images: tensor of shape `(batch, height, width, channels)`, or clips of shape
-            `(batch, frames, height, width, channels)`, of any dtype and range.
-        training: bool. Without training the images stay as they are.
+        images: images or clips.
+        training: bool.
 
     Returns:
-        A `MixedBatch`: float images of the same shape, with which other one each was
-        mixed, and the share that is its own. For a pasted box it is the exact share of
+        A `MixedBatch`. The share of an image with a pasted box is the exact share of
         the pixels outside it.
-
-    Raises:
-        ValueError: for settings out of range, and images of another rank.
 
     Example:
     ```python
@@ -614,27 +566,20 @@ def transform_copy(layer, images, drawn):
 class ImageAugmentation(ConfiguredLayer):
     """Applies one of Keras' image augmentations to images or clips while training.
 
-    What `keras.layers.RandAugment`, `keras.layers.RandomErasing` and the like do not
-    take by themselves: clips, all frames of which are changed alike, and gray images,
-    which pass as three equal channels.
+    `keras.layers.RandAugment`, `keras.layers.RandomErasing` and the like take neither
+    clips nor gray images by themselves. Gray images pass as three equal channels.
 
     Args:
         layer: an image augmentation of Keras, such as `keras.layers.RandAugment`. Give
             it a seed of its own and `dtype="float32"`.
-        **kwargs: keyword arguments of `keras.layers.Layer`; `dtype` is float32 by
-            default.
+        **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
-        images: tensor of shape `(batch, height, width, channels)`, or clips of shape
-            `(batch, frames, height, width, channels)`, with 1 or 3 channels.
-        training: bool. Without training the images stay as they are.
+        images: images or clips of 1 or 3 channels, values from 0 to 255.
+        training: bool.
 
     Returns:
         Float tensor of the same shape, in training within 0 to 255.
-
-    Raises:
-        ValueError: for a layer of another kind, and images of another rank or another
-            number of channels.
 
     Example:
     ```python
@@ -690,9 +635,6 @@ class ImageAugmentation(ConfiguredLayer):
             return transform(images)
         frames = ops.map(transform, ops.swapaxes(images, 0, 1))
         return ops.swapaxes(frames, 0, 1)
-
-    def compute_output_shape(self, images_shape):
-        return images_shape
 
     def get_config(self):
         layer = keras.saving.serialize_keras_object(self.layer)

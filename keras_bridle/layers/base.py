@@ -6,12 +6,24 @@ import keras
 
 
 class ConfiguredLayer(keras.layers.Layer):
-    """A layer that keeps its constructor's arguments as attributes of their names."""
+    """A layer that keeps its constructor's arguments as attributes of their names.
+
+    Its output has the shape of its input, unless a subclass says otherwise.
+    """
+
+    def keep(self, arguments):
+        """Takes over the `locals()` of a constructor, whatever their number."""
+        for name, value in arguments.items():
+            if name not in ("self", "kwargs", "__class__"):
+                setattr(self, name, value)
 
     def get_config(self):
         names = list(inspect.signature(type(self)).parameters)
         own = {name: getattr(self, name) for name in names if name != "kwargs"}
         return {**super().get_config(), **own}
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape)
 
 
 def check(is_right, argument, expected, received):
