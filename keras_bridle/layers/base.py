@@ -11,12 +11,6 @@ class ConfiguredLayer(keras.layers.Layer):
     Its output has the shape of its input, unless a subclass says otherwise.
     """
 
-    def keep(self, arguments):
-        """Takes over the `locals()` of a constructor, whatever their number."""
-        for name, value in arguments.items():
-            if name not in ("self", "kwargs", "__class__"):
-                setattr(self, name, value)
-
     def get_config(self):
         names = list(inspect.signature(type(self)).parameters)
         own = {name: getattr(self, name) for name in names if name != "kwargs"}
