@@ -181,26 +181,22 @@ class Pretraining(Setup):
     def train(self, backbone, mask, augmentation, probes, title):
         """Pretrains, and reports.
 
-        Args:
-            backbone: `BridleBackbone`.
-            mask: mask layer.
-            augmentation: list of layers for raw inputs.
-            probes: class of what lists the probes of an encoder on the sample data: a
-                dict from a probe's name to a list of functions, one for each draw of
-                labels, that return an accuracy. Its `baselines` is a dict from a name
-                to a function that lists the same probes of something else.
-            title: string, above the table of probes.
+        `augmentation` lists layers for raw inputs. `probes` is a function of the
+        reading and the backbone, for the sample data: it gives a function that lists
+        the probes of the encoder as it is, and a dict of those that list the same of
+        something else. A probe is a name, a function, and its arguments; several of one
+        name are draws of labels. `title` stands above their table.
         """
         options = self.options
-        shown = {}
+        shown: dict[str, Any] = {}
         if options.data is None:
-            probes = probes(self.reading, backbone)
+            of_encoder, others = probes(self.reading, backbone)
             baselines = {
                 name: functools.partial(_run_probes, function)
-                for name, function in probes.baselines.items()
+                for name, function in others.items()
             }
-            probe = functools.partial(_run_probes, probes)
-            shown = {"probe": probe, "baselines": baselines, "title": title}
+            shown = {"baselines": baselines, "title": title}
+            shown["probe"] = functools.partial(_run_probes, of_encoder)
         size = decoder_size(backbone, options.decoder_dim, options.decoder_layers)
         size |= options.decoder_options
         if options.augmentation:
@@ -250,14 +246,14 @@ class Pretraining(Setup):
         write_json(path, content)
 
 
-def _run_probes(probes, *backbone):
-    """Runs what lists probes, two at a time, each on one thread."""
+def _run_probes(probes, *_):
+    """Runs the probes that a function lists, two at a time, each on one thread."""
+    found: dict[str, Any] = {}
     with threadpool_limits(1), ThreadPoolExecutor(2) as pool:
-        waiting = {
-            name: [pool.submit(probe) for probe in draws]
-            for name, draws in probes(*backbone).items()
-        }
-        found = {name: [x.result() for x in draws] for name, draws in waiting.items()}
+        waiting = [(name, pool.submit(*probe)) for name, *probe in probes()]
+        for name, probe in waiting:
+            accuracy = getattr(probe.result(), "accuracy", probe.result())
+            found.setdefault(name, []).append(accuracy)
     return {name: x[0] if len(x) == 1 else x for name, x in found.items()}
 
 

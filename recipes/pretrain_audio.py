@@ -78,7 +78,7 @@ def main(arguments=None):
             recipe.backbone(),
             mask=kb.RandomMask(options.mask_ratio, seed=options.seed),
             augmentation=augmentation,
-            probes=SyllableProbes,
+            probes=syllable_probes,
             title="Linear probes on syllables never heard in training",
         )
 
@@ -92,62 +92,39 @@ def sample_recordings(reading, per_sound):
     return waveforms, waveforms
 
 
-class SyllableProbes:
-    """Linear probes for initials and finals.
+def syllable_probes(reading, backbone):
+    """Linear probes for initials and finals: of eighths in order, and of their mean."""
+    splits, length = ("train", "test"), AUDIO.input_shape(reading)[0]
+    waveforms = [samples.load_syllables(x, "initial", length)[0] for x in splits]
+    labels = {
+        field: [samples.load_syllables(x, field)[1] for x in splits]
+        for field in ("initial", "final", "syllable")
+    }
+    extract = FeatureExtractor(backbone, segments=8)
 
-    A syllable has an order: they see eighths of it one after the other and, for
-    comparison, its mean over time.
-    """
-
-    def __init__(self, reading, backbone):
-        length = AUDIO.input_shape(reading)[0]
-        self.baselines = {"log-mel": functools.partial(self.of_log_mel, backbone)}
-        self.extractor = functools.cache(
-            functools.partial(FeatureExtractor, segments=8)
-        )
-        self.data = {
-            field: [samples.load_syllables(x, field, length) for x in ("train", "test")]
-            for field in ("initial", "final", "syllable")
-        }
-        self.waveforms = [waveforms for waveforms, _, _ in self.data["initial"]]
-
-    def __call__(self, backbone):
-        """Lists the probes of an encoder, functions by name."""
-        extract = self.extractor(backbone)
-        in_order = [extract(waveforms, batch_size=89) for waveforms in self.waveforms]
+    def of_encoder():
+        in_order = [extract(x, batch_size=89) for x in waveforms]
         # The segments are equally long, so that their mean is that of the syllable.
-        mean = [x.reshape(len(x), 8, -1).mean(axis=1) for x in in_order]
-        return self.probes(in_order, mean)
+        return probes(in_order, [x.reshape(len(x), 8, -1).mean(1) for x in in_order])
 
-    def of_log_mel(self, backbone):
-        """Lists the probes of plain spectrograms: stretched to 64 x 16, statistics."""
-        return self.probes(
-            *(
-                list(map(InputFeatures(backbone, shape=shape), self.waveforms))
-                for shape in ((64, 16), None)
-            )
-        )
+    def of_log_mel():
+        in_order = InputFeatures(backbone, shape=(64, 16))
+        mean = InputFeatures(backbone)
+        return probes(list(map(in_order, waveforms)), list(map(mean, waveforms)))
 
-    def probes(self, in_order, mean):
-        """Lists the probes of features in order, and of their means."""
-        return {
-            field + suffix: [functools.partial(self.accuracy, features, field)]
-            for suffix, features in (("", in_order), (", mean", mean))
-            for field in ("initial", "final")
-        }
-
-    def accuracy(self, features, field):
-        """Probes the features for one field."""
-        (_, train_labels, _), (_, test_labels, _) = self.data[field]
-        return linear_probe(
-            features[0],
-            train_labels,
-            features[1],
-            test_labels,
-            groups=self.data["syllable"][0][1],
+    def probes(in_order, mean):
+        probe = functools.partial(
+            linear_probe,
+            groups=labels["syllable"][0],
             regularizations=(1e-3, 1e-2, 1e-1, 1.0),
             folds=3,
-        ).accuracy
+        )
+        for suffix, (train, test) in (("", in_order), (", mean", mean)):
+            for field in ("initial", "final"):
+                of_train, of_test = labels[field]
+                yield field + suffix, probe, train, of_train, test, of_test
+
+    return of_encoder, {"log-mel": of_log_mel}
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import dataclasses
-import functools
 from typing import Literal
 
 import keras_bridle as kb
@@ -62,6 +61,8 @@ PUBLISHED = {
     "image_size": 224,
     "directory": "runs/image",
 }
+# Labels of a class, and draws of them: with few it matters which.
+DRAWS = {20: 3, 100: 3, 800: 1}
 MASKS = {
     "random": kb.RandomMask,
     "block": kb.BlockMask,
@@ -93,7 +94,7 @@ def main(arguments=None):
                 kb.RandomResizedCrop(options.image_size, scale, seed=options.seed),
                 kb.RandomHorizontalFlip(seed=options.seed),
             ],
-            probes=ClothesProbes,
+            probes=clothes_probes,
             title="Clothes never seen in training, by labels per class; linear and "
             "nearest neighbors on the mean of the patches, in place: linear on all",
         )
@@ -105,65 +106,40 @@ def sample_images(reading):
     return images, images[:1024]
 
 
-class ClothesProbes:
-    """Linear and nearest-neighbor probes, with few labels and with all.
+def clothes_probes(reading, backbone):
+    """Probes of the mean of the patches, and "in place" of all, as pixels are."""
+    (images, labels), (test_images, test_labels), _ = IMAGE.sample(reading)
+    extract = FeatureExtractor(backbone, per="patch")
 
-    They see the mean of the patches; "in place" is a linear probe of all patches, as
-    pixels are all of them in their places.
-    """
+    def of_encoder():
+        patches = [extract(x, batch_size=250).patches for x in (images, test_images)]
+        in_place = [x.reshape(len(x), -1) for x in patches]
+        return probes([x.mean(axis=1) for x in patches], in_place)
 
-    # With few labels it matters which: the mean over several draws.
-    draws = {20: 3, 100: 3, 800: 1}
+    def of_pixels():
+        pixels = [x.reshape(len(x), -1) / 255 for x in (images, test_images)]
+        return probes(pixels, pixels)
 
-    def __init__(self, reading, backbone):
-        self.baselines = {"pixels": self.of_pixels}
-        # Compiled once for all phases.
-        self.extractor = functools.cache(
-            functools.partial(FeatureExtractor, per="patch")
-        )
-        self.data = IMAGE.sample(reading)[:2]
+    def probes(mean, in_place):
+        for count, draws in DRAWS.items():
+            kinds = {"linear": (linear, *mean), "k-NN": (knn_probe, *mean)}
+            if count == 20:  # with more it takes long
+                kinds["in place"] = linear, *in_place
+            for seed in range(draws):
+                rows = draw_few(labels, count, seed)
+                for name, (probe, train, test) in kinds.items():
+                    some = train[rows], labels[rows]
+                    yield f"{name} {count}", probe, *some, test, test_labels
 
-    def __call__(self, backbone):
-        """Lists the probes of an encoder, functions by name."""
-        extract = self.extractor(backbone)
-        patches = [extract(images, batch_size=250).patches for images, _ in self.data]
-        mean = [features.mean(axis=1) for features in patches]
-        return self.probes(mean, [x.reshape(len(x), -1) for x in patches])
-
-    def of_pixels(self):
-        """Lists the probes of the pixels themselves."""
-        pixels = [images.reshape(len(images), -1) / 255 for images, _ in self.data]
-        return self.probes(pixels, pixels)
-
-    def probes(self, mean, patches):
-        """Lists the probes; all patches take too long with many labels."""
-        probes = {}
-        for count in self.draws:
-            probes[f"linear {count}"] = linear, mean, count
-            probes[f"k-NN {count}"] = knn_probe, mean, count
-            if count == 20:
-                probes[f"in place {count}"] = linear, patches, count
-        return {
-            name: [
-                functools.partial(self.accuracy, *probe, seed)
-                for seed in range(self.draws[probe[-1]])
-            ]
-            for name, probe in probes.items()
-        }
-
-    def accuracy(self, probe, features, count, seed):
-        """Probes with one draw of so many labels."""
-        (_, labels), (_, test_labels) = self.data
-        rows = draw_few(labels, count, seed)
-        return probe(features[0][rows], labels[rows], features[1], test_labels)
+    return of_encoder, {"pixels": of_pixels}
 
 
-def linear(train_features, train_labels, *test):
+def linear(train, labels, *test):
     """A linear probe; with many labels few penalties, as they take long."""
-    settings = {"regularizations": (1e-3, 1e-2, 1e-1, 1.0)}
-    if len(train_labels) >= 1000:
-        settings = {"regularizations": (1e-3, 1e-2, 1e-1), "folds": 2}
-    return linear_probe(train_features, train_labels, *test, **settings).accuracy
+    penalties = (1e-3, 1e-2, 1e-1, 1.0)
+    if len(labels) < 1000:
+        return linear_probe(train, labels, *test, regularizations=penalties)
+    return linear_probe(train, labels, *test, regularizations=penalties[:3], folds=2)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def main(arguments=None):
             recipe.backbone(),
             mask=kb.TubeMask(options.mask_ratio, seed=options.seed),
             augmentation=augmentation,
-            probes=PanProbes,
+            probes=pan_probes,
             title="Direction of a synthetic camera pan over held-out video (8, chance "
             "12.5 %)",
         )
@@ -110,48 +110,35 @@ def sample_clips(reading):
     return np.concatenate([clips, pans]), pans[:256]
 
 
-class PanProbes:
+def pan_probes(reading, backbone):
     """In which direction the camera pans: real pixels, synthetic motion."""
+    splits = VIDEO.sample(reading, num_clips=(1000, 500), seed=1)[:2]
+    extract = FeatureExtractor(backbone)
 
-    def __init__(self, reading, backbone):
-        # Compiled once for all phases.
-        self.extractor = functools.cache(FeatureExtractor)
-        self.data = VIDEO.sample(reading, num_clips=(1000, 500), seed=1)[:2]
-        self.baselines = {
-            "pixels, linear": lambda: self.probes(linear, self.pixels(side=16)),
-            "pixels, RBF SVM": lambda: self.probes(svm, self.pixels(side=32)),
-        }
+    def probes(probe, features):
+        (train, labels), (test, test_labels) = splits
+        found = features(train), labels, features(test), test_labels
+        return [("synthetic pan", probe, *found)]
 
-    def __call__(self, backbone):
-        """Lists the probes of an encoder, functions by name."""
-        extract = self.extractor(backbone)
-        features = [extract(clips, batch_size=50) for clips, _ in self.data]
-        return self.probes(linear, features)
-
-    def probes(self, accuracy, features):
-        """Lists the one probe of features."""
-        (_, labels), (_, test_labels) = self.data
-        data = (features[0], labels, features[1], test_labels)
-        return {"synthetic pan": [functools.partial(accuracy, *data)]}
-
-    def pixels(self, side):
-        """Frames in gray, averaged down to so many pixels."""
-        pixels = []
-        for clips, _ in self.data:
-            side = min(side, clips.shape[2])
-            cell = clips.shape[2] // side
-            gray = clips[:, :, : side * cell, : side * cell].mean(axis=-1)
-            cells = gray.reshape(*gray.shape[:2], side, cell, side, cell)
-            pixels.append(cells.mean(axis=(3, 5)).reshape(len(clips), -1) / 255)
-        return pixels
+    encode = functools.partial(extract, batch_size=50)
+    return functools.partial(probes, linear_probe, encode), {
+        "pixels, linear": functools.partial(probes, linear_probe, small_pixels),
+        "pixels, RBF SVM": functools.partial(
+            probes, svm_probe, functools.partial(small_pixels, side=32)
+        ),
+    }
 
 
-def linear(*data):
-    """A linear probe."""
-    return linear_probe(*data).accuracy
+def small_pixels(clips, side=16):
+    """Frames in gray, averaged down to so many pixels."""
+    side = min(side, clips.shape[2])
+    cell = clips.shape[2] // side
+    gray = clips[:, :, : side * cell, : side * cell].mean(axis=-1)
+    cells = gray.reshape(*gray.shape[:2], side, cell, side, cell)
+    return cells.mean(axis=(3, 5)).reshape(len(clips), -1) / 255
 
 
-def svm(train, labels, test, test_labels):
+def svm_probe(train, labels, test, test_labels):
     """A support vector machine with a Gaussian kernel."""
     machine = make_pipeline(StandardScaler(), SVC(C=10.0)).fit(train, labels)
     return machine.score(test, test_labels)

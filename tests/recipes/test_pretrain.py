@@ -119,7 +119,7 @@ def few_samples(monkeypatch):
     }
     for name, function in few.items():
         monkeypatch.setattr(samples, name, function)
-    monkeypatch.setattr(recipes["image"].ClothesProbes, "draws", {5: 2, 20: 1})
+    monkeypatch.setattr(recipes["image"], "DRAWS", {5: 2, 20: 1})
 
 
 MORE = {
