@@ -1,6 +1,8 @@
 """Names of version 0.1 at the addresses they had, for one more version."""
 
+import functools
 import importlib
+import inspect
 import warnings
 
 # Where a name may be now, by the package that had it.
@@ -61,6 +63,18 @@ _NEW_NAMES = {
 }
 
 
+def _dataset(kind, source, **options):
+    """What `audio_dataset()`, `image_dataset()` and `video_dataset()` were."""
+    import keras_bridle as kb
+
+    reader_class = getattr(kb, f"{kind.title()}Reader")
+    if "reader" in options:
+        options["decoder"] = options.pop("reader")
+    names = inspect.signature(reader_class).parameters.keys() & options.keys()
+    reader = reader_class(**{name: options.pop(name) for name in names})
+    return kb.file_dataset(kb.list_files(kind, source), reader, **options)
+
+
 def old_address(package):
     """Makes the `__getattr__` of a package that had public names in version 0.1.
 
@@ -69,6 +83,11 @@ def old_address(package):
     """
 
     def find(name):
+        kind = name.removesuffix("_dataset")
+        if package == "keras_bridle.data" and kind in ("audio", "image", "video"):
+            text = f"Use `file_dataset(list_files({kind!r}, ...), {kind.title()}Reader"
+            warnings.warn(f"{text}(...))`", DeprecationWarning, stacklevel=2)
+            return functools.partial(_dataset, kind)
         new_name = _NEW_NAMES.get(name, name)
         for room in _ROOMS[package.rpartition(".")[2]]:
             module = importlib.import_module(f"keras_bridle.{room}")

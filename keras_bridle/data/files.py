@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from keras_bridle.config import ArgumentError
+
 Labels = Sequence[int] | Sequence[tuple[int, ...]]
 
 EXTENSIONS = {
@@ -21,6 +23,12 @@ EXTENSIONS = {
 }
 # What a list has one entry of for each file.
 _COLUMNS = ("files", "labels", "segments", "splits")
+
+
+def check(is_right: bool, argument: str, expected: str, received: Any) -> None:
+    """Raises an `ArgumentError` unless an argument is right."""
+    if not is_right:
+        raise ArgumentError(argument, expected, received)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +47,6 @@ class FileList:
             audio file to use. An end of `None` is the end of the file.
         splits: `None`, or the name of each file's split or fold, such as `"train"`.
         missing: names that a data set lists and its folder does not hold.
-
-    Raises:
-        ValueError: if the list is empty, a column has another length, or a label has
-            no class name.
 
     Example:
     ```python
@@ -66,20 +70,16 @@ class FileList:
             raise ValueError(f"There are no {self.kind} files.")
         for name in _COLUMNS:
             values = getattr(self, name)
-            if values is not None and len(values) != len(self.files):
-                raise ValueError(
-                    f"`{name}` must have one entry per file. Received: {len(values)} "
-                    f"for {len(self.files)} files"
-                )
-        labels: Any = () if self.labels is None else self.labels
-        numbers = set(
-            itertools.chain.from_iterable(labels) if self.multi_label else labels
-        )
-        if numbers and not 0 <= min(numbers) <= max(numbers) < len(self.class_names):
-            raise ValueError(
-                f"`labels` must number the {len(self.class_names)} `class_names`. "
-                f"Received: numbers from {min(numbers)} to {max(numbers)}"
-            )
+            count = len(self.files if values is None else values)
+            check(count == len(self.files), name, f"{len(self.files)} entries", count)
+        numbers: Any = () if self.labels is None else self.labels
+        if self.multi_label:
+            numbers = list(itertools.chain.from_iterable(numbers))
+        if len(numbers):
+            ends = (min(numbers), max(numbers))
+            expected = f"numbers of the {len(self.class_names)} `class_names`"
+            is_right = ends[0] >= 0 and ends[1] < len(self.class_names)
+            check(is_right, "labels", expected, ends)
 
     def __len__(self) -> int:
         return len(self.files)

@@ -7,12 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_bridle.config import ArgumentError
 from keras_bridle.data.clips import CROPS, Clips, Position
-from keras_bridle.data.files import FileList, ReadReport
-from keras_bridle.data.layouts import list_files
-from keras_bridle.data.readers import AudioReader, ImageReader, import_tensorflow
-from keras_bridle.data.video_reader import VideoReader
+from keras_bridle.data.files import FileList, ReadReport, check
+from keras_bridle.data.readers import import_tensorflow
 
 
 def file_dataset(
@@ -39,15 +36,14 @@ def file_dataset(
     long one little more than the part that is used.
 
     **Unreadable files** are listed in `report`, skipped, and not tried again. With
-    `drop_remainder`, another file replaces a skipped one, so that every epoch has the
-    same number of full batches, `len(dataset)`. Without it, as in evaluation, every
-    readable file comes exactly once, and the number of batches is unknown.
+    `drop_remainder`, another file replaces a skipped one, so that every epoch has
+    `len(dataset)` full batches. Without it, as in evaluation, every readable file comes
+    exactly once, and the number of batches is unknown.
 
     **Order and crops** follow from `(seed, epoch)` alone, however many threads read.
-    Without `repeat`, each iteration over the dataset is the next epoch, counted from
-    `initial_epoch`. With `repeat`, the dataset is one endless run of epochs: give
-    `fit()` `steps_per_epoch=len(files) // batch_size`, and resume a run with its epoch
-    as `initial_epoch`.
+    Without `repeat`, each iteration over the dataset is the next epoch. With `repeat`,
+    the dataset is one endless run of epochs: give `fit()`
+    `steps_per_epoch=len(files) // batch_size`.
 
     Args:
         files: `FileList`, see `list_files()`.
@@ -57,17 +53,17 @@ def file_dataset(
         batch_size: int. Clips per batch.
         shuffle: bool. Whether each epoch has an order of its own, as for training.
         crop: which part to take of a file that is longer or of other proportions:
-            `"random"` (another one every epoch), `"center"`, `"start"`, or the position
-            itself, numbers in [0, 1] along time, height and width. Defaults to
-            `"random"` with `shuffle`, else `"center"`.
+            `"random"` (another one every epoch), `"center"`, `"start"`, or numbers in
+            [0, 1] along time, height and width. Defaults to `"random"` with `shuffle`,
+            else `"center"`.
         repeat: bool. Whether to repeat without end.
         drop_remainder: bool. Whether to leave out what does not fill a batch, so that
             all shapes are static. Defaults to `shuffle or repeat`.
         labels: bool. Whether to give labels if there are any.
         seed: int. Decides order and crops.
-        initial_epoch: int. Number of the first epoch.
-        first_batch: int. With `repeat`, the batch of that epoch to start with, to
-            resume a run within an epoch. Those before are not read.
+        initial_epoch: int. Number of the first epoch, to resume a run.
+        first_batch: int. With `repeat`, the batch of that epoch to start with. Those
+            before are not read.
         strict: bool. Whether an unreadable file is an error instead.
         report: optional `ReadReport` to fill.
         num_parallel: int. Files read at the same time. Defaults to the number of CPUs.
@@ -77,11 +73,9 @@ def file_dataset(
     Returns:
         A dataset of arrays of shape `(batch_size, *reader.shape)`; with labels, of
         tuples `(clips, labels)`, where labels are int32 of shape `(batch_size,)`, or
-        float32 of shape `(batch_size, classes)` for multi-label data. The last batch
-        may be smaller without `drop_remainder`.
+        float32 of shape `(batch_size, classes)` for multi-label data.
 
     Raises:
-        ValueError: for an argument out of range.
         UnreadableFileError: if no file can be read; or, with `strict`, if the first
             file cannot. While iterating, TensorFlow makes other errors of these; the
             `UnreadableFileError` is then `report.error`.
@@ -108,29 +102,21 @@ def file_dataset(
     if drop_remainder is None:
         drop_remainder = shuffle or repeat
     crop = crop or ("random" if shuffle else "center")
-    if isinstance(crop, str) and crop not in CROPS:
-        raise ArgumentError("crop", f"one of {', '.join(CROPS)}", crop)
-    position = CROPS[crop] if isinstance(crop, str) else crop
-    for name, value, minimum in (
-        ("batch_size", batch_size, 1),
-        ("seed", seed, 0),
-        ("initial_epoch", initial_epoch, 0),
-        ("first_batch", first_batch, 0),
-    ):
-        if value < minimum:
-            raise ArgumentError(name, f"at least {minimum}", value)
-    if first_batch and not repeat:
-        raise ArgumentError("first_batch", "0 without `repeat`", first_batch)
-    if drop_remainder and len(files) < batch_size:
-        raise ArgumentError(
-            "batch_size", f"at most {len(files)}, the files", batch_size
-        )
+    is_crop = not isinstance(crop, str) or crop in CROPS
+    check(is_crop, "crop", f"one of {', '.join(CROPS)}", crop)
+    check(batch_size >= 1, "batch_size", "at least 1", batch_size)
+    check(seed >= 0, "seed", "at least 0", seed)
+    check(initial_epoch >= 0, "initial_epoch", "at least 0", initial_epoch)
+    starts_well = first_batch == 0 or (repeat and first_batch > 0)
+    check(starts_well, "first_batch", "0, or more with `repeat`", first_batch)
+    if drop_remainder:
+        expected = f"at most {len(files)}, the files"
+        check(batch_size <= len(files), "batch_size", expected, batch_size)
     own_shard, num_shards = shard
-    if not 0 <= own_shard < num_shards or batch_size % num_shards:
-        expected = f"one of the equal shards of batches of {batch_size}"
-        raise ArgumentError("shard", expected, shard)
-    if num_shards > 1 and not drop_remainder:
-        raise ArgumentError("drop_remainder", "`True` with shards", drop_remainder)
+    is_shard = 0 <= own_shard < num_shards and batch_size % num_shards == 0
+    check(is_shard, "shard", f"one of the equal shards of {batch_size} files", shard)
+    fits = drop_remainder or num_shards == 1
+    check(fits, "drop_remainder", "`True` with shards", drop_remainder)
     report = ReadReport() if report is None else report
     report.add_missing(files)
     clips = Clips(
@@ -138,7 +124,7 @@ def file_dataset(
         reader,
         report=report,
         shuffle=shuffle,
-        position=position,
+        position=CROPS[crop] if isinstance(crop, str) else crop,
         replace=drop_remainder,
         strict=strict,
         seed=seed,
@@ -148,11 +134,9 @@ def file_dataset(
     places = num_batches * own_size if drop_remainder else len(files)
 
     def place_of(number: Any) -> Any:
-        # Of each batch, the places from `own_shard * own_size` on are this worker's.
-        if num_shards == 1:
-            return number
-        batch = number // own_size
-        return batch * batch_size + own_shard * own_size + number % own_size
+        """The worker's places are those of its shard in each batch."""
+        batch, place = number // own_size, number % own_size
+        return batch * batch_size + own_shard * own_size + place
 
     if repeat:
         epochs = tf.data.Dataset.counter(initial_epoch)
@@ -198,34 +182,10 @@ def file_dataset(
         return values if labels else values[0]
 
     dataset = dataset.map(element).batch(own_size, drop_remainder=drop_remainder)
-    if repeat:
-        cardinality = tf.data.experimental.assert_cardinality
-        dataset = dataset.apply(cardinality(tf.data.INFINITE_CARDINALITY))
-    elif drop_remainder:
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
+    if drop_remainder or repeat:
+        length = tf.data.INFINITE_CARDINALITY if repeat else num_batches
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(length))
     return dataset.prefetch(tf.data.AUTOTUNE)
-
-
-def audio_dataset(
-    source, *, seconds=None, num_samples=None, sample_rate=16000, reader=None, **options
-):
-    """Deprecated: use `file_dataset(list_files("audio", source), AudioReader(...))`."""
-    reader = AudioReader(seconds, num_samples, sample_rate, reader or "soundfile")
-    return file_dataset(list_files("audio", source), reader, **options)
-
-
-def image_dataset(source, *, image_size, channels=3, **options):
-    """Deprecated: use `file_dataset(list_files("image", source), ImageReader(...))`."""
-    reader = ImageReader(image_size, channels)
-    return file_dataset(list_files("image", source), reader, **options)
-
-
-def video_dataset(
-    source, *, image_size, num_frames=16, sampling_rate=4, channels=3, **options
-):
-    """Deprecated: use `file_dataset(list_files("video", source), VideoReader(...))`."""
-    reader = VideoReader(image_size, num_frames, sampling_rate, channels)
-    return file_dataset(list_files("video", source), reader, **options)
 
 
 class InputClock:

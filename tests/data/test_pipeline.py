@@ -9,7 +9,7 @@ from sound_files import noise, which, write, write_constants
 from keras_bridle.data import clips
 from keras_bridle.data.files import FileList, ReadReport, UnreadableFileError
 from keras_bridle.data.layouts import list_files
-from keras_bridle.data.pipeline import audio_dataset, file_dataset, image_dataset
+from keras_bridle.data.pipeline import file_dataset
 from keras_bridle.data.readers import AudioReader
 
 
@@ -364,9 +364,11 @@ def test_arguments_are_checked(tmp_path, argument, options):
 
 
 @pytest.mark.one_backend
-def test_names_of_before(tmp_path):
+def test_names_of_version_0_1(tmp_path):
     files = write_constants(tmp_path, 3)
-    dataset = audio_dataset(files[::-1], batch_size=3, seconds=0.05)
-    assert which(batches(dataset)[0]) == [2, 1, 0]
-    with pytest.raises(ValueError):
-        image_dataset(tmp_path, batch_size=1, image_size=4)
+    with pytest.warns(DeprecationWarning, match="file_dataset"):
+        from keras_bridle.data import audio_dataset
+    options = {"sample_rate": 16000, "reader": "soundfile", "batch_size": 3}
+    dataset = audio_dataset(files[::-1], seconds=0.05, **options)
+    (batch,) = batches(dataset)
+    assert batch.shape == (3, 800) and which(batch) == [2, 1, 0]
