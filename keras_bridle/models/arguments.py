@@ -7,35 +7,33 @@ import keras
 _OTHER = ("args", "kwargs", "dtype", "name")
 
 
-def constructor_arguments(layer):
-    """The arguments that a layer of ours was made with, layers among them serialized.
+class Configured:
+    """Keeps the arguments of a model's constructors in its configuration.
 
     They are attributes of the same names; those without one are left out.
     """
-    kinds = [kind for kind in type(layer).__mro__ if _is_ours(kind)]
-    names = [name for kind in kinds for name in inspect.signature(kind).parameters]
-    values = {name: getattr(layer, name) for name in names if _is_kept(layer, name)}
-    return {
-        name: keras.saving.serialize_keras_object(value)
-        if isinstance(value, keras.layers.Layer)
-        else value
-        for name, value in values.items()
-    }
+
+    def get_config(self):
+        config = super().get_config()  # type: ignore[misc]
+        for kind in type(self).__mro__:
+            if not kind.__module__.startswith("keras_bridle"):
+                continue
+            for name in inspect.signature(kind).parameters:
+                if name not in _OTHER and hasattr(self, name):
+                    config[name] = _serialized(getattr(self, name))
+        return config
+
+    @classmethod
+    def from_config(cls, config):
+        config = {name: _deserialized(value) for name, value in config.items()}
+        return super().from_config(config)  # type: ignore[misc]
 
 
-def with_layers(config):
-    """Deserializes the layers in a configuration."""
-    return {
-        name: keras.saving.deserialize_keras_object(value)
-        if isinstance(value, dict) and "class_name" in value
-        else value
-        for name, value in config.items()
-    }
+def _serialized(value):
+    is_layer = isinstance(value, keras.layers.Layer)
+    return keras.saving.serialize_keras_object(value) if is_layer else value
 
 
-def _is_ours(kind):
-    return kind.__module__.startswith("keras_bridle")
-
-
-def _is_kept(layer, name):
-    return name not in _OTHER and hasattr(layer, name)
+def _deserialized(value):
+    is_object = isinstance(value, dict) and "class_name" in value
+    return keras.saving.deserialize_keras_object(value) if is_object else value

@@ -4,6 +4,7 @@ import keras
 import keras_hub
 from keras import ops
 
+from keras_bridle.layers.base import check
 from keras_bridle.layers.masks import gather_patches
 from keras_bridle.layers.patches import ClassToken, PatchEmbedding
 from keras_bridle.layers.positions import (
@@ -11,45 +12,41 @@ from keras_bridle.layers.positions import (
     SineCosinePositionEncoding,
     check_layout,
 )
-from keras_bridle.layers.transformer import TransformerBlock, check_drop_path_rate
-from keras_bridle.models.arguments import constructor_arguments
+from keras_bridle.layers.transformer import TransformerBlock
+from keras_bridle.models.arguments import Configured
 from keras_bridle.models.presets import backbone_preset, preset_folder
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class BridleBackbone(keras_hub.models.Backbone):
+class BridleBackbone(Configured, keras_hub.models.Backbone):
     """The encoder that BRIDLE pretrains: a pre-norm ViT over patches.
 
     Called on raw inputs, it returns one vector per patch. In pretraining, `encode()`
     runs on the visible patches only.
 
     Args:
-        patch_size: int or tuple of ints, the sides of a patch: `(frames, mel bins)` of
-            a spectrogram, `(rows, columns)` of an image, `(frames, rows, columns)` of
-            a clip.
+        patch_size: int or tuple of ints, the sides of a patch: `(frames, mel bins)`,
+            `(rows, columns)` or `(frames, rows, columns)`.
         hidden_dim: int, size of the tokens.
         num_layers: int, number of transformer blocks.
         num_heads: int, attention heads of each block.
         mlp_dim: int, width of the blocks' hidden layer.
-        input_dims: tuple of ints, the shape of one input without the batch axis that
-            the encoder is made for: `(None,)` for waveforms of any length, `(rows,
-            columns, channels)` for maps. Inputs of other sizes work as well.
+        input_dims: tuple of ints, the shape of one input: `(None,)` for waveforms of
+            any length, `(rows, columns, channels)` for images. Other sizes work too.
         front_end: optional Keras layer that turns raw inputs into the maps that are cut
-            into patches, such as `LogMelSpectrogram`. If it has a method
-            `padding_mask(inputs)`, that method says which rows of the maps are real.
+            into patches, such as `LogMelSpectrogram`. Its method
+            `padding_mask(inputs)`, if any, says which rows of the maps are real.
         use_class_token: bool, whether a learned token precedes the patches.
         position_layout: string, the `layout` of `SineCosinePositionEncoding`; or
             `"learned"` for a table of weights.
         trained_grid: optional tuple of ints, the grid of patches onto which the
-            positions of other grids are stretched, `None` for sides that are not.
-            `"input"` is the grid of `input_dims`, with `None` for a clip's time.
-            Without it, or along a side of `None`, a shorter input has the first
-            positions of a longer one. For `"learned"` positions, the grid of the
-            table: by default that of `input_dims`.
+            positions of other grids are stretched, `None` for sides that are not:
+            there a shorter input has the first positions of a longer one. `"input"` is
+            the grid of `input_dims`, with `None` for a clip's time. For `"learned"`
+            positions, the grid of the table: by default that of `input_dims`.
         layer_norm_epsilon: float, added to the variance in the norms.
-        drop_path_rate: float in [0, 1), the probability with which an example skips a
-            half of the last block in training; it rises linearly from 0 at the first
-            block.
+        drop_path_rate: float in [0, 1), how likely an example skips a half of the last
+            block in training; it rises linearly from 0 at the first block.
         dtype: optional string or `keras.DTypePolicy`.
         **kwargs: keyword arguments of `keras_hub.models.Backbone`.
 
@@ -59,10 +56,6 @@ class BridleBackbone(keras_hub.models.Backbone):
     Returns:
         Tensor of shape `(batch, num_tokens, hidden_dim)`: the class token, if there is
         one, then the patches row by row.
-
-    Raises:
-        ValueError: if a rate is out of range, or the grid of positions cannot be told
-            from `input_dims`.
 
     Example:
     ```python
@@ -76,7 +69,7 @@ class BridleBackbone(keras_hub.models.Backbone):
     print(backbone(np.zeros((2, 64, 128, 1), "float32")).shape)  # (2, 33, 32)
 
     backbone = BridleBackbone.from_preset("bridle_audio_tiny", load_weights=False)
-    print(backbone.pooled_features(np.ones((2, 16000), "float32")).shape)
+    print(backbone.pooled_features(np.ones((2, 16000), "float32")).shape)  # (2, 128)
     ```
 
     Reference:
@@ -101,10 +94,7 @@ class BridleBackbone(keras_hub.models.Backbone):
         dtype=None,
         **kwargs,
     ):
-        check_drop_path_rate(drop_path_rate)
         check_layout(position_layout, patch_size)
-        if isinstance(front_end, dict):
-            front_end = keras.saving.deserialize_keras_object(front_end)
 
         # === Layers ===
         self.front_end = front_end
@@ -162,20 +152,16 @@ class BridleBackbone(keras_hub.models.Backbone):
     def maps(self, inputs):
         """Turns raw inputs into the maps that are cut into patches.
 
-        Args:
-            inputs: tensor of shape `(batch, *input_dims)`.
-
         Returns:
             Tuple `(maps, padding_mask)`: a tensor of shape `(batch, *sides, channels)`,
             and a bool tensor of shape `(batch, rows)`, `True` at real rows, or `None`
             where no row can be padding.
         """
-        maps, mask = inputs, None
-        if self.front_end is not None:
-            maps = self.front_end(inputs)
-        if self.front_end_padding_mask is not None:
-            mask = self.front_end_padding_mask(inputs)
-        return maps, mask
+        front_end, padding_mask = self.front_end, self.front_end_padding_mask
+        return (
+            inputs if front_end is None else front_end(inputs),
+            None if padding_mask is None else padding_mask(inputs),
+        )
 
     features = maps
 
@@ -185,11 +171,10 @@ class BridleBackbone(keras_hub.models.Backbone):
         """Encodes the patches of maps, or only some of them.
 
         Args:
-            maps: tensor of shape `(batch, *sides, channels)`.
-            padding_mask: optional bool tensor of shape `(batch, rows)`, `True` at real
-                rows.
+            maps: tensor of shape `(batch, *sides, channels)`, from `maps()`.
+            padding_mask: optional bool tensor of shape `(batch, rows)`, from there too.
             visible: optional int32 tensor of shape `(batch, num_visible)`, the indices
-                of the patches to encode. `None` encodes all.
+                of the patches to encode.
             normalize: bool, whether to apply the last norm.
             training: bool, whether examples skip blocks at random. A layer's `call()`
                 has to pass its own on.
@@ -244,12 +229,8 @@ class BridleBackbone(keras_hub.models.Backbone):
 
         Returns:
             Tensor of shape `(batch, segments * hidden_dim)`.
-
-        Raises:
-            ValueError: if `segments` is not positive.
         """
-        if segments < 1:
-            raise ValueError(f"`segments` must be 1 or more. Received: {segments}")
+        check(segments >= 1, "segments", "1 or more", segments)
         maps, padding_mask = self.maps(inputs)
         patches = self.drop_class_token(self.encode(maps, padding_mask))
         mask = self.patch_padding_mask(maps, padding_mask)
@@ -269,23 +250,21 @@ class BridleBackbone(keras_hub.models.Backbone):
         """Keeps only the patches."""
         return tokens if self.class_token is None else tokens[:, 1:]
 
-    def _positions(self, layout, trained_grid, dtype):
-        common = {"dtype": dtype, "name": "position_encoding"}
-        learned = layout == "learned"
-        grid = trained_grid
-        if grid == "input" or (learned and grid is None):
+    def _positions(self, layout, grid, dtype):
+        settings = {"dtype": dtype, "name": "position_encoding"}
+        is_learned = layout == "learned"
+        if grid == "input" or (is_learned and grid is None):
             grid = self.grid_of_inputs()
-            # The time of a clip is not stretched.
-            stretched = grid if learned else grid[-2:]
-            if None in stretched:
+            if not is_learned:  # the time of a clip is not stretched
+                grid = (*[None] * (len(grid) - 2), *grid[-2:])
+            if None in (grid if is_learned else grid[-2:]):
                 raise ValueError(
                     '`trained_grid="input"` and `position_layout="learned"` need known '
                     f"sides. Received: input_dims={self.input_dims}"
                 )
-            grid = (*[None] * (len(grid) - len(stretched)), *stretched)
-        if learned:
-            return LearnedPositionEncoding(grid, **common)
-        return SineCosinePositionEncoding(layout, grid, **common)
+        if is_learned:
+            return LearnedPositionEncoding(grid, **settings)
+        return SineCosinePositionEncoding(layout, grid, **settings)
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, **kwargs):
@@ -295,16 +274,15 @@ class BridleBackbone(keras_hub.models.Backbone):
             preset: string, the name of a size that comes with the library, such as
                 `"bridle_audio_base"`, a folder or address of a saved preset, or the
                 directory of a run that saved one.
-            load_weights: bool. Sizes that come with the library have no weights, so
-                they need `False`.
+            load_weights: bool. Sizes that come with the library have no weights and
+                need `False`.
             **kwargs: arguments of the constructor that replace those of the preset.
 
         Returns:
             A `BridleBackbone`.
 
         Raises:
-            ValueError: for an unknown name, or for a size without weights unless
-                `load_weights=False`.
+            ValueError: for an unknown name, or a size with `load_weights=True`.
             FileNotFoundError: if the directory of a run has no preset yet.
         """
         config = backbone_preset(preset)
@@ -314,12 +292,9 @@ class BridleBackbone(keras_hub.models.Backbone):
         if load_weights:
             raise ValueError(
                 f"The preset {preset!r} is a size without weights: pass "
-                f"`load_weights=False`. Received: load_weights={load_weights}"
+                "`load_weights=False`"
             )
         return cls(**{**config, "name": preset, **kwargs})
-
-    def get_config(self):
-        return {**super().get_config(), **constructor_arguments(self)}
 
 
 def with_class_token(mask):

@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_bridle.config import ArgumentError
 from keras_bridle.layers.masks import gather_patches
-from keras_bridle.models.arguments import constructor_arguments, with_layers
+from keras_bridle.models.arguments import Configured
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.converters import (
     BridleAudioPreprocessor,
@@ -42,25 +42,23 @@ def probabilities_of(logits, multi_label):
     return shares / shares.sum(axis=1, keepdims=True)
 
 
-class BridleClassifier(keras_hub.models.Task):
+class BridleClassifier(Configured, keras_hub.models.Task):
     """Base of the classifiers: an encoder, the mean of its patches, a norm, a head.
 
-    Raw inputs of any size go into `fit()`, `evaluate()` and `predict()`:
-    `from_preset()` attaches a preprocessor that converts them, and the encoder computes
-    its maps, also in what `export()` writes.
+    `from_preset()` attaches a preprocessor, so that raw inputs of any size go into
+    `fit()`, `evaluate()` and `predict()`. The encoder computes its maps, also in what
+    `export()` writes.
 
     Args:
         backbone: `BridleBackbone`, the encoder.
         num_classes: int; optional if there are `class_names`.
-        preprocessor: optional preprocessor that converts raw inputs. `from_preset()`
-            makes the one that fits the encoder, as does its own `for_backbone()`.
+        preprocessor: optional preprocessor that converts raw inputs.
         class_names: optional list of strings, one for each class.
         pooling: string. `"mean"`: the mean of the real patches, then a norm, as
             published; the encoder's own norm is not used and not trainable. `"first"`:
             the encoder's own norm, then the class token or, without one, the first
             patch.
-        multi_label: bool, whether an input can have several classes or none. It decides
-            about the defaults of `compile()` and about probabilities.
+        multi_label: bool, whether an input can have several classes or none.
         activation: optional string or function that the head ends with. `None` returns
             logits.
         dropout: float, share of the pooled features to drop in training.
@@ -77,10 +75,6 @@ class BridleClassifier(keras_hub.models.Task):
     Returns:
         float32 tensor of shape `(batch, num_classes)`: logits, unless there is an
         `activation`.
-
-    Raises:
-        ValueError: if the classes are missing or do not fit their names, or for an
-            unknown `pooling`.
     """
 
     backbone_cls = BridleBackbone
@@ -157,10 +151,8 @@ class BridleClassifier(keras_hub.models.Task):
         """Classifies maps, for trainers that change them or their labels before.
 
         Args:
-            maps: tensor of shape `(batch, *sides, channels)`, as `backbone.maps()`
-                returns it.
-            padding_mask: optional bool tensor of shape `(batch, rows)`, `True` at real
-                rows.
+            maps: tensor of shape `(batch, *sides, channels)`, from `backbone.maps()`.
+            padding_mask: optional bool tensor of shape `(batch, rows)`, from there too.
             noise: optional numbers for `token_mask` instead of random ones.
             training: bool, whether to augment maps and to leave out patches.
 
@@ -212,8 +204,7 @@ class BridleClassifier(keras_hub.models.Task):
 
         Args:
             x: array or list of raw inputs; or a `tf.data` or Grain data set of batches
-                of raw `(x, y)`. Batches of other iterables must be as the encoder
-                takes them.
+                of raw `(x, y)`. Other iterables must give what the encoder takes.
             y: labels, ints, or one row of numbers for each input.
             batch_size: optional int, batch size of arrays and lists.
             validation_data: optional tuple of raw inputs and labels, or data set.
@@ -260,9 +251,6 @@ class BridleClassifier(keras_hub.models.Task):
 
         Returns:
             A list with one list for each input, of `ClassScore`, the likeliest first.
-
-        Raises:
-            ValueError: if `top` is out of range.
         """
         if not 1 <= top <= self.num_classes:
             raise ArgumentError("top", f"between 1 and {self.num_classes}", top)
@@ -320,8 +308,6 @@ class BridleClassifier(keras_hub.models.Task):
                 weights or classes, or other classes than those of the saved head.
             FileNotFoundError: if the directory of a run has no preset yet.
         """
-        if "num_classes" in kwargs:
-            kwargs.setdefault("class_names", None)
         is_size = backbone_preset(preset) is not None
         preset = preset_folder(preset)
         modality = preset_modality(preset)
@@ -330,18 +316,19 @@ class BridleClassifier(keras_hub.models.Task):
                 f"`{cls.__name__}` needs an encoder for {cls.modality}. Received: "
                 f"preset={preset!r}, which is one for {modality}"
             )
-        if "num_classes" not in kwargs:
+        if "num_classes" in kwargs:
+            kwargs.setdefault("class_names", None)
+        else:
             _check_names_of_head(preset, kwargs.get("class_names"))
         changes = {"drop_path_rate": drop_path_rate, "dtype": dtype}
         changes = {name: value for name, value in changes.items() if value is not None}
         needs_preprocessor = "preprocessor" not in kwargs and not _has_converter(preset)
         if is_size or changes or needs_preprocessor:
             backbone = BridleBackbone.from_preset(preset, load_weights, **changes)
-            kwargs = {"backbone": backbone, **kwargs}
+            kwargs.setdefault("backbone", backbone)
         if needs_preprocessor:
-            kwargs["preprocessor"] = cls.preprocessor_cls.for_backbone(
-                kwargs["backbone"]
-            )
+            make = cls.preprocessor_cls.for_backbone
+            kwargs["preprocessor"] = make(kwargs["backbone"])
         if is_size:
             return cls(**kwargs)
         return super().from_preset(preset, load_weights, **kwargs)
@@ -362,13 +349,8 @@ class BridleClassifier(keras_hub.models.Task):
         activation = self.activation and keras.activations.get(self.activation)
         return {
             **super().get_config(),
-            **constructor_arguments(self),
             "activation": activation and keras.activations.serialize(activation),
         }
-
-    @classmethod
-    def from_config(cls, config):
-        return super().from_config(with_layers(config))
 
 
 class _PooledEncoder(keras.layers.Layer):
@@ -470,24 +452,17 @@ def _as_array(value, name="sample_weight"):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class BridleAudioClassifier(BridleClassifier):
-    """Classifies waveforms of any length.
+    """Classifies waveforms of any length, tensors of shape `(batch, samples)`.
+
+    A `token_mask` may be `TimeFrequencyMask(0.2, 0.2)`, a `feature_augmentation`
+    `SpecAugment(8, 40)`.
 
     Args:
         backbone: `BridleBackbone` that takes waveforms.
-        **kwargs: the other arguments of the classifiers of all modalities:
-            `num_classes`, `preprocessor`, `class_names`, `pooling`, `multi_label`,
-            `activation`, `dropout`, `token_mask` such as `TimeFrequencyMask(0.2, 0.2)`
-            and `feature_augmentation` such as `SpecAugment(8, 40)`. See
+        **kwargs: `num_classes`, `preprocessor`, `class_names`, `pooling`,
+            `multi_label`, `activation`, `dropout`, `token_mask` and
+            `feature_augmentation`, see
             `keras_bridle.models.classifier.BridleClassifier`.
-
-    Call arguments:
-        inputs: float tensor of shape `(batch, samples)`, as the preprocessor returns
-            it.
-        training: bool, whether to drop and to augment.
-
-    Returns:
-        float32 tensor of shape `(batch, num_classes)`: logits, unless there is an
-        `activation`.
 
     Example:
     ```python
@@ -514,10 +489,10 @@ class BridleAudioClassifier(BridleClassifier):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class BridleImageClassifier(BridleClassifier):
-    """Classifies images of any size, as `BridleAudioClassifier` waveforms.
+    """Classifies images of any size, as `BridleAudioClassifier` classifies waveforms.
 
-    It takes tensors of shape `(batch, rows, columns, channels)` with pixels from 0 to
-    255. A `token_mask` may be `RandomMask(0.2)`.
+    It takes pixels from 0 to 255, tensors of shape `(batch, rows, columns, channels)`.
+    A `token_mask` may be `RandomMask(0.2)`.
 
     Example:
     ```python
@@ -528,13 +503,10 @@ class BridleImageClassifier(BridleClassifier):
         "bridle_image_tiny", load_weights=False, class_names=["shirt", "shoe"]
     )
     images = np.random.randint(0, 256, (2, 28, 28, 1)).astype("uint8")
-    classifier.fit(images, [0, 1], epochs=1, verbose=0)
-    for best, *_ in classifier.predict_classes(images):
-        print(best.name, best.probability)
+    print(classifier.predict_classes(images))
     ```
 
     Reference:
-        - [BRIDLE, 2025](https://arxiv.org/abs/2502.02118)
         - [He et al., 2021](https://arxiv.org/abs/2111.06377), the fine-tuning
     """
 
@@ -544,10 +516,10 @@ class BridleImageClassifier(BridleClassifier):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class BridleVideoClassifier(BridleClassifier):
-    """Classifies clips of any length and size, as `BridleAudioClassifier` waveforms.
+    """Classifies clips of any size, as `BridleAudioClassifier` classifies waveforms.
 
-    It takes tensors of shape `(batch, frames, rows, columns, channels)` with pixels
-    from 0 to 255. A `token_mask` may be `TubeMask(0.5)`.
+    It takes pixels from 0 to 255, tensors of shape `(batch, frames, rows, columns,
+    channels)`. A `token_mask` may be `TubeMask(0.5)`.
 
     Example:
     ```python
@@ -558,13 +530,10 @@ class BridleVideoClassifier(BridleClassifier):
         "bridle_video_tiny", load_weights=False, class_names=["jump", "run"]
     )
     clips = np.random.randint(0, 256, (2, 8, 48, 64, 3)).astype("uint8")
-    classifier.fit(clips, [0, 1], epochs=1, verbose=0)
-    for best, *_ in classifier.predict_classes(clips):
-        print(best.name, best.probability)
+    print(classifier.predict_classes(clips))
     ```
 
     Reference:
-        - [BRIDLE, 2025](https://arxiv.org/abs/2502.02118)
         - [Tong et al., 2022](https://arxiv.org/abs/2203.12602), the fine-tuning
     """
 

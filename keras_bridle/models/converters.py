@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_bridle.config import ArgumentError
-from keras_bridle.models.arguments import constructor_arguments
+from keras_bridle.models.arguments import Configured
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.presets import MODALITIES_BY_RANK
 
@@ -25,7 +25,7 @@ def as_array(inputs):
     return inputs if is_array else ops.convert_to_numpy(inputs)
 
 
-class _Converter:
+class _Converter(Configured):
     """What all converters share: inputs of any form become NumPy batches."""
 
     backbone_cls = BridleBackbone
@@ -54,8 +54,7 @@ class _Converter:
         return self.convert(as_array(inputs))
 
     def get_config(self):
-        config = super().get_config()  # type: ignore[misc]
-        config |= constructor_arguments(self)
+        config = super().get_config()
         return {k: v for k, v in config.items() if k not in ("scale", "offset")}
 
     def convert_list(self, inputs):

@@ -10,11 +10,11 @@ from keras_bridle.layers.transformer import (
     check_attention,
     run_blocks,
 )
-from keras_bridle.models.arguments import constructor_arguments
+from keras_bridle.models.arguments import Configured
 from keras_bridle.models.backbone import with_class_token
 
 
-class _Head(keras.Model):
+class _Head(Configured, keras.Model):
     """What decoder and estimator share: a transformer between two dense layers."""
 
     def __init__(
@@ -59,9 +59,6 @@ class _Head(keras.Model):
         for layer in (self.position_encoding, *self.blocks, self.norm, self.head):
             layer.build(hidden_shape)
         self.built = True
-
-    def get_config(self):
-        return {**super().get_config(), **constructor_arguments(self)}
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")

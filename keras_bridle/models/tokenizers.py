@@ -9,10 +9,10 @@ from keras_bridle.config import ArgumentError
 from keras_bridle.layers.masks import gather_patches
 from keras_bridle.layers.patches import PatchEmbedding
 from keras_bridle.layers.positions import SineCosinePositionEncoding
-from keras_bridle.models.arguments import constructor_arguments, with_layers
+from keras_bridle.models.arguments import Configured
 
 
-class _Tokenizer(keras.Model):
+class _Tokenizer(Configured, keras.Model):
     """What both tokenizers share: vectors of patches, then a quantizer."""
 
     def __init__(self, quantizer, **kwargs):
@@ -34,13 +34,6 @@ class _Tokenizer(keras.Model):
             mask = gather_patches(mask, visible)
         vectors = self.vectors(maps, padding_mask, visible, training)
         return self.quantizer(vectors, padding_mask=mask, training=training)
-
-    def get_config(self):
-        return {**super().get_config(), **constructor_arguments(self)}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**with_layers(config))
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
