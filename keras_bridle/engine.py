@@ -42,6 +42,11 @@ def attention(query, key, value, mask=None):
     return ops.swapaxes(ops.matmul(weights, value), 1, 2)
 
 
+def is_symbolic(size):
+    """Whether a size is an integer that `torch.export` does not know, only names."""
+    return not (size is None or isinstance(size, int) or ops.is_tensor(size))
+
+
 def segment_sum(values, segment_ids, num_segments):
     """Adds up the rows of `values` that share a segment, in `[0, num_segments)`.
 

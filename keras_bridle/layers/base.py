@@ -3,6 +3,9 @@
 import inspect
 
 import keras
+from keras import ops
+
+from keras_bridle.engine import is_symbolic
 
 
 class ConfiguredLayer(keras.layers.Layer):
@@ -27,3 +30,20 @@ def check(is_right, argument, expected, received):
         raise ValueError(
             f"`{argument}` must be {expected}. Received: {argument}={received!r}"
         )
+
+
+def fitted(inputs, axis, size, most_missing):
+    """Cuts or zero-pads one side to a size.
+
+    `most_missing` bounds the zeros that are needed where a size is not known yet.
+    """
+    side = ops.shape(inputs)[axis]
+    if isinstance(size, int):
+        most_missing = max(0, size - side) if isinstance(side, int) else size
+    if most_missing:
+        padding = [(0, 0)] * len(inputs.shape)
+        padding[axis] = (0, most_missing)
+        inputs = ops.pad(inputs, padding)
+    if is_symbolic(size):  # a slice would count as one that leaves something out
+        return ops.take(inputs, ops.arange(size, dtype="int32"), axis=axis)
+    return inputs[(*[slice(None)] * axis, slice(0, size))]

@@ -1,10 +1,12 @@
 """Log-mel spectrograms as Kaldi computes them."""
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
 
-from keras_bridle.layers.base import ConfiguredLayer, check
+from keras_bridle.layers.base import ConfiguredLayer, check, fitted
 
 # Kaldi floors the mel energies here before the logarithm: float32's epsilon.
 ENERGY_FLOOR = 1.1920929e-07
@@ -52,6 +54,9 @@ class LogMelSpectrogram(ConfiguredLayer):
             frames that are no real ones. `None` is `mean`, so 0 after normalization, or
             the value of silence if nothing is normalized. The published code of BRIDLE
             has 0.
+        fourier: string. `"rfft"` is the fast transform. `"matmul"` is a product with
+            constant matrices: within 1e-4 of it, and of operations that every format of
+            exported models has.
         **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -96,6 +101,7 @@ class LogMelSpectrogram(ConfiguredLayer):
         std=3.3216383,
         trailing_zeros_are_padding=True,
         padding_value=None,
+        fourier="rfft",
         **kwargs,
     ):
         # Half precision would lose quiet samples before they are analyzed.
@@ -114,14 +120,13 @@ class LogMelSpectrogram(ConfiguredLayer):
         self.std = std
         self.trailing_zeros_are_padding = trailing_zeros_are_padding
         self.padding_value = padding_value
+        self.fourier = fourier
 
         self._frame_length = int(sample_rate * frame_length_ms / 1000)
         self._frame_step = int(sample_rate * frame_step_ms / 1000)
         self._check_settings()
         self._fft_length = fft_length or 1 << (self._frame_length - 1).bit_length()
-        self._window = np.pad(
-            np.hanning(self._frame_length), (0, self._fft_length - self._frame_length)
-        ).astype("float32")
+        self._window = np.hanning(self._frame_length).astype("float32")
         self._filters = mel_filters(
             num_mel_bins, self._fft_length, sample_rate, min_frequency, max_frequency
         ).astype("float32")
@@ -160,6 +165,7 @@ class LogMelSpectrogram(ConfiguredLayer):
             "min_frequency": (0 <= low < high, "at least 0 and below `max_frequency`"),
             "mean": (has_both, "given together with `std`, or both None"),
             "std": (self.std is None or self.std > 0, "positive"),
+            "fourier": (self.fourier in ("rfft", "matmul"), "'rfft' or 'matmul'"),
         }
         for name, (is_right, expected) in rules.items():
             check(is_right, name, expected, getattr(self, name))
@@ -169,7 +175,7 @@ class LogMelSpectrogram(ConfiguredLayer):
         num_frames = self._num_output_frames(ops.shape(waveforms)[1])
         lengths = self._real_lengths(waveforms)
         waveforms = without_mean(waveforms, lengths)
-        energies = self._mel_energies(self._windowed_frames(waveforms, num_frames))
+        energies = self._mel_energies(self._spectra(waveforms, num_frames))
         log_mel = ops.log(ops.maximum(energies, ENERGY_FLOOR))
         log_mel = ops.reshape(log_mel, (-1, num_frames, self.num_mel_bins, 1))
         log_mel = self._normalize(log_mel)
@@ -189,18 +195,31 @@ class LogMelSpectrogram(ConfiguredLayer):
         if self.num_frames is not None or num_samples is None:
             return self.num_frames
         whole = 1 + (num_samples - self._frame_length) // self._frame_step
-        return max(1, whole) if isinstance(whole, int) else ops.maximum(1, whole)
+        return ops.maximum(1, whole) if ops.is_tensor(whole) else max(1, whole)
 
     def _real_lengths(self, waveforms):
         if self.trailing_zeros_are_padding:
             return real_lengths(waveforms)
-        batch, num_samples = ops.shape(waveforms)
-        return ops.full((batch,), num_samples, dtype="int32")
+        return ops.sum(ops.ones_like(waveforms, dtype="int32"), axis=1)
 
     def _real_frames(self, lengths, num_frames):
         frames = ops.arange(num_frames, dtype="int32")
         ends = frames * self._frame_step + self._frame_length
         return ops.logical_or((frames == 0)[None], ends[None] <= lengths[:, None])
+
+    def _spectra(self, waveforms, num_frames):
+        """Real and imaginary parts of the frames' spectra."""
+        if self.fourier == "rfft":
+            frames = self._windowed_frames(waveforms, num_frames)
+            return ops.rfft(frames, self._fft_length)
+        length, step = self._frame_length, self._frame_step
+        needed = (num_frames - 1) * step + length
+        waveforms = fitted(waveforms, 1, needed, length)
+        # A product of each frame with a matrix, without cutting the frames.
+        matrix = _spectrum_matrix(length, self._fft_length, self.preemphasis)
+        kernel = ops.convert_to_tensor(matrix[:, None])
+        spectra = ops.conv(waveforms[..., None], kernel, strides=step)
+        return ops.split(spectra, 2, axis=-1)
 
     def _windowed_frames(self, waveforms, num_frames):
         """Cuts the waveforms into frames ready for the Fourier transform.
@@ -212,7 +231,7 @@ class LogMelSpectrogram(ConfiguredLayer):
         step = self._frame_step
         blocks_per_frame = -(-self._frame_length // step)
         num_blocks = num_frames + blocks_per_frame - 1
-        samples = _fit_length(waveforms, num_blocks * step, blocks_per_frame * step)
+        samples = fitted(waveforms, 1, num_blocks * step, blocks_per_frame * step)
         # The first sample is its own predecessor.
         previous = ops.concatenate([samples[:, :1], samples[:, :-1]], axis=1)
         emphasized = samples - self.preemphasis * previous
@@ -221,10 +240,6 @@ class LogMelSpectrogram(ConfiguredLayer):
             for piece in self._frame_pieces(samples, num_blocks)
         ) * ((1 - self.preemphasis) / self._frame_length)
         pieces = self._frame_pieces(emphasized, num_blocks)
-        missing = self._fft_length - self._frame_length
-        if missing:
-            shape = (ops.shape(samples)[0], num_frames, missing)
-            pieces.append(ops.zeros(shape, "float32"))
         window = ops.convert_to_tensor(self._window)
         return (ops.concatenate(pieces, axis=-1) - means) * window
 
@@ -243,8 +258,8 @@ class LogMelSpectrogram(ConfiguredLayer):
             for i in range(blocks_per_frame)
         ]
 
-    def _mel_energies(self, frames):
-        real, imaginary = ops.rfft(frames)
+    def _mel_energies(self, spectra):
+        real, imaginary = spectra
         power = ops.square(real) + ops.square(imaginary)
         # One flat product is faster than a batch of them.
         power = ops.reshape(power, (-1, self._fft_length // 2 + 1))
@@ -285,6 +300,23 @@ def mel_filters(
     return filters
 
 
+@functools.lru_cache(maxsize=4)
+def _spectrum_matrix(frame_length, fft_length, preemphasis):
+    """What a frame is multiplied by for the parts of its spectrum, real ones first.
+
+    The mean, pre-emphasis and window are in it.
+    """
+    samples = np.arange(frame_length)
+    # Whole turns are left out as integers, so that angles are exact.
+    turns = np.outer(samples, np.arange(fft_length // 2 + 1)) % fft_length
+    angles = turns * (2 * np.pi / fft_length)
+    waves = np.concatenate([np.cos(angles), -np.sin(angles)], axis=1)
+    matrix = np.hanning(frame_length)[:, None] * waves
+    # The steps in reverse; the first sample, which has no predecessor, counts zero.
+    matrix[:-1] -= preemphasis * matrix[1:]
+    return (matrix - matrix.mean(axis=0)).astype("float32")
+
+
 def as_waveforms(waveforms):
     """Checks that waveforms are floats of shape `(batch, samples)`; gives float32."""
     waveforms = ops.convert_to_tensor(waveforms)
@@ -301,10 +333,9 @@ def real_lengths(waveforms):
 
     A clip of zeros only is silence and counts in full.
     """
-    num_samples = ops.shape(waveforms)[1]
-    positions = ops.arange(1, num_samples + 1, dtype="int32")[None]
+    positions = ops.arange(1, ops.shape(waveforms)[1] + 1, dtype="int32")[None]
     lengths = ops.max(ops.where(waveforms != 0, positions, 0), axis=1)
-    return ops.where(lengths == 0, num_samples, lengths)
+    return ops.where(lengths == 0, positions[:, -1], lengths)
 
 
 def without_mean(waveforms, lengths):
@@ -313,19 +344,6 @@ def without_mean(waveforms, lengths):
     means = ops.sum(waveforms, axis=1, keepdims=True) / ops.cast(lengths, "float32")
     positions = ops.arange(ops.shape(waveforms)[1], dtype="int32")[None]
     return ops.where(positions < lengths, waveforms - means, 0.0)
-
-
-def _fit_length(samples, length, most_missing):
-    """Cuts or zero-pads a signal, of static length or not, to a length.
-
-    `most_missing` bounds the zeros needed where `length` is not static.
-    """
-    num_samples = samples.shape[1]
-    known = isinstance(length, int)
-    missing = length - (num_samples or 0) if known else most_missing
-    if missing > 0:
-        samples = ops.pad(samples, [[0, 0], [0, missing]])
-    return samples[:, :length]
 
 
 def _mel(frequency):

@@ -6,7 +6,7 @@ import math
 import keras
 from keras import ops
 
-from keras_bridle.layers.base import ConfiguredLayer, check
+from keras_bridle.layers.base import ConfiguredLayer, check, fitted
 from keras_bridle.layers.masks import gather_patches
 
 
@@ -71,12 +71,10 @@ class PatchEmbedding(ConfiguredLayer):
         return math.prod(self.patch_size) * channels
 
     def call(self, inputs, visible=None):
-        sides = ops.shape(inputs)[1:-1]
-        padding = [(0, -s % p) for s, p in zip(sides, self.patch_size, strict=True)]
-        if any(not isinstance(after, int) or after for _, after in padding):
-            inputs = ops.pad(inputs, [(0, 0), *padding, (0, 0)])
         batch, *sides, channels = ops.shape(inputs)
-        grid = [s // p for s, p in zip(sides, self.patch_size, strict=True)]
+        grid = self.grid(sides)
+        for axis, patch in enumerate(self.patch_size, start=1):
+            inputs = fitted(inputs, axis, grid[axis - 1] * patch, patch - 1)
         pairs = itertools.chain(*zip(grid, self.patch_size, strict=True))
         patches = ops.reshape(inputs, (batch, *pairs, channels))
         last = 2 * len(grid) + 1
@@ -101,7 +99,7 @@ class PatchEmbedding(ConfiguredLayer):
         expected = f"an input with as many sides as the patch {self.patch_size}"
         check(len(sides) == len(self.patch_size), "inputs", expected, tuple(sides))
         return tuple(
-            None if side is None else -(-side // patch)
+            None if side is None else (side + patch - 1) // patch
             for side, patch in zip(sides, self.patch_size, strict=True)
         )
 

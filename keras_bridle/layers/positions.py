@@ -89,7 +89,7 @@ class SineCosinePositionEncoding(ConfiguredLayer):
         if all(isinstance(side, int) for side in grid):
             table = _known_table(self.layout, self.trained_grid, grid, dim)
             return ops.convert_to_tensor(table)
-        # TensorFlow graphs with an unknown grid compute it as they run.
+        # Graphs for inputs of any size compute it as they run.
         table = _table(ops, self.layout, self.trained_grid, grid, dim)
         return ops.cast(table, "float32")
 
@@ -122,12 +122,12 @@ def _table(numpy, layout, trained_grid, grid, dim):
     rows, columns = grid
     index = numpy.arange(rows * columns, dtype="int32")
     width = rows if layout == "transposed_grid" else columns
-    column = _stretched(numpy, index % width, columns, trained_grid[1])
-    row = _stretched(numpy, index // width, rows, trained_grid[0])
+    column = _stretched(index % width, columns, trained_grid[1])
+    row = _stretched(index // width, rows, trained_grid[0])
     frequencies = 10000.0 ** (-np.arange(dim // 4) / (dim // 2 / 2))
     waves = []
     for coordinate in (column, row):
-        angles = numpy.expand_dims(coordinate, 1) * frequencies
+        angles = numpy.multiply(numpy.expand_dims(coordinate, 1), frequencies)
         waves += [numpy.sin(angles), numpy.cos(angles)]
     return numpy.concatenate(waves, axis=1)
 
@@ -138,26 +138,29 @@ def _sequence_table(numpy, grid, trained_grid, dim):
     position, step, trained_step = 0.0, 1, 1.0
     # From the last side, whose neighbors are neighbors in the sequence.
     for side, trained_side in reversed(list(zip(grid, trained_grid, strict=True))):
-        cell = _stretched(numpy, index // step % side, side, trained_side)
+        cell = _stretched(index // step % side, side, trained_side)
         position = position + cell * trained_step
         step = step * side
-        trained_step = trained_step * _as_float64(numpy, trained_side or side)
+        trained_step = trained_step * _as_float64(trained_side or side)
     frequencies = 10000.0 ** (-2 * (np.arange(dim) // 2) / dim)
-    angles = numpy.expand_dims(position, 1) * frequencies
+    angles = numpy.multiply(numpy.expand_dims(position, 1), frequencies)
     is_even = np.arange(dim) % 2 == 0
     return numpy.where(is_even, numpy.sin(angles), numpy.cos(angles))
 
 
-def _stretched(numpy, cells, side, trained_side):
+def _stretched(cells, side, trained_side):
     """Coordinates of cells along a side that is stretched onto another."""
-    cells = _as_float64(numpy, cells)
+    cells = _as_float64(cells)
     if trained_side is None:
         return cells
-    return cells * (trained_side / _as_float64(numpy, side))
+    return cells * (trained_side / _as_float64(side))
 
 
-def _as_float64(numpy, number):
-    return np.float64(number) if numpy is np else ops.cast(number, "float64")
+def _as_float64(number):
+    if isinstance(number, np.ndarray):
+        return number.astype("float64")
+    # Other sides are plain or, in `torch.export`, symbolic integers.
+    return ops.cast(number, "float64") if ops.is_tensor(number) else number
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")

@@ -1,5 +1,7 @@
 """The encoder."""
 
+import math
+
 import keras
 import keras_hub
 from keras import ops
@@ -234,14 +236,14 @@ class BridleBackbone(Configured, keras_hub.models.Backbone):
         maps, padding_mask = self.maps(inputs)
         patches = self.drop_class_token(self.encode(maps, padding_mask))
         mask = self.patch_padding_mask(maps, padding_mask)
-        rows = self.grid(maps)[0]
-        columns = patches.shape[1] // rows
+        rows, *columns = self.patch_embedding.grid(ops.shape(maps)[1:-1])
+        columns = math.prod(columns)
         patches = ops.reshape(patches, (-1, rows, columns, self.hidden_dim))
         # Padding fills whole rows.
-        lengths = ops.full_like(patches[:, 0, 0, 0], rows, dtype="float32")
+        real_rows = ops.ones_like(patches[:, :, 0, 0])
         if mask is not None:
             real_rows = ops.reshape(mask, (-1, rows, columns))[:, :, 0]
-            lengths = ops.sum(ops.cast(real_rows, "float32"), axis=1)
+        lengths = ops.sum(ops.cast(real_rows, "float32"), axis=1)
         shares = ops.cast(_segment_shares(lengths, rows, segments), patches.dtype)
         means = ops.matmul(shares, ops.mean(patches, axis=2))
         return ops.reshape(means, (-1, segments * self.hidden_dim))

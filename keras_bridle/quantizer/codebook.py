@@ -7,7 +7,7 @@ All functions are pure. Codebooks, or `tables`, are tensors of shape
 import keras
 from keras import ops
 
-from keras_bridle.engine import argmax_of_rows, segment_sum
+from keras_bridle.engine import argmax_of_rows, is_symbolic, segment_sum
 from keras_bridle.replicas import all_rows, take_rows
 
 # Rows whose distances to all codes exist at one time: large enough for a fast matrix
@@ -170,7 +170,8 @@ def restarted_tables(
 def map_rows(function, rows, rows_at_once=ROWS_AT_ONCE):
     """Applies `function` to slices of about `rows_at_once` rows, one by one."""
     total = ops.shape(keras.tree.flatten(rows)[0])[0]
-    if isinstance(total, int) and total <= rows_at_once:
+    # Exported graphs have no loops.
+    if is_symbolic(total) or (isinstance(total, int) and total <= rows_at_once):
         return function(rows)
     num_slices = (total + rows_at_once - 1) // rows_at_once
     if not isinstance(total, int):

@@ -65,17 +65,31 @@ def _raw(**options):
 )
 def test_equals_float64_reference(sample_rate, bins, length, step, fft):
     waveforms = np.stack([_noise(7001), _speechlike(7001, sample_rate)])
-    layer = _raw(
-        sample_rate=sample_rate,
-        num_mel_bins=bins,
-        frame_length_ms=(length + 0.5) * 1000 / sample_rate,
-        frame_step_ms=(step + 0.5) * 1000 / sample_rate,
-        fft_length=fft if fft != 512 or length < 256 else None,
-    )
-    log_mel = _numpy(layer, waveforms)
-    for row, waveform in zip(log_mel, waveforms, strict=True):
-        expected = _reference(waveform, sample_rate, bins, length, step, fft)
-        np.testing.assert_allclose(row, expected, atol=1e-3)
+    options = {
+        "sample_rate": sample_rate,
+        "num_mel_bins": bins,
+        "frame_length_ms": (length + 0.5) * 1000 / sample_rate,
+        "frame_step_ms": (step + 0.5) * 1000 / sample_rate,
+        "fft_length": fft if fft != 512 or length < 256 else None,
+    }
+    expected = [
+        _reference(waveform, sample_rate, bins, length, step, fft)
+        for waveform in waveforms
+    ]
+    for fourier in ("rfft", "matmul"):
+        log_mel = _numpy(_raw(fourier=fourier, **options), waveforms)
+        np.testing.assert_allclose(log_mel, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_samples", [24000, 300])
+def test_product_of_matrices_is_the_fast_transform(num_samples):
+    waveforms = np.stack([_noise(24000), _speechlike(), 1e-3 * _noise(24000)])
+    waveforms[0, 9000:] = 0.0
+    waveforms[1] += 0.3
+    waveforms = waveforms[:, :num_samples]
+    expected = _numpy(LogMelSpectrogram(), waveforms)
+    log_mel = _numpy(LogMelSpectrogram(fourier="matmul"), waveforms)
+    np.testing.assert_allclose(log_mel, expected, atol=1e-4)
 
 
 def test_for_data_gives_real_frames_mean_0_and_deviation_half():
@@ -148,24 +162,27 @@ def test_padding_value(options, expected):
     assert np.abs(log_mel[0, :11] - expected).max(axis=-1).min() > 0.1
 
 
+@pytest.mark.parametrize("fourier", ["rfft", "matmul"])
 @pytest.mark.parametrize("num_frames", [5, 60])
-def test_num_frames_cuts_or_fills(num_frames):
+def test_num_frames_cuts_or_fills(num_frames, fourier):
     waveforms = _noise(2, 8000)
     every = _numpy(LogMelSpectrogram(), waveforms)
-    fixed = _numpy(LogMelSpectrogram(num_frames=num_frames), waveforms)
+    layer = LogMelSpectrogram(num_frames=num_frames, fourier=fourier)
+    fixed = _numpy(layer, waveforms)
     assert fixed.shape == (2, num_frames, 128)
     common = min(num_frames, every.shape[1])
-    np.testing.assert_allclose(fixed[:, :common], every[:, :common], atol=1e-5)
+    np.testing.assert_allclose(fixed[:, :common], every[:, :common], atol=3e-5)
     np.testing.assert_array_equal(fixed[:, common:], 0)
 
 
 @pytest.mark.parametrize("num_frames", [None, 40])
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_in_a_model_with_unknown_sizes(num_frames, jit_compile):
+@pytest.mark.parametrize("fourier", ["rfft", "matmul"])
+def test_in_a_model_with_unknown_sizes(num_frames, jit_compile, fourier):
     if jit_compile and keras.backend.backend() == "torch":
         pytest.skip("torch.compile takes minutes on a CPU")
     inputs = keras.Input((None,))
-    layer = LogMelSpectrogram(num_frames=num_frames)
+    layer = LogMelSpectrogram(num_frames=num_frames, fourier=fourier)
     model = keras.Model(inputs, layer(inputs))
     assert model.output_shape == (None, num_frames, 128, 1)
     model.compile(jit_compile=jit_compile)
@@ -207,6 +224,7 @@ def test_computes_in_float32_under_every_policy(policy):
         ("fft_length", {"fft_length": 256}),
         ("num_frames", {"num_frames": 0}),
         ("frame_step_ms", {"frame_step_ms": 0.0}),
+        ("fourier", {"fourier": "dct"}),
     ],
 )
 def test_wrong_settings(name, options):
