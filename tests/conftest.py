@@ -47,19 +47,27 @@ def memory_given_back():
 
 
 # Where little can differ from backend to backend that other tests do not see: these
-# files and folders are marked `full_matrix`.
+# files and folders are marked `full_matrix`, but for what in them is marked
+# `every_backend`. Each layer of each backend is compared with PyTorch's in
+# `test_every_layer_and_model.py`, each phase in `cross_backend`.
 FULL_MATRIX = (
     "augmentation",
     "cross_backend",
     "evaluation",
+    "golden",
     "guides",
-    "models/test_classifier.py",
-    "recipes/test_extract_features.py",
-    "recipes/test_fine_tune.py",
-    "recipes/test_probe.py",
+    "layers",
+    "models",
+    "quantizer",
+    "recipes",
     "test_examples.py",
     "training/test_code_cache.py",
+    "training/test_encoder_pretrainer.py",
+    "training/test_fine_tune.py",
+    "training/test_interleaved.py",
+    "training/test_mixed_precision.py",
     "training/test_saved_run.py",
+    "training/test_tokenizer_pretrainer.py",
 )
 
 
@@ -78,5 +86,6 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         path = item.path.relative_to(Path(__file__).parent)
         is_listed = any(path.is_relative_to(listed) for listed in FULL_MATRIX)
+        is_listed &= item.get_closest_marker("every_backend") is None
         if is_listed or item.get_closest_marker("full_matrix"):
             item.add_marker(pytest.mark.slow)

@@ -185,6 +185,25 @@ class Case:
         """The outputs of a layer that is `built()`, in float32."""
         return self.outputs(self.built())
 
+    @functools.cached_property
+    def gradients(self):
+        """Those of `loss()`, a dict by the numbers and names of trainable weights."""
+        layer = self.built()
+        weights = layer.trainable_variables
+        if not weights:
+            return {}
+        _, found = gradients(lambda: self.loss(layer), weights)
+        return {
+            f"gradient {index} {weight.name}": gradient
+            for index, (weight, gradient) in enumerate(zip(weights, found, strict=True))
+            if not (self.idle and weight.path.endswith(self.idle))
+        }
+
+    def values(self):
+        """Outputs, and gradients where it is not trained: a dict of arrays."""
+        found = {f"output {index}": x for index, x in enumerate(self.expected)}
+        return found if self.fits else found | self.gradients
+
     def loss(self, layer):
         """A scalar that all float outputs take part in, each number in its own way."""
         total = 0.0
@@ -238,17 +257,17 @@ def check_call(case):
 
 def check_gradients(case):
     """Every trainable weight gets a finite gradient that is not zero."""
-    layer = case.built()
-    weights = layer.trainable_variables
-    if not weights:
-        return
-    _, found = gradients(lambda: case.loss(layer), weights)
-    for weight, gradient in zip(weights, found, strict=True):
-        if case.idle and weight.path.endswith(case.idle):
-            continue
-        assert gradient is not None, weight.path
-        assert np.isfinite(gradient).all(), weight.path
-        assert np.abs(gradient).max() > 0.0, weight.path
+    for name, gradient in case.gradients.items():
+        assert gradient is not None, name
+        assert np.isfinite(gradient).all(), name
+        assert np.abs(gradient).max() > 0.0, name
+
+
+def check_agreement(case, expected):
+    """Outputs and gradients are those that another backend has in `values()`."""
+    for name, ours in case.values().items():
+        limit = 1e-5 * max(1.0, np.abs(expected[name]).max())
+        np.testing.assert_allclose(ours, expected[name], 1e-4, limit, err_msg=name)
 
 
 def check_saving(case, folder):

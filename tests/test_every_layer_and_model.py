@@ -1,11 +1,19 @@
-"""Runs every public layer and model through the shared harness."""
+"""Runs every public layer and model through the shared harness.
+
+`python test_every_layer_and_model.py FOLDER` saves what a backend computes.
+"""
+
+import sys
+from pathlib import Path
 
 import harness
 import keras
 import keras_hub
 import numpy as np
+import programs
 import pytest
 from harness import Case
+from programs import BACKEND
 
 import keras_bridle as kb
 
@@ -281,12 +289,10 @@ TRAINERS = ("EncoderPretrainer", "TokenizerPretrainer", "JointPretrainer", "Fine
 FITTED = [name for name, case in CASES.items() if case.fits]
 COMPUTED = [name for name, case in CASES.items() if not case.fits]
 # Where nothing random happens, the outputs to compare with are compiled on JAX already.
-COMPILED = [
-    name for name in CASES if CASES[name].random or keras.backend.backend() != "jax"
-]
+COMPILED = [name for name in CASES if CASES[name].random or BACKEND != "jax"]
 # One of them does on the other backends: what differs is a matter of the layers.
 POLICIES = tuple(harness.HALF_PRECISION)
-if keras.backend.backend() != "torch":
+if BACKEND != "torch":
     POLICIES = ("mixed_bfloat16",)
 
 
@@ -314,6 +320,25 @@ def test_gradients_reach_every_weight(name):
     harness.check_gradients(CASES[name])
 
 
+COMPARED = [name for name in CASES if not CASES[name].random]
+
+
+@pytest.fixture(scope="module")
+def on_torch(tmp_path_factory):
+    """The folder of what PyTorch computes."""
+    if BACKEND == "torch":
+        pytest.skip("the other backends compare themselves with this one")
+    folder = tmp_path_factory.mktemp("torch")
+    programs.run("tests/test_every_layer_and_model.py", folder, backend="torch")
+    return folder
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_same_outputs_and_gradients_on_every_backend(name, on_torch):
+    with np.load(on_torch / f"{name}.npz") as expected:
+        harness.check_agreement(CASES[name], expected)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_saving(name, tmp_path):
     harness.check_saving(CASES[name], tmp_path)
@@ -333,3 +358,8 @@ def test_compiled(name):
 @pytest.mark.parametrize("name", FITTED)
 def test_training(name):
     harness.check_training(CASES[name])
+
+
+if __name__ == "__main__":
+    for name in COMPARED:
+        np.savez(Path(sys.argv[1], name), **CASES[name].values())

@@ -17,6 +17,7 @@ from keras_bridle.conversion.published_quantizer import (
 from keras_bridle.quantizer.kmeans import kmeans
 from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
 
+pytestmark = pytest.mark.every_backend
 TOLERANCE, GRADIENT = 1e-5, 2e-5
 NAMES = {
     "code_vectors": "weight",

@@ -175,6 +175,7 @@ def test_num_frames_cuts_or_fills(num_frames, fourier):
     np.testing.assert_array_equal(fixed[:, common:], 0)
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("num_frames", [None, 40])
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("fourier", ["rfft", "matmul"])

@@ -309,6 +309,7 @@ def fit_choices():
     }[keras.backend.backend()]
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize(("jit_compile", "rows"), fit_choices())
 def test_fit_moves_the_codebooks_as_calls_do(jit_compile, rows):
     # TensorFlow draws other random numbers with XLA than without.
@@ -322,6 +323,7 @@ def test_fit_moves_the_codebooks_as_calls_do(jit_compile, rows):
     assert_same_state(fitted, state_of(by_hand), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.every_backend
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="for XLA alone")
 def test_random_options_compile_with_xla():
     quantizer = small(**RANDOM)
@@ -452,6 +454,7 @@ def test_sampling_follows_the_softmax_of_distances():
     assert len(np.unique(to_numpy(quantizer(rows).codes))) == 1
 
 
+@pytest.mark.every_backend
 def test_stateless_step_assigns_nothing_and_runs_in_a_branch():
     quantizer, reference = small(**RANDOM), small(**RANDOM)
     before = state_of(quantizer)
@@ -519,6 +522,7 @@ def test_each_adapted_level_reduces_the_error(options):
     assert np.abs(to_numpy(quantizer.code_vectors) - before).max() < 0.2
 
 
+@pytest.mark.every_backend
 def test_adapt_gives_the_same_codebooks_on_every_backend():
     quantizer = ResidualQuantizer(num_levels=2, codebook_size=8, seed=5)
     quantizer.adapt(random_vectors(300, 4))

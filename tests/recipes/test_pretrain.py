@@ -129,13 +129,10 @@ MORE = {
 }
 
 
-ON_ALL_BACKENDS = [
-    "audio",
-    *(pytest.param(x, marks=pytest.mark.full_matrix) for x in ("image", "video")),
-]
-
-
-@pytest.mark.parametrize("name", ON_ALL_BACKENDS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("audio", marks=pytest.mark.every_backend), "image", "video"],
+)
 def test_own_files_chain_all_phases_and_resume(name, files, encoders, tmp_path):
     recipe, directory = recipes[name], tmp_path / "run"
     arguments = [*SHORT, *SIZES[name], *MORE[name], encoders[name]]
@@ -161,7 +158,6 @@ PROBES = {
 }
 
 
-@pytest.mark.full_matrix
 @pytest.mark.parametrize("name", MODALITIES)
 def test_sample_run_ends_with_a_table_of_probes(name, few_samples, tmp_path, capsys):
     recipe, directory = recipes[name], tmp_path / "run"
@@ -178,7 +174,6 @@ def test_sample_run_ends_with_a_table_of_probes(name, few_samples, tmp_path, cap
     assert baseline in shown and "Code usage" in shown
 
 
-@pytest.mark.full_matrix
 @pytest.mark.parametrize(
     ("name", "dims", "expected"),
     [
@@ -209,7 +204,6 @@ def test_files_are_read_as_the_preset_expects(name, dims, expected, files, tmp_p
     assert loaded[0].shape == expected
 
 
-@pytest.mark.full_matrix
 def test_codes_computed_once(
     files, encoders, few_samples, tmp_path, monkeypatch, capsys
 ):
@@ -232,7 +226,6 @@ def test_codes_computed_once(
     assert [codes.shape[0] for codes in found] == [64]
 
 
-@pytest.mark.full_matrix
 @pytest.mark.slow
 def test_every_option_of_long_runs(encoders, few_samples, tmp_path, monkeypatch):
     """One recording is no number, in the last step of each epoch."""

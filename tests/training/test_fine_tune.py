@@ -68,6 +68,7 @@ def test_learns_and_keeps_the_best_epoch(tmp_path):
         fine_tune(tuner(), examples(), epochs=1, directory=tmp_path, **SETTINGS)
 
 
+@pytest.mark.every_backend
 def test_a_resumed_run_is_the_one_it_would_have_been(tmp_path):
     def run(directory, **kwargs):
         model = tuner(mix=RandomImageMix(seed=0))
