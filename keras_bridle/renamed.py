@@ -72,7 +72,8 @@ def _dataset(kind, source, **options):
         options["decoder"] = options.pop("reader")
     names = inspect.signature(reader_class).parameters.keys() & options.keys()
     reader = reader_class(**{name: options.pop(name) for name in names})
-    return kb.file_dataset(kb.list_files(kind, source), reader, **options)
+    files = kb.list_files(kind, source)
+    return kb.file_dataset(files, reader, **options).as_tf_data()
 
 
 def old_address(package):

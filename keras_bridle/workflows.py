@@ -42,6 +42,7 @@ from keras_bridle.evaluation.report import (
 from keras_bridle.modalities import AUDIO, encoder_of, modality_of
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.presets import decoder_size
+from keras_bridle.training.batches import first_batches
 from keras_bridle.training.checkpoint import (
     write_json,
 )
@@ -164,8 +165,7 @@ class Pretraining(Setup):
 
         with self.read_report.reraise():
             # Shuffled: the first files in order may be of one class.
-            first = batches(0).take(4)
-            self.examples = np.concatenate([batch.numpy() for batch in first])
+            self.examples = np.concatenate(list(first_batches(batches(0), 4)))
         self.inputs = functools.partial(batches, repeat=True, shard=process_shard())
 
     def backbone(self):

@@ -1,15 +1,23 @@
 """From a list of files to batches."""
 
+import functools
 import itertools
+import multiprocessing.pool
 import os
+import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_bridle.data.clips import CROPS, Clips, Position
 from keras_bridle.data.files import FileList, ReadReport, check
 from keras_bridle.data.readers import import_tensorflow
+
+# Batches that are read while the model trains on one.
+_AHEAD = 2
 
 
 def file_dataset(
@@ -29,8 +37,8 @@ def file_dataset(
     report: ReadReport | None = None,
     num_parallel: int | None = None,
     shard: tuple[int, int] = (0, 1),
-) -> Any:
-    """Builds a `tf.data.Dataset` of clips of one shape from files.
+) -> "FileDataset":
+    """Builds a data set of clips of one shape from files, for `fit()`.
 
     One clip is taken of each file and epoch. Files are decoded in parallel, and of a
     long one little more than the part that is used.
@@ -38,7 +46,7 @@ def file_dataset(
     **Unreadable files** are listed in `report`, skipped, and not tried again. With
     `drop_remainder`, another file replaces a skipped one, so that every epoch has
     `len(dataset)` full batches. Without it, as in evaluation, every readable file comes
-    exactly once, and the number of batches is unknown.
+    exactly once, and a batch is smaller by those that were skipped.
 
     **Order and crops** follow from `(seed, epoch)` alone, however many threads read.
     Without `repeat`, each iteration over the dataset is the next epoch. With `repeat`,
@@ -71,14 +79,16 @@ def file_dataset(
             only that shard of every batch, `batch_size / num_shards` clips.
 
     Returns:
-        A dataset of arrays of shape `(batch_size, *reader.shape)`; with labels, of
-        tuples `(clips, labels)`, where labels are int32 of shape `(batch_size,)`, or
-        float32 of shape `(batch_size, classes)` for multi-label data.
+        A `keras.utils.PyDataset` of arrays of shape `(batch_size, *reader.shape)`; with
+        labels, of tuples `(clips, labels)`, where labels are int32 of shape
+        `(batch_size,)`, or float32 of shape `(batch_size, classes)` for multi-label
+        data. It can also be iterated over, and `as_tf_data()` makes a
+        `tf.data.Dataset` of it.
 
     Raises:
         UnreadableFileError: if no file can be read; or, with `strict`, if the first
-            file cannot. While iterating, TensorFlow makes other errors of these; the
-            `UnreadableFileError` is then `report.error`.
+            file cannot; and while iterating. On the TensorFlow backend, `fit()` makes
+            another error of it; the `UnreadableFileError` is then `report.error`.
 
     Example:
     ```python
@@ -98,7 +108,6 @@ def file_dataset(
         print(next(iter(dataset)).shape, len(dataset), report)
     ```
     """
-    tf = import_tensorflow()
     if drop_remainder is None:
         drop_remainder = shuffle or repeat
     crop = crop or ("random" if shuffle else "center")
@@ -130,113 +139,194 @@ def file_dataset(
         seed=seed,
     )
     clips.check_readable()
-    num_batches, own_size = len(files) // batch_size, batch_size // num_shards
-    places = num_batches * own_size if drop_remainder else len(files)
-
-    def place_of(number: Any) -> Any:
-        """The worker's places are those of its shard in each batch."""
-        batch, place = number // own_size, number % own_size
-        return batch * batch_size + own_shard * own_size + place
-
-    if repeat:
-        epochs = tf.data.Dataset.counter(initial_epoch)
-    else:
-        # Drawn when an iterator is first asked for an element, not when it is made.
-        numbers = itertools.count(initial_epoch)
-        epochs = tf.data.Dataset.range(1).map(
-            lambda _: tf.numpy_function(lambda: next(numbers), [], tf.int64)
-        )
-    dataset = epochs.flat_map(
-        lambda epoch: tf.data.Dataset.range(places).map(
-            lambda number: (epoch, place_of(number))
-        )
+    return FileDataset(
+        clips,
+        batch_size,
+        repeat,
+        labels,
+        initial_epoch,
+        first_batch,
+        shard,
+        num_parallel,
     )
-    # Places, not clips: nothing is read for them.
-    dataset = dataset.skip(first_batch * own_size)
-    shapes, dtypes = [reader.shape], [tf.as_dtype(reader.dtype)]
-    labels = labels and files.labels is not None
-    if labels:
-        example = files.label_array(0)
-        shapes.append(example.shape)
-        dtypes.append(tf.as_dtype(example.dtype))
 
-    def read(epoch: int, place: int) -> tuple[np.ndarray, ...]:
-        index, clip = clips.clip(int(epoch), int(place))
-        # A skipped file needs some clip and label: it is filtered out below.
-        clip = np.zeros(0, reader.dtype) if clip is None else clip
-        label = (files.label_array(max(index, 0)),) if labels else ()
-        return np.int64(index), clip, *label
 
-    dataset = dataset.map(
-        lambda epoch, place: tuple(
-            tf.numpy_function(read, [epoch, place], [tf.int64, *dtypes])
-        ),
-        num_parallel_calls=num_parallel or os.cpu_count() or 1,
-        deterministic=True,
-    )
-    if not drop_remainder:
-        dataset = dataset.filter(lambda index, *_: index >= 0)
+class FileDataset(keras.utils.PyDataset):
+    """The batches of `file_dataset()`, read ahead by threads.
 
-    def element(_: Any, *values: Any) -> Any:
-        values = tuple(map(tf.ensure_shape, values, shapes))
-        return values if labels else values[0]
+    A batch depends on its number alone, so any can be read first, and none is read to
+    skip it.
 
-    dataset = dataset.map(element).batch(own_size, drop_remainder=drop_remainder)
-    if drop_remainder or repeat:
-        length = tf.data.INFINITE_CARDINALITY if repeat else num_batches
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(length))
-    return dataset.prefetch(tf.data.AUTOTUNE)
+    Attributes:
+        clock: `InputClock`, how long readers had to wait.
+        shard: tuple of ints, which shard of each batch this is, and of how many.
+    """
+
+    def __init__(
+        self,
+        clips: Clips,
+        batch_size: int,
+        repeat: bool,
+        labels: bool,
+        initial_epoch: int,
+        first_batch: int,
+        shard: tuple[int, int],
+        num_parallel: int | None,
+    ) -> None:
+        super().__init__()
+        self.clips = clips
+        self.batch_size = batch_size
+        self.repeat = repeat
+        self.labels = labels and clips.files.labels is not None
+        self.epoch = initial_epoch
+        self.first_batch = first_batch
+        self.shard = shard
+        self.clock = InputClock()
+        self._num_parallel = num_parallel or os.cpu_count() or 1
+        self._functions: tuple[Callable, ...] = ()
+        # Places of an epoch: of its full batches alone, where unreadable files are
+        # replaced.
+        count = len(clips.files)
+        self._places = count // batch_size * batch_size if clips.replace else count
+        self._is_read = False
+        self._ahead: dict[tuple[int, int], list] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def num_batches(self) -> int | None:
+        """The batches of an epoch; `None` if they never end."""
+        return None if self.repeat else -(-self._places // self.batch_size)
+
+    def __len__(self) -> int:
+        if self.num_batches is None:
+            raise TypeError("A data set with `repeat` has no length")
+        return self.num_batches
+
+    def on_epoch_end(self) -> None:
+        """Starts the next epoch, unless Keras only looked at the first batch."""
+        if self._is_read and not self.repeat:
+            self.epoch += 1
+        self._is_read = False
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yields the batches of an epoch, and starts the next."""
+        epoch, numbers = self.epoch, itertools.count()
+        self.epoch += not self.repeat
+        for number in numbers if self.repeat else range(len(self)):
+            batch = self._batch(epoch, number)
+            # All of its files were skipped.
+            if len(batch[0] if self.labels else batch):
+                yield batch
+
+    def __getitem__(self, index: int) -> Any:
+        if self.num_batches is not None:
+            if index >= self.num_batches:
+                raise IndexError(f"There are {self.num_batches} batches, not {index}")
+            self._is_read = self._is_read or index == self.num_batches - 1
+        return self._batch(self.epoch, index)
+
+    def map(self, function: Callable) -> "FileDataset":
+        """Returns a data set of what `function` makes of each batch."""
+        # Of its own, to start at the same epoch.
+        mapped = FileDataset.__new__(FileDataset)
+        mapped.__dict__.update(self.__dict__, _ahead={}, _lock=threading.Lock())
+        mapped._functions = (*self._functions, function)
+        return mapped
+
+    def _batch(self, epoch: int, number: int) -> Any:
+        start = time.perf_counter()
+        wanted = [(epoch, n) for n in range(number, number + _AHEAD + 1)]
+        with self._lock:
+            for key in [key for key in self._ahead if key not in wanted]:
+                del self._ahead[key]
+            for key in wanted:
+                if key not in self._ahead and (self.repeat or key[1] < len(self)):
+                    self._ahead[key] = self._start(*key)
+            waiting = self._ahead.pop((epoch, number))
+        clips = [read.get() for read in waiting]
+        clips = [clip for clip in clips if clip[0] >= 0]
+        self.clock.add(time.perf_counter() - start, len(clips))
+        indices, arrays = zip(*clips, strict=True) if clips else ((), ())
+        reader, files = self.clips.reader, self.clips.files
+        batch: Any = np.zeros((len(clips), *reader.shape), reader.dtype)
+        for row, array in zip(batch, arrays, strict=True):
+            row[...] = array
+        if self.labels:
+            example = files.label_array(0)
+            labels = [files.label_array(index) for index in indices]
+            batch = batch, np.array(labels, example.dtype).reshape(-1, *example.shape)
+        for function in self._functions:
+            batch = function(batch)
+        return batch
+
+    def _start(self, epoch: int, number: int) -> list:
+        """Lets threads read a batch; gives what will hold its files and clips."""
+        shard, num_shards = self.shard
+        size = self.batch_size // num_shards
+        first = (self.first_batch + number) * self.batch_size + shard * size
+        places: Any = range(first, first + size)
+        if self.repeat:
+            places = [divmod(place, self._places) for place in places]
+        else:
+            places = [(0, place) for place in places if place < self._places]
+        pool = _pool(self._num_parallel, os.getpid())
+        return [
+            pool.apply_async(self.clips.clip, (epoch + later, place))
+            for later, place in places
+        ]
+
+    def as_tf_data(self) -> Any:
+        """Returns a `tf.data.Dataset` of the same batches."""
+        tf = import_tensorflow()
+        size = self.batch_size // self.shard[1] if self.clips.replace else None
+        files, reader = self.clips.files, self.clips.reader
+        spec: Any = tf.TensorSpec((size, *reader.shape), reader.dtype)
+        if self.labels:
+            label = files.label_array(0)
+            spec = spec, tf.TensorSpec((size, *label.shape), label.dtype)
+        dataset = tf.data.Dataset.from_generator(
+            lambda: iter(self), output_signature=spec
+        )
+        if self.clips.replace:
+            length = tf.data.INFINITE_CARDINALITY if self.repeat else len(self)
+            dataset = dataset.apply(tf.data.experimental.assert_cardinality(length))
+        return dataset.prefetch(tf.data.AUTOTUNE)
+
+    def reading_speed(
+        self, seconds: float = 2.0, max_batches: int = 64
+    ) -> float | None:
+        """Examples read each second when nothing else runs; `None` for one batch."""
+        batches, before = iter(self), self.clock.examples
+        # The first one comes after files were opened for the first time.
+        next(batches, None)
+        first, start = self.clock.examples, time.perf_counter()
+        for _ in itertools.islice(batches, max_batches):
+            if time.perf_counter() - start > seconds:
+                break
+        read, passed = self.clock.examples - first, time.perf_counter() - start
+        return read / max(passed, 1e-9) if read and first > before else None
+
+
+@functools.cache
+def _pool(num_threads: int, process: int) -> multiprocessing.pool.ThreadPool:
+    """The threads that read, shared by all data sets of a process."""
+    return multiprocessing.pool.ThreadPool(num_threads)
 
 
 class InputClock:
-    """Measures how long readers of a `tf.data.Dataset` wait, on every backend.
+    """Measures how long training waits for its input.
 
     Reading in the background, while the model computes, is no waiting. Attributes:
     `seconds` so far, `batches` and `examples` that were read.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seconds = 0.0
         self.batches = 0
         self.examples = 0
 
-    def wrap(self, dataset):
-        """Puts the clock at the end of an input pipeline."""
-        tf = import_tensorflow()
-
-        # A zipped data set asks its parts for their next elements one after another.
-        now = tf.data.Dataset.counter().map(lambda _: tf.timestamp())
-
-        def note(start, batch, end):
-            first = tf.nest.flatten(batch)[0]
-            noted = tf.numpy_function(
-                self._add, [end - start, tf.shape(first)[0]], [], stateful=True
-            )
-            with tf.control_dependencies([noted]):
-                return tf.nest.map_structure(tf.identity, batch)
-
-        options = tf.data.Options()
-        # What is read ahead of the clock would hide all waiting.
-        options.experimental_optimization.inject_prefetch = False
-        timed = tf.data.Dataset.zip((now, dataset, now)).map(note)
-        return timed.with_options(options)
-
-    def _add(self, seconds, examples):
-        self.seconds += float(seconds)
+    def add(self, seconds: float, examples: int) -> None:
+        """Notes a batch."""
+        self.seconds += seconds
         self.batches += 1
-        self.examples += int(examples)
-
-
-def reading_speed(dataset, seconds=2.0, max_batches=64):
-    """Examples read each second when nothing else runs; `None` for a single batch."""
-    clock = InputClock()
-    batches = iter(clock.wrap(dataset))
-    # The first one comes after files were listed and buffers filled.
-    next(batches, None)
-    first, start = clock.examples, time.perf_counter()
-    for _ in itertools.islice(batches, max_batches):
-        if time.perf_counter() - start > seconds:
-            break
-    if clock.batches < 2:
-        return None
-    return (clock.examples - first) / max(time.perf_counter() - start, 1e-9)
+        self.examples += examples

@@ -144,8 +144,8 @@ class ArrayBatches(keras.utils.PyDataset):
         return batch if self.labels is None else (batch, self.labels[places])
 
 
-def fit_in_order(model, batches, callbacks, clock=None, verbose=0, **options):
-    """Is `model.fit()` on batches in their own order, which a clock may time."""
+def fit_in_order(model, batches, callbacks, verbose=0, **options):
+    """Is `model.fit()` on batches in their own order."""
     if isinstance(batches, ArrayBatches):
         # Keras may draw a batch to look at it, which ends an epoch of its own.
         in_order = keras.callbacks.LambdaCallback(
@@ -153,7 +153,7 @@ def fit_in_order(model, batches, callbacks, clock=None, verbose=0, **options):
         )
         callbacks = [in_order, *callbacks]
     return model.fit(
-        batches if clock is None else clock.wrap(batches),
+        batches,
         callbacks=callbacks,
         shuffle=False,
         verbose=2 if verbose == 2 else 0,
@@ -227,16 +227,6 @@ def first_batches(batches, count):
 def _joined(part):
     """Joins the equal parts of a batch that the processes have read, in order."""
     return gather(part).reshape(-1, *part.shape[1:])
-
-
-def timing_of(batches):
-    """Gives the module that times reading a `tf.data.Dataset`, else `None`."""
-    if not hasattr(batches, "element_spec"):
-        return None
-    # Here, as the data room needs TensorFlow and decoders.
-    from keras_bridle.data import pipeline as input_clock
-
-    return input_clock
 
 
 def _as_array(values):

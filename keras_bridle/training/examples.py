@@ -10,7 +10,6 @@ import numpy as np
 from keras_bridle.config import ArgumentError
 from keras_bridle.data.files import ReadReport
 from keras_bridle.data.pipeline import file_dataset
-from keras_bridle.data.readers import import_tensorflow
 from keras_bridle.data.video_reader import VideoReader
 from keras_bridle.training.batches import ArrayBatches, epoch_order
 
@@ -192,19 +191,7 @@ class FileExamples(Examples):
                     drop_remainder=True,
                 )
 
-        tf = import_tensorflow()
-        specs = tuple(
-            tf.TensorSpec((batch_size, *spec.shape[1:]), spec.dtype)
-            for spec in read(self.manifest, drop_remainder=False).element_spec
-        )
-
-        def make(epoch):
-            batches = tf.data.Dataset.from_generator(
-                lambda: batches_from(epoch), output_signature=specs
-            )
-            return batches.prefetch(tf.data.AUTOTUNE)
-
-        return make, steps
+        return batches_from, steps
 
     def batches_in_order(self, batch_size):
         """Yields batches `(inputs, indices)`, each file that can be read once."""
@@ -214,8 +201,7 @@ class FileExamples(Examples):
             crop="center",
             drop_remainder=False,
         )
-        for inputs, indices in dataset:
-            yield inputs.numpy(), indices.numpy()
+        yield from dataset
 
     def _dataset(self, manifest, **options):
         return self.make_dataset(

@@ -13,7 +13,7 @@ from rich.console import Console
 from keras_bridle.augmentation.base import mix_labels
 from keras_bridle.config import ArgumentError, FineTuningOptions
 from keras_bridle.models.classifier import probabilities_of
-from keras_bridle.training.batches import fit_in_order, timing_of
+from keras_bridle.training.batches import fit_in_order
 from keras_bridle.training.checkpoint import (
     Checkpoint,
     NonFiniteLoss,
@@ -391,26 +391,17 @@ def fine_tune(
 def _fit(tuner, batches, steps, epochs, title, callbacks, verbose):
     """Trains the epochs that are not done, those after the checkpoint's."""
     *_, checkpoint = callbacks
-    timing = timing_of(batches)
-    clock = None if timing is None else timing.InputClock()
-    progress = RichProgress(
-        title,
-        epochs,
-        steps,
-        batches.batch_size if clock is None else None,
-        clock,
-        console=Console(quiet=verbose != 1),
-    )
+    progress = RichProgress(title, epochs, steps, console=Console(quiet=verbose != 1))
     try:
         fit_in_order(
             tuner,
-            batches,
+            progress.watched(batches),
             [*callbacks, progress],
-            clock,
             verbose,
             epochs=epochs,
             initial_epoch=checkpoint.epoch,
-            steps_per_epoch=None if clock is None else steps,
+            # Finite ones know their number.
+            steps_per_epoch=None if getattr(batches, "num_batches", 0) else steps,
         )
     finally:
         progress.close()

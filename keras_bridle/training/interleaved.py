@@ -32,7 +32,6 @@ from keras_bridle.training.batches import (
     count_batches,
     first_batches,
     in_floatx,
-    timing_of,
 )
 from keras_bridle.training.phases import FitCall, Phase, phases
 from keras_bridle.training.run import cached_codes, check_cacheable, open_run
@@ -161,7 +160,7 @@ class InterleavedPretraining:
         num_batches = count_batches(batches, steps_per_epoch)
         if training.cache_codes:
             check_cacheable(batches, self.augmentation, self.config.tokenize)
-        timing = timing_of(batches) if verbose == 1 else None
+        measures_speed = verbose == 1 and hasattr(batches, "reading_speed")
         call = FitCall(
             options=training,
             make_batches=make_batches,
@@ -170,7 +169,7 @@ class InterleavedPretraining:
             callbacks=tuple(callbacks),
             on_phase_end=on_phase_end,
             verbose=verbose if is_chief() else 0,
-            reading_speed=None if timing is None else timing.reading_speed(batches),
+            reading_speed=batches.reading_speed() if measures_speed else None,
         )
 
         def settings():

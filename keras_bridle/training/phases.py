@@ -8,7 +8,7 @@ import keras
 from rich.console import Console
 
 from keras_bridle.config import ArgumentError, TrainingOptions
-from keras_bridle.training.batches import first_batches, fit_in_order, timing_of
+from keras_bridle.training.batches import first_batches, fit_in_order
 from keras_bridle.training.checkpoint import NonFiniteSteps, skipping
 from keras_bridle.training.optimizers import adamw, shared_options, warmup_cosine
 from keras_bridle.training.progress import ProfileSteps, RichProgress, SpeedBoard
@@ -75,28 +75,22 @@ class FitCall:
     def fit(self, trainer, phase, make_batches, checkpoint=None):
         """Trains a compiled trainer to the end of its phase, and gives its history."""
         epoch, step = (checkpoint.epoch, checkpoint.step) if checkpoint else (0, 0)
-        first = make_batches(0)
-        timing = timing_of(first)
-        is_timed = self.verbose == 1 or (self.options.tensorboard and checkpoint)
-        clock = timing.InputClock() if timing is not None and is_timed else None
         progress = RichProgress(
             phase.name,
             phase.epochs,
             self.num_batches,
-            getattr(first, "batch_size", None) if clock is None else None,
-            clock,
-            self.reading_speed,
-            Console(quiet=self.verbose != 1),
+            reading_speed=self.reading_speed,
+            console=Console(quiet=self.verbose != 1),
         )
         finite, callbacks, close = self._callbacks(make_batches, checkpoint, progress)
 
         def fit(epoch, step, epochs, more=()):
             finite.first_step = progress.first_step = step
+            batches = progress.watched(make_batches(epoch, first_batch=step))
             return fit_in_order(
                 trainer,
-                make_batches(epoch, first_batch=step),
+                batches,
                 [*self.callbacks, *more, *callbacks],
-                clock,
                 self.verbose,
                 epochs=epochs,
                 initial_epoch=epoch,

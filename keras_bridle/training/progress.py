@@ -3,6 +3,7 @@
 import ctypes
 import os
 import resource
+import socket
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 import keras
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 # How many lines to print at most where there is no terminal.
 _LINES = 5
@@ -94,8 +98,8 @@ class RichProgress(keras.callbacks.Callback):
 
     Where the output is no terminal, it prints a line now and then instead of a bar;
     with a quiet `console`, it only measures. The speed leaves out the first step, which
-    compiles. With `batch_size`, or with the `clock` of a data set, it is in examples,
-    and a `clock` also tells the share of the time in which training waits for input.
+    compiles. With batches that tell their size it is in examples, and with those of
+    files it also tells the share of the time in which training waits for input.
     """
 
     def __init__(
@@ -103,8 +107,6 @@ class RichProgress(keras.callbacks.Callback):
         title,
         epochs,
         steps,
-        batch_size=None,
-        clock=None,
         reading_speed=None,
         console=None,
     ):
@@ -112,12 +114,17 @@ class RichProgress(keras.callbacks.Callback):
         self.title = title
         self.epochs = epochs
         self.steps = steps
-        self.batch_size = batch_size
-        self.clock = clock
+        self.batch_size = self.clock = None
         self.reading_speed = reading_speed
         self.console = console or Console()
         self.first_step = 0
         self.bar = None
+
+    def watched(self, batches):
+        """Takes what batches tell about themselves, and returns them."""
+        self.batch_size = getattr(batches, "batch_size", None)
+        self.clock = getattr(batches, "clock", None)
+        return batches
 
     def on_train_begin(self, logs=None):
         self.close()
@@ -239,16 +246,39 @@ def _format_logs(logs):
     return "  ".join(line)
 
 
-class SpeedBoard(keras.callbacks.TensorBoard):
-    """Keras' TensorBoard callback with the numbers of a `RichProgress` before it."""
+class SpeedBoard(keras.callbacks.Callback):
+    """Logs for TensorBoard, with the numbers of a `RichProgress` before it.
+
+    Names and folders are those of Keras' `TensorBoard`, which needs TensorFlow.
+    """
 
     def __init__(self, folder, progress):
-        super().__init__(str(folder), write_graph=False)
+        super().__init__()
+        self.folder = Path(folder, "train")
         self.progress = progress
 
+    def on_train_begin(self, logs=None):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+        self._writer = RecordWriter((self.folder / name).open("wb"))
+        self._write(file_version="brain.Event:2")
+
     def on_epoch_end(self, epoch, logs=None):
+        rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
         speed = {f"speed/{key}": x for key, x in self.progress.numbers().items()}
-        super().on_epoch_end(epoch, {**(logs or {}), **speed})
+        values = [
+            Summary.Value(tag=f"epoch_{name}", simple_value=float(x))
+            for name, x in {**(logs or {}), "learning_rate": rate, **speed}.items()
+        ]
+        self._write(step=epoch, summary=Summary(value=values))
+
+    def on_train_end(self, logs=None):
+        self._writer.close()
+
+    def _write(self, **content):
+        event = Event(wall_time=time.time(), **content)
+        self._writer.write(event.SerializeToString())
+        self._writer.flush()
 
 
 class ProfileSteps(keras.callbacks.Callback):

@@ -225,7 +225,7 @@ def test_center_and_random_crops_in_a_pipeline(tmp_path):
 
     def columns(**options):
         dataset = file_dataset(files, ImageReader(20), batch_size=400, **options)
-        return next(dataset.as_numpy_iterator())[:, 10, 10, 0].astype(int)
+        return next(iter(dataset))[:, 10, 10, 0].astype(int)
 
     assert np.abs(columns() - 128).max() <= 2
     found = columns(shuffle=True)

@@ -1,4 +1,4 @@
-"""The clock at the end of an input pipeline, also inside compiled training."""
+"""The clock of a data set of files, also in training, and TensorFlow beside it."""
 
 import time
 
@@ -6,79 +6,76 @@ import keras
 import numpy as np
 import pytest
 
-from keras_bridle.data.pipeline import InputClock, reading_speed
+from keras_bridle.data.files import FileList
+from keras_bridle.data.pipeline import file_dataset
 from keras_bridle.data.readers import import_tensorflow
 
 tf = import_tensorflow()
 DELAY = 0.05
 
 
-def slow(count=6, batch_size=2):
-    """Batches that take their time, one after another."""
+class SlowReader:
+    """A reader that takes its time."""
 
-    def wait(value):
+    shape, dtype = (3,), "float32"
+
+    def __call__(self, path, position, segment, report):
         time.sleep(DELAY)
-        return value
-
-    def batches(value):
-        value = tf.numpy_function(wait, [value], tf.float32)
-        return tf.fill((batch_size, 3), tf.ensure_shape(value, ()))
-
-    return tf.data.Dataset.range(count, output_type=tf.float32).map(batches)
+        return np.full(3, position[0], "float32")
 
 
-def test_batches_stay_as_they_are():
-    dataset = tf.data.Dataset.range(10).batch(4).map(lambda x: (x, {"twice": 2 * x}))
-    clock = InputClock()
-    timed = clock.wrap(dataset)
-    assert timed.element_spec == dataset.element_spec
-    assert int(timed.cardinality()) == 3
-    for (x, y), (first, second) in zip(timed, dataset, strict=True):
-        np.testing.assert_array_equal(x, first)
-        np.testing.assert_array_equal(y["twice"], second["twice"])
-    assert (clock.batches, clock.examples) == (3, 10)
+@pytest.fixture
+def slow(tmp_path):
+    """Makes a data set of so many batches of two, which one thread reads."""
+    file = tmp_path / "a.wav"
+    file.touch()
+
+    def make(count, num_parallel=1):
+        files = FileList("audio", [str(file)] * 2 * count, [0, 1] * count, ["a", "b"])
+        return file_dataset(
+            files, SlowReader(), batch_size=2, num_parallel=num_parallel
+        )
+
+    return make
 
 
-def test_waiting_is_what_reading_takes():
-    clock = InputClock()
-    for _ in clock.wrap(slow()):
-        time.sleep(DELAY)
-    assert 6 * DELAY <= clock.seconds < 12 * DELAY
+def test_waiting_is_what_reading_takes(slow):
+    dataset = slow(4)
+    for _ in dataset:
+        pass
+    assert (dataset.clock.batches, dataset.clock.examples) == (4, 8)
+    assert dataset.clock.seconds >= 8 * DELAY
 
 
-def test_reading_in_the_background_is_no_waiting():
+def test_reading_in_the_background_is_no_waiting(slow):
     def seconds():
-        clock = InputClock()
-        for _ in clock.wrap(slow().prefetch(2)):
-            time.sleep(3 * DELAY)
-        return clock.seconds
+        dataset = slow(4)
+        for _ in dataset:
+            time.sleep(4 * DELAY)
+        return dataset.clock.seconds
 
     # But for the first batch. A busy machine only ever adds to it.
-    assert DELAY <= min(seconds() for _ in range(3)) < 4 * DELAY
+    assert 2 * DELAY <= min(seconds() for _ in range(3)) < 4 * DELAY
 
 
-def test_in_training_on_every_backend():
+def test_in_training_on_every_backend(slow):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    dataset = slow(4)
+    model.fit(dataset, epochs=2, shuffle=False, verbose=0)
+    # Keras may look at some batches before.
+    assert 8 <= dataset.clock.batches <= 8 + 3
+    assert dataset.clock.examples == 2 * dataset.clock.batches
+    assert dataset.clock.seconds > 8 * DELAY
+    # Which ends no epoch.
+    assert dataset.epoch == 2
 
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    model.compile("sgd", loss="mse")
-    clock = InputClock()
-    dataset = slow().map(lambda x: (x, x[:, :1]))
-    model.fit(clock.wrap(dataset), epochs=2, verbose=0)
-    # Keras may look at a batch before.
-    assert clock.batches - 12 in (0, 1, 2)
-    assert clock.examples == 2 * clock.batches
-    assert clock.seconds > 0.8 * clock.batches * DELAY
 
-
-def test_reading_speed():
-    def fastest(count, **options):
-        # A busy machine may be slower than the delay, and nothing makes it faster.
-        return max(reading_speed(slow(count), **options) for _ in range(3))
-
-    assert fastest(6) == pytest.approx(2 / DELAY, rel=0.4)
-    assert fastest(100, seconds=0.5) == pytest.approx(2 / DELAY, rel=0.4)
-    assert reading_speed(slow(1)) is None
-    assert reading_speed(slow(0)) is None
+def test_reading_speed(slow):
+    # A busy machine may be slower than the delay, and nothing makes it faster.
+    fastest = max(slow(6).reading_speed() for _ in range(3))
+    assert fastest == pytest.approx(1 / DELAY, rel=0.5)
+    assert slow(1).reading_speed() is None
 
 
 # TensorFlow beside another backend

@@ -114,7 +114,7 @@ def test_all_that_can_be_read_is_read(kind, tmp_path, monkeypatch):
     report = ReadReport()
     files = list_files(kind.name, folder)
     dataset = file_dataset(files, kind.reader, batch_size=20, report=report)
-    batches = list(dataset.as_numpy_iterator())
+    batches = list(iter(dataset))
     numbers = np.concatenate([kind.which(batch) for batch in batches])
     np.testing.assert_array_equal(np.bincount(numbers), COUNT // DISTINCT)
     reasons = {Path(path).stem: reason for path, reason in report.skipped}
@@ -136,7 +136,7 @@ def test_files_that_vanish_while_they_are_read(kind, tmp_path):
         report=report,
         num_parallel=1,
     )
-    batches = dataset.as_numpy_iterator()
+    batches = iter(dataset)
     list(itertools.islice(batches, 3))
     gone = paths[::2]
     for path in gone:

@@ -116,7 +116,7 @@ def test_pipelines_are_equal_with_many_threads(tmp_path):
             num_parallel=8,
             report=report,
         )
-        batches = list(dataset.as_numpy_iterator())
+        batches = list(iter(dataset))
         results.append([np.concatenate(part) for part in zip(*batches, strict=True)])
         assert [item.path for item in report.skipped] == [files[7]]
     np.testing.assert_array_equal(results[0][0], results[1][0])

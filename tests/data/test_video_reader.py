@@ -329,7 +329,7 @@ def test_arguments_are_checked(options):
 
 def clips_of(files, reader, **options):
     dataset = file_dataset(FileList("video", files), reader, **options)
-    return np.concatenate(list(dataset.as_numpy_iterator()))
+    return np.concatenate(list(iter(dataset)))
 
 
 def test_evaluation_gives_the_middle_of_every_file_in_order(folder):

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import pytest
 from rich.console import Console
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from keras_bridle.data.readers import import_tensorflow
 from keras_bridle.training.progress import ProfileSteps, RichProgress, SpeedBoard
 
 LOGS = {"loss": 1.5, "accuracy_1": 0.25, "accuracy_2": 0.5, "usage_1": 1.0}
@@ -33,7 +33,8 @@ def run(progress):
 
 
 def test_lines_where_there_is_no_terminal():
-    progress = RichProgress("2_encoder", 10, 4, batch_size=8, console=console(False))
+    progress = RichProgress("2_encoder", 10, 4, console=console(False))
+    progress.watched(types.SimpleNamespace(batch_size=8))
     run(progress)
     lines = progress.console.file.getvalue().splitlines()
     assert [line.split()[2] for line in lines] == [f"{x}/10" for x in (2, 4, 6, 8, 10)]
@@ -71,9 +72,8 @@ def now(monkeypatch):
 
 def test_share_of_the_time_spent_waiting(now):
     clock = types.SimpleNamespace(seconds=0.0, batches=0, examples=0)
-    progress = RichProgress(
-        "phase", 1, 4, clock=clock, reading_speed=250.4, console=console(False)
-    )
+    progress = RichProgress("phase", 1, 4, 250.4, console(False))
+    progress.watched(types.SimpleNamespace(clock=clock))
     progress.on_train_begin()
     progress.on_epoch_begin(0)
     for step in range(1, 5):
@@ -116,7 +116,8 @@ def fit(callbacks, epochs=2):
 
 def test_numbers(now):
     clock = types.SimpleNamespace(seconds=100.0, batches=3, examples=18)
-    speed = RichProgress("phase", 4, 5, clock=clock, console=Console(quiet=True))
+    speed = RichProgress("phase", 4, 5, console=Console(quiet=True))
+    speed.watched(types.SimpleNamespace(clock=clock))
     speed.on_train_begin()
     assert set(speed.numbers()) == {"memory_gb"}
     speed.on_epoch_begin(1)
@@ -137,16 +138,15 @@ def test_numbers(now):
 
 
 def test_tensorboard_has_the_numbers_and_history_has_not(tmp_path):
-    tf = import_tensorflow()
-    speed = RichProgress("phase", 2, 3, batch_size=4, console=Console(quiet=True))
+    speed = RichProgress("phase", 2, 3, console=Console(quiet=True))
+    speed.watched(types.SimpleNamespace(batch_size=4))
     history = fit([speed, SpeedBoard(tmp_path, speed)])
     assert set(history) == {"loss"}
     (path,) = (tmp_path / "train").glob("events*")
     found = {}
-    for record in tf.data.TFRecordDataset(str(path)):
-        event = tf.compat.v1.Event.FromString(record.numpy())
+    for event in EventFileLoader(str(path)).Load():
         for value in event.summary.value:
-            found.setdefault(value.tag, []).append(float(tf.make_ndarray(value.tensor)))
+            found.setdefault(value.tag, []).append(value.tensor.float_val[0])
     for name in ("step_seconds", "examples_per_second", "memory_gb", "seconds_left"):
         assert len(found[f"epoch_speed/{name}"]) == 2
     assert found["epoch_speed/seconds_left"][1] == 0.0
