@@ -163,7 +163,7 @@ print(f"encoder: loss {ended['loss']}; initials: {probe():.1%}")
 #
 # `kb.InterleavedPretraining` does all of this, for any number of rounds, and keeps
 # weights, histories and settings in a directory from which a stopped run resumes. Give
-# `fit()` arrays or a `tf.data.Dataset`, such as `kb.file_dataset()` makes of a folder
+# `fit()` arrays or a `PyDataset`, such as `kb.file_dataset()` makes of a folder
 # of recordings.
 
 pretraining = kb.InterleavedPretraining(

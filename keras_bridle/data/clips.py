@@ -2,8 +2,9 @@
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class Clips:
     """
 
     files: FileList
-    reader: Callable[..., np.ndarray]
+    reader: Any
     report: ReadReport
     shuffle: bool = False
     position: Position | None = CENTER

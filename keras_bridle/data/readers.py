@@ -26,8 +26,7 @@ def import_tensorflow() -> Any:
         import tensorflow as tf
     except ImportError as error:
         raise ImportError(
-            "Reading files needs TensorFlow for `tf.data`, whatever the backend: "
-            "`pip install tensorflow`."
+            "`tf.data` and tensorflow-io need TensorFlow: `pip install tensorflow`."
         ) from error
     if keras.backend.backend() != "tensorflow" and tf.config.get_visible_devices("GPU"):
         try:

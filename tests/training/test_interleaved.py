@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import types
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -19,7 +20,8 @@ from tiny_pretraining import (
 )
 
 from keras_bridle.config import ArgumentError, TrainingOptions
-from keras_bridle.data.readers import import_tensorflow
+from keras_bridle.data.files import FileList
+from keras_bridle.data.pipeline import file_dataset
 from keras_bridle.training.interleaved import InterleavedPretraining
 from keras_bridle.training.phases import phases
 
@@ -371,11 +373,12 @@ def test_a_finished_run_is_only_loaded(finished):
 
 def test_joint_run_on_a_function_of_the_epoch():
     """With moving averages, accumulation, clipping, and a random tokenizer."""
+    tf = pytest.importorskip("tensorflow")
     asked = []
 
     def batches(epoch):
         asked.append(epoch)
-        dataset = import_tensorflow().data.Dataset.from_tensor_slices(INPUTS)
+        dataset = tf.data.Dataset.from_tensor_slices(INPUTS)
         return dataset.shuffle(10, seed=epoch).batch(4, drop_remainder=True).repeat()
 
     recorder = Recorder()
@@ -450,10 +453,27 @@ def test_an_error_in_a_phase_end_can_be_made_good(tmp_path):
     assert [len(v) for v in pretraining.history[PHASES[0]].values()] == [2] * 9
 
 
-def test_progress_tells_whether_reading_keeps_up(capsys):
-    def batches(epoch):
-        dataset = import_tensorflow().data.Dataset.from_tensor_slices(INPUTS)
-        return dataset.batch(4, drop_remainder=True)
+class ReadInputs:
+    """A reader of files that hold nothing, whose names are numbers."""
+
+    shape, dtype = INPUTS.shape[1:], "float32"
+
+    def __call__(self, path, position, segment, report):
+        return INPUTS[int(Path(path).stem)]
+
+
+def test_progress_tells_whether_reading_keeps_up(capsys, tmp_path):
+    files = [tmp_path / f"{i}.png" for i in range(len(INPUTS))]
+    for file in files:
+        file.touch()
+
+    def batches(epoch, first_batch=0):
+        return file_dataset(
+            FileList("image", list(map(str, files))),
+            ReadInputs(),
+            batch_size=4,
+            drop_remainder=True,
+        )
 
     options = {**SETTINGS, "rounds": 0, "cold_start_epochs": 1, "verbose": 1}
     history = new_pretraining().fit(batches, **options)
