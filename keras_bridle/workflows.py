@@ -32,6 +32,7 @@ from keras_bridle.distribution import (
     is_chief,
     process_shard,
 )
+from keras_bridle.evaluation.monitor import FeatureMonitor
 from keras_bridle.evaluation.plots import plot_history
 from keras_bridle.evaluation.report import (
     RunReport,
@@ -58,6 +59,9 @@ from keras_bridle.training.fine_tune import FineTuner, fine_tune, predict_exampl
 from keras_bridle.training.interleaved import InterleavedPretraining
 from keras_bridle.training.run import RunDirectory, run_lock
 
+# Examples whose features are watched while an encoder trains.
+WATCHED = 256
+
 
 @dataclasses.dataclass(kw_only=True)
 class PretrainingOptions(TrainingOptions, MethodOptions, RunOptions, DataOptions):
@@ -69,6 +73,7 @@ class PretrainingOptions(TrainingOptions, MethodOptions, RunOptions, DataOptions
     decoder_dim: Count | None = option(None, "decoder's width, if not the preset's")
     decoder_layers: Count | None = option(None, "decoder's depth, likewise")
     augmentation: bool = option(True, "train on augmented inputs")
+    monitor: bool = option(True, "watch the encoder's features", learned=False)
     distribute: Natural = flag(
         0,
         "train on all devices and processes; N on JAX: divide networks among N",
@@ -167,6 +172,30 @@ class Pretraining(Setup):
             # Shuffled: the first files in order may be of one class.
             self.examples = np.concatenate(list(first_batches(batches(0), 4)))
         self.inputs = functools.partial(batches, repeat=True, shard=process_shard())
+        if options.monitor:
+            self.watched = self._watched(files)
+
+    def _watched(self, files):
+        """Some files as they are, and the names of their folders."""
+        dataset = self.modality.dataset(
+            files.numbered(),
+            self.reading,
+            batch_size=min(WATCHED, len(files)),
+            shuffle=True,
+            crop="center",
+            report=self.read_report,
+        )
+        inputs, numbers = dataset[0]
+        return inputs, [Path(files.files[number]).parent.name for number in numbers]
+
+    def _monitor(self):
+        """Makes the callback that watches the encoder."""
+        if self.options.data is None:
+            self.watched = self.modality.sample(self.reading)[0]
+        inputs, labels = self.watched
+        chosen = np.random.default_rng(0).permutation(len(inputs))[:WATCHED]
+        labels = np.asarray(labels)[chosen]
+        return FeatureMonitor(inputs[chosen], labels if len(set(labels)) > 1 else None)
 
     def backbone(self):
         """Builds the encoder that `preset` names, or loads it from a folder."""
@@ -229,6 +258,7 @@ class Pretraining(Setup):
             options.resume,
             self.steps_per_epoch,
             options.of(TrainingOptions),
+            callbacks=[self._monitor()] if options.monitor else [],
             on_start=on_start,
             on_phase_end=report.on_phase_end,
             verbose=0 if options.quiet else 1,

@@ -243,6 +243,10 @@ def _format_logs(logs):
         if levels:
             values = "/".join(f"{100 * float(logs[name]):.0f}" for name in levels)
             line.append(f"{title} {values} %")
+    if "rank" in logs:
+        line.append(f"tokens {logs['token_deviation']:.2f}  rank {logs['rank']:.0f}")
+    if "knn" in logs:
+        line.append(f"k-NN {logs['knn']:.0%}")
     return "  ".join(line)
 
 

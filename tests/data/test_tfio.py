@@ -35,6 +35,7 @@ FORMATS = [
 
 @pytest.mark.skipif(not NOT_LOADED, reason="tensorflow-io loads here")
 def test_where_it_does_not_load_the_error_says_what_does():
+    pytest.importorskip("tensorflow")
     with pytest.raises(ImportError, match=r"2\.17\.1 with tensorflow-io 0\.37\.1"):
         AudioReader(seconds=0.1, decoder="tensorflow-io")
 
