@@ -360,6 +360,105 @@ def test_training(name):
     harness.check_training(CASES[name])
 
 
+LEAST = {kb.RandomResizedCrop: (8,), kb.RandomMultiScaleCrop: (8,)}
+SMALL_HEAD = {"num_layers": 1, "num_heads": 1, "mlp_dim": 8}
+LEAST |= {
+    kb.BridleAudioClassifier: (None,),
+    kb.CodeDecoder: (2, 8, 16),
+    kb.FeatureEstimator: (8, 16),
+    kb.TransformerBlock: (2, 8),
+}
+# What is out of range, by class; the argument that the error must name comes first.
+WRONG = {
+    kb.BlockMask: [{"block_share": (0.5, 0.1)}, {"aspect_ratio": (0, 1)}],
+    kb.InverseBlockMask: [{"block_size": 0}],
+    kb.RandomMask: [{"mask_ratio": 1.0}],
+    kb.TimeFrequencyMask: [{"time_mask_ratio": 0.0}, {"frequency_mask_ratio": 1.5}],
+    kb.TubeMask: [{"mask_ratio": 0}],
+    kb.ImageAugmentation: [{"layer": keras.layers.Dense(3)}],
+    kb.RandAugment: [{"num_ops": 0}, {"factor": 1.5}],
+    kb.RandomHorizontalFlip: [{"rate": 1.5}],
+    kb.RandomImageMix: [
+        {"rate": -0.1},
+        {"mixup_alpha": -1},
+        {"mixup_alpha": 0, "cutmix_alpha": 0},
+    ],
+    kb.RandomMultiScaleCrop: [
+        {"scales": ()},
+        {"scales": (1.2,)},
+        {"max_distortion": -1},
+    ],
+    kb.RandomResizedCrop: [
+        {"scale": (0.0, 1.0)},
+        {"ratio": (2.0, 1.0)},
+        {"interpolation": "nearest"},
+    ],
+    kb.RandomWaveformGain: [{"concentration": 0}, {"concentration": 2.5}],
+    kb.RandomWaveformMix: [{"rate": 1.5}, {"alpha": 0}],
+    kb.RandomWaveformRoll: [{"factor": -0.1}],
+    kb.SpecAugment: [{"max_bins": -1}, {"max_frames": -1}, {"num_masks": 0}],
+    kb.LogMelSpectrogram: [
+        {"mean": None},
+        {"std": 0.0},
+        {"max_frequency": 9000.0},
+        {"min_frequency": 5000.0, "max_frequency": 4000.0},
+        {"fft_length": 256},
+        {"num_frames": 0},
+        {"frame_step_ms": 0.0},
+    ],
+    kb.PixelNormalization: [
+        {"std": (1, 2, 3), "mean": (1, 2)},
+        {"std": 0.0},
+        {"scale": 0},
+    ],
+    kb.SineCosinePositionEncoding: [{"layout": "diagonal"}],
+    kb.TransformerBlock: [{"drop_path_rate": -0.1}, {"drop_path_rate": 1.0}],
+    kb.ResidualQuantizer: [
+        {"num_levels": 0},
+        {"codebook_size": 0},
+        {"normalize": "both"},
+        {"codebook_update": "ema"},
+        {"decay": 1.0},
+        {"commitment_weight": -1.0},
+        {"restart_threshold": -0.1},
+        {"sampling_temperature": -1.0},
+        {"top_k": 300},
+        {"top_k": 2, "sampling_temperature": 1.0},
+        {"restart_threshold": 0.1, "codebook_update": "gradient"},
+    ],
+    kb.RandomProjectionTokenizer: [
+        {"quantizer": kb.ResidualQuantizer(2, 8), "patch_size": 4, "hidden_dim": 16}
+    ],
+    kb.CodeDecoder: [{"attention": "local", **SMALL_HEAD}],
+    kb.FeatureEstimator: [{"attention": "local", **SMALL_HEAD}],
+    kb.BridleAudioClassifier: [
+        {"num_classes": None},
+        {"num_classes": 0},
+        {"class_names": ["a"], "num_classes": 3},
+        {"pooling": "max", "num_classes": 3},
+    ],
+    kb.BridleAudioConverter: [{"num_samples": 0}, {"sampling_rate": -1}],
+    kb.BridleImageConverter: [
+        {"channels": 2},
+        {"scale": 0.5, "image_size": (8, 8)},
+    ],
+    kb.BridleVideoConverter: [
+        {"offset": 0.5, "image_size": (8, 8)},
+        {"num_frames": 0},
+        {"sampling_rate": 0},
+    ],
+}
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_is_out_of_range_is_named(kind):
+    for settings in WRONG[kind]:
+        with pytest.raises(ValueError) as caught:
+            kind(*LEAST.get(kind, ()), **settings)
+        assert next(iter(settings)) in str(caught.value)
+
+
 if __name__ == "__main__":
     for name in COMPARED:
         np.savez(Path(sys.argv[1], name), **CASES[name].values())

@@ -87,13 +87,6 @@ def maps(request):
     return Maps(request.param)
 
 
-def test_every_weight_has_a_place(maps):
-    is_learned = maps.classifier.backbone.position_layout == "learned"
-    assert maps.names == set(maps.state) - (set() if is_learned else {"pos_embed"})
-    ours = {id(w.variable) for w in published_weights(maps.classifier).values()}
-    assert ours == {id(v) for v in maps.classifier.trainable_variables}
-
-
 def test_features_and_logits(maps):
     classifier, arrays = maps.classifier, maps.arrays
 
@@ -185,18 +178,6 @@ class Clips:
 @pytest.fixture(scope="module", params=CLIPS, ids=lambda path: path.stem)
 def clips(request):
     return Clips(request.param)
-
-
-def test_every_weight_of_a_clip_classifier_has_a_place(clips):
-    assert clips.names == set(clips.state) - {"pos_embed"}
-
-
-def test_positions_of_clips(clips):
-    backbone, expected = clips.classifier.backbone, clips.arrays["aux.pos_embed"][0]
-    table = backbone.position_encoding.table(
-        backbone.grid(clips.x), backbone.hidden_dim
-    )
-    np.testing.assert_allclose(to_numpy(table), expected, atol=1e-6)
 
 
 def test_features_and_logits_of_clips(clips):

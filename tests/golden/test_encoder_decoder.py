@@ -61,24 +61,6 @@ def golden(request):
     return Golden(request.param)
 
 
-def test_every_weight_has_a_place(golden):
-    ours = {*published_weights(golden.backbone), *published_weights(golden.decoder)}
-    fixed = {"pos_embed", "decoder_pos_embed"}
-    buffers = {name for name in golden.state if "relative_coordinates" in name}
-    assert ours == set(golden.state) - fixed - buffers
-
-
-def test_positions_are_the_published_ones(golden):
-    for name, part in (
-        ("pos_embed", golden.backbone),
-        ("decoder_pos_embed", golden.decoder),
-    ):
-        expected = golden.state[name][0]
-        assert not expected[0].any()
-        table = part.position_encoding.table(golden.grid, expected.shape[1])
-        np.testing.assert_allclose(to_numpy(table), expected[1:], atol=1e-6)
-
-
 def test_mask(golden):
     mask = to_numpy(golden.patch_mask())
     expected = golden.arrays["out.mask"]

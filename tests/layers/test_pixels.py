@@ -1,4 +1,3 @@
-import keras
 import numpy as np
 import pytest
 from harness import to_numpy
@@ -35,27 +34,6 @@ def test_one_number_for_all_channels():
     np.testing.assert_allclose(found, (x - 0.3) / 0.2, 1e-5, 1e-5)
     found = to_numpy(PixelNormalization(0.0, [1.0] * 5, scale=1.0)(x))
     np.testing.assert_allclose(found, x, 1e-6)
-
-
-def test_half_precision_rounds_the_result_alone():
-    x = pixels(1, 8, 8, 3).astype("float32") + 0.4
-    exact = to_numpy(PixelNormalization()(x))
-    found = PixelNormalization(dtype="mixed_bfloat16")(x)
-    assert keras.backend.standardize_dtype(found.dtype) == "bfloat16"
-    found = to_numpy(keras.ops.cast(found, "float32"))
-    np.testing.assert_allclose(found, exact, 2**-8)
-
-
-def test_wrong_arguments():
-    for name, arguments in {
-        "std": ((1, 2), (1, 2, 3)),
-        "`std` must be positive": (0.5, 0.0),
-        "scale": (0.5, 1.0, 0),
-    }.items():
-        with pytest.raises(ValueError, match=name):
-            PixelNormalization(*arguments)
-    with pytest.raises(ValueError, match="3 channels"):
-        PixelNormalization()(pixels(1, 4, 4, 2))
 
 
 def test_for_data_gives_each_channel_mean_0_and_deviation_1():

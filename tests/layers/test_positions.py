@@ -43,16 +43,13 @@ def test_grid():
     np.testing.assert_allclose(table((3, 5), 8), table_of(cells, 8), atol=1e-6)
     # A shorter map gets the first positions of a longer one.
     np.testing.assert_array_equal(table((3, 4), 8), table((7, 4), 8)[:12])
+    far = table((50_000, 1), 8)[-1, 4:]
+    np.testing.assert_allclose(far, channels(49_999, 4), atol=1e-6)
 
 
 def test_sequence():
     found = table((2, 3, 2), 6, "sequence")
     np.testing.assert_allclose(found, sequence_of(range(12), 6), atol=1e-6)
-
-
-def test_far_positions_are_exact():
-    found = table((50_000, 1), 8)[-1, 4:]
-    np.testing.assert_allclose(found, channels(49_999, 4), atol=1e-6)
 
 
 def test_trained_grid_stretches_other_grids():
@@ -87,18 +84,6 @@ def test_some_patches_of_a_grid():
     np.testing.assert_array_equal(to_numpy(some), whole[0][visible])
 
 
-def test_wrong_arguments():
-    with pytest.raises(ValueError, match="layout"):
-        SineCosinePositionEncoding("diagonal")
-    with pytest.raises(ValueError, match="sequence"):
-        SineCosinePositionEncoding("grid").table((2, 3, 4), 8)
-    with pytest.raises(ValueError, match="as many sides"):
-        table((2, 3), 8, "sequence", trained_grid=(None, 2, 3))
-    for layout, dim in (("grid", 6), ("sequence", 5)):
-        with pytest.raises(ValueError, match="multiple of"):
-            SineCosinePositionEncoding(layout).build((None, 2, 2, dim))
-
-
 def learned(grid, dim=8):
     layer = LearnedPositionEncoding(grid)
     layer.build((None, *grid, dim))
@@ -106,32 +91,31 @@ def learned(grid, dim=8):
     return layer, to_numpy(layer.positions).reshape(*grid, dim)
 
 
-@pytest.mark.parametrize("grid", [(3, 4), (2, 4), (3, 1)])
-def test_smaller_grids_have_the_first_positions(grid):
-    layer, positions = learned((3, 4))
+@pytest.mark.parametrize(
+    ("trained", "grid"),
+    [((3, 4), (3, 4)), ((3, 4), (2, 4)), ((3, 4), (3, 1)), ((2, 3, 4), (1, 3, 2))],
+)
+def test_smaller_grids_have_the_first_positions(trained, grid):
+    layer, positions = learned(trained)
+    expected = positions[tuple(map(slice, grid))]
     patches = np.random.default_rng(0).normal(size=(2, *grid, 8)).astype("float32")
-    expected = patches + positions[: grid[0], : grid[1]]
-    np.testing.assert_allclose(to_numpy(layer(patches)), expected, 1e-6, 1e-6)
+    found = to_numpy(layer(patches))
+    np.testing.assert_allclose(found, patches + expected, 1e-6, 1e-6)
+    # Some of them, each example its own.
+    visible = np.array([[2, 0], [0, 1]], "int32")
+    found = layer(np.zeros((2, 2, 8), "float32"), grid=grid, visible=visible)
+    expected = expected.reshape(-1, 8)[visible]
+    np.testing.assert_allclose(to_numpy(found), expected, 1e-6, 1e-6)
 
 
-def test_some_patches_of_a_learned_grid():
-    layer, positions = learned((3, 4))
-    visible = np.array([[5, 0, 2], [1, 3, 4]], "int32")
-    patches = np.zeros((2, 3, 8), "float32")
-    found = to_numpy(layer(patches, grid=(2, 3), visible=visible))
-    expected = positions[:2, :3].reshape(6, 8)[visible]
-    np.testing.assert_allclose(found, expected, 1e-6, 1e-6)
-
-
-def test_learned_positions_of_clips():
-    layer, positions = learned((2, 3, 4))
-    patches = np.zeros((1, 1, 3, 2, 8), "float32")
-    expected = positions[None, :1, :, :2]
-    np.testing.assert_allclose(to_numpy(layer(patches)), expected, 1e-6, 1e-6)
-
-
-@pytest.mark.parametrize("grid", [(4, 4), (3, 5), (3, 4, 1)])
-def test_grids_without_positions(grid):
-    layer, _ = learned((3, 4))
-    with pytest.raises(ValueError, match="grid"):
-        layer(np.zeros((1, *grid, 8), "float32"))
+def test_grids_and_sizes_that_do_not_fit():
+    for wrong in (
+        lambda: SineCosinePositionEncoding("grid").table((2, 3, 4), 8),
+        lambda: table((2, 3), 8, "sequence", trained_grid=(None, 2, 3)),
+        lambda: SineCosinePositionEncoding("grid").build((None, 2, 2, 6)),
+        lambda: learned((3, 4))[0](np.zeros((1, 4, 4, 8), "float32")),
+        lambda: learned((3, 4))[0](np.zeros((1, 3, 4, 1, 8), "float32")),
+        lambda: SineCosinePositionEncoding("sequence").build((None, 2, 2, 5)),
+    ):
+        with pytest.raises(ValueError):
+            wrong()

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from harness import perturb, run, to_numpy
-from keras import ops
 
 from keras_bridle.layers.masks import PatchMask
 from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
@@ -42,31 +41,6 @@ def features(estimator, x, grid=GRID, padding_mask=None):
     return run(lambda: estimator(x, grid=grid, padding_mask=padding_mask), estimator)
 
 
-def test_decoder_step_by_step():
-    made, x = decoder(), random(2, 4, 12)
-    embedded = to_numpy(made.embedding(x))
-    patches = np.broadcast_to(to_numpy(made.mask_token), (2, 8, 16)).copy()
-    for example in range(2):
-        patches[example, MASK.visible[example]] = embedded[example, 1:]
-    patches = patches + to_numpy(made.position_encoding.table(GRID, 16))
-    inside = ops.convert_to_tensor(np.concatenate([embedded[:, :1], patches], axis=1))
-    for block in made.blocks:
-        inside = block(inside)
-    inside = to_numpy(made.head(made.norm(inside[:, 1:])))
-    expected = np.take_along_axis(inside, MASK.masked[:, :, None], axis=1)
-    expected = expected.reshape(2, 5, LEVELS, CODES)
-    np.testing.assert_allclose(logits(made, x), expected, 1e-5, 1e-5)
-
-
-def test_estimator_step_by_step():
-    made, x = estimator(), random(1, 8, 6)
-    tokens = made.embedding(x) + made.position_encoding.table(GRID, 16)
-    for block in made.blocks:
-        tokens = block(tokens)
-    expected = to_numpy(made.head(made.norm(tokens)))
-    np.testing.assert_allclose(features(made, x), expected, 1e-5, 1e-5)
-
-
 @pytest.mark.parametrize("settings", [{}, WINDOWS])
 def test_order_of_visible_patches_does_not_matter(settings):
     made, x = decoder(**settings), random(2, 4, 12)
@@ -87,13 +61,6 @@ def test_class_token(settings, matters):
     other[:, 0] += 1.0
     changed = np.abs(logits(made, x) - logits(made, other)).max()
     assert (changed > 1e-3) == matters
-
-
-def test_without_class_token():
-    made, x = decoder(use_class_token=False), random(2, 3, 12)
-    kept = decoder(keep_class_token=False)
-    with_token = np.concatenate([np.ones((2, 1, 12), "float32"), x], axis=1)
-    np.testing.assert_allclose(logits(made, x), logits(kept, with_token), 1e-5, 1e-5)
 
 
 @pytest.mark.parametrize("settings", [{}, {**WINDOWS, "window_shift": (0, 0)}])
@@ -130,15 +97,3 @@ def test_copy_of_the_body_and_the_last_levels():
     assert (found != before).any()
     with pytest.raises(ValueError):
         made.copy_body(decoder(num_layers=1))
-
-
-def test_float32_under_half_precision():
-    made = estimator(dtype="mixed_bfloat16")
-    out = made(ops.convert_to_tensor(random(1, 4, 6)), grid=(2, 2))
-    assert "float32" in str(out.dtype)
-
-
-@pytest.mark.parametrize("make", [decoder, estimator])
-def test_unknown_attention(make):
-    with pytest.raises(ValueError, match="attention"):
-        make(attention="local")

@@ -202,18 +202,6 @@ def test_frozen_layer_stays_as_it_is():
     np.testing.assert_array_equal(codes, to_numpy(quantizer.encode(VECTORS)))
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_half_precision_policy_computes_in_float32(policy):
-    full, half = small(), small(dtype=policy)
-    for _ in range(2):
-        expected = full(VECTORS, training=True)
-        out = half(VECTORS, training=True)
-        np.testing.assert_array_equal(to_numpy(out.codes), to_numpy(expected.codes))
-    assert keras.backend.standardize_dtype(out.quantized.dtype) == policy[6:]
-    assert keras.backend.standardize_dtype(out.loss.dtype) == "float32"
-    assert_same_state(half, state_of(full))
-
-
 # Gradients.
 
 
@@ -331,22 +319,6 @@ def test_random_options_compile_with_xla():
     totals = to_numpy(quantizer.code_histogram).sum(axis=1)
     assert totals[0] == 4000 and totals[1] in (0, 1000, 1500, 2500, 3000, 4000)
     assert np.isfinite(to_numpy(quantizer.code_vectors)).all()
-
-
-def test_saved_functional_model_is_the_same(tmp_path):
-    inputs, mask = keras.Input((32, 8)), keras.Input((32,), dtype="bool")
-    quantizer = ResidualQuantizer(2, 16, restart_threshold=0.1, seed=3, name="rq")
-    out = quantizer(inputs, padding_mask=mask)
-    model = keras.Model([inputs, mask], [out.quantized, out.codes])
-    vectors = VECTORS.reshape(2, 32, 8)
-    quantizer(vectors, training=True)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert loaded.get_layer("rq").get_config() == quantizer.get_config()
-    assert_same_state(loaded.get_layer("rq"), state_of(quantizer))
-    inputs = [vectors, np.arange(64).reshape(2, 32) % 3 > 0]
-    for ours, theirs in zip(model(inputs), loaded(inputs), strict=True):
-        np.testing.assert_array_equal(to_numpy(ours), to_numpy(theirs))
 
 
 # Random options.
@@ -565,42 +537,6 @@ def test_adapt_takes_any_data():
         tables.append(to_numpy(quantizer.code_vectors))
     for table in tables:
         np.testing.assert_array_equal(table, tables[0])
-
-
-def test_usage_counts_the_training_codes():
-    quantizer = small()
-    codes = to_numpy(quantizer(VECTORS, training=True).codes)
-    quantizer(VECTORS)
-    usage = quantizer.usage()
-    for level in range(2):
-        counts = np.bincount(codes[:, level], minlength=16)
-        np.testing.assert_array_equal(to_numpy(quantizer.code_histogram)[level], counts)
-        assert usage.dead_codes[level] == (counts == 0).sum()
-    quantizer.reset_usage()
-    np.testing.assert_array_equal(quantizer.usage().usage, 0.0)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"num_levels": 0},
-        {"codebook_size": 0},
-        {"normalize": "both"},
-        {"codebook_update": "ema"},
-        {"decay": 1.0},
-        {"commitment_weight": -1.0},
-        {"restart_threshold": -0.1},
-        {"sampling_temperature": -1.0},
-        {"top_k": 300},
-        {"top_k": 2, "sampling_temperature": 1.0},
-        {"codebook_update": "gradient", "restart_threshold": 0.1},
-    ],
-    ids=str,
-)
-@pytest.mark.one_backend
-def test_wrong_arguments(arguments):
-    with pytest.raises(ValueError):
-        ResidualQuantizer(**arguments)
 
 
 def test_wrong_calls():
