@@ -29,12 +29,32 @@ def load_recipe(name):
     return programs.load(f"recipes/{name}.py")
 
 
-def save_small_encoder(folder, **settings):
-    """Saves a preset of one layer, which is compiled in little time."""
+# By modality: the encoders of the recipes' tests, of one layer, which compile fast.
+ENCODERS = {
+    "audio": {"patch_size": (8, 32), "input_dims": (None,)},
+    "image": {"patch_size": 7, "input_dims": (28, 28, 1)},
+    "video": {
+        "patch_size": (2, 8, 8),
+        "input_dims": (4, 16, 16, 3),
+        "use_class_token": False,
+        "position_layout": "sequence",
+    },
+}
+
+
+def save_encoder(folder, modality, **settings):
+    """Saves a preset of a small encoder; gives its folder."""
+    is_audio = modality == "audio"
+    front_end = kb.LogMelSpectrogram() if is_audio else kb.PixelNormalization()
     kb.BridleBackbone(
-        hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32, **settings
+        hidden_dim=16,
+        num_layers=1,
+        num_heads=2,
+        mlp_dim=32,
+        front_end=front_end,
+        **{**ENCODERS[modality], **settings},
     ).save_to_preset(str(folder))
-    return f"--preset={folder}"
+    return folder
 
 
 def write_preset_config(folder, input_dims, **settings):

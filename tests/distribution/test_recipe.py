@@ -7,10 +7,8 @@ import numpy as np
 import programs
 import pytest
 from programs import BACKEND
-from recipe_runs import PHASES, SHORT, load_recipe, save_small_encoder
+from recipe_runs import PHASES, SHORT, load_recipe, save_encoder
 from sound_files import noise, write
-
-import keras_bridle as kb
 
 RECIPE = "recipes/pretrain_audio.py"
 
@@ -23,12 +21,7 @@ def flags(tmp_path_factory):
         # Of all lengths, so that they are cropped at random.
         sound = noise(0.25 + 0.02 * index, seed=index)
         write(folder / "wav" / f"{index:02}.wav", sound, subtype="FLOAT")
-    preset = save_small_encoder(
-        folder / "small",
-        patch_size=(8, 32),
-        input_dims=(None,),
-        front_end=kb.LogMelSpectrogram(),
-    )
+    preset = f"--preset={save_encoder(folder / 'small', 'audio')}"
     return [*SHORT, "--seconds=0.3", "--data", str(folder / "wav"), preset]
 
 

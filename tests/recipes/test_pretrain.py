@@ -1,19 +1,13 @@
 """The pretraining recipes, really run, on few files and few sample data."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 
-import h5py
-import keras
 import numpy as np
 import PIL.Image
 import pytest
 import soundfile
 from recipe_runs import (
-    RECIPES,
+    ENCODERS,
     SHORT,
     check_features,
     check_resume,
@@ -21,43 +15,24 @@ from recipe_runs import (
     check_table,
     fails_in_one_line,
     load_recipe,
-    save_small_encoder,
-    write_preset_config,
 )
 
-import keras_bridle as kb
 from keras_bridle import modalities
-from keras_bridle.data import samples
 from keras_bridle.data.samples import (
     extract_samples,
     load_fashion,
-    load_sonic_pi,
     load_syllables,
-    synthetic_pans,
 )
-from keras_bridle.training import interleaved
-from keras_bridle.training.run import cached_codes
 
-MODALITIES = ("audio", "image", "video")
-recipes = {name: load_recipe(f"pretrain_{name}") for name in MODALITIES}
+recipes = {name: load_recipe(f"pretrain_{name}") for name in ENCODERS}
 SIZES = {
     "audio": ["--seconds=0.3"],
     "image": [],
     "video": ["--image-size=16", "--num-frames=4"],
 }
-ENCODERS = {
-    "audio": {"patch_size": (8, 32), "input_dims": (None,)},
-    "image": {"patch_size": 4, "input_dims": (16, 16, 3)},
-    "video": {
-        "patch_size": (2, 8, 8),
-        "input_dims": (4, 16, 16, 3),
-        "use_class_token": False,
-        "position_layout": "sequence",
-    },
-}
 RAW = {
     "audio": np.ones((1, 8000), "float32"),
-    "image": np.full((1, 24, 16, 3), 9, "uint8"),
+    "image": np.full((1, 24, 16, 1), 9, "uint8"),
     "video": np.full((1, 6, 16, 24, 3), 9, "uint8"),
 }
 
@@ -80,48 +55,6 @@ def files(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module")
-def encoders(tmp_path_factory):
-    """The flags for small encoders."""
-    root = tmp_path_factory.mktemp("encoders")
-    front_ends = {"audio": kb.LogMelSpectrogram(), "image": kb.PixelNormalization()}
-    return {
-        name: save_small_encoder(
-            root / name,
-            front_end=front_ends.get(name, kb.PixelNormalization()),
-            **ENCODERS[name],
-        )
-        for name in MODALITIES
-    }
-
-
-@pytest.fixture
-def few_samples(monkeypatch):
-    def few_syllables(split, field="initial", num_samples=8000):
-        waveforms, labels, names = load_syllables(split, field, num_samples)
-        some = np.flatnonzero(load_syllables(split, "initial")[1] < 4)[:40]
-        return waveforms[some], labels[some], names
-
-    def few_images(split):
-        images, labels, names = load_fashion(split)
-        some = np.flatnonzero(labels < 4)[:120]
-        return images[some], labels[some], names
-
-    def few_pans(split, num_clips, **options):
-        return synthetic_pans(split, num_clips=32, **options)
-
-    few = {
-        "load_syllables": few_syllables,
-        "load_sonic_pi": lambda *args, **kwargs: load_sonic_pi(*args, **kwargs)[:24],
-        "load_fashion": few_images,
-        "synthetic_pans": few_pans,
-        "load_clips": lambda *_, sampling_rate, **size: few_pans("train", 8, **size)[0],
-    }
-    for name, function in few.items():
-        monkeypatch.setattr(samples, name, function)
-    monkeypatch.setattr(recipes["image"], "DRAWS", {5: 2, 20: 1})
-
-
 MORE = {
     "audio": [],
     "image": ["--mask=block"],
@@ -135,8 +68,9 @@ MORE = {
 )
 def test_own_files_chain_all_phases_and_resume(name, files, encoders, tmp_path):
     recipe, directory = recipes[name], tmp_path / "run"
-    arguments = [*SHORT, *SIZES[name], *MORE[name], encoders[name]]
-    arguments += [f"--data={files / name}", f"--directory={directory}"]
+    arguments = [*SHORT, *SIZES[name], *MORE[name]]
+    arguments += [f"--preset={encoders[name]}", f"--data={files / name}"]
+    arguments.append(f"--directory={directory}")
     recipe.main(arguments)
     check_run(directory, RAW[name])
     assert "broken" in (directory / "skipped_files.csv").read_text()
@@ -158,8 +92,11 @@ PROBES = {
 }
 
 
-@pytest.mark.parametrize("name", MODALITIES)
-def test_sample_run_ends_with_a_table_of_probes(name, few_samples, tmp_path, capsys):
+@pytest.mark.parametrize("name", ENCODERS)
+def test_sample_run_ends_with_a_table_of_probes(
+    name, few_samples, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(recipes["image"], "DRAWS", {5: 2, 20: 1})
     recipe, directory = recipes[name], tmp_path / "run"
     recipe.main([*SHORT, *SIZES[name], f"--directory={directory}"])
     raw = {"image": (1, 28, 28, 1), "video": (1, 4, 16, 16, 3)}.get(name, (1, 8000))
@@ -174,58 +111,6 @@ def test_sample_run_ends_with_a_table_of_probes(name, few_samples, tmp_path, cap
     assert baseline in shown and "Code usage" in shown
 
 
-@pytest.mark.parametrize(
-    ("name", "dims", "expected"),
-    [
-        ("audio", (None,), (16, 2400)),
-        ("image", (28, 28, 1), (16, 32, 32, 1)),
-        ("video", (6, 28, 28, 1), (2, 6, 32, 32, 1)),
-    ],
-)
-def test_files_are_read_as_the_preset_expects(name, dims, expected, files, tmp_path):
-    front_end = {"config": {"sample_rate": 8000}} if name == "audio" else None
-    settings = {"front_end": front_end, "patch_size": [4, 4]}
-    preset = write_preset_config(tmp_path, dims, **settings)
-    arguments = [*SHORT, preset, f"--data={files / name}"]
-    arguments += SIZES["audio"] if name == "audio" else []
-    arguments += ["--batch-size=2"] if name == "video" else []
-    loaded = []
-
-    class Stop(Exception):
-        pass
-
-    def train(recipe, *args, **kwargs):
-        loaded.append(recipe.examples)
-        raise Stop
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        patch.setattr("keras_bridle.workflows.Pretraining.backbone", train)
-        recipes[name].main(arguments)
-    assert loaded[0].shape == expected
-
-
-def test_codes_computed_once(
-    files, encoders, few_samples, tmp_path, monkeypatch, capsys
-):
-    found = []
-
-    def compute(*args):
-        found.append(cached_codes(*args))
-        return found[-1]
-
-    monkeypatch.setattr(interleaved, "cached_codes", compute)
-    recipe, directory = recipes["audio"], tmp_path / "run"
-    arguments = [*SHORT, *SIZES["audio"], encoders["audio"], "--rounds=0"]
-    arguments += ["--set=cache_codes=true", f"--directory={directory}"]
-    fails_in_one_line(recipe, arguments, "augmentation", capsys)
-    arguments.append("--set=augmentation=false")
-    of_files = [*arguments, f"--data={files / 'audio'}"]
-    fails_in_one_line(recipe, of_files, "array", capsys)
-    assert not directory.exists()
-    recipe.main(arguments)
-    assert [codes.shape[0] for codes in found] == [64]
-
-
 @pytest.mark.slow
 def test_every_option_of_long_runs(encoders, few_samples, tmp_path, monkeypatch):
     """One recording is no number, in the last step of each epoch."""
@@ -235,7 +120,8 @@ def test_every_option_of_long_runs(encoders, few_samples, tmp_path, monkeypatch)
     recipe, directory = recipes["audio"], tmp_path / "run"
     monkeypatch.setattr(recipe, "sample_recordings", lambda *args: (bad, good))
     arguments = [*SHORT, *SIZES["audio"], "--joint", "--dtype-policy=mixed_bfloat16"]
-    arguments += ["--batch-size=1", encoders["audio"], f"--directory={directory}"]
+    arguments += ["--batch-size=1", f"--preset={encoders['audio']}"]
+    arguments.append(f"--directory={directory}")
     options = "profile=true max_nonfinite_steps=1 checkpoint_every_steps=5"
     arguments += [f"--set={x}" for x in (options + " ema_momentum=0.5").split()]
     recipe.main(arguments)
@@ -258,122 +144,9 @@ def test_every_option_of_long_runs(encoders, few_samples, tmp_path, monkeypatch)
     check_features(directory, RAW["audio"])
 
 
-KILLED = """
-import os, signal, sys
-import keras
-from recipe_runs import load_recipe
-from keras_bridle import InterleavedPretraining
-
-class Kill(keras.callbacks.Callback):
-    batches = 0
-    def on_train_batch_end(self, batch, logs=None):
-        self.batches += 1
-        if self.batches == 11:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-fit = InterleavedPretraining.fit
-def fit_and_kill(self, *args, **kwargs):
-    return fit(self, *args, callbacks=[Kill()], **kwargs)
-
-InterleavedPretraining.fit = fit_and_kill
-load_recipe("pretrain_audio").main(sys.argv[1:])
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_end(files, encoders, tmp_path):
-    recipe = recipes["audio"]
-    arguments = [*SHORT, *SIZES["audio"], f"--data={files / 'audio'}", "--batch-size=4"]
-    arguments += ["--set=checkpoint_every_steps=1", encoders["audio"]]
-    recipe.main([*arguments, "--directory", str(tmp_path / "unbroken")])
-    arguments += ["--directory", str(tmp_path / "killed")]
-    paths = os.pathsep.join([str(RECIPES.parent / "tests"), *filter(None, sys.path)])
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, *arguments],
-        env=os.environ | {"PYTHONPATH": paths},
-        capture_output=True,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    phase = tmp_path / "killed" / "phases" / "2_encoder"
-    assert (phase / "checkpoint.npz").exists()
-    recipe.main([*arguments, "--resume"])
-    for name in ("backbone", "decoder", "tokenizer"):
-        path = f"phases/2_encoder/{name}.weights.h5"
-        found, expected = (
-            weights_in(tmp_path / run / path) for run in ("killed", "unbroken")
-        )
-        assert found.keys() == expected.keys()
-        for key, value in expected.items():
-            np.testing.assert_array_equal(found[key], value, err_msg=key)
-
-
-def weights_in(path):
-    """All arrays of an HDF5 file, by name."""
-    found = {}
-    with h5py.File(path) as file:
-
-        def add(name, item):
-            if isinstance(item, h5py.Dataset):
-                found[name] = item[()]
-
-        file.visititems(add)
-    assert found
-    return found
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "message"),
-    [
-        ("audio", ["--data=no/such/folder"], "--data must be"),
-        ("audio", ["--preset=enormous"], "enormous"),
-        ("audio", ["--mask-ratio=1.5"], "--mask-ratio must be"),
-        ("audio", ["--set=warmup=2"], "--set warmup must be"),
-        ("audio", ["--seconds=-1"], "--seconds must be"),
-        ("audio", ["--dtype-policy=float17"], "float17"),
-        ("audio", ["--data=FILES", "--layout=audioset"], "--segments"),
-        ("audio", ["--data=FILES", "--batch-size=32"], "--batch-size"),
-        ("audio", ["--data=BROKEN", "--batch-size=1", "--strict"], "broken.wav"),
-        ("image", ["--mask=tube"], "--mask must be"),
-        ("image", ["--image-size=32"], "--image-size must be 28"),
-        ("image", ["--preset=.", "--set=patch_size=4,4"], "--set patch_size"),
-        ("image", ["--data=EMPTY"], "image"),
-        ("video", ["--num-frames=0"], "--num-frames must be"),
-        ("video", ["--data=TABLE", "--layout=kinetics"], "video"),
-    ],
-)
-def test_what_is_wrong_is_one_line(name, arguments, message, files, tmp_path, capsys):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "only").mkdir()
-    (tmp_path / "only" / "broken.wav").write_text("nothing")
-    (tmp_path / "table.csv").write_text("")
-    paths = {"FILES": files / "audio", "BROKEN": tmp_path / "only"}
-    paths |= {"EMPTY": tmp_path / "empty", "TABLE": tmp_path / "table.csv"}
-    for word, path in paths.items():
-        arguments = [text.replace(word, str(path)) for text in arguments]
-    directory = tmp_path / "run"
-    arguments = [*SHORT, *SIZES[name], *arguments, f"--directory={directory}"]
-    fails_in_one_line(recipes[name], arguments, message, capsys)
-    assert not directory.exists()
-
-
 def test_a_run_is_not_resumed_with_other_settings(few_samples, tmp_path, capsys):
     (tmp_path / "settings.json").write_text('{"settings": {"num_levels": 7}}')
     arguments = [*SHORT, *SIZES["audio"], f"--directory={tmp_path}", "--resume"]
     fails_in_one_line(recipes["audio"], arguments, "other settings", capsys)
     # Nothing was probed before that was known.
     assert not (tmp_path / "results").exists()
-
-
-def test_a_fault_in_training_keeps_its_traceback(few_samples, tmp_path, monkeypatch):
-    class Fault(ValueError):
-        pass
-
-    def fail(*args, **kwargs):
-        raise Fault
-
-    monkeypatch.setattr(keras.Model, "fit", fail)
-    monkeypatch.setattr(interleaved.InterleavedPretraining, "codes", fail)
-    with pytest.raises(Fault):
-        recipes["audio"].main(
-            [*SHORT, *SIZES["audio"], f"--directory={tmp_path / 'run'}"]
-        )
