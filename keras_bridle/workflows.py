@@ -32,7 +32,7 @@ from keras_bridle.distribution import (
     is_chief,
     process_shard,
 )
-from keras_bridle.evaluation.monitor import FeatureMonitor
+from keras_bridle.evaluation.monitor import watch, watch_files
 from keras_bridle.evaluation.plots import plot_history
 from keras_bridle.evaluation.report import (
     RunReport,
@@ -58,9 +58,6 @@ from keras_bridle.training.examples import (
 from keras_bridle.training.fine_tune import FineTuner, fine_tune, predict_examples
 from keras_bridle.training.interleaved import InterleavedPretraining
 from keras_bridle.training.run import RunDirectory, run_lock
-
-# Examples whose features are watched while an encoder trains.
-WATCHED = 256
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -138,6 +135,7 @@ class Pretraining(Setup):
         if self.encoder is None:
             self.reading |= modality.sample_channels
         self.inputs, self.examples = sample(self.reading)
+        self.monitor = lambda: watch(*modality.sample(self.reading)[0])
 
     def _load_files(self):
         options, modality = self.options, self.modality
@@ -172,30 +170,9 @@ class Pretraining(Setup):
             # Shuffled: the first files in order may be of one class.
             self.examples = np.concatenate(list(first_batches(batches(0), 4)))
         self.inputs = functools.partial(batches, repeat=True, shard=process_shard())
-        if options.monitor:
-            self.watched = self._watched(files)
-
-    def _watched(self, files):
-        """Some files as they are, and the names of their folders."""
-        dataset = self.modality.dataset(
-            files.numbered(),
-            self.reading,
-            batch_size=min(WATCHED, len(files)),
-            shuffle=True,
-            crop="center",
-            report=self.read_report,
+        self.monitor = functools.partial(
+            watch_files, modality, files, self.reading, self.read_report
         )
-        inputs, numbers = dataset[0]
-        return inputs, [Path(files.files[number]).parent.name for number in numbers]
-
-    def _monitor(self):
-        """Makes the callback that watches the encoder."""
-        if self.options.data is None:
-            self.watched = self.modality.sample(self.reading)[0]
-        inputs, labels = self.watched
-        chosen = np.random.default_rng(0).permutation(len(inputs))[:WATCHED]
-        labels = np.asarray(labels)[chosen]
-        return FeatureMonitor(inputs[chosen], labels if len(set(labels)) > 1 else None)
 
     def backbone(self):
         """Builds the encoder that `preset` names, or loads it from a folder."""
@@ -258,7 +235,7 @@ class Pretraining(Setup):
             options.resume,
             self.steps_per_epoch,
             options.of(TrainingOptions),
-            callbacks=[self._monitor()] if options.monitor else [],
+            callbacks=[self.monitor()] if options.monitor else [],
             on_start=on_start,
             on_phase_end=report.on_phase_end,
             verbose=0 if options.quiet else 1,
@@ -488,9 +465,8 @@ class FineTuning(Setup):
             )
         source = options.source or f"{options.preset} {self.modality.name} encoder"
         scratch = "" if options.source and not options.scratch else ", from scratch"
-        held_out = ""
-        if validation is not None:
-            held_out = f", {len(validation)} to find the best epoch"
+        number = 0 if validation is None else len(validation)
+        held_out = f", {number} to find the best epoch" if number else ""
         self.say(
             f"{source}{scratch}: {len(train)} examples to train on{held_out}, "
             f"{len(test)} to test"

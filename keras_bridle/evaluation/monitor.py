@@ -1,6 +1,7 @@
 """What becomes of an encoder's features while it trains."""
 
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -9,6 +10,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from keras_bridle.distribution import num_devices
 from keras_bridle.evaluation.features import FeatureExtractor
 
+# Examples that recipes watch.
+WATCHED = 256
 # Below this share of the deviation that they had before training, tokens are alike.
 ALIKE = 0.3
 
@@ -143,3 +146,24 @@ class FeatureMonitor(keras.callbacks.Callback):
                 f"({before:.2f} before training). The encoder hardly tells what is "
                 "where or when. More steps or a lower mask ratio may help."
             )
+
+
+def watch(inputs, labels):
+    """Makes a monitor of some labeled examples, drawn from these."""
+    chosen = np.random.default_rng(0).permutation(len(inputs))[:WATCHED]
+    labels = np.asarray(labels)[chosen]
+    return FeatureMonitor(inputs[chosen], labels if len(set(labels)) > 1 else None)
+
+
+def watch_files(modality, files, reading, report):
+    """Makes a monitor of some files, whose labels are the names of their folders."""
+    dataset = modality.dataset(
+        files.numbered(),
+        reading,
+        batch_size=min(WATCHED, len(files)),
+        shuffle=True,
+        crop="center",
+        report=report,
+    )
+    inputs, numbers = dataset[0]
+    return watch(inputs, [Path(files.files[number]).parent.name for number in numbers])
