@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -69,14 +70,14 @@ class FeatureMonitor(keras.callbacks.Callback):
     def __init__(self, inputs, labels=None, share=0.02, neighbors=5, batch_size=32):
         super().__init__()
         self.inputs = inputs
-        self.labels = (
+        self.labels: Any = (
             None if labels is None else np.unique(labels, return_inverse=True)[1]
         )
         self.share = share
         self.neighbors = neighbors
         self.batch_size = batch_size
-        self.before = None
-        self._extract = None
+        self.before: Any = None
+        self._extract: Any = None
 
     def on_train_begin(self, logs=None):
         """Measures the encoder before its first phase."""
