@@ -3,7 +3,7 @@
 import functools
 import io
 import shutil
-import zipfile
+import tarfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import resources
@@ -70,7 +70,7 @@ def load_syllables(
     rows = [i for i, row in enumerate(table) if split in (None, row["split"])]
     if not rows:
         raise ArgumentError("split", "'train', 'test' or None", split)
-    recordings = _archive("audio/mandarin_syllables.zip")
+    recordings = _archive("audio/mandarin_syllables.tar.xz")
     waveforms = np.zeros((len(rows), num_samples), "float32")
     for waveform, row in zip(waveforms, rows, strict=True):
         recording = recordings[table[row]["file"]][:num_samples]
@@ -88,7 +88,7 @@ def load_sonic_pi(seconds: float = 0.5, per_sound: int | None = None) -> np.ndar
     """
     length = round(16000 * seconds)
     segments = []
-    for recording in _archive("audio/sonic_pi.zip").values():
+    for recording in _archive("audio/sonic_pi.tar.xz").values():
         last = max(len(recording) - length, 0)
         starts = np.array([*range(0, last, length), last])
         if per_sound is not None and per_sound < len(starts):
@@ -112,7 +112,7 @@ def load_fashion(
     """
     if split not in ("train", "test", None):
         raise ArgumentError("split", "'train', 'test' or None", split)
-    arrays = _archive("image/fashion_mnist_10k.npz")
+    arrays = _archive("image/fashion_mnist_10k.tar.xz")
     splits = ("train", "test") if split is None else (split,)
     images = np.concatenate([arrays[f"x_{split}.npy"] for split in splits])[..., None]
     labels = np.concatenate([arrays[f"y_{split}.npy"] for split in splits])
@@ -213,8 +213,8 @@ def extract_samples(directory: str | Path) -> Path:
     """
     directory = Path(directory)
     for name in ("mandarin_syllables", "sonic_pi"):
-        with _sample(f"audio/{name}.zip") as path, zipfile.ZipFile(path) as archive:
-            archive.extractall(directory / name)
+        with _sample(f"audio/{name}.tar.xz") as path, tarfile.open(path) as archive:
+            archive.extractall(directory / name, filter="data")
     images, labels, class_names = load_fashion("test")
     for label, name in enumerate(class_names):
         folder = directory / "fashion_mnist" / name.replace("/", "-")
@@ -242,10 +242,12 @@ def _sample(name: str) -> AbstractContextManager[Path]:
 
 @functools.cache
 def _archive(name: str) -> dict[str, Any]:
-    """Decodes a zip of recordings or arrays once per process."""
-    with _sample(name) as path, zipfile.ZipFile(path) as archive:
-        names = sorted(name for name in archive.namelist() if not name.endswith("/"))
-        return {name: _decode(name, io.BytesIO(archive.read(name))) for name in names}
+    """Decodes a sorted archive of recordings or arrays once per process."""
+    with _sample(name) as path, tarfile.open(path) as archive:
+        files: Any = {item.name: archive.extractfile(item) for item in archive}
+        return {
+            name: _decode(name, io.BytesIO(file.read())) for name, file in files.items()
+        }
 
 
 def _decode(name: str, contents: io.BytesIO) -> np.ndarray:
