@@ -12,7 +12,6 @@ from keras import ops
 
 from keras_bridle import replicas as module
 from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
-from keras_bridle.training.losses import weighted_mean
 
 torch_only = pytest.mark.skipif(
     keras.backend.backend() != "torch",
@@ -58,71 +57,8 @@ class Replicas:
         return results
 
 
-@pytest.fixture
-def replicas(monkeypatch):
-    return Replicas(3, monkeypatch)
-
-
 def numpy(tree):
     return keras.tree.map_structure(ops.convert_to_numpy, tree)
-
-
-@torch_only
-def test_sums_keep_structure_dtype_and_shape(replicas):
-    def of(index):
-        values = {
-            "a": ops.ones((2, 3)) * index,
-            "b": [ops.convert_to_tensor(np.int32([index, 1])), ops.ones(()) * 0.5],
-        }
-        return numpy(module.sum_over_replicas(values))
-
-    for found in replicas.run(of):
-        np.testing.assert_array_equal(found["a"], np.full((2, 3), 3.0, "float32"))
-        np.testing.assert_array_equal(found["b"][0], np.int32([3, 3]))
-        assert found["b"][0].dtype == np.int32
-        assert found["b"][1].shape == ()
-        assert found["b"][1] == 1.5
-
-
-@torch_only
-def test_rows_are_drawn_taken_and_joined_as_those_of_one_batch(replicas):
-    values = np.random.default_rng(0).normal(size=(12, 2)).astype("float32")
-    rows = np.int32([11, 0, 5, 4])
-    seeds = [keras.random.SeedGenerator(4) for _ in range(3)]
-    expected = keras.random.uniform((12, 2), seed=keras.random.SeedGenerator(4))
-
-    def of(index):
-        own = ops.convert_to_tensor(values[4 * index : 4 * index + 4])
-        drawn = module.draw_rows(keras.random.uniform, (4, 2), seed=seeds[index])
-        return numpy([module.take_rows(own, rows), module.all_rows(own), drawn])
-
-    found = replicas.run(of)
-    for taken, joined, _ in found:
-        np.testing.assert_array_equal(taken, values[rows])
-        np.testing.assert_array_equal(joined, values)
-    np.testing.assert_array_equal(
-        np.concatenate([drawn for _, _, drawn in found]), ops.convert_to_numpy(expected)
-    )
-
-
-@torch_only
-def test_shares_of_a_mean_add_up_to_it(replicas, monkeypatch):
-    monkeypatch.setattr(
-        "keras_bridle.training.losses.num_replicas", lambda: replicas.count
-    )
-    values = np.random.default_rng(0).normal(size=(12, 5)).astype("float32")
-    weights = (np.arange(60).reshape(12, 5) % 7 < 3).astype("float32")
-    weights[8:] = 0.0
-
-    def of(index):
-        rows = slice(4 * index, 4 * index + 4)
-        own, own_weights = (ops.convert_to_tensor(x[rows]) for x in (values, weights))
-        return float(weighted_mean(own, own_weights)), float(weighted_mean(own, None))
-
-    weighted, plain = np.sum(replicas.run(of), axis=0)
-    expected = np.average(values.astype("float64"), weights=weights)
-    np.testing.assert_allclose(weighted, expected, 1e-5)
-    np.testing.assert_allclose(plain, values.mean(dtype="float64"), 1e-5)
 
 
 @torch_only
@@ -175,7 +111,7 @@ def test_quantizers_of_replicas_move_like_one(options, padded, monkeypatch):
 
 
 @torch_only
-def test_one_bad_replica_keeps_all_codebooks_as_they_are(replicas, monkeypatch):
+def test_one_bad_replica_keeps_all_codebooks_as_they_are(monkeypatch):
     name = "keras_bridle.quantizer.residual_quantizer.num_replicas"
     monkeypatch.setattr(name, lambda: 3)
     quantizers = [ResidualQuantizer(2, 8, dim=4, seed=5) for _ in range(3)]
@@ -184,6 +120,7 @@ def test_one_bad_replica_keeps_all_codebooks_as_they_are(replicas, monkeypatch):
     before = [numpy(weight) for weight in quantizers[0].weights]
     vectors = np.random.default_rng(1).normal(size=(3, 6, 4)).astype("float32")
     vectors[1, 2, 3] = np.inf
+    replicas = Replicas(3, monkeypatch)
     replicas.run(lambda index: quantizers[index](vectors[index], training=True) and 0)
     for quantizer in quantizers:
         for weight, other in zip(quantizer.weights, before, strict=True):

@@ -116,5 +116,5 @@ def test_labels_are_mixed_alike():
     ],
 )
 def test_wrong_inputs(layer, shape):
-    with pytest.raises(ValueError, match=r"shape|channels"):
+    with pytest.raises(ValueError):
         layer(np.ones(shape, "float32"), training=True)

@@ -63,6 +63,7 @@ def test_bicubic_stays_in_range():
     assert 0 < result[0, 0, 15, 0] < result[0, 0, 16, 0] < 255
 
 
+@pytest.mark.every_backend
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's own")
 def test_sizes_that_are_known_when_the_function_runs():
     import tensorflow as tf
@@ -264,14 +265,6 @@ def test_equalization_against_numpy():
     assert np.ptp(found[1]) == 255
 
 
-def test_posterization_keeps_at_least_four_bits():
-    values = np.arange(256, dtype="float32").reshape(1, 16, 16, 1)
-    images = np.tile(values, (16, 1, 1, 3))
-    found = changed(images, "posterization", 1.0)
-    kept = {len(np.unique(image)) for image in found}
-    assert kept <= {16, 32, 64, 128} and 16 in kept
-
-
 def mixed(layer, images):
     return [to_numpy(x) for x in layer(images, training=True)]
 
@@ -329,12 +322,6 @@ def test_both_kinds_take_turns_and_blends_follow_beta():
     assert test.statistic < 0.05
 
 
-def test_mix_rate():
-    layer = RandomImageMix(rate=0.3, cutmix_alpha=0.0, seed=0)
-    _, _, shares = mixed(layer, plain(2000)[:, :2, :2])
-    assert abs((shares < 1).mean() - 0.3) < 0.04
-
-
 def test_boxes_of_clips_are_those_of_images():
     clips = np.full((6, 3, 8, 10, 1), 200, "uint8")
     is_erased = []
@@ -367,11 +354,12 @@ def test_keras_layers_that_change_what_they_are_given(layer):
     assert np.abs(found - before).max() > 10
 
 
+@pytest.mark.every_backend
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX compiles on CPUs")
 @pytest.mark.parametrize(
     "layer", [keras.layers.RandomRotation(0.1, dtype="float32"), RandAugment()]
 )
-def test_models_are_compiled_on_jax(layer):
+def test_models_are_compiled(layer):
     model = keras.Sequential([ImageAugmentation(layer), keras.layers.Flatten()])
     model.compile("sgd", "mse", jit_compile="auto")
-    if keras.backend.backend() == "jax":
-        assert model.jit_compile
+    assert model.jit_compile

@@ -1,5 +1,3 @@
-from math import exp, log
-
 import numpy as np
 import pytest
 from scipy.stats import norm
@@ -114,25 +112,6 @@ def test_mean_per_class():
     lonely = classification_metrics([[1, 0], [1, 1]], [[0.1, 0.2], [0.5, 0.9]])
     assert lonely.per_class[0]["average precision"] == 1
     assert mean_per_class([lonely])[0]["AUC"] is None
-
-
-def test_code_usage_against_plain_python():
-    rng = np.random.default_rng(0)
-    codes = np.stack(
-        [rng.choice(50, 700, p=rng.dirichlet(np.full(50, x))) for x in (0.1, 1, 20)], -1
-    )
-    result = code_usage(codes.reshape(7, 100, 3), 50)
-    published = result.published()
-    for level, found in enumerate(codes.T.tolist()):
-        assert result.counts[level].tolist() == [found.count(x) for x in range(50)]
-        usage = len(set(found)) / 50
-        shares = [found.count(code) / 700 for code in set(found)]
-        entropy = -sum(share * log(share) for share in shares)
-        bits = entropy / log(2)
-        assert result.usage[level] == published["CUR"][level] == pytest.approx(usage)
-        assert result.perplexity[level] == pytest.approx(exp(entropy), rel=1e-12)
-        assert published["UE"][level] == pytest.approx(bits, rel=1e-12)
-        assert published["ECU"][level] == pytest.approx(usage / (bits * log(50)))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
-from keras_bridle.quantizer.usage import CodeUsage, CodeUsageLogger, named_usage
+from keras_bridle.quantizer.usage import CodeUsage, CodeUsageLogger
 
 
 def reference(codes, size=16):
@@ -31,12 +31,6 @@ def random_codes(*shape, seed=0):
     return np.minimum(codes, 12).astype("int32")
 
 
-def test_usage_without_any_codes():
-    usage = named_usage(np.zeros((1, 4)))
-    expected = {"usage_1": 0.0, "perplexity_1": 0.0, "dead_codes_1": 4.0}
-    assert {name: float(value) for name, value in usage.items()} == expected
-
-
 def test_metric_counts_until_it_is_reset():
     metric = CodeUsage(num_levels=3, codebook_size=16)
     assert CodeUsage.from_config(metric.get_config()).codebook_size == 16
@@ -51,30 +45,6 @@ def test_metric_counts_until_it_is_reset():
     codes[4, 2] = -1
     metric.update_state(codes, mask)
     assert_close(metric.result(), reference(codes[mask]))
-
-
-@pytest.mark.parametrize("jit_compile", [False, "auto"])
-def test_metric_in_a_model(jit_compile):
-    class Model(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.dense = keras.layers.Dense(1)
-            self.code_usage = CodeUsage(num_levels=2, codebook_size=16)
-
-        def call(self, codes):
-            return self.dense(ops.cast(codes, "float32"))
-
-        def compute_metrics(self, x, y, y_pred, sample_weight=None):
-            self.code_usage.update_state(x)
-            return self.get_metrics_result()
-
-    model = Model()
-    model.compile("sgd", "mse", jit_compile=jit_compile)
-    codes = random_codes(40, 2)
-    history = model.fit(codes, np.zeros((40, 1)), batch_size=16, epochs=2, verbose=0)
-    for epoch in range(2):
-        logs = {name: values[epoch] for name, values in history.history.items()}
-        assert_close(logs, reference(codes))
 
 
 VECTORS = np.random.default_rng(0).normal(size=(40, 8)).astype("float32")
