@@ -44,6 +44,6 @@ def fitted(inputs, axis, size, most_missing):
         padding = [(0, 0)] * len(inputs.shape)
         padding[axis] = (0, most_missing)
         inputs = ops.pad(inputs, padding)
-    if is_symbolic(size):  # a slice would count as one that leaves something out
-        return ops.take(inputs, ops.arange(size, dtype="int32"), axis=axis)
-    return inputs[(*[slice(None)] * axis, slice(0, size))]
+    # `torch.export` would take a slice for one that always leaves something out.
+    kept = ops.arange(size, dtype="int64") if is_symbolic(size) else slice(0, size)
+    return inputs[(*[slice(None)] * axis, kept)]

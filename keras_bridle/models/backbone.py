@@ -6,6 +6,7 @@ import keras
 import keras_hub
 from keras import ops
 
+from keras_bridle.export import Exportable
 from keras_bridle.layers.base import check
 from keras_bridle.layers.masks import gather_patches
 from keras_bridle.layers.patches import ClassToken, PatchEmbedding
@@ -20,7 +21,7 @@ from keras_bridle.models.presets import backbone_preset, preset_folder
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class BridleBackbone(Configured, keras_hub.models.Backbone):
+class BridleBackbone(Exportable, Configured, keras_hub.models.Backbone):
     """The encoder that BRIDLE pretrains: a pre-norm ViT over patches.
 
     Called on raw inputs, it returns one vector per patch. In pretraining, `encode()`
@@ -235,14 +236,18 @@ class BridleBackbone(Configured, keras_hub.models.Backbone):
         check(segments >= 1, "segments", "1 or more", segments)
         maps, padding_mask = self.maps(inputs)
         patches = self.drop_class_token(self.encode(maps, padding_mask))
-        mask = self.patch_padding_mask(maps, padding_mask)
+        is_real = self.patch_padding_mask(maps, padding_mask)
+        return self.pooled(patches, maps, is_real, segments)
+
+    def pooled(self, patches, maps, is_real=None, segments=1):
+        """As `pooled_features()`, from the patches of maps and which of them count."""
         rows, *columns = self.patch_embedding.grid(ops.shape(maps)[1:-1])
         columns = math.prod(columns)
         patches = ops.reshape(patches, (-1, rows, columns, self.hidden_dim))
         # Padding fills whole rows.
         real_rows = ops.ones_like(patches[:, :, 0, 0])
-        if mask is not None:
-            real_rows = ops.reshape(mask, (-1, rows, columns))[:, :, 0]
+        if is_real is not None:
+            real_rows = ops.reshape(is_real, (-1, rows, columns))[:, :, 0]
         lengths = ops.sum(ops.cast(real_rows, "float32"), axis=1)
         shares = ops.cast(_segment_shares(lengths, rows, segments), patches.dtype)
         means = ops.matmul(shares, ops.mean(patches, axis=2))

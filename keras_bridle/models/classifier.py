@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_bridle.config import ArgumentError
+from keras_bridle.export import Exportable
 from keras_bridle.layers.masks import gather_patches
 from keras_bridle.models.arguments import Configured
 from keras_bridle.models.backbone import BridleBackbone
@@ -42,12 +43,12 @@ def probabilities_of(logits, multi_label):
     return shares / shares.sum(axis=1, keepdims=True)
 
 
-class BridleClassifier(Configured, keras_hub.models.Task):
+class BridleClassifier(Exportable, Configured, keras_hub.models.Task):
     """Base of the classifiers: an encoder, the mean of its patches, a norm, a head.
 
     `from_preset()` attaches a preprocessor, so that raw inputs of any size go into
     `fit()`, `evaluate()` and `predict()`. The encoder computes its maps, also in what
-    `export()` writes.
+    `export()` writes, which takes inputs as the preprocessor returns them.
 
     Args:
         backbone: `BridleBackbone`, the encoder.

@@ -4,12 +4,15 @@ import keras
 from keras import ops
 
 from keras_bridle.config import ArgumentError
+from keras_bridle.export import Exportable
+from keras_bridle.models.arguments import Configured
 from keras_bridle.quantizer.residual_quantizer import unit_vectors
 
 OUTPUTS = ("features", "patches", "is_real", "codes", "vectors", "distances")
 
 
-class FeatureModel(keras.Model):
+@keras.saving.register_keras_serializable(package="keras_bridle")
+class FeatureModel(Exportable, Configured, keras.Model):
     """Raw inputs to a dict of outputs, for `predict()` without `compile()`.
 
     Its outputs are those named in `wanted`, all of shape `(batch, num_patches, ...)`
@@ -29,6 +32,7 @@ class FeatureModel(keras.Model):
         segments: int, as of `BridleBackbone.pooled_features`.
         augmentation: optional layer, called with `training=False`: it may bring inputs
             to their size.
+        **kwargs: keyword arguments of `keras.Model`.
     """
 
     def __init__(
@@ -38,8 +42,9 @@ class FeatureModel(keras.Model):
         wanted=("features",),
         segments=1,
         augmentation=None,
+        **kwargs,
     ):
-        super().__init__(autocast=False, name="feature_model")
+        super().__init__(**{"autocast": False, "name": "feature_model", **kwargs})
         known = OUTPUTS if tokenizer is not None else OUTPUTS[:3]
         if not wanted or not set(wanted) <= set(known):
             raise ArgumentError("wanted", f"some of {known}", wanted)
@@ -48,6 +53,7 @@ class FeatureModel(keras.Model):
         self.wanted = tuple(wanted)
         self.segments = segments
         self.augmentation = augmentation
+        self.built = True
 
     def call(self, inputs):
         wanted, backbone = set(self.wanted), self.backbone
@@ -56,12 +62,12 @@ class FeatureModel(keras.Model):
         maps, padding_mask = backbone.maps(inputs)
         is_real = backbone.patch_padding_mask(maps, padding_mask)
         found = {}
-        if "features" in wanted:
-            features = backbone.pooled_features(inputs, self.segments)
-            found["features"] = ops.cast(features, "float32")
-        if "patches" in wanted:
+        if wanted & {"features", "patches"}:
             patches = backbone.drop_class_token(backbone.encode(maps, padding_mask))
             found["patches"] = ops.cast(patches, "float32")
+        if "features" in wanted:
+            features = backbone.pooled(patches, maps, is_real, self.segments)
+            found["features"] = ops.cast(features, "float32")
         if wanted & {"vectors", "codes", "distances"}:
             vectors = self.tokenizer.vectors(maps, padding_mask)
             found["vectors"] = ops.cast(vectors, "float32")

@@ -1,0 +1,361 @@
+"""Exports networks to formats that run without Keras."""
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_bridle.config import ArgumentError
+
+
+class Format(NamedTuple):
+    """A format: how its files end, the backend that writes it, packages for that."""
+
+    ending: str
+    backend: str
+    packages: tuple[str, ...] = ()
+
+
+FORMATS = {
+    "onnx": Format(".onnx", "torch", ("onnx", "onnxscript")),
+    "openvino": Format(".xml", "torch", ("onnx", "onnxscript", "openvino")),
+    "torch": Format(".pt2", "torch"),
+    "tf_saved_model": Format("", "tensorflow"),
+    "litert": Format(".tflite", "tensorflow"),
+}
+# An input to trace. Nothing may look like a symbol's usual values, 0 and 1, and no two
+# sides alike.
+_EXAMPLE = (3, 16411, 97, 113, 5)
+_JOB = (
+    "import sys, keras_bridle.models.feature_extractor; "
+    "from keras_bridle.export import _run_job; _run_job(*sys.argv[1:])"
+)
+
+
+class Exportable:
+    """A model of raw inputs that every backend can export to every format."""
+
+    # Those of the model.
+    compute_dtype: str
+    input_dims: tuple
+    save: Any
+
+    def export(
+        self, filepath, format="tf_saved_model", verbose=None, input_signature=None
+    ):
+        """Exports the model for inference, the front end included.
+
+        ONNX, OpenVINO and PyTorch's format are written by the PyTorch backend, those of
+        TensorFlow by its own. On another backend the model is saved, and a process of
+        that backend writes the file. What is written computes in float32 whatever the
+        dtype policy is, and but for SavedModels log-mel with `fourier="matmul"`.
+
+        Args:
+            filepath: string or path, the file to write: `.onnx`, `.xml` (OpenVINO),
+                `.pt2` (PyTorch), `.tflite` (LiteRT); for a SavedModel a folder.
+            format: string, `"onnx"`, `"openvino"`, `"torch"`, `"litert"` or
+                `"tf_saved_model"`.
+            verbose: bool. `False` prints nothing.
+            input_signature: optional list of one `keras.InputSpec`, whose shape has
+                `None` for sides of any length. By default batches of any size, of
+                inputs of `input_dims`. LiteRT needs known sides, and has batches of 1
+                unless the shape says otherwise.
+
+        Raises:
+            ValueError: for an unknown format, another ending, or sides that a format
+                must know.
+            ImportError: if packages or a backend that a format needs are not there.
+
+        Example:
+        ```python
+        import keras_bridle as kb
+
+        size = "bridle_audio_tiny"
+        backbone = kb.BridleBackbone.from_preset(size, load_weights=False)
+        backbone.export("encoder.onnx", format="onnx")
+        ```
+        """
+        if format not in FORMATS:
+            raise ArgumentError("format", f"one of {tuple(FORMATS)}", format)
+        kind = FORMATS[format]
+        if not str(filepath).endswith(kind.ending):
+            raise ArgumentError("filepath", f"a name with {kind.ending}", filepath)
+        encoder = getattr(self, "backbone", self)
+        shape = (None, *encoder.input_dims)
+        if input_signature is not None:
+            shape = tuple(keras.tree.flatten(input_signature)[0].shape)
+        if format == "litert":
+            shape = (shape[0] or 1, *shape[1:])
+            if None in shape:
+                raise ArgumentError("input_signature", "of known sides", shape)
+        for package in (kind.backend, *kind.packages):
+            if importlib.util.find_spec(package) is None:
+                raise ImportError(
+                    f'{format} needs {package}, as "keras-bridle[export]" has it'
+                )
+        # To the path that the other process sees, too.
+        path = Path(filepath).resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model = self if encoder.compute_dtype == "float32" else _in_float32(self)
+        is_here = keras.backend.backend() == kind.backend
+        (model._write if is_here else model._write_elsewhere)(path, format, shape)
+        if verbose is not False:
+            how = "" if is_here else f", converted by {kind.backend} in its own process"
+            print(f"Saved {format} at {filepath}{how}")
+
+    def _write_elsewhere(self, path, format, shape):
+        """Has a process of another backend load the model and write it."""
+        with tempfile.TemporaryDirectory() as folder:
+            saved = str(Path(folder, "model.keras"))
+            self.save(saved)
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    "-c",
+                    _JOB,
+                    saved,
+                    str(path),
+                    format,
+                    json.dumps(shape),
+                ],
+                # What it exports is to run anywhere.
+                env={
+                    **os.environ,
+                    "KERAS_BACKEND": FORMATS[format].backend,
+                    "CUDA_VISIBLE_DEVICES": "",
+                },
+                capture_output=True,
+                text=True,
+            )
+        if done.returncode:
+            raise RuntimeError(f"{format} could not be written:\n{done.stderr[-2000:]}")
+
+    def _write(self, path, format, shape):
+        if format == "tf_saved_model":
+            self._write_by_keras(path, format, shape)
+            return
+        with _matmul_front_ends(self):
+            if format == "litert":
+                self._write_by_keras(path, format, shape)
+            else:
+                _write_by_torch(self, path, format, shape)
+
+    def _write_by_keras(self, path, format, shape):
+        signature = [keras.InputSpec(shape=shape, dtype="float32", name="inputs")]
+        options = {"verbose": False, "input_signature": signature}
+        super().export(str(path), format, **options)  # type: ignore[misc]
+
+
+def _run_job(saved, path, format, shape):
+    """What the other process does."""
+    model = keras.saving.load_model(saved, compile=False)
+    model._write(Path(path), format, tuple(json.loads(shape)))
+
+
+def _in_float32(model):
+    """Copies a model of half precision, whose weights are float32."""
+    config = json.dumps(keras.saving.serialize_keras_object(model))
+    config = re.sub(r'"(mixed_)?b?float16"', '"float32"', config)
+    copy = keras.saving.deserialize_keras_object(json.loads(config))
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+@contextlib.contextmanager
+def _matmul_front_ends(model):
+    """Lets front ends compute spectra by operations that every format has."""
+    found = [x for x in _front_ends(model) if hasattr(x, "fourier")]
+    before = [front_end.fourier for front_end in found]
+    try:
+        for front_end in found:
+            front_end.fourier = "matmul"
+        yield
+    finally:
+        for front_end, fourier in zip(found, before, strict=True):
+            front_end.fourier = fourier
+
+
+def _front_ends(model):
+    if getattr(model, "front_end", None) is not None:
+        yield model.front_end
+    for name in ("backbone", "tokenizer"):
+        if getattr(model, name, None) is not None:
+            yield from _front_ends(getattr(model, name))
+
+
+def _write_by_torch(model, path, format, shape):
+    import torch
+    from torch.export.passes import move_to_device_pass
+
+    names = ["outputs"]
+
+    class Inference(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, inputs):
+            outputs = self.model(inputs, training=False)
+            if isinstance(outputs, dict):
+                names[:] = outputs
+            return outputs
+
+    sides = ("samples",) if len(shape) == 2 else ("side_1", "side_2", "side_3")
+    named = {
+        axis: name
+        for axis, (name, side) in enumerate(zip(("batch", *sides), shape, strict=False))
+        if side is None
+    }
+    unknown = dict.fromkeys(named, torch.export.Dim.DYNAMIC)
+    example = ops.zeros([x or y for x, y in zip(shape, _EXAMPLE, strict=False)])
+    with torch.no_grad(), _quiet():
+        program = torch.export.export(
+            Inference().eval(), (example,), dynamic_shapes=(unknown,), strict=False
+        )
+        # What it holds of an accelerator's memory would not run without one.
+        program = move_to_device_pass(program, "cpu")
+        if format == "torch":
+            torch.export.save(program, path)
+            return
+        graph: Any = torch.onnx.export(
+            program,
+            input_names=["inputs"],
+            output_names=names,
+            dynamic_shapes=(named,),
+            verbose=False,
+        )
+    if format == "onnx":
+        graph.save(path)
+        return
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        graph.save(Path(folder, "model.onnx"))
+        converted = openvino.convert_model(Path(folder, "model.onnx"))
+        openvino.save_model(converted, path, compress_to_fp16=False)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps what the exporter says of itself and of other packages to itself."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def load_exported(path):
+    """Loads an exported model into the runtime of its format.
+
+    Args:
+        path: string or path, as of `export()`.
+
+    Returns:
+        A function from an array of raw inputs to a dict of NumPy arrays: by name, or
+        as `"outputs"` if there is but one tensor.
+    """
+    path = str(path)
+    loaders = {
+        ".onnx": _load_onnx,
+        ".xml": _load_openvino,
+        ".pt2": _load_torch,
+        ".tflite": _load_litert,
+    }
+    return loaders.get(Path(path).suffix, _load_saved_model)(path)
+
+
+def differences(model, exported, inputs):
+    """How far what was exported is from the model, by output.
+
+    Args:
+        model: a model with `export()`.
+        exported: function, from `load_exported()`.
+        inputs: array of raw inputs.
+
+    Returns:
+        Dict of floats: the norm of the difference relative to that of the model's
+        output; of codes and masks, the share that is not equal.
+    """
+    found, expected = exported(inputs), _arrays(model(inputs, training=False))
+    return {
+        name: float(np.linalg.norm(right - found[name]) / np.linalg.norm(right))
+        if right.dtype.kind == "f"
+        else float((right != found[name]).mean())
+        for name, right in expected.items()
+    }
+
+
+def _load_onnx(path):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    names = [output.name for output in session.get_outputs()]
+    return lambda inputs: dict(
+        zip(names, session.run(names, {"inputs": inputs}), strict=True)
+    )
+
+
+def _load_openvino(path):
+    import openvino
+
+    # By default it would compute in half precision where the device is faster so.
+    model = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda inputs: {
+        output.any_name: value for output, value in model(inputs).to_dict().items()
+    }
+
+
+def _load_torch(path):
+    import torch
+
+    model = torch.export.load(path).module()
+
+    def run(inputs):
+        with torch.no_grad():
+            return _arrays(model(torch.tensor(inputs)))
+
+    return run
+
+
+def _load_litert(path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    infer = Interpreter(path).get_signature_runner()
+
+    def run(inputs):
+        outputs = infer(inputs=inputs)
+        # A tensor without a name gets one of its own.
+        return (
+            outputs if len(outputs) > 1 else _arrays(outputs.get("output_0", outputs))
+        )
+
+    return run
+
+
+def _load_saved_model(path):
+    import tensorflow
+
+    # The function needs the model as long as it lives.
+    model = tensorflow.saved_model.load(path)
+    return lambda inputs: _arrays(model.serve(inputs))
+
+
+def _arrays(outputs):
+    outputs = outputs if isinstance(outputs, dict) else {"outputs": outputs}
+    return {name: ops.convert_to_numpy(output) for name, output in outputs.items()}
