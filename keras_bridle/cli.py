@@ -247,7 +247,7 @@ class Setup:
                 self.parser.error(
                     f"{self.parser.flag(name)} is not for {modality.name}"
                 )
-            if self.options.data is None and name in labeled:
+            if name in labeled and self.options.data is None:
                 self.parser.error(f"{self.parser.flag(name)} needs --data")
 
     def __enter__(self):

@@ -82,7 +82,7 @@ class Exportable:
         ```python
         import keras_bridle as kb
 
-        size = "bridle_audio_tiny"
+        size = "bridle_image_tiny"
         backbone = kb.BridleBackbone.from_preset(size, load_weights=False)
         backbone.export("encoder.onnx", format="onnx")
         ```

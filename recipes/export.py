@@ -102,8 +102,6 @@ class Export(Setup):
         seconds, sides = self.options.seconds, encoder.input_dims
         is_fixed = self.options.format == "litert"
         if seconds is not None:
-            if modality_of(encoder) is not AUDIO:
-                raise ArgumentError("seconds", "left out: it is for audio", seconds)
             sides = AUDIO.input_shape(AUDIO.reading(encoder, seconds=seconds))
         if is_fixed and None in sides:
             raise ArgumentError("seconds", "given for LiteRT", None)
@@ -127,6 +125,7 @@ def main(arguments=None):
     with Export(Options, __doc__, arguments) as recipe:
         options = recipe.options
         network = recipe.network()
+        recipe.refuse_idle(modality_of(network.backbone))
         shape = recipe.shape(network.backbone)
         format = {"saved_model": "tf_saved_model"}.get(options.format, options.format)
         path = Path(options.directory, f"model{FORMATS[format].ending}")

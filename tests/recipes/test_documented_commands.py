@@ -166,6 +166,7 @@ def test_documented_command(command, parse):
         ("fine_tune", 30),
         ("probe", 20),
         ("extract_features", 20),
+        ("export", 20),
     ],
 )
 def test_recipes_have_few_flags(recipe, most):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from recipe_runs import fails_in_one_line, load_recipe, save_small_encoder
+from recipe_runs import fails_in_one_line, load_recipe
 from tiny_pretraining import backbone as tiny_backbone
 
 import keras_bridle as kb
@@ -12,16 +12,6 @@ from keras_bridle.export import load_exported
 @pytest.fixture(scope="module")
 def recipe():
     return load_recipe("export")
-
-
-@pytest.fixture(scope="module")
-def speech(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("presets") / "speech"
-    front_end = kb.LogMelSpectrogram(num_mel_bins=32)
-    save_small_encoder(
-        folder, patch_size=(2, 32), input_dims=(None,), front_end=front_end
-    )
-    return folder
 
 
 def test_features_and_codes_of_a_run(recipe, tmp_path, capsys):
@@ -45,34 +35,20 @@ def test_features_and_codes_of_a_run(recipe, tmp_path, capsys):
     assert patches.shape == (8, 4, 16)
 
 
-def test_a_classifier_of_clips_of_fixed_length(recipe, speech, tmp_path):
-    pytest.importorskip("ai_edge_litert")
+def test_a_classifier_of_clips_of_fixed_length(recipe, encoders, tmp_path):
     names = ["yes", "no", "noise"]
-    kb.BridleAudioClassifier.from_preset(speech, class_names=names).save_to_preset(
-        str(tmp_path / "tuned" / "preset")
-    )
+    kb.BridleAudioClassifier.from_preset(
+        encoders["audio"], class_names=names
+    ).save_to_preset(str(tmp_path / "tuned" / "preset"))
     out = tmp_path / "out"
     recipe.main(
         [
             *(f"--from={tmp_path / 'tuned'}", f"--directory={out}"),
-            *("--format=litert", "--seconds=0.2"),
+            *("--format=torch", "--seconds=0.2"),
         ]
     )
-    exported = load_exported(out / "model.tflite")
-    assert exported(np.ones((1, 3200), "float32"))["outputs"].shape == (1, 3)
+    exported = load_exported(out / "model.pt2")
+    assert exported(np.ones((2, 3200), "float32"))["outputs"].shape == (2, 3)
+    with pytest.raises(AssertionError, match="3200"):
+        exported(np.ones((2, 4800), "float32"))
     assert (out / "class_names.txt").read_text().split() == names
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "--from"),
-        (["--from=nothing"], "--from"),
-        (["--from=bridle_audio_tiny", "--format=litert"], "--seconds"),
-        (["--from=bridle_image_tiny", "--seconds=1"], "--seconds"),
-        (["--from=bridle_image_tiny", "--outputs=codes"], "some of"),
-    ],
-)
-def test_wrong_options(recipe, tmp_path, arguments, words, capsys):
-    arguments = [*arguments, f"--directory={tmp_path / 'out'}"]
-    fails_in_one_line(recipe, arguments, words, capsys)

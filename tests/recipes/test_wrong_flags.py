@@ -83,6 +83,14 @@ EXTRACT_FEATURES = {
     "--data=PICTURES --from=IMAGE --segment-means=2 --per=patch": "--segment-means",
     "--data=PICTURES --from=IMAGE --per=clip": "--per must be",
 }
+EXPORT = {
+    "": "--from must be given",
+    "--from=no/run": "--from must be the directory of a run",
+    "--from=AUDIO --format=litert": "--seconds must be given",
+    "--from=IMAGE --seconds=1": "--seconds is not for image",
+    "--from=IMAGE --format=coreml": "--format must be",
+    "--from=IMAGE --outputs=codes": "wanted",
+}
 WRONG = {
     "pretrain_audio": PRETRAIN_AUDIO,
     "pretrain_image": PRETRAIN_IMAGE,
@@ -90,6 +98,7 @@ WRONG = {
     "fine_tune": FINE_TUNE,
     "probe": PROBE,
     "extract_features": EXTRACT_FEATURES,
+    "export": EXPORT,
 }
 DEFAULTS = {
     "pretrain_audio": [*SHORT, "--seconds=0.3"],
@@ -98,6 +107,7 @@ DEFAULTS = {
     "fine_tune": ["--epochs=1", "--set=warmup_epochs=0", "--batch-size=4"],
     "probe": ["--no-baselines"],
     "extract_features": [],
+    "export": [],
 }
 
 
