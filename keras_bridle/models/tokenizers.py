@@ -25,9 +25,6 @@ class _Tokenizer(Configured, keras.Model):
             self.quantizer.build((None, None, self.quantizer.dim))
         self.built = True
 
-    def dense(self, units, name, **kwargs):
-        return keras.layers.Dense(units, dtype=self.dtype_policy, name=name, **kwargs)
-
     def call(self, maps, padding_mask=None, visible=None, training=False):
         mask = self.patch_padding_mask(maps, padding_mask)
         if mask is not None and visible is not None:
@@ -83,8 +80,13 @@ class BridleTokenizer(_Tokenizer):
         super().__init__(quantizer, **kwargs)
         self.backbone = backbone
         self.quantizer = quantizer
-        self.hidden = self.dense(backbone.hidden_dim, "hidden", activation="tanh")
-        self.projection = self.dense(quantizer.dim, "projection")
+        dtype = self.dtype_policy
+        self.hidden = keras.layers.Dense(
+            backbone.hidden_dim, "tanh", dtype=dtype, name="hidden"
+        )
+        self.projection = keras.layers.Dense(
+            quantizer.dim, dtype=dtype, name="projection"
+        )
         self.hidden.build((None, None, backbone.hidden_dim))
         self.projection.build((None, None, backbone.hidden_dim))
         self.build_quantizer()
@@ -114,7 +116,8 @@ class RandomProjectionTokenizer(_Tokenizer):
             the patch vectors, as published; codes then depend on the position of a
             patch as well as on its content. `None` adds none.
         center_patches: bool, whether to subtract the mean of each channel from a patch,
-            so that codes describe shape and motion, not brightness.
+            so that codes describe shape and motion, not brightness. All patches of one
+            brightness alone then have the same codes.
         **kwargs: keyword arguments of `keras.Model`.
 
     Raises:
@@ -150,18 +153,21 @@ class RandomProjectionTokenizer(_Tokenizer):
         self.quantizer = quantizer
         self.position_layout = position_layout
         self.center_patches = center_patches
+        # In half precision, rounding errors would be as large as faint patches.
         self.patch_embedding = PatchEmbedding(
-            hidden_dim, patch_size, dtype=self.dtype_policy, name="patch_embedding"
+            hidden_dim, patch_size, dtype="float32", name="patch_embedding"
         )
         self.position_encoding = None
         if position_layout is not None:
             self.position_encoding = SineCosinePositionEncoding(
-                position_layout, dtype=self.dtype_policy, name="position_encoding"
+                position_layout, dtype="float32", name="position_encoding"
             )
         self.flatten_grid = keras.layers.Reshape(
-            (-1, hidden_dim), dtype=self.dtype_policy, name="flatten_grid"
+            (-1, hidden_dim), dtype="float32", name="flatten_grid"
         )
-        self.projection = self.dense(quantizer.dim, "projection", use_bias=False)
+        self.projection = keras.layers.Dense(
+            quantizer.dim, use_bias=False, dtype="float32", name="projection"
+        )
 
     def build(self, maps_shape):
         self.patch_embedding.build(maps_shape)
@@ -196,4 +202,15 @@ class RandomProjectionTokenizer(_Tokenizer):
             patches = self.position_encoding(patches, grid=grid, visible=visible)
         if visible is None:
             patches = self.flatten_grid(patches)
-        return self.projection(patches)
+        vectors = self.projection(patches)
+        if not self.center_patches:
+            return vectors
+        # What is left of a flat patch is rounding errors. Brought to unit length, they
+        # would be codes of its brightness.
+        squares = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
+        return ops.where(squares > SHORTEST**2, vectors, 0.0)
+
+
+# Other centered vectors are longer: 9e-3 where one pixel of 1,536 is 1 / 255 brighter.
+# Rounding errors are 5e-6 long, those of bright patches 3e-5.
+SHORTEST = 5e-4

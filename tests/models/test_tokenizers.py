@@ -58,6 +58,18 @@ def test_random_projection_depends_on_positions_only_if_asked():
         assert (spread < 1e-5) == alike
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_flat_patches_have_the_same_codes_whatever_their_brightness(policy):
+    x = maps(8, batch=64)
+    x[32:] = maps(8, batch=32)[:, :1, :1]
+    tokenizer = random_projection(center_patches=True, dtype=policy)
+    tokenizer.build((None, None, 16, 1))
+    tokenizer.quantizer.adapt(tokenizer.vectors(x))
+    codes = to_numpy(tokenizer(x).codes)
+    assert (codes[32:] == codes[32, 0]).all()
+    assert len(np.unique(codes[:32, :, 0])) > 1
+
+
 @pytest.mark.parametrize("center", [True, False])
 def test_random_projection_sees_no_brightness_if_asked(center):
     x = maps(4)
