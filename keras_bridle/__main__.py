@@ -14,6 +14,7 @@ COMMANDS = {
     "fine-tune": "fine_tune",
     "probe": "probe",
     "extract": "extract_features",
+    "export": "export",
 }
 
 
