@@ -39,6 +39,7 @@ from keras_bridle.config import (
     option,
 )
 from keras_bridle.training.progress import keep_freed_memory
+from keras_bridle.training.trackers import TRACKERS
 from keras_bridle.workflows import FineTuning
 
 SAMPLE = {
@@ -175,6 +176,9 @@ class Options(
     )
     labels_per_class: Count | None = flag(
         None, "train on so many examples of each class"
+    )
+    tracker: Literal[TRACKERS] | None = option(
+        None, f"log to {', '.join(TRACKERS)}", learned=False
     )
     view_segments: Count = option(1, "times to test a video at", only="video")
     view_crops: Count = option(1, "crops of it to test", only="video")

@@ -80,7 +80,7 @@ PUBLISHED = {
 class Options(PretrainingOptions, VideoReading):
     """Options of this recipe."""
 
-    hidden = ("segments",)
+    hidden = ("sampling_rate", "segments")
 
     flip: bool = option(True, "mirror clips; false where left and right differ")
 

@@ -58,6 +58,7 @@ class FitCall:
 
     def compile(self, trainer, phase):
         """Compiles a trainer for its phase."""
+        trainer.phase = phase.name
         options = self.options
         trainer.set_trained_parts()
         # Schedules count batches, also where several of them make a step.

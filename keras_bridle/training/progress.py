@@ -12,7 +12,8 @@ import keras
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 # How many lines to print at most where there is no terminal.
@@ -250,6 +251,40 @@ def _format_logs(logs):
     return "  ".join(line)
 
 
+class EventWriter:
+    """Writes a file that TensorBoard reads, without TensorFlow."""
+
+    def __init__(self, folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+        self._writer = RecordWriter(Path(folder, name).open("wb"))  # noqa: SIM115
+        self._write(file_version="brain.Event:2")
+
+    def write(self, step, values):
+        """Writes a dict of numbers."""
+        numbers = [Summary.Value(tag=x, simple_value=values[x]) for x in values]
+        self._write(step=step, summary=Summary(value=numbers))
+
+    def write_text(self, tag, text):
+        """Writes a text, once."""
+        plugin = SummaryMetadata.PluginData(plugin_name="text")
+        value = Summary.Value(
+            tag=tag,
+            metadata=SummaryMetadata(plugin_data=plugin),
+            tensor=TensorProto(dtype="DT_STRING", string_val=[text.encode()]),
+        )
+        self._write(summary=Summary(value=[value]))
+
+    def finish(self):
+        """Closes the file."""
+        self._writer.close()
+
+    def _write(self, **content):
+        event = Event(wall_time=time.time(), **content)
+        self._writer.write(event.SerializeToString())
+        self._writer.flush()
+
+
 class SpeedBoard(keras.callbacks.Callback):
     """Logs for TensorBoard, with the numbers of a `RichProgress` before it.
 
@@ -258,31 +293,20 @@ class SpeedBoard(keras.callbacks.Callback):
 
     def __init__(self, folder, progress):
         super().__init__()
-        self.folder = Path(folder, "train")
+        self.folder = folder
         self.progress = progress
 
     def on_train_begin(self, logs=None):
-        self.folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
-        self._writer = RecordWriter((self.folder / name).open("wb"))
-        self._write(file_version="brain.Event:2")
+        self._writer = EventWriter(Path(self.folder, "train"))
 
     def on_epoch_end(self, epoch, logs=None):
         rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
         speed = {f"speed/{key}": x for key, x in self.progress.numbers().items()}
-        values = [
-            Summary.Value(tag=f"epoch_{name}", simple_value=float(x))
-            for name, x in {**(logs or {}), "learning_rate": rate, **speed}.items()
-        ]
-        self._write(step=epoch, summary=Summary(value=values))
+        found = {**(logs or {}), "learning_rate": rate, **speed}
+        self._writer.write(epoch, {f"epoch_{x}": float(found[x]) for x in found})
 
     def on_train_end(self, logs=None):
-        self._writer.close()
-
-    def _write(self, **content):
-        event = Event(wall_time=time.time(), **content)
-        self._writer.write(event.SerializeToString())
-        self._writer.flush()
+        self._writer.finish()
 
 
 class ProfileSteps(keras.callbacks.Callback):

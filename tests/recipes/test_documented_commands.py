@@ -22,6 +22,7 @@ SCRIPTS = sorted(RECIPES.glob("*.py"))
 DOCS = sorted((RECIPES.parent / "docs").glob("*.md"))
 # Flags in the READMEs that are of other programs, or of all.
 OTHERS = {
+    "--no-deps",
     "--backend",
     "--help",
     "--kills",

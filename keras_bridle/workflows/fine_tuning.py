@@ -1,52 +1,26 @@
-"""Pretraining and fine-tuning from a command line."""
+"""Fine-tuning from a command line."""
 
 import contextlib
-import dataclasses
 import functools
-import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from keras_bridle.cli import Setup, check_source, labeled_data
 from keras_bridle.config import (
     ArgumentError,
-    Count,
-    DataOptions,
     FineTuningOptions,
-    MethodOptions,
-    Natural,
-    RunOptions,
-    TrainingOptions,
-    ZeroToOne,
-    flag,
-    option,
 )
-from keras_bridle.data.layouts import list_files
-from keras_bridle.distribution import (
-    broadcast,
-    is_chief,
-    process_shard,
-)
-from keras_bridle.evaluation.monitor import watch, watch_files
 from keras_bridle.evaluation.plots import plot_history
 from keras_bridle.evaluation.report import (
-    RunReport,
     probe_table,
     report_predictions,
     write_results,
 )
 from keras_bridle.modalities import AUDIO, encoder_of, modality_of
 from keras_bridle.models.backbone import BridleBackbone
-from keras_bridle.models.presets import decoder_size
-from keras_bridle.training.batches import first_batches
-from keras_bridle.training.checkpoint import (
-    write_json,
-)
 from keras_bridle.training.examples import (
     ArrayExamples,
     FileExamples,
@@ -56,212 +30,8 @@ from keras_bridle.training.examples import (
     split_examples,
 )
 from keras_bridle.training.fine_tune import FineTuner, fine_tune, predict_examples
-from keras_bridle.training.interleaved import InterleavedPretraining
 from keras_bridle.training.run import RunDirectory, run_lock
-
-
-@dataclasses.dataclass(kw_only=True)
-class PretrainingOptions(TrainingOptions, MethodOptions, RunOptions, DataOptions):
-    """Encoder: the options of the three recipes."""
-
-    preset: str = flag("base", "tiny, small, base, large, or a folder")
-    patch_size: tuple[Count, ...] | None = option(None, "sides, if not the preset's")
-    mask_ratio: ZeroToOne = flag(0.8, "share of the patches to hide")
-    decoder_dim: Count | None = option(None, "decoder's width, if not the preset's")
-    decoder_layers: Count | None = option(None, "decoder's depth, likewise")
-    augmentation: bool = option(True, "train on augmented inputs")
-    monitor: bool = option(True, "watch the encoder's features", learned=False)
-    distribute: Natural = flag(
-        0,
-        "train on all devices and processes; N on JAX: divide networks among N",
-        const=1,
-        learned=False,
-    )
-
-
-class Pretraining(Setup):
-    """A pretraining recipe.
-
-    Args:
-        modality: `AUDIO`, `IMAGE` or `VIDEO`.
-        kind: class of `PretrainingOptions`.
-        description: string, what `--help` starts with.
-        sample: dict, the recipe's defaults on the sample data.
-        published: dict, its defaults on `--data`.
-        arguments: optional list of strings; the command line's by default.
-
-    Attributes:
-        reading: dict, how raw inputs are read.
-        inputs: what `InterleavedPretraining.fit()` takes, after `load()`.
-        examples: array of some raw inputs.
-    """
-
-    def __init__(self, modality, kind, description, sample, published, arguments=None):
-        self.modality = modality
-        self.encoder: Any = None
-        self.profiles = {"Without --data": sample, "With --data": published}
-        super().__init__(kind, description, arguments, self.profiles)
-
-    def defaults(self, given):
-        sample, published = self.profiles.values()
-        found = sample if given.get("data") is None else published
-        if not ("preset" in given and Path(given["preset"]).exists()):
-            return found
-        if given.get("patch_size") is not None:
-            raise ArgumentError("patch_size", "left to the encoder in --preset", "one")
-        self.encoder = encoder_of(given["preset"])
-        if self.encoder is None or modality_of(self.encoder) is not self.modality:
-            expected = f"the folder of an encoder for {self.modality.name}"
-            raise ArgumentError("preset", expected, given["preset"])
-        sizes = self.modality.sizes(self.encoder).items()
-        return found | {name: size for name, size in sizes if name in found and size}
-
-    def load(self, sample):
-        """Loads the data.
-
-        Args:
-            sample: function of `reading` that returns the sample data, and some of it.
-        """
-        options, modality = self.options, self.modality
-        encoder = self.encoder
-        if encoder is None:
-            encoder = encoder_of(f"bridle_{modality.name}_{options.preset}")
-            encoder.patch_size = options.patch_size or encoder.patch_size
-        self.reading = modality.reading_of(options, encoder)
-        self.steps_per_epoch = None
-        if options.data is not None:
-            self._load_files()
-            return
-        if self.encoder is None:
-            self.reading |= modality.sample_channels
-        self.inputs, self.examples = sample(self.reading)
-        self.monitor = lambda: watch(*modality.sample(self.reading)[0])
-
-    def _load_files(self):
-        options, modality = self.options, self.modality
-        data, layout, segments = options.data, options.layout, options.segments
-        split = "train" if layout in ("speech_commands", "imagenet") else None
-        files = list_files(modality.name, data, layout, segments=segments, split=split)
-        self.read_report.add_missing(files)
-        self.steps_per_epoch = len(files) // options.batch_size
-        if self.steps_per_epoch == 0:
-            expected = f"at most {len(files)}, the number of files"
-            raise ArgumentError("batch_size", expected, options.batch_size)
-        reading = self.reading
-        if options.augmentation:
-            reading = modality.enlarged(reading)
-
-        def batches(epoch, first_batch=0, **more):
-            return modality.dataset(
-                files,
-                reading,
-                batch_size=options.batch_size,
-                shuffle=True,
-                labels=False,
-                seed=options.seed,
-                initial_epoch=epoch,
-                first_batch=first_batch,
-                strict=options.strict,
-                report=self.read_report,
-                **more,
-            )
-
-        with self.read_report.reraise():
-            # Shuffled: the first files in order may be of one class.
-            self.examples = np.concatenate(list(first_batches(batches(0), 4)))
-        self.inputs = functools.partial(batches, repeat=True, shard=process_shard())
-        self.monitor = functools.partial(
-            watch_files, modality, files, self.reading, self.read_report
-        )
-
-    def backbone(self):
-        """Builds the encoder that `preset` names, or loads it from a folder."""
-        options = self.options
-        if self.encoder is not None:
-            return BridleBackbone.from_preset(options.preset)
-        changes = {"patch_size": options.patch_size} if options.patch_size else {}
-        return self.modality.new_encoder(
-            options.preset, self.examples, self.reading, **changes
-        )
-
-    def train(self, backbone, mask, augmentation, probes, title):
-        """Pretrains, and reports.
-
-        `augmentation` lists layers for raw inputs. `probes` is a function of the
-        reading and the backbone, for the sample data: it gives a function that lists
-        the probes of the encoder as it is, and a dict of those that list the same of
-        something else. A probe is a name, a function, and its arguments; several of one
-        name are draws of labels. `title` stands above their table.
-        """
-        options = self.options
-        shown: dict[str, Any] = {}
-        if options.data is None:
-            of_encoder, others = probes(self.reading, backbone)
-            baselines = {
-                name: functools.partial(_run_probes, function)
-                for name, function in others.items()
-            }
-            shown = {"baselines": baselines, "title": title}
-            shown["probe"] = functools.partial(_run_probes, of_encoder)
-        size = decoder_size(backbone, options.decoder_dim, options.decoder_layers)
-        size |= options.decoder_options
-        if options.augmentation:
-            layers = keras.Sequential(augmentation, name="augmentation")
-        pretraining = InterleavedPretraining(
-            backbone,
-            mask,
-            layers if options.augmentation else None,
-            options.of(MethodOptions).replace(decoder_options=size),
-        )
-        report = RunReport(
-            options.directory,
-            self.examples,
-            resume=options.resume,
-            console=self.console,
-            **shown,
-        )
-        # All workers have the same left to probe.
-        report.rows = broadcast(report.rows)
-
-        def on_start(pretraining):
-            self.is_over = True
-            if is_chief():
-                self._save_options()
-            report.on_start(pretraining)
-
-        pretraining.fit(
-            self.inputs,
-            options.directory,
-            options.resume,
-            self.steps_per_epoch,
-            options.of(TrainingOptions),
-            callbacks=[self.monitor()] if options.monitor else [],
-            on_start=on_start,
-            on_phase_end=report.on_phase_end,
-            verbose=0 if options.quiet else 1,
-        )
-        backbone.save_to_preset(str(Path(options.directory, "preset")))
-        report.finish(pretraining)
-        self.list_skipped()
-        self.say(f"Everything is in {options.directory}, plots in {report.folder}")
-        return pretraining
-
-    def _save_options(self):
-        """Adds the recipe's options to the run's settings."""
-        path = Path(self.options.directory, "settings.json")
-        content = json.loads(path.read_text()) | {"recipe": self.options.settings()}
-        write_json(path, content)
-
-
-def _run_probes(probes, *_):
-    """Runs the probes that a function lists, two at a time, each on one thread."""
-    found: dict[str, Any] = {}
-    with threadpool_limits(1), ThreadPoolExecutor(2) as pool:
-        waiting = [(name, pool.submit(*probe)) for name, *probe in probes()]
-        for name, probe in waiting:
-            accuracy = getattr(probe.result(), "accuracy", probe.result())
-            found.setdefault(name, []).append(accuracy)
-    return {name: x[0] if len(x) == 1 else x for name, x in found.items()}
+from keras_bridle.training.trackers import tracked
 
 
 class FineTuning(Setup):
@@ -378,18 +148,21 @@ class FineTuning(Setup):
             if isinstance(examples, FileExamples):
                 examples.check_readable()
         tuner = self._tuner(train)
-        tuned = fine_tune(
-            tuner,
-            train,
-            validation,
-            folder,
-            options.resume,
-            options.of(FineTuningOptions),
-            title,
-            on_start=lambda: self._start(train, validation, test),
-            callbacks=[keras.callbacks.LambdaCallback(on_train_begin=self._set_over)],
-            verbose=0 if options.quiet else 1,
-        )
+        tuner.phase = title
+        set_over = keras.callbacks.LambdaCallback(on_train_begin=self._set_over)
+        with tracked(options) as tracker:
+            tuned = fine_tune(
+                tuner,
+                train,
+                validation,
+                folder,
+                options.resume,
+                options.of(FineTuningOptions),
+                title,
+                on_start=lambda: self._start(train, validation, test),
+                callbacks=[set_over, *tracker],
+                verbose=0 if options.quiet else 1,
+            )
         tuner.classifier.save_to_preset(str(folder / "preset"))
         plot_history(
             {title: folder / "history.csv"}, folder / "results" / "history.png"
