@@ -1,9 +1,11 @@
-"""Which teacher makes codes that are worth learning, and for how long?
+r"""Which teacher makes codes that are worth learning, and for how long?
 
     KERAS_BACKEND=jax python benchmarks/quality/teachers.py image --steps 4000
     KERAS_BACKEND=jax python benchmarks/quality/teachers.py speech --steps 4000
     KERAS_BACKEND=jax python benchmarks/quality/teachers.py clips --steps 4000
     KERAS_BACKEND=jax python benchmarks/quality/teachers.py plateau --steps 4000
+    KERAS_BACKEND=jax python benchmarks/quality/teachers.py speech --steps 800 \
+        --cpu 6000 600 1500
 
 Needs JAX and an accelerator, and the data that `synthetic_data.py` names. Tiny encoders
 (128 x 3 x 4) are pretrained in many ways, three seeds each, and probed with 20 and 100
@@ -36,6 +38,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import jax
 import jax.numpy as jnp
 import keras
+import many_runs
 import numpy as np
 from keras import ops
 from many_runs import (
@@ -123,7 +126,7 @@ class Pictures(Data):
 
     def __init__(self, args):
         pictures, labels = clothes(args.clothes)
-        parts = (55000, 5000, 10000) if not args.toy else (600, 200, 300)
+        parts = args.cpu or (55000, 5000, 10000)
         keep = np.r_[: sum(parts[:2]), 60000 : 60000 + parts[2]]
         self.place(
             pictures[keep][..., None],
@@ -140,9 +143,9 @@ class Speech(Data):
     classifier = kb.BridleAudioClassifier
 
     def __init__(self, args):
-        parts = (16000, 1500, 3000) if not args.toy else (200, 100, 100)
+        parts = args.cpu or (16000, 1500, 3000)
         found = [
-            speech(count, voices, seed, args.espeak, 14)
+            speech(count, voices, seed, args.espeak, os.cpu_count())
             for seed, (count, voices) in enumerate(
                 zip(parts, all_voices(), strict=True)
             )
@@ -166,7 +169,7 @@ class Clips(Data):
 
     def __init__(self, args):
         pictures, labels = clothes(args.clothes)
-        parts = (20000, 2000, 4000) if not args.toy else (200, 100, 100)
+        parts = args.cpu or (20000, 2000, 4000)
         sources = pictures[:55000], pictures[55000:60000], pictures[60000:]
         of = np.cumsum([0, 55000, 5000])
         clips, which, direction = zip(
@@ -595,7 +598,7 @@ class Lab:
 
     def write(self, stage):
         minutes = (time.perf_counter() - self.started) / 60
-        kind = "_targets" if self.args.targets else ""
+        kind = "_targets" * self.args.targets + "_cpu" * bool(self.args.cpu)
         path = Path(self.args.out, f"{self.args.data}{kind}.json")
         head = {"data": self.args.data, "steps": self.args.steps, "date": DATE}
         head["machine"] = jax.devices()[0].device_kind
@@ -838,9 +841,9 @@ class Study:
             kinds, self.codes, before, (self.steps, total), 8, keep=True
         )
 
-    def regression(self):
+    def regression(self, shares=(1, 2.25)):
         runs = self.lab.runs("regression")
-        counts = [self.steps, round(2.25 * self.steps)]
+        counts = [round(share * self.steps) for share in shares]
         pairs = [*itertools.product(counts, SEEDS)]
         starts = [({"backbone": self.lab.new[s]["backbone"]}, s) for _, s in pairs]
         rates = [cosine(1e-3, count, counts[-1]) for count, _ in pairs]
@@ -907,6 +910,34 @@ class Study:
                     (f"long cold start, {number} labels", longest, number, seed)
                 )
         self.lab.fine_tuned(ways, max(250, self.steps // 4))
+
+
+class Informed(Study):
+    """The cold start, its rival, and the student of a teacher that knows all labels."""
+
+    def __call__(self):
+        self.untrained()
+        self.cold_codes = self.lab.cold_codes(4, 256)
+        self.cold = self.alone("cold start, 4 x 256", (1,), self.cold_codes)
+        self.lab.write("cold starts")
+        ways = [
+            ("cold start, all labels", run["backbone"], 0, seed)
+            for seed, run in zip(SEEDS, self.cold, strict=True)
+        ]
+        teachers = self.lab.fine_tuned(ways, self.steps // 2)
+        self.teaching = {"all labels, centered": (teachers, True)}
+        ways = [
+            ("all labels, centered", teacher, True, seed)
+            for seed, teacher in zip(SEEDS, teachers, strict=True)
+        ]
+        codes = self.lab.learned_codes(ways, self.tokenizer_steps)
+        self.codes = {(way[0], way[3]): x for way, x in zip(ways, codes, strict=True)}
+        self.lab.write("codes")
+        steps = self.steps, 2 * self.steps + self.tokenizer_steps
+        self.after([("all labels, centered", "fresh")], self.codes, {}, steps)
+        self.lab.write("students")
+        self.regression((1,))
+        self.lab.write("regression")
 
 
 class Targets(Study):
@@ -1026,10 +1057,26 @@ def main():
     parser.add_argument("--clothes", default="/usr/share/datasets/fashion-mnist")
     parser.add_argument("--espeak", default="espeak-ng")
     parser.add_argument("--targets", action="store_true", help="what matters in them")
-    parser.add_argument("--toy", action="store_true", help="few examples, as a check")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--cpu",
+        type=int,
+        nargs=3,
+        metavar=("TRAIN", "VALIDATION", "TEST"),
+        help="so few examples, one run at a time, and the informed teacher alone",
+    )
     args = parser.parse_args()
     args.began = time.perf_counter()
-    keras.config.set_dtype_policy("mixed_bfloat16")
+    global SEEDS
+    SEEDS = tuple(args.seeds)
+    if args.cpu:
+        many_runs.GROUP = many_runs.FEW = 1
+        many_runs.STEPS_OF_A_CALL = 50
+        for kind in DATA.values():
+            kind.batch_size, kind.probed = 32, 4000
+        Speech.patch_size = (8, 32)
+    else:
+        keras.config.set_dtype_policy("mixed_bfloat16")
     # Fused attention gains nothing with so few tokens, and knows no vmap.
     keras.config.disable_flash_attention()
     Path(args.out).mkdir(parents=True, exist_ok=True)
@@ -1040,7 +1087,7 @@ def main():
     if args.data == "plateau":
         plateau(data, args)
     else:
-        study = Targets if args.targets else Study
+        study = Informed if args.cpu else Targets if args.targets else Study
         study(Lab(data, args), args.steps, args.minutes)()
 
 

@@ -33,7 +33,7 @@ from keras_bridle.training.batches import (
     first_batches,
     in_floatx,
 )
-from keras_bridle.training.phases import FitCall, Phase, phases
+from keras_bridle.training.phases import FitCall, Phase, phases, warning_of_short
 from keras_bridle.training.run import cached_codes, check_cacheable, open_run
 from keras_bridle.training.trainers import (
     EncoderPretrainer,
@@ -171,6 +171,10 @@ class InterleavedPretraining:
             verbose=verbose if is_chief() else 0,
             reading_speed=batches.reading_speed() if measures_speed else None,
         )
+
+        warning = warning_of_short(plan, num_batches, training)
+        if warning is not None and call.verbose > 0:
+            print(warning)
 
         def settings():
             return {

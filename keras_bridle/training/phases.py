@@ -43,6 +43,24 @@ def phases(options):
     return [Phase(f"{i}_{kind}", kind, *rest) for i, (kind, *rest) in enumerate(plan)]
 
 
+# With fewer, encoders were no better than untrained ones by some probe, on some data:
+# docs/how_long.md.
+ENOUGH_STEPS = 1000
+
+
+def warning_of_short(plan, num_batches, options):
+    """Says in a line that encoders learn for too few steps; `None` if they do not."""
+    epochs = sum(phase.epochs for phase in plan if phase.kind != "tokenizer")
+    steps = epochs * num_batches // (options.gradient_accumulation_steps or 1)
+    if steps >= ENOUGH_STEPS:
+        return None
+    return (
+        f"The encoder has {steps:,} steps in all. With fewer than about "
+        f"{ENOUGH_STEPS:,} it may tell less than an untrained one: take more epochs or "
+        "smaller batches, and compare."
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class FitCall:
     """What a call of `InterleavedPretraining.fit()` asks of each phase."""

@@ -162,7 +162,8 @@ def check_own_backbone(tokenizer, backbone):
     if getattr(tokenizer, "backbone", None) is backbone:
         expected = (
             "another backbone than the one beside it, as one of the two is frozen: a "
-            "copy is `keras.models.clone_model(backbone)`, with `set_weights()`"
+            "copy is `BridleBackbone.from_config(backbone.get_config())`, with "
+            "`set_weights()`"
         )
         raise ArgumentError("tokenizer.backbone", expected, backbone)
 

@@ -23,7 +23,7 @@ from keras_bridle.config import ArgumentError, TrainingOptions
 from keras_bridle.data.files import FileList
 from keras_bridle.data.pipeline import file_dataset
 from keras_bridle.training.interleaved import InterleavedPretraining
-from keras_bridle.training.phases import phases
+from keras_bridle.training.phases import phases, warning_of_short
 
 PHASES = ["0_cold_start", "1_tokenizer", "2_encoder"]
 SETTINGS = {
@@ -482,6 +482,32 @@ def test_progress_tells_whether_reading_keeps_up(capsys, tmp_path):
     # Timed or not, batches are the same ones.
     again = new_pretraining().fit(batches, **{**options, "verbose": 0})
     assert history == again
+
+
+def test_a_run_says_that_its_encoder_learns_for_too_few_steps(capsys):
+    options = {**SETTINGS, "rounds": 1, "cold_start_epochs": 3, "encoder_epochs": 1}
+    options |= {"tokenizer_epochs": 1, "batch_size": len(INPUTS) // 2}
+    new_pretraining().fit(INPUTS, **{**options, "verbose": 2})
+    assert "8 steps" in capsys.readouterr().out  # of 3 + 1 epochs, 2 batches each
+    new_pretraining().fit(INPUTS, **{**options, "verbose": 0})
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("batches", "accumulated", "is_short"),
+    [(500, None, False), (499, None, True), (500, 2, True), (1000, 2, False)],
+)
+def test_steps_of_encoder_phases_count_and_those_of_tokenizers_do_not(
+    batches, accumulated, is_short
+):
+    options = TrainingOptions(
+        rounds=1,
+        encoder_epochs=1,
+        tokenizer_epochs=50,
+        gradient_accumulation_steps=accumulated,
+    )
+    warning = warning_of_short(phases(options), batches, options)
+    assert (warning is not None) == is_short
 
 
 @pytest.mark.parametrize(
