@@ -87,26 +87,38 @@ def print_table(runs, headings):
 
 
 def draw(found, path):
-    """Draws accuracy against the encoder's steps: the cold start and all others."""
+    """Draws accuracy against the encoder's steps."""
     import matplotlib.pyplot as plt
 
-    shown = {"image": "class, mean, 20", "speech": "word, in order, 100"}
+    shown = {"image": "class, mean, 20", "speech": "word, in order, 20"}
     figure, axes = plt.subplots(1, len(shown), figsize=(10, 4), layout="constrained")
     for axis, (name, probe) in zip(axes, shown.items(), strict=True):
         groups = grouped(found[name]["runs"])
-        ways = {}
-        for (way, step, _), several in groups.items():
-            values = test_scores(several, probe)
-            if not len(values) or way.startswith(("codes 4", "codes 1")):
-                continue
-            ways.setdefault(way, []).append((step, values.mean(), values.std(ddof=1)))
-        (_, untrained, _), *_ = ways.pop("untrained")
-        axis.axhline(untrained, color="gray", linestyle=":", label="untrained")
-        for way, points in ways.items():
-            axis.errorbar(*zip(*sorted(points), strict=True), marker="o", label=way)
-        axis.set(xlabel="steps of the encoder", ylabel=f"{name}: {probe}, %")
-        axis.legend(fontsize=6)
+        for way, label in DRAWN.items():
+            points = [
+                (steps[0], scores.mean(), scores.std(ddof=1))
+                for (name_of, *steps), several in groups.items()
+                if name_of == way and len(scores := test_scores(several, probe))
+            ]
+            if way == "untrained":
+                axis.axhline(points[0][1], color="gray", linestyle=":", label=label)
+            elif points:
+                axis.errorbar(*zip(*points, strict=True), marker="o", label=label)
+        axis.set(xlabel="steps of the encoder", ylabel="20 labels a class, %")
+        axis.set_title({"image": "pictures of clothes", "speech": "words"}[name])
+        axis.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=120)
+
+
+DRAWN = {
+    "untrained": "untrained",
+    "cold start, 4 x 256": "cold start alone",
+    "masked regression": "masked regression",
+    "codes of cold start and the cold start's, continued, 8 x 256": "one round",
+    "codes of all labels, centered, fresh, 4 x 256": "student: all labels",
+    "codes of 100 labels, centered, fresh, 4 x 256": "student: 100 a class",
+    "codes of 20 labels, centered, fresh, 4 x 256": "student: 20 a class",
+}
 
 
 if __name__ == "__main__":
