@@ -206,9 +206,10 @@ class RandomProjectionTokenizer(_Tokenizer):
         if not self.center_patches:
             return vectors
         # What is left of a flat patch is rounding errors. Brought to unit length, they
-        # would be codes of its brightness.
+        # would be codes of its brightness: any fixed vector gives it a code of its own.
         squares = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
-        return ops.where(squares > SHORTEST**2, vectors, 0.0)
+        flat = self.quantizer.dim**-0.5
+        return ops.where(squares > SHORTEST**2, vectors, flat)
 
 
 # Other centered vectors are longer: 9e-3 where one pixel of 1,536 is 1 / 255 brighter.
