@@ -2,10 +2,13 @@
 
 import functools
 import math
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import av
 import keras
 import numpy as np
 import soundfile
@@ -46,6 +49,10 @@ def import_tensorflow() -> Any:
 # seconds we decode what we skip.
 _INEXACT_SEEK = ("MP3", "OGG")
 _SEEK_SECONDS = 60
+# More frames than this are what libsndfile says of streams of unknown length.
+_MOST_FRAMES = 2**48
+# Channels cancel each other if the power of their mean is below this share of theirs.
+_CANCELLED = 1e-4
 # Beyond this, the resampling filter no longer feels where a clip was cut.
 _MARGIN_SECONDS = 0.02
 
@@ -187,21 +194,86 @@ def plan_cut(
 
 
 def decode_with_soundfile(path: str, cut: Cut, sample_rate: int) -> np.ndarray:
-    """Decodes and resamples a part of a file, its channels averaged."""
-    with soundfile.SoundFile(path) as file:
+    """Decodes and resamples a part of a file, its channels mixed down."""
+    # Names need not be text.
+    with soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path)) as file:
         rate = file.samplerate
-        start, frames, skip = cut(file.frames, rate)
-        seeks = file.format not in _INEXACT_SEEK or start > _SEEK_SECONDS * rate
-        before = 0 if seeks else start
-        file.seek(start - before)
-        # Two dimensions also for mono, so that the mean is over channels.
-        sound = file.read(before + frames, dtype="float32", always_2d=True)[before:]
+        is_unknown = file.frames > _MOST_FRAMES
+        if is_unknown or (file.format == "MP3" and not _tells_its_length(path)):
+            start, frames, skip = cut(_decodable_frames(path), rate)
+            sound = _decode_from_start(path, start, frames)
+        else:
+            start, frames, skip = cut(file.frames, rate)
+            seeks = file.format not in _INEXACT_SEEK or start > _SEEK_SECONDS * rate
+            before = 0 if seeks and file.seekable() else start
+            if start > before:
+                file.seek(start)
+            # Two dimensions also for mono, for the mean over channels.
+            sound = file.read(before + frames, dtype="float32", always_2d=True)[before:]
     if len(sound) < frames:
         raise ValueError(f"broken off after {start + len(sound)} frames")
-    mono = sound[:, 0] if sound.shape[1] == 1 else sound.mean(axis=1)
+    mono = _mixed_down(sound)
     if rate != sample_rate:
         mono = soxr.resample(mono, rate, sample_rate, quality="HQ")
     return mono[skip:]
+
+
+def _mixed_down(sound: np.ndarray) -> np.ndarray:
+    """Averages channels; of those that cancel each other it takes the loudest."""
+    if sound.shape[1] == 1:
+        return sound[:, 0]
+    mono = sound.mean(axis=1)
+    powers = np.square(sound).mean(axis=0)
+    loudest = int(powers.argmax()) if len(sound) else 0
+    if len(sound) and np.square(mono).mean() < _CANCELLED * powers[loudest]:
+        return np.ascontiguousarray(sound[:, loudest])
+    return mono
+
+
+def _tells_its_length(path: str) -> bool:
+    """Whether an MP3 file's first frame holds a table with its length."""
+    with Path(path).open("rb") as file:
+        head = file.read(10)
+        if head[:3] == b"ID3":
+            # Seven bits of each byte count.
+            size = functools.reduce(lambda x, byte: x << 7 | byte & 127, head[6:10], 0)
+            file.seek(10 + size)
+        first = file.read(2048)
+    return any(name in first for name in (b"Xing", b"Info", b"VBRI"))
+
+
+@functools.lru_cache(maxsize=100_000)
+def _decodable_frames(path: str) -> int:
+    """Counts the frames of a file whose length nothing tells, by decoding it."""
+    with av.open(path) as container:
+        return sum(frame.samples for frame in _audio_frames(container))
+
+
+def _decode_from_start(path: str, start: int, frames: int) -> np.ndarray:
+    """Decodes a file from its start, and gives some frames, `(frames, channels)`."""
+    parts, number = [], 0
+    with av.open(path) as container:
+        for frame in _audio_frames(container):
+            sound = frame.to_ndarray().T
+            parts.append(sound[max(start - number, 0) : start + frames - number])
+            number += len(sound)
+            if number >= start + frames:
+                break
+    return np.concatenate(parts).astype("float32")
+
+
+def _audio_frames(container: Any) -> Iterator[Any]:
+    """Decodes all that can be decoded, in planes of floats."""
+    resampler = av.AudioResampler(format="fltp")
+    packets = container.demux(container.streams.audio[0])
+    while True:
+        try:
+            for frame in next(packets).decode():
+                yield from resampler.resample(frame)
+        except StopIteration:
+            return
+        except av.InvalidDataError:
+            continue
 
 
 # JPEG files are decoded at a half, a quarter or an eighth of their size where this many

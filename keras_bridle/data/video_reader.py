@@ -98,12 +98,12 @@ class VideoReader:
         report: Any = None,
     ) -> np.ndarray:
         packets = self._packets(path)
-        if len(packets.sizes) < min(packets.announced, self.span):
+        if len(packets.shown) < min(packets.announced, self.span):
             raise ValueError(
-                f"broken off after {len(packets.sizes)} of {packets.announced} frames, "
+                f"broken off after {len(packets.shown)} of {packets.announced} frames, "
                 f"a clip needs {self.span}"
             )
-        room = max(len(packets.sizes) - self.span, 0)
+        room = max(len(packets.shown) - self.span, 0)
         start = min(math.floor(position[0] * (room + 1)), room)
         clip, missing = self.read_at(path, start, position[1:])
         if missing and report is not None:
@@ -117,7 +117,7 @@ class VideoReader:
         packets = self._packets(path)
         wanted = start + self.sampling_rate * np.arange(self.num_frames)
         # A stream may hold fewer frames than packets; then only decoding tells.
-        listed = np.minimum(wanted, len(packets.sizes) - 1)
+        listed = np.minimum(wanted, len(packets.shown) - 1)
         to_pixels = _pixel_maker(self.shape, position)
         decoded = _decode_from_keyframe(path, packets, set(listed.tolist()), to_pixels)
         if decoded is None:
@@ -129,9 +129,9 @@ class VideoReader:
         nearest = np.maximum(np.searchsorted(numbers, wanted, side="right") - 1, 0)
         clip = np.stack([decoded[int(number)] for number in numbers[nearest]])
         missing = []
-        if packets.announced > len(packets.sizes):
+        if packets.announced > len(packets.shown):
             missing.append(
-                f"broken off after {len(packets.sizes)} of {packets.announced} frames"
+                f"broken off after {len(packets.shown)} of {packets.announced} frames"
             )
         absent = int(np.count_nonzero(numbers[nearest] != wanted))
         if absent:
@@ -167,7 +167,10 @@ class PacketList(NamedTuple):
     ranks: np.ndarray | None
     # Which packets are keyframes.
     keyframes: np.ndarray
-    # How many frames the file's header announces; 0 if it does not say.
+    # The ranks of the frames that are shown, in order. An edit list may hide others,
+    # which the decoder needs all the same.
+    shown: np.ndarray
+    # How many of them the file's header announces; 0 if it does not say.
     announced: int
 
 
@@ -175,7 +178,13 @@ def list_packets(path: str) -> PacketList:
     """Lists a file's video packets without decoding any."""
     with _Video(path) as video:
         rows = [
-            (packet.pts, packet.size, packet.is_keyframe, packet.is_corrupt)
+            (
+                packet.pts,
+                packet.size,
+                packet.is_keyframe,
+                packet.is_discard,
+                packet.is_corrupt,
+            )
             for packet in video.packets()
             if packet.size
         ]
@@ -185,15 +194,20 @@ def list_packets(path: str) -> PacketList:
         rows.pop()
     if not rows:
         raise ValueError("holds no frames")
-    shown, sizes, is_keyframe, _ = zip(*rows, strict=True)
-    stamps = np.array([stamp or 0 for stamp in shown], "int64")
-    is_ordered = None not in shown and len(set(shown)) == len(shown)
+    times, sizes, is_keyframe, is_hidden, _ = zip(*rows, strict=True)
+    stamps = np.array([stamp or 0 for stamp in times], "int64")
+    is_ordered = None not in times and len(set(times)) == len(times)
+    ranks = np.argsort(np.argsort(stamps)) if is_ordered else None
+    is_shown = ~np.array(is_hidden)
+    if not is_shown.any():
+        raise ValueError("shows no frames")
     return PacketList(
         stamps,
         np.array(sizes, "int64"),
-        np.argsort(np.argsort(stamps)) if is_ordered else None,
+        ranks,
         np.flatnonzero(is_keyframe),
-        announced,
+        np.flatnonzero(is_shown) if ranks is None else np.sort(ranks[is_shown]),
+        max(announced - sum(is_hidden), 0),
     )
 
 
@@ -206,7 +220,17 @@ class _Video:
         except av.FFmpegError as error:
             reason = f"{type(error).__name__}: {error.strerror or error}"
             raise ValueError(reason) from error
-        stream: Any = self.container.streams.best("video")
+        # The cover of a song is a stream as well.
+        streams = [
+            stream
+            for stream in (
+                self.container.streams.best("video"),
+                *self.container.streams.video,
+            )
+            if stream is not None
+            and not stream.disposition & av.stream.Disposition.attached_pic
+        ]
+        stream: Any = streams[0] if streams else None
         # Without a codec context, there is no decoder for the stream.
         if stream is None or stream.codec_context is None:
             self.container.close()
@@ -224,10 +248,8 @@ class _Video:
     def packets(self) -> Iterator[Any]:
         """Yields the packets from here on, up to the end or what cannot be read."""
         try:
-            for packet in self.container.demux(self.stream):
-                # The last one is empty and makes the decoder give out what it holds.
-                if not packet.is_discard or not packet.size:
-                    yield packet
+            # The last one is empty and makes the decoder give out what it holds.
+            yield from self.container.demux(self.stream)
         except av.FFmpegError:
             return
 
@@ -249,13 +271,15 @@ def _pixel_maker(shape: Sequence[int], position: Sequence[float]) -> PixelMaker:
     reformatter = VideoReformatter()
 
     def to_pixels(frame: Any) -> np.ndarray:
-        turns = round(frame.rotation / 90) % 4
+        (right, down), (across, along) = _display_matrix(frame)
+        # Rows become columns.
+        turned = abs(down) > abs(right)
         sides = np.array([frame.height, frame.width])
-        upright = sides[::-1] if turns % 2 else sides
+        upright = sides[::-1] if turned else sides
         scale = max(size[0] / upright[0], size[1] / upright[1])
         # Not below the wanted size by rounding.
         scaled = [max(round(a * scale), b) for a, b in zip(upright, size, strict=True)]
-        height, width = scaled[::-1] if turns % 2 else scaled
+        height, width = scaled[::-1] if turned else scaled
         frame = reformatter.reformat(
             frame,
             width=width,
@@ -265,13 +289,24 @@ def _pixel_maker(shape: Sequence[int], position: Sequence[float]) -> PixelMaker:
             # Threads of its own may block one another for minutes on a busy machine.
             threads=1,
         )
-        pixels = np.rot90(frame.to_ndarray(), turns)
+        pixels = frame.to_ndarray()
+        if turned:
+            pixels, right, along = pixels.swapaxes(0, 1), across, down
+        pixels = pixels[:: -1 if along < 0 else 1, :: -1 if right < 0 else 1]
         top = round((scaled[0] - size[0]) * position[0])
         left = round((scaled[1] - size[1]) * position[1])
         pixels = pixels[top : top + size[0], left : left + size[1]]
         return pixels.reshape(*size, channels)
 
     return to_pixels
+
+
+def _display_matrix(frame: Any) -> np.ndarray:
+    """Where a frame's axes, to the right and down, lead on the screen."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return np.eye(2)
+    return np.frombuffer(bytes(data), "int32").reshape(3, 3)[:2, :2] / 2**16
 
 
 def _decode_from_keyframe(
@@ -285,13 +320,14 @@ def _decode_from_keyframe(
     ranks = packets.ranks
     if ranks is None:
         return None
-    usable = packets.keyframes[ranks[packets.keyframes] <= min(targets)]
+    shown = packets.shown
+    usable = packets.keyframes[ranks[packets.keyframes] <= shown[min(targets)]]
     if not len(usable):
         return None
     keyframe = int(usable[np.argmax(ranks[usable])])
     found: dict[int, np.ndarray] = {}
     # Frames shown before the keyframe may refer to what was not decoded.
-    expected = int(ranks[keyframe])
+    expected = int(np.searchsorted(shown, ranks[keyframe]))
     video, source = _open_at(path, packets, keyframe)
     with video:
         for number, packet in enumerate(source, start=keyframe):
@@ -304,9 +340,11 @@ def _decode_from_keyframe(
                 # Decoders hand a packet's stamp on to its frame.
                 packet.pts = int(ranks[number])
             for frame in video.decode(packet):
-                if frame.pts is None or frame.pts > expected:
+                if frame.pts is None or expected >= len(shown):
                     return None
-                if frame.pts < expected:
+                if frame.pts > shown[expected]:
+                    return None
+                if frame.pts < shown[expected]:
                     continue
                 if expected in targets:
                     found[expected] = to_pixels(frame)
