@@ -15,7 +15,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Uses of what Keras keeps to itself, by file, each explained where it stands.
 PRIVATE_USES = {
     "training/checkpoint.py": {"keras.src.random.seed_generator"},
-    "models/classifier.py": {"_use_cached_eval_dataset", "objects_to_skip"},
+    "models/classifier.py": {"objects_to_skip"},
+    "models/data_sets.py": {"_use_cached_eval_dataset"},
 }
 # Private names of Keras that were in use once.
 NAMES = (

@@ -15,7 +15,9 @@ from keras_bridle.config import ArgumentError
 from keras_bridle.data.files import ReadReport, UnreadableFileError
 from keras_bridle.data.layouts import list_files
 from keras_bridle.modalities import modality_of, patch_grid
+from keras_bridle.models.data_sets import is_data_set
 from keras_bridle.models.feature_extractor import FeatureModel
+from keras_bridle.models.inputs import are_batches, as_array, as_batch, open_sides
 from keras_bridle.training.checkpoint import atomic_file, write_json
 from keras_bridle.training.run import RunDirectory, run_lock
 
@@ -121,7 +123,7 @@ class FeatureExtractor:
 
     def batches(self, inputs, batch_size=32):
         """Yields a dict of arrays for each batch, and what came with its inputs."""
-        for batch, size, others in _batches(inputs, batch_size):
+        for batch, size, others in _batches(inputs, batch_size, self.backbone):
             # The last batch is filled up to the size of the others.
             filling = np.repeat(batch[-1:], max(0, size - len(batch)), axis=0)
             found = self.model.predict_on_batch(np.concatenate([batch, filling]))
@@ -246,7 +248,7 @@ class InputFeatures:
     def batches(self, inputs, batch_size=32):
         """Yields dicts and others like those of a `FeatureExtractor`."""
         is_audio = len(self.backbone.input_dims) == 1
-        for batch, _, others in _batches(inputs, batch_size):
+        for batch, _, others in _batches(inputs, batch_size, self.backbone):
             maps, mask = self.backbone.features(batch)
             maps = keras.ops.convert_to_numpy(maps).astype("float32")
             if is_audio:
@@ -279,17 +281,19 @@ def _resized(array, shape):
     return np.asarray(PIL.Image.fromarray(array).resize(shape[::-1], bilinear))
 
 
-def _batches(inputs, batch_size):
+def _batches(inputs, batch_size, backbone):
     """Yields batches as arrays, the size of full ones, and what came with them."""
     if batch_size < 1:
         raise ArgumentError("batch_size", "at least 1", batch_size)
     size = None
-    if hasattr(inputs, "shape"):
-        size = max(1, min(batch_size, len(inputs)))
-        inputs = np.split(inputs, range(size, len(inputs), size))
+    dims = open_sides(backbone.input_dims)
+    if not (is_data_set(inputs) or are_batches(inputs, dims)):
+        array = as_batch(inputs, dims)
+        size = min(batch_size, len(array))
+        inputs = (array[i : i + size] for i in range(0, len(array), size))
     for batch in inputs:
         arrays = batch if isinstance(batch, (tuple, list)) else (batch,)
-        batch, *others = map(keras.ops.convert_to_numpy, arrays)
+        batch, *others = map(as_array, arrays)
         size = size or len(batch)
         if len(batch):
             yield batch, size, others

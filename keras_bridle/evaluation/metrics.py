@@ -11,6 +11,7 @@ from sklearn.metrics import (
 )
 
 from keras_bridle.config import ArgumentError
+from keras_bridle.models.inputs import as_labels
 
 OF_A_CLASS = ("accuracy", "average precision", "AUC")
 
@@ -59,7 +60,7 @@ def classification_metrics(labels, scores, class_names=None):
     if scores.ndim != 2 or not scores.size or not np.isfinite(scores).all():
         raise ArgumentError("scores", "finite, of shape (rows, classes)", scores)
     classes = scores.shape[1]
-    hot, labels = check_targets("labels", labels, len(scores), classes)
+    hot, labels = check_targets("labels", labels, len(scores), classes, class_names)
     names = list(map(str, range(classes) if class_names is None else class_names))
     if len(names) != classes:
         raise ArgumentError("class_names", f"{classes} names", class_names)
@@ -102,18 +103,14 @@ def mean_of(rows, name, default=None):
     return float(np.mean(known)) if known else default
 
 
-def check_targets(name, labels, rows, classes):
+def check_targets(name, labels, rows, classes, class_names=None):
     """Gives labels of either kind as bools `(rows, classes)`, and as ints or `None`."""
-    labels = np.asarray(labels)
-    if labels.ndim == 2:
-        if labels.shape != (rows, classes) or not np.isin(labels, (0, 1)).all():
-            expected = f"zeros and ones of shape ({rows}, {classes})"
-            raise ArgumentError(name, expected, labels)
-        return labels.astype(bool), None
-    is_right = labels.shape == (rows,) and labels.dtype.kind in "iu"
-    if not is_right or not 0 <= labels.min() <= labels.max() < classes:
-        expected = f"{rows} ints from 0 to {classes - 1}"
+    labels = as_labels(labels, classes, class_names, np.ndim(labels) == 2, name)
+    if len(labels) != rows or (labels.ndim == 2 and not np.isin(labels, (0, 1)).all()):
+        expected = f"{rows} class numbers or rows of zeros and ones"
         raise ArgumentError(name, expected, labels)
+    if labels.ndim == 2:
+        return labels.astype(bool), None
     return labels[:, None] == np.arange(classes), labels.astype("int64")
 
 

@@ -1,5 +1,6 @@
 """Probes of frozen features."""
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from keras_bridle.evaluation.metrics import (
     classification_metrics,
     mean_of,
 )
+from keras_bridle.models.inputs import as_array, as_labels
 
 PROBES = ("linear", "dense", "knn", "attentive")
 # Half decades; weaker ones than 10 no longer change the answers on standardized
@@ -151,6 +153,11 @@ def _check_split(train_features, train_labels, test_features, test_labels):
     test = check_array(test_features, dtype="float64", input_name="test_features")
     check_consistent_length(train, train_labels)
     check_consistent_length(test, test_labels)
+    for name, labels in (("train_labels", train_labels), ("test_labels", test_labels)):
+        labels = as_array(labels)
+        if labels.ndim == 1 and labels.dtype.kind in "iuf":
+            # A missing label, -1 or NaN, is no class.
+            as_labels(labels, sys.maxsize, rows=False, name=name)
     return train, test
 
 
@@ -493,15 +500,17 @@ def probe(
 
     `kind` is `"linear"` (`linear_probe()`), `"dense"` (the same as published), `"knn"`
     (`knn_probe()`) or `"attentive"` (cross-attention over `PatchFeatures`). Labels are
-    ints, or zeros and ones of several classes for all but `"linear"`. `options` are
-    those of the kind.
+    ints or names, or zeros and ones of several classes for all but `"linear"`.
+    `options` are those of the kind.
     """
     if kind not in PROBES:
         raise ArgumentError("kind", f"one of {PROBES}", kind)
     train, test = train_features, test_features
     if kind != "attentive":
         train, test = _check_split(train, train_labels, test, test_labels)
-    train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
+    train_labels, test_labels = as_array(train_labels), as_array(test_labels)
+    if class_names is None and train_labels.dtype.kind in "OSU":
+        class_names = np.unique(train_labels).tolist()
     if class_names is not None:
         classes = len(class_names)
     elif train_labels.ndim == 2:
@@ -509,7 +518,12 @@ def probe(
     else:
         classes = int(max(train_labels.max(), test_labels.max())) + 1
     rows = len(train_labels)
-    hot, numbers = check_targets("train_labels", train_labels, rows, classes)
+    hot, numbers = check_targets(
+        "train_labels", train_labels, rows, classes, class_names
+    )
+    test_labels = as_labels(
+        test_labels, classes, class_names, numbers is None, "test_labels"
+    )
     if kind == "linear":
         if numbers is None:
             raise ArgumentError("kind", '"dense" for multi-label data', kind)

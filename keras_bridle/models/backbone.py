@@ -17,6 +17,7 @@ from keras_bridle.layers.positions import (
 )
 from keras_bridle.layers.transformer import TransformerBlock
 from keras_bridle.models.arguments import Configured
+from keras_bridle.models.inputs import check_shape, open_sides
 from keras_bridle.models.presets import backbone_preset, preset_folder
 
 
@@ -144,8 +145,7 @@ class BridleBackbone(Exportable, Configured, keras_hub.models.Backbone):
 
         # === Functional model ===
         # Sides differ from input to input; the channels of a map do not.
-        sides = max(1, len(self.input_dims) - 1)
-        inputs = keras.Input((*[None] * sides, *self.input_dims[sides:]), name="inputs")
+        inputs = keras.Input(open_sides(self.input_dims), name="inputs")
         maps, padding_mask = self.maps(inputs)
         # `None`: the mode that the model is called in.
         outputs = self.encode(maps, padding_mask, training=None)
@@ -160,6 +160,7 @@ class BridleBackbone(Exportable, Configured, keras_hub.models.Backbone):
             and a bool tensor of shape `(batch, rows)`, `True` at real rows, or `None`
             where no row can be padding.
         """
+        check_shape(inputs.shape, open_sides(self.input_dims))
         front_end, padding_mask = self.front_end, self.front_end_padding_mask
         return (
             inputs if front_end is None else front_end(inputs),

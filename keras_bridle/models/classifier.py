@@ -19,6 +19,8 @@ from keras_bridle.models.converters import (
     BridleImagePreprocessor,
     BridleVideoPreprocessor,
 )
+from keras_bridle.models.data_sets import TakesAnyData, is_data_set
+from keras_bridle.models.inputs import as_array, as_batch, as_labels
 from keras_bridle.models.presets import (
     backbone_preset,
     preset_folder,
@@ -43,7 +45,7 @@ def probabilities_of(logits, multi_label):
     return shares / shares.sum(axis=1, keepdims=True)
 
 
-class BridleClassifier(Exportable, Configured, keras_hub.models.Task):
+class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Task):
     """Base of the classifiers: an encoder, the mean of its patches, a norm, a head.
 
     `from_preset()` attaches a preprocessor, so that raw inputs of any size go into
@@ -198,49 +200,25 @@ class BridleClassifier(Exportable, Configured, keras_hub.models.Task):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
-    # KerasHub would feed arrays in their own order, epoch after epoch.
+    def prepared(self, x, y=None, sample_weight=None):
+        """Gives raw inputs, labels and weights as the encoder and the loss take them.
 
-    def fit(self, x=None, y=None, batch_size=None, *, validation_data=None, **kwargs):
-        """Trains on raw inputs, see `keras.Model.fit()`.
-
-        Args:
-            x: array or list of raw inputs; or a `tf.data` or Grain data set of batches
-                of raw `(x, y)`. Other iterables must give what the encoder takes.
-            y: labels, ints, or one row of numbers for each input.
-            batch_size: optional int, batch size of arrays and lists.
-            validation_data: optional tuple of raw inputs and labels, or data set.
-            **kwargs: keyword arguments of `keras.Model.fit()`.
-
-        Returns:
-            A `keras.callbacks.History`.
+        Labels of other losses than cross-entropies stay as they are.
         """
-        if isinstance(validation_data, tuple):
-            inputs, *labels = validation_data
-            validation_data = (self._prepared(inputs), *map(_as_array, labels))
-        else:
-            validation_data = self._prepared(validation_data)
-        if hasattr(x, "map"):
-            # Data sets have an order of their own, and Keras would warn of it.
-            kwargs.setdefault("shuffle", False)
-        return keras.Model.fit(
-            self,
-            self._prepared(x),
-            _as_array(y),
-            batch_size=batch_size,
-            validation_data=validation_data,
-            **{name: _as_array(value, name) for name, value in kwargs.items()},
-        )
+        found = self.preprocess_samples(x, y, sample_weight)
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(found)
+        x = as_batch(x, self.backbone.input.shape[1:])
+        loss = getattr(self, "loss", None)
+        loss = str(getattr(loss, "name", getattr(loss, "__name__", loss)))
+        if y is not None and "crossentropy" in loss:
+            y = self.labels(y, rows=False if "sparse" in loss else None)
+        weight = None if weight is None else as_array(weight)
+        return keras.utils.pack_x_y_sample_weight(x, y, weight)
 
-    def evaluate(self, x=None, y=None, *args, **kwargs):
-        """Evaluates on raw inputs, see `keras.Model.evaluate()` and `fit()`."""
-        if not kwargs.get("_use_cached_eval_dataset"):
-            x = self._prepared(x)
-        kwargs = {name: _as_array(value, name) for name, value in kwargs.items()}
-        return keras.Model.evaluate(self, x, _as_array(y), *args, **kwargs)
-
-    def predict(self, x, *args, **kwargs):
-        """Classifies raw inputs, see `keras.Model.predict()` and `fit()`."""
-        return keras.Model.predict(self, self._prepared(x), *args, **kwargs)
+    def labels(self, labels, name="labels", rows=None):
+        """Checks labels; names of classes become numbers, see `as_labels()`."""
+        rows = self.multi_label or rows
+        return as_labels(labels, self.num_classes, self.class_names, rows, name)
 
     def predict_classes(self, inputs, top=1, batch_size=32):
         """Names the most likely classes of raw inputs.
@@ -255,8 +233,8 @@ class BridleClassifier(Exportable, Configured, keras_hub.models.Task):
         """
         if not 1 <= top <= self.num_classes:
             raise ArgumentError("top", f"between 1 and {self.num_classes}", top)
-        sizes = {} if hasattr(inputs, "map") else {"batch_size": batch_size}
-        outputs = self.predict(inputs, verbose=0, **sizes)
+        size = None if is_data_set(inputs) else batch_size
+        outputs = self.predict(inputs, size, verbose=0)
         probabilities = outputs.astype("float64")
         if self._returns_logits():
             probabilities = probabilities_of(probabilities, self.multi_label)
@@ -269,19 +247,6 @@ class BridleClassifier(Exportable, Configured, keras_hub.models.Task):
 
     def _returns_logits(self):
         return keras.activations.get(self.activation) is keras.activations.linear
-
-    def _prepared(self, data):
-        """Preprocesses an array, a list, or all batches of a data set."""
-        if self.preprocessor is None:
-            return data
-        if isinstance(data, list) or hasattr(data, "shape"):
-            return self.preprocess_samples(data)
-        if hasattr(data, "prefetch"):  # tf.data, where -1 means AUTOTUNE
-            return data.map(self.preprocess_samples, num_parallel_calls=-1).prefetch(-1)
-        if hasattr(data, "map"):
-            unpack = keras.utils.unpack_x_y_sample_weight
-            return data.map(lambda batch: self.preprocess_samples(*unpack(batch)))
-        return data
 
     @classmethod
     def from_preset(
@@ -444,11 +409,6 @@ def _has_converter(preset):
     ends = ("task.json", "preprocessor.json", "_converter.json")
     files = Path(preset).glob("*.json")
     return "://" in str(preset) or any(path.name.endswith(ends) for path in files)
-
-
-def _as_array(value, name="sample_weight"):
-    is_list = name == "sample_weight" and isinstance(value, list)
-    return np.asarray(value) if is_list else value
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")

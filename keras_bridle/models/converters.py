@@ -11,18 +11,11 @@ from keras import ops
 from keras_bridle.config import ArgumentError
 from keras_bridle.models.arguments import Configured
 from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.inputs import as_array, is_symbolic
 from keras_bridle.models.presets import MODALITIES_BY_RANK
 
 # The weights of red, green and blue in gray, as in Pillow and TensorFlow.
 _BRIGHTNESS = np.array([[0.299], [0.587], [0.114]], "float32")
-
-
-def as_array(inputs):
-    """An array or tensor of any kind as a NumPy array; ragged ones get zeros."""
-    if hasattr(inputs, "to_tensor"):
-        inputs = inputs.to_tensor()
-    is_array = isinstance(inputs, np.ndarray)
-    return inputs if is_array else ops.convert_to_numpy(inputs)
 
 
 class _Converter(Configured):
@@ -47,11 +40,14 @@ class _Converter(Configured):
                 raise ArgumentError(name, "positive", value)
 
     def call(self, inputs):
-        if isinstance(inputs, list | tuple) and np.ndim(inputs[0]) > 0:
-            return self.convert_list([as_array(x) for x in inputs])
-        if _is_symbolic(inputs):
+        if is_symbolic(inputs):
             return self._in_pipeline(inputs)
-        return self.convert(as_array(inputs))
+        if isinstance(inputs, list | tuple) and inputs and np.ndim(inputs[0]) > 0:
+            return self.convert_list([as_array(x) for x in inputs])
+        inputs = as_array(inputs)
+        if inputs.shape[:1] == (0,):
+            raise ArgumentError("inputs", "one input or more", f"shape {inputs.shape}")
+        return self.convert(inputs)
 
     def get_config(self):
         config = super().get_config()
@@ -68,11 +64,6 @@ class _Converter(Configured):
             lambda x: self.convert(x).astype("float32"), [inputs], tf.float32
         )
         return tf.ensure_shape(outputs, self.compute_output_shape(inputs.shape))
-
-
-def _is_symbolic(inputs):
-    is_tensorflow = type(inputs).__module__.startswith("tensorflow")
-    return is_tensorflow and not hasattr(inputs, "numpy")
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")

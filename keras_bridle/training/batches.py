@@ -3,14 +3,29 @@
 import functools
 import inspect
 import itertools
+import sys
 from collections.abc import Iterator
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_bridle.config import ArgumentError
 from keras_bridle.distribution import gather, num_devices, process_shard
+from keras_bridle.models.data_sets import (
+    EpochsWithBatches,
+    LaterBatches,
+    is_data_set,
+    is_tf_data,
+    length_of,
+)
+from keras_bridle.models.inputs import (
+    are_batches,
+    as_array,
+    as_batch,
+    as_examples,
+    check_shape,
+    open_sides,
+)
 
 
 def epoch_order(num_examples, seed, epoch, weights=None, length=None):
@@ -25,56 +40,22 @@ def epoch_order(num_examples, seed, epoch, weights=None, length=None):
     return random.permutation(num_examples)[:length]
 
 
-class LaterBatches(keras.utils.PyDataset):
-    """The batches of a `PyDataset` from `start` on, with `repeat` without an end."""
-
-    def __init__(self, dataset, start, repeat=False):
-        super().__init__(
-            dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size
-        )
-        self.dataset = dataset
-        self.start = start
-        self.repeat = repeat
-
-    @property
-    def num_batches(self):
-        if self.repeat or self.dataset.num_batches is None:
-            return None
-        return self.dataset.num_batches - self.start
-
-    def __getitem__(self, index):
-        index += self.start
-        if self.repeat and self.dataset.num_batches is not None:
-            index %= self.dataset.num_batches
-        return self.dataset[index]
-
-    def on_epoch_begin(self):
-        self.dataset.on_epoch_begin()
-
-    def on_epoch_end(self):
-        self.dataset.on_epoch_end()
-
-
-def from_batch_on(batches, start, repeat=False):
+def from_batch_on(batches, start, repeat=False, convert=None):
     """Skips the first batches of whatever `fit()` takes; with `repeat` it has no end.
 
     Where the data set knows no better way they are read all the same.
     """
-    if start == 0:
-        return batches
     if isinstance(batches, keras.utils.PyDataset):
-        return LaterBatches(batches, start, repeat)
-    if hasattr(batches, "skip") and hasattr(batches, "repeat"):
+        repeat = repeat and batches.num_batches is not None
+        if start == 0 and not repeat:
+            return batches
+    if not is_tf_data(batches):
+        return LaterBatches(batches, start, repeat, convert)
+    if repeat:
         # A whole number of readings is nothing to skip.
-        length = int(batches.cardinality())
-        start = start % length if repeat and length > 0 else start
-        return (batches.repeat() if repeat else batches).skip(start)
-    return _iterate(batches, start, repeat)
-
-
-def _iterate(batches, start, repeat):
-    readings = itertools.repeat(batches) if repeat else [batches]
-    yield from itertools.islice(itertools.chain.from_iterable(readings), start, None)
+        start %= length_of(batches) or sys.maxsize
+        batches = batches.repeat()
+    return batches.skip(start) if start else batches
 
 
 class ArrayBatches(keras.utils.PyDataset):
@@ -152,9 +133,11 @@ def fit_in_order(model, batches, callbacks, verbose=0, **options):
             on_epoch_begin=lambda epoch, logs: batches.start_epoch(epoch)
         )
         callbacks = [in_order, *callbacks]
-    return model.fit(
+    # The batches are prepared already.
+    return keras.Model.fit(
+        model,
         batches,
-        callbacks=callbacks,
+        callbacks=[*callbacks, EpochsWithBatches()],
         shuffle=False,
         verbose=2 if verbose == 2 else 0,
         **options,
@@ -170,21 +153,15 @@ def in_floatx(batch):
 
 def batches_by_epoch(inputs, input_dims, batch_size, steps_per_epoch, seed):
     """Makes the function from an epoch and `first_batch` to batches from there on."""
-    if ops.is_tensor(inputs):
-        inputs = ops.convert_to_numpy(inputs)
+    convert = functools.partial(raw_batch, input_dims=open_sides(input_dims))
     if callable(inputs):
-        return _from_function(inputs)
-    if not hasattr(inputs, "shape"):
-        if isinstance(inputs, Iterator):
-            expected = "a data set, or a function that makes one, to be read repeatedly"
-            raise ArgumentError("inputs", expected, inputs)
-        return functools.partial(_from_data_set, inputs, steps_per_epoch)
-    shape = tuple(inputs.shape[1:])
-    if len(shape) != len(input_dims) or any(
-        dim not in (None, size) for size, dim in zip(shape, input_dims, strict=True)
-    ):
-        expected = f"of the shape (num_examples, *input_dims), input_dims={input_dims}"
-        raise ArgumentError("inputs", expected, f"shape {tuple(inputs.shape)}")
+        return functools.partial(_from_function, inputs, convert)
+    if isinstance(inputs, Iterator):
+        expected = "a data set, or a function that makes one, to be read repeatedly"
+        raise ArgumentError("inputs", expected, inputs)
+    if is_data_set(inputs) or are_batches(inputs, input_dims):
+        return functools.partial(_from_data_set, inputs, steps_per_epoch, convert)
+    inputs = as_batch(inputs, input_dims)
     if steps_per_epoch is not None:
         raise ArgumentError("steps_per_epoch", "None for an array", steps_per_epoch)
     size = min(batch_size, len(inputs))
@@ -196,15 +173,54 @@ def batches_by_epoch(inputs, input_dims, batch_size, steps_per_epoch, seed):
     )
 
 
+def raw_batch(batch, input_dims):
+    """The raw inputs of a batch: of a tuple the first, of a dict those that fit."""
+    if isinstance(batch, dict):
+        fitting = [x for x in batch.values() if np.ndim(x) == len(input_dims) + 1]
+        if len(fitting) != 1:
+            expected = "batches with one array of raw inputs"
+            raise ArgumentError("inputs", expected, f"a dict of {list(batch)}")
+        batch = fitting[0]
+    if isinstance(batch, tuple | list) and np.ndim(batch[0]) > len(input_dims):
+        batch = batch[0]
+    batch = as_examples(batch)
+    check_shape(batch.shape, input_dims)
+    return in_floatx(batch)
+
+
+def _from_data_set(inputs, steps, convert, epoch, first_batch=0):
+    """A data set is read anew in each epoch, or over epochs of so many steps."""
+    repeat = steps is not None
+    start = first_batch + (epoch * steps if repeat else 0)
+    return from_batch_on(inputs, start, repeat, convert)
+
+
+class _Opened:
+    """What a function makes, made anew for each reading."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __iter__(self):
+        return self.make()
+
+
+def _from_function(function, convert, epoch, first_batch=0):
+    """Lets a user's function of the epoch start in the middle of it."""
+    make = functools.partial(function, epoch)
+    if "first_batch" in inspect.signature(function).parameters:
+        make = functools.partial(make, first_batch=first_batch)
+        first_batch = 0
+    batches = make()
+    if isinstance(batches, Iterator):
+        batches = _Opened(make)
+    return from_batch_on(batches, first_batch, convert=convert)
+
+
 def count_batches(batches, steps_per_epoch=None):
     """Counts the batches of an epoch, which the learning rates depend on."""
     if steps_per_epoch is None:
-        if isinstance(batches, keras.utils.PyDataset):
-            steps_per_epoch = batches.num_batches
-        elif hasattr(batches, "cardinality"):
-            steps_per_epoch = int(batches.cardinality())
-        elif hasattr(batches, "__len__"):
-            steps_per_epoch = len(batches)
+        steps_per_epoch = length_of(batches)
     if steps_per_epoch is None or steps_per_epoch < 1:
         expected = "an int, at least 1, for inputs of unknown length"
         raise ArgumentError("steps_per_epoch", expected, steps_per_epoch)
@@ -214,35 +230,12 @@ def count_batches(batches, steps_per_epoch=None):
 def first_batches(batches, count):
     """Yields the inputs of the first batches, whole ones where processes share them."""
     is_whole = getattr(batches, "shard", None) == (0, 1)
-    if isinstance(batches, keras.utils.PyDataset):
-        number = batches.num_batches
-        numbers = range(count if number is None else min(count, number))
-        batches = map(batches.__getitem__, numbers)
     for batch in itertools.islice(batches, count):
         batch = batch[0] if isinstance(batch, (tuple, list)) else batch
-        batch = keras.tree.map_structure(_as_array, batch)
+        batch = keras.tree.map_structure(as_array, batch)
         yield batch if is_whole else keras.tree.map_structure(_joined, batch)
 
 
 def _joined(part):
     """Joins the equal parts of a batch that the processes have read, in order."""
     return gather(part).reshape(-1, *part.shape[1:])
-
-
-def _as_array(values):
-    # tf.data has TensorFlow's tensors on every backend.
-    return ops.convert_to_numpy(values) if ops.is_tensor(values) else np.asarray(values)
-
-
-def _from_function(function):
-    """Lets a user's function of the epoch start in the middle of it."""
-    if "first_batch" in inspect.signature(function).parameters:
-        return function
-    return lambda epoch, first_batch=0: from_batch_on(function(epoch), first_batch)
-
-
-def _from_data_set(inputs, steps_per_epoch, epoch, first_batch=0):
-    """A data set is read anew in each epoch, or over epochs of so many steps."""
-    if steps_per_epoch is None:
-        return from_batch_on(inputs, first_batch)
-    return from_batch_on(inputs, epoch * steps_per_epoch + first_batch, repeat=True)

@@ -11,6 +11,7 @@ from keras_bridle.config import ArgumentError
 from keras_bridle.data.files import ReadReport
 from keras_bridle.data.pipeline import file_dataset
 from keras_bridle.data.video_reader import VideoReader
+from keras_bridle.models.inputs import as_array, as_examples
 from keras_bridle.training.batches import ArrayBatches, epoch_order
 
 
@@ -82,6 +83,11 @@ class Examples:
     def __len__(self):
         return len(self.labels)
 
+    def for_classifier(self, classifier):
+        """Checks labels before anything is trained on them, and gives the examples."""
+        classifier.labels(self.labels)
+        return self
+
     def some_inputs(self, count, seed=0):
         """Draws some examples at random, and gives their inputs, an array."""
         # Neighbors are often of one class, so not the first.
@@ -99,8 +105,12 @@ class ArrayExamples(Examples):
                 "There must be a label for each example. "
                 f"Received: {len(inputs)} inputs and {len(labels)} labels"
             )
-        self.inputs = inputs
-        self.labels = np.asarray(labels)
+        self.inputs = as_examples(inputs)
+        self.labels = as_array(labels, "labels")
+
+    def for_classifier(self, classifier):
+        """Gives the examples with labels that are numbers."""
+        return ArrayExamples(self.inputs, classifier.labels(self.labels))
 
     def subset(self, indices):
         """Takes some of the examples, in the order of their indices."""

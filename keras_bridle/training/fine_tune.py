@@ -22,6 +22,7 @@ from keras_bridle.training.checkpoint import (
 )
 from keras_bridle.training.examples import balanced_weights
 from keras_bridle.training.optimizers import (
+    check_accumulation,
     layer_decay_optimizer,
     shared_options,
     warmup_cosine,
@@ -97,6 +98,11 @@ class FineTuner(ModelOfParts):
         self.mix = mix
         self.repeats = repeats
         self.built = True
+
+    def prepared(self, x, y=None, sample_weight=None):
+        """Gives labels as numbers, too."""
+        y = None if y is None else self.classifier.labels(y)
+        return super().prepared(x, y, sample_weight)
 
     def call(self, inputs, training=False):
         if training and self.repeats > 1:
@@ -330,12 +336,16 @@ def fine_tune(
     if loss == "auto":
         loss = "binary" if classifier.multi_label else "categorical"
     _check(tuning, classifier.multi_label, loss, metric, len(train), validation)
+    train = train.for_classifier(classifier)
+    if validation is not None:
+        validation = validation.for_classifier(classifier)
     weights = None
     if tuning.balanced:
         weights = balanced_weights(train.labels, classifier.num_classes)
     make_batches, steps = train.training_batches(
         tuning.batch_size, tuning.seed, weights, tuning.epoch_length
     )
+    check_accumulation(tuning, steps)
     # Schedules count batches, also where several of them make a step.
     warmup_steps = round(tuning.warmup_epochs * steps)
     kind = keras.losses.CategoricalCrossentropy

@@ -24,6 +24,7 @@ from keras_bridle.distribution import (
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.feature_extractor import FeatureModel
 from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
+from keras_bridle.models.inputs import as_batch, open_sides
 from keras_bridle.models.presets import decoder_size, estimator_size
 from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
 from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
@@ -33,6 +34,7 @@ from keras_bridle.training.batches import (
     first_batches,
     in_floatx,
 )
+from keras_bridle.training.optimizers import check_accumulation
 from keras_bridle.training.phases import FitCall, Phase, phases, warning_of_short
 from keras_bridle.training.run import cached_codes, check_cacheable, open_run
 from keras_bridle.training.trainers import (
@@ -114,9 +116,10 @@ class InterleavedPretraining:
         """Runs all phases.
 
         Args:
-            inputs: array of raw inputs, of shape `(num_examples, *input_dims)`; or a
-                `tf.data.Dataset`, `keras.utils.PyDataset` or whatever `fit()` takes and
-                can be read again and again, of batches of them; or a function that
+            inputs: array, tensor or list of raw inputs, of shape
+                `(num_examples, *input_dims)`; or a data set of batches of them that can
+                be read again and again: `tf.data`, Grain, `DataLoader`, `PyDataset` or
+                whatever can be iterated over; or a function that
                 makes such a data set from the number of its first epoch, and, if it has
                 an argument `first_batch`, from the batch to start with. Of several
                 processes (see `distribute()`), give each its own shard of every batch,
@@ -149,15 +152,17 @@ class InterleavedPretraining:
         """
         training = TrainingOptions.make(config, **options)
         plan = phases(training)
-        make_batches = batches_by_epoch(
+        by_epoch = functools.partial(
+            batches_by_epoch,
             inputs,
             self.backbone.input_dims,
             training.batch_size,
-            steps_per_epoch,
-            self.config.seed,
+            seed=self.config.seed,
         )
+        make_batches = by_epoch(steps_per_epoch=steps_per_epoch)
         batches = make_batches(0)
         num_batches = count_batches(batches, steps_per_epoch)
+        check_accumulation(training, num_batches)
         if training.cache_codes:
             check_cacheable(batches, self.augmentation, self.config.tokenize)
         measures_speed = verbose == 1 and hasattr(batches, "reading_speed")
@@ -166,6 +171,7 @@ class InterleavedPretraining:
             make_batches=make_batches,
             num_batches=num_batches,
             steps_per_epoch=steps_per_epoch,
+            one_reading=by_epoch(steps_per_epoch=None),
             callbacks=tuple(callbacks),
             on_phase_end=on_phase_end,
             verbose=verbose if is_chief() else 0,
@@ -237,6 +243,7 @@ class InterleavedPretraining:
         """
         if self.tokenizer is None:
             raise ValueError("There is no tokenizer yet: call `fit()` first.")
+        inputs = as_batch(inputs, open_sides(self.backbone.input_dims))
         outputs = self._feature_function(self.tokenizer, "codes", "distances")
         found = [
             outputs(in_floatx(inputs[start : start + batch_size]))
@@ -278,7 +285,7 @@ class InterleavedPretraining:
             trainer.optimizer.build(trainer.trainable_variables)
         make_batches, options = call.make_batches, call.options
         if not files.restore(trainer):
-            self._set_codebooks(phase, make_batches(0), options.adapt_batches)
+            self._set_codebooks(phase, call.one_reading(0), options.adapt_batches)
         broadcast_variables(trainer.variables)
         if options.cache_codes and phase.kind in ("cold_start", "encoder"):
             codes = self._cached_codes(trainer.tokenizers, make_batches(0), files)

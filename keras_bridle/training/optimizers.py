@@ -33,6 +33,14 @@ def warmup_cosine(learning_rate, total_steps, warmup_steps=0, min_learning_rate=
     )
 
 
+def check_accumulation(options, num_batches):
+    """Raises an `ArgumentError` if an epoch has no batches enough to make a step."""
+    steps = options.gradient_accumulation_steps
+    if steps is not None and steps > num_batches:
+        expected = f"at most {num_batches}, the batches of an epoch"
+        raise ArgumentError("gradient_accumulation_steps", expected, steps)
+
+
 def shared_options(options):
     """Gives Keras' optimizers the `OptimizerOptions` of pretraining and fine-tuning."""
     steps = options.gradient_accumulation_steps

@@ -69,6 +69,7 @@ class FitCall:
     make_batches: Callable
     num_batches: int
     steps_per_epoch: int | None
+    one_reading: Callable
     callbacks: tuple
     on_phase_end: Callable | None
     verbose: int

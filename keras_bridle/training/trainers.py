@@ -9,6 +9,8 @@ from keras import ops
 from keras_bridle.config import ArgumentError
 from keras_bridle.engine import after
 from keras_bridle.layers.masks import RandomMask, gather_patches
+from keras_bridle.models.data_sets import TakesAnyData
+from keras_bridle.models.inputs import as_examples
 from keras_bridle.quantizer.usage import CodeUsage
 from keras_bridle.replicas import (
     cond,
@@ -26,7 +28,7 @@ from keras_bridle.training.losses import (
 )
 
 
-class ModelOfParts(keras.Model):
+class ModelOfParts(TakesAnyData, keras.Model):
     """Base of trainers: `parts` are arguments that are layers, `options` all others.
 
     Raw input must reach the front ends as it came, not in half precision, so these
@@ -38,6 +40,11 @@ class ModelOfParts(keras.Model):
 
     def __init__(self, **kwargs):
         super().__init__(autocast=False, **kwargs)
+
+    def prepared(self, x, y=None, sample_weight=None):
+        """Gives raw inputs as an array, whose sides augmentation may change."""
+        x = x if isinstance(x, dict) else as_examples(x)
+        return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
 
     def get_config(self):
         config = super().get_config()

@@ -19,7 +19,7 @@ class Numbers(keras.utils.PyDataset):
     def __getitem__(self, index):
         if index >= 4:
             raise IndexError
-        return np.array([index])
+        return np.array([[index]])
 
 
 def tf_numbers():
@@ -27,11 +27,11 @@ def tf_numbers():
 
 
 def python_numbers():
-    return [np.array([index]) for index in range(4)]
+    return [np.array([[index]]) for index in range(4)]
 
 
 def numbers(batches, count):
-    return [int(batch[0]) for batch in first_batches(batches, count)]
+    return [int(np.ravel(batch)[0]) for batch in first_batches(batches, count)]
 
 
 KINDS = pytest.mark.parametrize("make", [Numbers, tf_numbers, python_numbers])
@@ -40,8 +40,6 @@ KINDS = pytest.mark.parametrize("make", [Numbers, tf_numbers, python_numbers])
 @KINDS
 def test_to_the_end(make):
     assert numbers(from_batch_on(make(), 1), 9) == [1, 2, 3]
-    same = make()
-    assert from_batch_on(same, 0) is same
 
 
 @KINDS
@@ -52,10 +50,10 @@ def test_over_the_end(make, start, expected):
 
 @KINDS
 def test_by_epoch_and_batch(make):
-    batches = batches_by_epoch(make(), None, 1, None, 0)
+    batches = batches_by_epoch(make(), (1,), 1, None, 0)
     assert numbers(batches(5), 9) == [0, 1, 2, 3]
     assert numbers(batches(5, first_batch=2), 9) == [2, 3]
-    batches = batches_by_epoch(make(), None, 1, 3, 0)
+    batches = batches_by_epoch(make(), (1,), 1, 3, 0)
     # Epochs of 3 batches go on where the one before stopped: 0-2, 3-1, 2-0.
     assert numbers(batches(2, first_batch=1), 4) == [3, 0, 1, 2]
 
@@ -79,14 +77,14 @@ def test_functions():
     asked = []
 
     def by_epoch(epoch):
-        return [np.array([10 * epoch + index]) for index in range(4)]
+        return [np.array([[10 * epoch + index]]) for index in range(4)]
 
     def by_batch(epoch, first_batch=0):
         asked.append((epoch, first_batch))
         return by_epoch(epoch)[first_batch:]
 
     for function in (by_epoch, by_batch):
-        batches = batches_by_epoch(function, None, 1, 4, 0)
+        batches = batches_by_epoch(function, (1,), 1, 4, 0)
         assert numbers(batches(3), 2) == [30, 31]
         assert numbers(batches(3, first_batch=2), 9) == [32, 33]
     assert asked == [(3, 0), (3, 2)]

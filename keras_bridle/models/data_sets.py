@@ -1,0 +1,236 @@
+"""Data sets of any library, in a form that `fit()` reads again and again."""
+
+import itertools
+import sys
+import threading
+from collections.abc import Iterator
+
+import keras
+
+from keras_bridle.config import ArgumentError
+
+
+def is_data_set(data):
+    """Whether something gives batches, rather than being examples itself."""
+    return not (data is None or isinstance(data, list | tuple | dict)) and not hasattr(
+        data, "shape"
+    )
+
+
+def is_tf_data(data):
+    """Whether something is a `tf.data.Dataset`, without a need for TensorFlow."""
+    return hasattr(data, "element_spec")
+
+
+def length_of(batches):
+    """Counts the batches of a data set, `None` if it does not know or has no end."""
+    if isinstance(batches, keras.utils.PyDataset):
+        return batches.num_batches
+    try:
+        count = getattr(batches, "cardinality", batches.__len__)()
+    except (AttributeError, TypeError):
+        return None
+    # What Grain repeats without an end has the largest length there is.
+    return int(count) if 0 <= int(count) < sys.maxsize else None
+
+
+class LaterBatches(keras.utils.PyDataset):
+    """The batches of any data set from `start` on, with `repeat` without an end.
+
+    Those without an index are read in order, and anew where they end or an earlier
+    batch is asked for again. `convert` is an optional function of a batch.
+    """
+
+    def __init__(self, dataset, start=0, repeat=False, convert=None):
+        names = "workers", "use_multiprocessing", "max_queue_size"
+        is_indexed = isinstance(dataset, keras.utils.PyDataset)
+        super().__init__(**{x: getattr(dataset, x) for x in names if is_indexed})
+        self.dataset = dataset
+        self.start = start
+        self.repeat = repeat
+        self.convert = convert
+        self.is_indexed = is_indexed or isinstance(dataset, list | tuple)
+        if not self.is_indexed:
+            self._lock = threading.Lock()
+            self._reading = self._read_from(start)
+
+    @property
+    def num_batches(self):
+        length = length_of(self.dataset)
+        return None if self.repeat or length is None else length - self.start
+
+    def __getitem__(self, index):
+        index += self.start
+        if self.is_indexed:
+            length = length_of(self.dataset)
+            batch = self.dataset[index if length is None else index % length]
+        else:
+            batch = self._read(index)
+        return batch if self.convert is None else self.convert(batch)
+
+    def _read(self, index):
+        with self._lock:
+            number, batch = next(self._reading)
+            if number > index:
+                self._reading = self._read_from(index)
+            while number != index:
+                number, batch = next(self._reading)
+            return batch
+
+    def _read_from(self, index):
+        """Yields numbers and batches of endless readings, from the one of `index`."""
+        length = length_of(self.dataset)
+        number = index - index % length if length else 0
+        while True:
+            first = number
+            for batch in self.dataset:
+                yield number, batch
+                number += 1
+            if number == first:
+                expected = "a data set that has batches whenever it is read"
+                raise ArgumentError("inputs", expected, self.dataset)
+
+    def __iter__(self):
+        if self.is_indexed or self.repeat:
+            return super().__iter__()
+        one_reading = itertools.islice(self.dataset, self.start, None)
+        return map(self.convert or (lambda batch: batch), one_reading)
+
+    def on_epoch_begin(self):
+        if hasattr(self.dataset, "on_epoch_begin"):
+            self.dataset.on_epoch_begin()
+
+    def on_epoch_end(self):
+        if hasattr(self.dataset, "on_epoch_end"):
+            self.dataset.on_epoch_end()
+
+
+def readable(data, convert, steps=None, epochs=1):
+    """Gives a data set as Keras reads it, with `convert` applied to its batches.
+
+    With `steps`, those of an epoch, it is read again where it ends.
+    """
+    if length_of(data) == 0:
+        raise ArgumentError("x", "a data set with batches", data)
+    if is_tf_data(data):  # where -1 means AUTOTUNE
+        data = data.map(convert, num_parallel_calls=-1).prefetch(-1)
+        return data if steps is None else data.repeat()
+    if isinstance(data, keras.utils.PyDataset):
+        repeat = steps not in (None, data.num_batches)
+        if hasattr(data, "map") and not repeat:  # a `FileDataset`
+            return data.map(convert)
+        return LaterBatches(data, 0, repeat, convert)
+    has_length = length_of(data) is not None
+    if not isinstance(data, Iterator) and (has_length or steps is not None):
+        return LaterBatches(data, 0, steps is not None, convert)
+    if hasattr(data, "map"):  # Grain
+        return data.map(convert)
+    if steps is None and epochs > 1:
+        expected = "an int, as the data set has no length or can be read only once"
+        raise ArgumentError("steps_per_epoch", expected, steps)
+    return _read_once(data, convert, steps and steps * epochs)
+
+
+def _read_once(data, convert, needed):
+    count = 0
+    for batch in data:
+        yield convert(batch)
+        count += 1
+    if needed is not None and count < needed:
+        received = f"{count}, after which it cannot be read again"
+        raise ArgumentError("x", f"a data set of {needed} batches", received)
+
+
+class EpochsWithBatches(keras.callbacks.Callback):
+    """Raises an `ArgumentError` after an epoch without a batch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.is_empty = True
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.is_empty = False
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.is_empty:
+            received = f"none in epoch {epoch + 1}"
+            raise ArgumentError("x", "a data set with batches in each epoch", received)
+
+
+class TakesAnyData:
+    """`fit()`, `evaluate()` and `predict()` with data of any library.
+
+    `prepared()` makes of inputs, labels and weights what the model takes.
+    """
+
+    def prepared(self, x, y=None, sample_weight=None):
+        raise NotImplementedError
+
+    def fit(self, x=None, y=None, batch_size=None, *, validation_data=None, **kwargs):
+        """Trains on raw inputs, see `keras.Model.fit()`.
+
+        Args:
+            x: array, tensor or list of raw inputs; or a data set of batches of raw
+                `(x, y)`: `tf.data`, Grain, torch `DataLoader`, `PyDataset`, generator,
+                or whatever can be iterated over. With `steps_per_epoch`, one that ends
+                is read again.
+            y: labels: class numbers, names of classes, or one row of numbers for each
+                input.
+            batch_size: optional int, batch size of arrays and lists.
+            validation_data: optional tuple of raw inputs and labels, or data set.
+            **kwargs: keyword arguments of `keras.Model.fit()`.
+
+        Returns:
+            A `keras.callbacks.History`.
+        """
+        epochs = kwargs.get("epochs", 1)
+        steps, weight = kwargs.get("steps_per_epoch"), kwargs.pop("sample_weight", None)
+        found = self._data(x, y, weight, steps, epochs)
+        if is_data_set(x):
+            # They have an order of their own, and Keras would warn of it.
+            is_indexed = isinstance(x, keras.utils.PyDataset) and found[0].num_batches
+            kwargs.setdefault("shuffle", bool(is_indexed))
+        if isinstance(validation_data, tuple):
+            validation_data = self._data(*validation_data)
+        elif validation_data is not None:
+            steps = kwargs.get("validation_steps")
+            found_data = self._data(validation_data, None, None, steps, epochs)
+            validation_data = found_data[0]
+        callbacks = kwargs.pop("callbacks", None) or []
+        if isinstance(callbacks, keras.callbacks.Callback):
+            callbacks = [callbacks]
+        if isinstance(callbacks, list | tuple):
+            callbacks = [*callbacks, EpochsWithBatches()]
+        x, y, sample_weight = found
+        return keras.Model.fit(
+            self,
+            x,
+            y,
+            batch_size=batch_size,
+            sample_weight=sample_weight,
+            validation_data=validation_data,
+            callbacks=callbacks,
+            **kwargs,
+        )
+
+    def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
+        """Evaluates on raw inputs, see `keras.Model.evaluate()` and `fit()`."""
+        sample_weight = kwargs.pop("sample_weight", None)
+        if not kwargs.get("_use_cached_eval_dataset"):
+            x, y, sample_weight = self._data(x, y, sample_weight, kwargs.get("steps"))
+        kwargs |= {"batch_size": batch_size, "sample_weight": sample_weight}
+        return keras.Model.evaluate(self, x, y, **kwargs)
+
+    def predict(self, x, batch_size=None, **kwargs):
+        """Predicts for raw inputs, see `keras.Model.predict()` and `fit()`."""
+        x, *_ = self._data(x, steps=kwargs.get("steps"))
+        return keras.Model.predict(self, x, batch_size=batch_size, **kwargs)
+
+    def _data(self, x, y=None, sample_weight=None, steps=None, epochs=1):
+        """Prepares arrays, or all batches of a data set."""
+        unpack = keras.utils.unpack_x_y_sample_weight
+        if not is_data_set(x):
+            return unpack(self.prepared(x, y, sample_weight))
+        if is_tf_data(x):
+            return readable(x, self.prepared, steps), y, sample_weight
+        convert = lambda batch: self.prepared(*unpack(batch))  # noqa: E731
+        return readable(x, convert, steps, epochs), y, sample_weight

@@ -1,0 +1,161 @@
+"""What raw inputs and labels mean, in whatever form they come."""
+
+import functools
+import importlib
+
+import numpy as np
+from keras import ops
+
+from keras_bridle.config import ArgumentError
+
+
+def is_symbolic(values):
+    """Whether something is a tensor of a `tf.data` pipeline, without values."""
+    is_tensorflow = type(values).__module__.startswith("tensorflow")
+    return is_tensorflow and not hasattr(values, "numpy")
+
+
+def as_array(values, name="inputs"):
+    """An array or tensor of any library as a NumPy array; ragged ones get zeros.
+
+    A tensor of a `tf.data` pipeline stays one.
+    """
+    if is_symbolic(values):
+        return values
+    if hasattr(values, "to_tensor"):
+        values = values.to_tensor()
+    if isinstance(values, np.ndarray):
+        return values
+    if ops.is_tensor(values):
+        return ops.convert_to_numpy(values)
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise ArgumentError(name, "of one shape", "lists of several lengths") from None
+
+
+def as_examples(inputs, name="inputs"):
+    """Gives raw inputs as one array of examples; what lies on disk stays there.
+
+    Lists of examples of one shape are stacked, tensors of any library converted.
+    """
+    if is_symbolic(inputs):
+        return inputs
+    dtype = getattr(inputs, "dtype", None)
+    if isinstance(inputs, (list, tuple)) or dtype == np.dtype("O"):
+        inputs = [as_array(example) for example in inputs]
+        shapes = sorted({example.shape for example in inputs})
+        if len(shapes) > 1:
+            received = f"a list with examples of shapes {str(shapes[:3])[1:-1]}"
+            raise ArgumentError(name, "examples of one shape", received)
+        inputs = np.stack(inputs) if inputs else np.zeros(0)
+    elif ops.is_tensor(inputs) or not isinstance(dtype, np.dtype):
+        inputs = as_array(inputs)
+    if not inputs.shape or len(inputs) == 0 or inputs.dtype.kind not in "biuf":
+        received = f"{inputs.dtype} of shape {tuple(inputs.shape)}"
+        raise ArgumentError(name, "an array of numbers with examples", received)
+    return inputs
+
+
+def are_batches(inputs, input_dims):
+    """Whether a list holds batches rather than examples."""
+    if not isinstance(inputs, (list, tuple)) or not len(inputs):
+        return False
+    first = inputs[0]
+    return isinstance(first, (tuple, dict)) or np.ndim(first) == len(input_dims) + 1
+
+
+def as_batch(inputs, input_dims, name="inputs"):
+    """Gives raw inputs as one array `(examples, *input_dims)`, where it is known.
+
+    A single input becomes a batch of one.
+    """
+    inputs = as_examples(inputs, name)
+    if is_symbolic(inputs):
+        return inputs
+    if len(inputs.shape) == len(input_dims):
+        inputs = inputs[None]
+    check_shape(inputs.shape, input_dims, name)
+    return inputs
+
+
+def open_sides(input_dims):
+    """Input dims of any sides: only the channels of a map are given."""
+    sides = max(1, len(input_dims) - 1)
+    return (*[None] * sides, *input_dims[sides:])
+
+
+def check_shape(shape, input_dims, name="inputs"):
+    """Raises an `ArgumentError` unless a shape is `(examples, *input_dims)`."""
+    sides = tuple(shape)[1:]
+    if len(sides) != len(input_dims) or any(
+        None not in pair and pair[0] != pair[1]
+        for pair in zip(sides, input_dims, strict=True)
+    ):
+        expected = f"of shape (examples, *input_dims), with input_dims={input_dims}"
+        raise ArgumentError(name, expected, f"shape {tuple(shape)}")
+
+
+def as_labels(labels, num_classes, class_names=None, rows=None, name="labels"):
+    """Gives labels as int32 class numbers, or as float32 rows of a number a class.
+
+    Names of classes become their numbers. `rows` tells whether labels are rows; `None`
+    takes either.
+    """
+    if is_symbolic(labels):
+        is_rows = rows or (labels.shape.rank == 2 and labels.shape[1] != 1)
+        known = functools.partial(
+            as_labels,
+            num_classes=num_classes,
+            class_names=class_names,
+            rows=rows,
+            name=name,
+        )
+        tf = importlib.import_module("tensorflow")
+        shape = [labels.shape[0] if labels.shape.rank else None]
+        found = tf.numpy_function(known, [labels], "float32" if is_rows else "int32")
+        return tf.ensure_shape(found, [*shape, num_classes] if is_rows else shape)
+    expected = [f"whole numbers from 0 to {num_classes - 1}"]
+    if class_names is not None:
+        expected.append("names in `class_names`")
+    row = f"rows of {num_classes} numbers from 0 to 1"
+    expected = " or ".join(
+        [row] if rows else expected if rows is False else [*expected, row]
+    )
+    labels = as_array(labels, name)
+    try:
+        labels = _numbers_of(labels, class_names or ())
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(name, expected, f"{error}") from None
+    if rows and num_classes == 1:
+        labels = labels.reshape(len(labels), -1)
+    elif labels.shape[1:] == (1,):
+        labels = labels[:, 0]
+    is_rows = labels.shape[1:] == (num_classes,) and rows is not False
+    if labels.dtype.kind not in "biuf" or not (
+        is_rows or (labels.ndim == 1 and not rows)
+    ):
+        received = f"{labels.dtype} of shape {labels.shape}"
+        raise ArgumentError(name, expected, received)
+    most = 1 if is_rows else num_classes - 1
+    is_right = (labels >= 0) & (labels <= most)
+    if not is_rows:
+        is_right &= labels == np.floor(labels)
+    if not is_right.all():
+        raise ArgumentError(name, expected, np.unique(labels[~is_right])[:5].tolist())
+    return labels.astype("float32" if is_rows else "int32")
+
+
+def _numbers_of(labels, class_names):
+    """Replaces names of classes by their numbers, also bytes and objects."""
+    if labels.dtype.kind not in "OSU":
+        return labels
+    numbers = {name: number for number, name in enumerate(class_names)}
+    names = [x.decode() if isinstance(x, bytes) else x for x in labels.ravel().tolist()]
+    unknown = {x for x in names if isinstance(x, str) and x not in numbers}
+    if unknown:
+        raise ValueError(f"{sorted(unknown)[:5]}")
+    found = [numbers.get(x, x) for x in names]
+    return np.array(found, "float64").reshape(labels.shape)

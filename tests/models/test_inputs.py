@@ -1,0 +1,191 @@
+"""What labels and raw inputs of any form mean, the same on every backend."""
+
+import keras
+import numpy as np
+import pandas
+import pytest
+import tensorflow as tf
+import torch
+from harness import to_numpy
+
+from keras_bridle.config import ArgumentError
+from keras_bridle.evaluation.features import FeatureExtractor
+from keras_bridle.evaluation.probes import knn_probe, linear_probe, probe
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.classifier import BridleImageClassifier
+from keras_bridle.models.inputs import as_batch, as_labels
+from keras_bridle.training.examples import ArrayExamples
+from keras_bridle.training.fine_tune import FineTuner, fine_tune
+from keras_bridle.training.interleaved import InterleavedPretraining
+
+NAMES = ["cat", "dog", "owl"]
+IMAGES = np.random.default_rng(0).random((6, 8, 8, 1), "float32")
+FROM_ONE = np.arange(6) % 3 + 1
+
+# Each takes the place of labels 0, 1, 2, 0, 1, 2.
+GOOD_LABELS = {
+    "floats": np.arange(6.0) % 3,
+    "names": [*NAMES, *NAMES],
+    "bytes": np.array([*NAMES, *NAMES], "S"),
+    "series": pandas.Series([*NAMES, *NAMES]),
+    "categories": pandas.Categorical([*NAMES, *NAMES]),
+    "column": np.arange(6)[:, None] % 3,
+    "torch": torch.arange(6) % 3,
+    "tensorflow": tf.range(6) % 3,
+}
+BAD_LABELS = {
+    "from 1": FROM_ONE,
+    "unlabeled": [0, 1, 2, 0, -1, -1],
+    "shares": np.linspace(0, 2, 6),
+    "missing": [0.0, 1.0, 2.0, np.nan, 1.0, 0.0],
+    "unknown name": [*NAMES, "cat", "dog", "emu"],
+    "rows of another number": np.zeros((6, 4)),
+    "uneven": [[0], [1], [2], [0, 1], [1], [2]],
+    "torch": torch.arange(6) - 1,
+}
+
+
+def backbone():
+    return BridleBackbone(4, 8, 1, 1, 8, input_dims=(8, 8, 1))
+
+
+def classifier(**options):
+    return BridleImageClassifier(backbone(), class_names=NAMES, **options)
+
+
+@pytest.mark.parametrize("labels", GOOD_LABELS.values(), ids=GOOD_LABELS)
+def test_labels_that_mean_the_same(labels):
+    found = as_labels(labels, 3, NAMES)
+    assert found.dtype == "int32"
+    np.testing.assert_array_equal(found, [0, 1, 2, 0, 1, 2])
+
+
+def test_labels_without_a_meaning():
+    """Refused before a weight moves, and what refused them works on."""
+    model = classifier()
+    before = [np.copy(weight) for weight in model.get_weights()]
+    tuner = FineTuner(classifier())
+    tuner.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
+    good = GOOD_LABELS["names"]
+    quiet = {"verbose": 0}
+    tuning = {"epochs": 1, "batch_size": 2, **quiet}
+    for labels in BAD_LABELS.values():
+        calls = [
+            lambda y: model.fit(IMAGES, y, **quiet),
+            lambda y: model.fit(IMAGES, good, validation_data=(IMAGES, y), **quiet),
+            lambda y: model.evaluate(IMAGES, y, **quiet),
+            lambda y: tuner.fit(IMAGES, y, **quiet),
+            lambda y: fine_tune(FineTuner(model), ArrayExamples(IMAGES, y), **tuning),
+        ]
+        for call in calls:
+            with pytest.raises(ArgumentError):
+                call(labels)
+    for weight, old in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, old)
+    model.fit(IMAGES, good, **quiet)
+
+
+def test_names_train_as_their_numbers():
+    losses = []
+    for labels in (np.arange(6) % 3, GOOD_LABELS["names"]):
+        keras.utils.set_random_seed(1)
+        history = classifier().fit(IMAGES, labels, epochs=2, batch_size=3, verbose=0)
+        losses.append(history.history["loss"])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+    examples = ArrayExamples(IMAGES, GOOD_LABELS["names"])
+    options = {"epochs": 1, "batch_size": 3, "verbose": 0}
+    found = fine_tune(FineTuner(classifier()), examples, examples, **options)
+    assert 0 <= found.best_score <= 1
+
+
+def test_rows_of_several_classes():
+    model = classifier(multi_label=True)
+    rows = np.eye(3)[np.arange(6) % 3]
+    model.fit(IMAGES, rows, verbose=0)
+    for wrong in (np.arange(6) % 3, 2 * rows, GOOD_LABELS["names"], rows[:, :2]):
+        with pytest.raises(ArgumentError):
+            model.fit(IMAGES, wrong, verbose=0)
+    # Of other losses than cross-entropies labels can be anything.
+    model = classifier()
+    model.compile("sgd", "mse", metrics=[])
+    model.fit(IMAGES, 5 * rows, verbose=0)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, -1, 0], [0.0, 1.0, np.nan, 1.0]])
+def test_probes(labels):
+    features = np.random.default_rng(1).normal(size=(4, 5))
+    for call in (linear_probe, knn_probe, lambda *split: probe("dense", *split)):
+        with pytest.raises(ArgumentError):
+            call(features, labels, features, [0, 1, 0, 1])
+    names = np.array(["a", "b", "a", "b"])
+    for kind in ("knn", "linear"):
+        by_name = probe(kind, features, names, features, names)
+        by_number = probe(kind, features, [0, 1, 0, 1], features, [0, 1, 0, 1])
+        assert by_name.accuracy == by_number.accuracy
+
+
+def test_inputs_that_mean_the_same():
+    model, extract = classifier(), FeatureExtractor(backbone())
+    scores, features = model.predict(IMAGES, verbose=0), extract(IMAGES)
+    forms = [
+        list(IMAGES),
+        IMAGES.tolist(),
+        torch.from_numpy(IMAGES),
+        tf.constant(IMAGES),
+        keras.ops.convert_to_tensor(IMAGES),
+    ]
+    for inputs in forms:
+        found = model.predict(inputs, verbose=0)
+        np.testing.assert_allclose(found, scores, rtol=1e-5)
+        np.testing.assert_allclose(extract(inputs), features, rtol=1e-5)
+    for inputs in forms:
+        model.fit(inputs, np.arange(6) % 3, verbose=0)
+
+
+def test_one_input_is_a_batch_of_one():
+    model = classifier()
+    expected = model.predict(IMAGES[:1], verbose=0)
+    np.testing.assert_allclose(model.predict(IMAGES[0], verbose=0), expected, rtol=1e-5)
+    features = FeatureExtractor(backbone())(IMAGES[0])
+    assert features.shape == (1, 8)
+    assert as_batch(np.zeros(5), (None,)).shape == (1, 5)
+
+
+BAD_INPUTS = {
+    "empty": np.zeros((0, 8, 8, 1)),
+    "empty list": [],
+    "rank": np.zeros((2, 3, 8, 8, 1)),
+    "flat": np.zeros(64),
+    "channels": np.zeros((2, 8, 8, 5)),
+    "sizes": [np.zeros((8, 8, 1)), np.zeros((9, 8, 1))],
+    "text": np.full((2, 8, 8, 1), "a"),
+}
+
+
+def test_inputs_without_a_meaning():
+    model, encoder = classifier(), backbone()
+    expected = model.predict(IMAGES, verbose=0)
+    extract = FeatureExtractor(encoder)
+    pretraining = InterleavedPretraining(encoder, num_levels=1, codebook_size=4)
+    options = {"rounds": 0, "cold_start_epochs": 1, "verbose": 0}
+    calls = [
+        lambda inputs: model.predict(inputs, verbose=0),
+        lambda inputs: model.fit(inputs, [0], verbose=0),
+        extract,
+        lambda inputs: pretraining.fit(inputs, **options),
+    ]
+    for inputs in BAD_INPUTS.values():
+        for call in calls:
+            with pytest.raises(ArgumentError):
+                call(inputs)
+    np.testing.assert_array_equal(model.predict(IMAGES, verbose=0), expected)
+    assert to_numpy(encoder(IMAGES)).shape == (6, 5, 8)
+
+
+def test_wrong_ranks_inside_of_a_trainer():
+    tuner = FineTuner(classifier())
+    tuner.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
+    for wrong in (np.zeros((6, 8, 8)), np.zeros((6, 8, 8, 3))):
+        with pytest.raises(ValueError, match="input_dims"):
+            tuner.fit(wrong, np.arange(6) % 3, verbose=0)
+    tuner.fit(IMAGES, np.arange(6) % 3, verbose=0)

@@ -1,0 +1,259 @@
+"""Data sets of other libraries in `fit()`: of one length, without one, and repeated."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+import torch.utils.data
+
+from keras_bridle.config import ArgumentError
+from keras_bridle.data.readers import import_tensorflow
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.classifier import BridleImageClassifier
+from keras_bridle.models.data_sets import TakesAnyData
+from keras_bridle.models.inputs import as_batch, as_labels
+from keras_bridle.training.batches import batches_by_epoch, first_batches
+from keras_bridle.training.interleaved import InterleavedPretraining
+
+grain = pytest.importorskip("grain")
+
+IMAGES = np.random.default_rng(0).random((6, 8, 8, 1), "float32")
+LABELS = np.arange(6) % 3
+BATCHES = [(IMAGES[i : i + 2], LABELS[i : i + 2]) for i in (0, 2, 4)]
+
+
+class Indexed(keras.utils.PyDataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return BATCHES[index]
+
+
+class Endless(Indexed):
+    num_batches = None
+
+    def __getitem__(self, index):
+        return BATCHES[index % 3]
+
+
+class Iterable:
+    def __iter__(self):
+        return iter(BATCHES)
+
+
+def tf_data():
+    return (
+        import_tensorflow().data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(2)
+    )
+
+
+def map_dataset():
+    return grain.MapDataset.source(list(zip(IMAGES, LABELS, strict=True))).batch(2)
+
+
+def loader():
+    tensors = map(torch.from_numpy, (IMAGES, LABELS))
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*tensors), 2)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(BATCHES)
+
+
+# By whether they know their length, and end.
+KNOWN = {
+    "PyDataset": Indexed,
+    "tf.data": tf_data,
+    "MapDataset": map_dataset,
+    "DataLoader": loader,
+}
+UNKNOWN = {
+    "IterDataset": lambda: map_dataset().to_iter_dataset(),
+    "unknown tf.data": lambda: tf_data().filter(lambda x, y: True),
+}
+ITERABLE = {
+    "DataLoader of a stream": lambda: torch.utils.data.DataLoader(Stream(), None),
+    "iterable": Iterable,
+}
+ENDLESS = {
+    "endless PyDataset": Endless,
+    "endless tf.data": lambda: tf_data().repeat(),
+    "endless MapDataset": lambda: map_dataset().repeat(),
+    "endless IterDataset": lambda: map_dataset().repeat().to_iter_dataset(),
+}
+
+
+def backbone():
+    return BridleBackbone(4, 8, 1, 1, 8, input_dims=(8, 8, 1))
+
+
+class Seen(TakesAnyData, keras.Model):
+    """Counts the examples it trains on, and adds up what is seen of them."""
+
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.num_classes = num_classes
+        self.total = self.add_weight(shape=(2,), initializer="zeros", trainable=False)
+        self.scale = self.add_weight(shape=(), initializer="ones")
+        self.built = True
+
+    def prepared(self, x, y=None, sample_weight=None):
+        y = None if y is None else as_labels(y, self.num_classes)
+        return keras.utils.pack_x_y_sample_weight(as_batch(x, (8, 8, 1)), y)
+
+    def call(self, inputs, training=False):
+        sums = keras.ops.sum(inputs, (1, 2))
+        if training:
+            seen = keras.ops.stack([keras.ops.ones_like(sums), sums])
+            self.total.assign_add(keras.ops.sum(seen, (1, 2)))
+        return self.scale * sums
+
+
+def seen_by_epoch(data, epochs=3, **options):
+    """What each epoch of `fit()` saw: the number of examples, and which."""
+    model, found = Seen(), [np.zeros(2)]
+    model.compile("sgd", "mse")
+
+    def note(epoch, logs):
+        found.append(keras.ops.convert_to_numpy(model.total))
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=note)
+    model.fit(data, epochs=epochs, callbacks=callback, verbose=0, **options)
+    return np.diff(found, axis=0)
+
+
+def expected(*batches):
+    sums = [sum(BATCHES[i][0].sum() for i in epoch) for epoch in batches]
+    counts = [2 * len(epoch) for epoch in batches]
+    return np.stack([counts, sums], axis=1)
+
+
+READ_AGAIN = KNOWN | UNKNOWN | ITERABLE | ENDLESS
+
+
+@pytest.mark.parametrize("make", (KNOWN | UNKNOWN).values(), ids=KNOWN | UNKNOWN)
+def test_each_epoch_is_a_reading(make):
+    found = seen_by_epoch(make(), shuffle=False)
+    np.testing.assert_allclose(found, expected(*3 * [(0, 1, 2)]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", READ_AGAIN.values(), ids=READ_AGAIN)
+def test_epochs_of_so_many_steps_go_on_where_the_last_one_stopped(make):
+    found = seen_by_epoch(make(), steps_per_epoch=2)
+    np.testing.assert_allclose(found, expected((0, 1), (2, 0), (1, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", READ_AGAIN.values(), ids=READ_AGAIN)
+def test_pretraining_from_any_batch_on(make):
+    """As a resumed run asks for them; k-means sees no batch twice."""
+
+    def numbers(batches, count):
+        sums = [batch.sum() for batch, _ in BATCHES]
+        found = [batch.sum() for batch in first_batches(batches, count)]
+        return [int(np.argmin(np.abs(x - sums))) for x in found]
+
+    by_epoch = functools.partial(batches_by_epoch, make(), (8, 8, 1), 2, seed=0)
+    batches = by_epoch(steps_per_epoch=2)
+    assert numbers(batches(0), 4) == [0, 1, 2, 0]
+    assert numbers(batches(1, first_batch=1), 4) == [0, 1, 2, 0]
+    if make not in ENDLESS.values():
+        once = by_epoch(steps_per_epoch=None)
+        assert numbers(once(1), 9) == [0, 1, 2]
+        assert numbers(once(1, first_batch=1), 9) == [1, 2]
+
+
+def test_pretraining():
+    def losses(data):
+        keras.utils.set_random_seed(0)
+        sizes = {"hidden_dim": 8, "num_layers": 1, "num_heads": 1, "mlp_dim": 8}
+        pretraining = InterleavedPretraining(
+            backbone(), num_levels=1, codebook_size=4, decoder_options=sizes
+        )
+        history = pretraining.fit(
+            data, rounds=0, cold_start_epochs=2, steps_per_epoch=3, verbose=0
+        )
+        return history["0_cold_start"]["loss"]
+
+    np.testing.assert_allclose(
+        losses(UNKNOWN["IterDataset"]()), losses(BATCHES), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("make", (ITERABLE | ENDLESS).values(), ids=ITERABLE | ENDLESS)
+def test_steps_are_asked_for(make):
+    pretraining = InterleavedPretraining(backbone(), num_levels=1, codebook_size=4)
+    with pytest.raises(ArgumentError, match="steps_per_epoch"):
+        pretraining.fit(make(), rounds=0, cold_start_epochs=1, verbose=0)
+
+
+@pytest.mark.parametrize("make", READ_AGAIN.values(), ids=READ_AGAIN)
+def test_evaluate_and_predict(make):
+    model = Seen()
+    model.compile("sgd", "mse")
+    same = model.evaluate(IMAGES, LABELS, batch_size=2, verbose=0)
+    options = {"steps": 3, "verbose": 0}
+    np.testing.assert_allclose(model.evaluate(make(), **options), same, rtol=1e-4)
+    scores = model.predict(IMAGES, verbose=0)
+    np.testing.assert_allclose(model.predict(make(), **options), scores, rtol=1e-4)
+
+
+def test_validation_data():
+    model = Seen()
+    model.compile("sgd", "mse")
+    data = {"validation_data": map_dataset(), "epochs": 2, "verbose": 0}
+    found = model.fit(loader(), **data).history
+    last = model.evaluate(tf_data(), verbose=0)
+    assert found["val_loss"][0] != found["val_loss"][1] == pytest.approx(last, 1e-5)
+
+
+def test_generators_are_read_once():
+    found = seen_by_epoch((x for x in 2 * BATCHES), steps_per_epoch=2)
+    np.testing.assert_allclose(found, expected((0, 1), (2, 0), (1, 2)), rtol=1e-4)
+    found = seen_by_epoch(iter(BATCHES), epochs=1)
+    np.testing.assert_allclose(found, expected((0, 1, 2)), rtol=1e-4)
+    with pytest.raises(ArgumentError, match="steps_per_epoch"):
+        seen_by_epoch(x for x in BATCHES)
+    # TensorFlow makes errors of its own.
+    with pytest.raises(Exception, match="6 batches"):
+        seen_by_epoch((x for x in BATCHES), steps_per_epoch=2)
+
+
+class Nothing(Iterable):
+    def __iter__(self):
+        return iter(())
+
+
+@pytest.mark.parametrize(
+    ("data", "steps"),
+    [
+        (lambda: map_dataset().to_iter_dataset().filter(lambda x: False), 1),
+        (Nothing, 1),
+        (lambda: tf_data().take(0), None),
+        (lambda: tf_data().take(0), 1),
+    ],
+)
+def test_an_epoch_without_a_batch_is_an_error(data, steps):
+    with pytest.raises(Exception, match="batch"):
+        seen_by_epoch(data(), steps_per_epoch=steps)
+
+
+@pytest.mark.parametrize("make", KNOWN.values(), ids=KNOWN)
+def test_labels_of_batches_are_checked(make):
+    model = Seen(num_classes=2)
+    model.compile("sgd", "mse")
+    with pytest.raises(Exception, match="labels"):
+        model.fit(make(), epochs=1, shuffle=False, verbose=0)
+    assert model.fit(IMAGES, LABELS % 2, verbose=0).history["loss"][0] > 0
+
+
+def test_a_classifier():
+    model = BridleImageClassifier(backbone(), class_names=["cat", "dog", "owl"])
+    names = np.array(model.class_names)[LABELS]
+    data = import_tensorflow().data.Dataset.from_tensor_slices((IMAGES, names))
+    model.fit(data.batch(2), steps_per_epoch=2, epochs=2, verbose=0)
+    model.fit(map_dataset(), verbose=0)
+    model.fit(list(IMAGES), names, verbose=0)
+    assert len(model.predict_classes(loader())) == 6
