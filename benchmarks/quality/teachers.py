@@ -6,12 +6,15 @@ r"""Which teacher makes codes that are worth learning, and for how long?
     KERAS_BACKEND=jax python benchmarks/quality/teachers.py plateau --steps 4000
     KERAS_BACKEND=jax python benchmarks/quality/teachers.py speech --steps 800 \
         --cpu 6000 600 1500
+    KERAS_BACKEND=jax python benchmarks/quality/teachers.py plateau --steps 1500 \
+        --ways "tubes 0.75, centered" --rates 1e-3 --seeds 0 1 --cpu 6000 800 1500
 
-Needs JAX and an accelerator, and the data that `synthetic_data.py` names. Tiny encoders
-(128 x 3 x 4) are pretrained in many ways, three seeds each, and probed with 20 and 100
-labels a class and by nearest neighbors, on validation and on test examples; settings
-are to be chosen by the former and claims made by the latter. `--steps` are those of an
-encoder phase, S; a tokenizer phase has a quarter of them. Ways:
+Needs JAX and, but for the last two, an accelerator, and the data that
+`synthetic_data.py` names. Tiny encoders (128 x 3 x 4) are pretrained in many ways,
+three seeds each, and probed with 20 and 100 labels a class and by nearest neighbors, on
+validation and on test examples; settings are to be chosen by the former and claims made
+by the latter. `--steps` are those of an encoder phase, S; a tokenizer phase has a
+quarter of them. Ways:
 
 - the cold start alone, for S / 4, S / 2, S, 2.25 S and 3.5 S steps, 4 x 256 codes, and
   for S and 2.25 S with 1 x 1024; regression of masked patches for S and 2.25 S;
@@ -1002,6 +1005,8 @@ def plateau(data, args):
     }
     found = []
     for name, changes in variants.items():
+        if args.ways and name not in args.ways:
+            continue
         if time.perf_counter() - args.began > 60 * args.minutes:
             print(f"plateau: no time for {name}", flush=True)
             continue
@@ -1011,7 +1016,7 @@ def plateau(data, args):
             setattr(some, attribute, value)
         lab = Lab(some, args)
         lab.found = found
-        rates, seeds = (3e-4, 1e-3, 3e-3), SEEDS[:2]
+        rates, seeds = args.rates, SEEDS[:2]
         pairs = [*itertools.product(rates, seeds)]
         ways = [(f"{name}, rate {rate:g}", seed) for rate, seed in pairs]
         starts = [{"backbone": lab.new[seed]["backbone"]} for _, seed in pairs]
@@ -1057,6 +1062,9 @@ def main():
     parser.add_argument("--clothes", default="/usr/share/datasets/fashion-mnist")
     parser.add_argument("--espeak", default="espeak-ng")
     parser.add_argument("--targets", action="store_true", help="what matters in them")
+    add = parser.add_argument
+    add("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3], help="of plateau")
+    add("--ways", nargs="+", help="of plateau alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--cpu",
