@@ -62,12 +62,11 @@ FULL_MATRIX = (
     "recipes",
     "test_examples.py",
     "training/test_code_cache.py",
-    "training/test_encoder_pretrainer.py",
+    "training/test_trainers.py",
     "training/test_fine_tune.py",
     "training/test_interleaved.py",
     "training/test_mixed_precision.py",
     "training/test_saved_run.py",
-    "training/test_tokenizer_pretrainer.py",
 )
 
 
