@@ -9,6 +9,7 @@ from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
 from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
 from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
+from keras_bridle.training.interleaved import InterleavedPretraining
 from keras_bridle.training.trainers import (
     EncoderPretrainer,
     JointPretrainer,
@@ -121,6 +122,30 @@ def joint_pretrainer(
     )
     set_codebooks(trainer.tokenizer)
     return trainer
+
+
+def pretraining(policy="float32", noise=None, **kwargs):
+    """Pretraining as in a fresh process: the same start every time."""
+    keras.utils.clear_session(free_memory=False)
+    keras.config.set_dtype_policy(policy)
+    keras.utils.set_random_seed(7)
+    settings = {
+        "num_levels": LEVELS,
+        "codebook_size": CODES,
+        "code_dim": CODE_DIM,
+        "decoder_options": {"num_layers": 1, "num_heads": 2, "mlp_dim": 32},
+        "estimator_options": {"num_layers": 1, "num_heads": 2, "mlp_dim": 32},
+    }
+    if noise:
+        settings["augmentation"] = keras.layers.GaussianNoise(noise)
+    return InterleavedPretraining(backbone(), **{**settings, **kwargs})
+
+
+def all_weights(pretraining):
+    """Copies the weights of all networks that there are."""
+    names = ("backbone", "decoder", "tokenizer", "estimator")
+    parts = (getattr(pretraining, name) for name in names)
+    return weights_of(*(part for part in parts if part is not None))
 
 
 def set_codebooks(tokenizer):

@@ -7,14 +7,10 @@ import numpy as np
 import pytest
 from tiny_pretraining import (
     assert_same_bits,
-    maps,
-    num_changed,
-    tokenizer_pretrainer,
     weights_of,
 )
 
 from keras_bridle.training.checkpoint import Checkpoint, NonFiniteLoss, SaveError
-from keras_bridle.training.optimizers import adamw
 
 
 def dense_model(units=1):
@@ -26,54 +22,6 @@ def dense_model(units=1):
 def fit(model, epochs=1, **kwargs):
     x = np.arange(8.0).reshape(2, 4)
     model.fit(x, np.ones((2, 1)), epochs=epochs, verbose=0, **kwargs)
-
-
-def compiled_tokenizer_pretrainer():
-    """With everything that has state: EMA, accumulated gradients, drawn codes."""
-    trainer = tokenizer_pretrainer(
-        augmentation=keras.layers.GaussianNoise(0.1, seed=3),
-        restart_threshold=0.1,
-        sampling_temperature=0.1,
-    )
-    trainer.set_trained_parts()
-    optimizer = adamw(
-        trainer, 1e-2, use_ema=True, gradient_accumulation_steps=2, global_clipnorm=1.0
-    )
-    trainer.compile(optimizer)
-    return trainer
-
-
-def arrays_of(variables):
-    return [np.copy(keras.ops.convert_to_numpy(variable)) for variable in variables]
-
-
-def test_everything_is_restored(tmp_path):
-    def seeds(trainer):
-        drawn = (trainer.augmentation, trainer.tokenizer.quantizer)
-        return arrays_of(layer.seed_generator.state for layer in drawn)
-
-    trainer = compiled_tokenizer_pretrainer()
-    start = weights_of(trainer)
-    checkpoint = Checkpoint(tmp_path / "deeper" / "state.npz")
-    # 3 batches: half of a step's gradients are on their way.
-    batches = {"batch_size": 2, "epochs": 1, "verbose": 0, "shuffle": False}
-    trainer.fit(maps(6), callbacks=[checkpoint], **batches)
-    state = arrays_of(trainer.optimizer.variables)
-    assert any(array.any() for array in state[2:])
-    copy, again = compiled_tokenizer_pretrainer(), Checkpoint(checkpoint.path)
-    assert again.restore(copy) == 1
-    assert again.logs == checkpoint.logs
-    assert {"loss", "cosine", "usage_1"} <= set(again.logs[0])
-    assert_same_bits(arrays_of(copy.optimizer.variables), state)
-    assert_same_bits(seeds(copy), seeds(trainer))
-    tables = (copy.tokenizer.quantizer, trainer.tokenizer.quantizer)
-    assert_same_bits(*map(weights_of, tables))
-    assert num_changed(weights_of(copy), start) > 20
-    # The end of fit() took the averages; the checkpoint has the weights before that.
-    copy.optimizer.finalize_variable_values(copy.trainable_variables)
-    for name in ("tokenizer", "estimator", "teacher"):
-        parts = (getattr(copy, name), getattr(trainer, name))
-        assert_same_bits(*map(weights_of, parts))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])

@@ -3,12 +3,12 @@
 import keras
 import numpy as np
 import pytest
-from tiny_pretraining import assert_same_bits, backbone, maps, weights_of
+from tiny_pretraining import all_weights, assert_same_bits, maps
+from tiny_pretraining import pretraining as new_pretraining
 
 from keras_bridle.layers.masks import RandomMask
 from keras_bridle.models.tokenizers import RandomProjectionTokenizer
 from keras_bridle.training.batches import ArrayBatches
-from keras_bridle.training.interleaved import InterleavedPretraining
 from keras_bridle.training.run import cached_codes, check_cacheable
 
 INPUTS = maps(10)
@@ -41,25 +41,10 @@ def tokenized(monkeypatch):
 
 
 def train(keep=False, **kwargs):
-    keras.utils.clear_session(free_memory=False)
-    keras.utils.set_random_seed(7)
-    pretraining = InterleavedPretraining(
-        backbone(),
-        num_levels=2,
-        codebook_size=8,
-        code_dim=4,
-        mask=RandomMask(0.5, seed=1),
-        keep_cold_start_codes=keep,
-        decoder_options={"num_layers": 1, "num_heads": 2, "mlp_dim": 32},
-        estimator_options={"num_heads": 2, "mlp_dim": 32},
-    )
+    mask = RandomMask(0.5, seed=1)
+    pretraining = new_pretraining(mask=mask, keep_cold_start_codes=keep)
     pretraining.fit(INPUTS, **{**SETTINGS, **kwargs})
     return pretraining
-
-
-def weights(pretraining):
-    names = ("backbone", "decoder", "tokenizer", "estimator")
-    return weights_of(*(getattr(pretraining, name) for name in names))
 
 
 def test_same_training_and_no_tokenizer_in_it(tmp_path, tokenized):
@@ -75,7 +60,7 @@ def test_same_training_and_no_tokenizer_in_it(tmp_path, tokenized):
     cached = train(on_phase_end=look, directory=tmp_path / "run", cache_codes=True)
     assert not tokenized
     assert plain.history == cached.history
-    assert_same_bits(weights(plain), weights(cached))
+    assert_same_bits(all_weights(plain), all_weights(cached))
     assert not files["1_tokenizer"]
     for name in ("0_cold_start", "2_encoder"):
         (codes,) = files[name]
@@ -89,7 +74,7 @@ def test_with_codes_of_the_cold_start_in_memory():
     plain, cached = train(keep=True), train(keep=True, cache_codes=True)
     assert "accuracy_4" in plain.history["2_encoder"]
     assert plain.history == cached.history
-    assert_same_bits(weights(plain), weights(cached))
+    assert_same_bits(all_weights(plain), all_weights(cached))
 
 
 def fake_tokenizer(size, weights):

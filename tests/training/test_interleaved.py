@@ -9,8 +9,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tiny_pretraining
 from keras import ops
 from tiny_pretraining import (
+    all_weights,
     assert_same_bits,
     backbone,
     code_vectors,
@@ -39,23 +41,14 @@ INPUTS = maps(10)
 
 
 def new_pretraining(**kwargs):
-    """As in a fresh process: the same start every time."""
-    keras.utils.clear_session(free_memory=False)
-    keras.utils.set_random_seed(7)
     settings = {
-        "num_levels": 2,
-        "codebook_size": 8,
-        "code_dim": 4,
         # Seeds may be dates.
         "seed": 20991231,
         # All that is drawn or counted must survive a stop.
         "quantizer_options": {"restart_threshold": 0.1},
         "keep_cold_start_codes": False,
-        "augmentation": keras.layers.GaussianNoise(0.1),
-        "decoder_options": {"num_layers": 1, "num_heads": 2, "mlp_dim": 32},
-        "estimator_options": {"num_heads": 2, "mlp_dim": 32},
     }
-    return InterleavedPretraining(backbone(), **{**settings, **kwargs})
+    return tiny_pretraining.pretraining(noise=0.1, **{**settings, **kwargs})
 
 
 class Stop(Exception):
@@ -131,11 +124,6 @@ def finished(tmp_path_factory):
         returned=returned,
         parts=all_weights(pretraining),
     )
-
-
-def all_weights(pretraining):
-    names = ("backbone", "decoder", "tokenizer", "estimator")
-    return weights_of(*(getattr(pretraining, name) for name in names))
 
 
 def test_phases_and_history(finished):

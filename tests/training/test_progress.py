@@ -43,14 +43,6 @@ def test_lines_where_there_is_no_terminal():
         assert "examples/s" in line
 
 
-def test_bar_on_a_terminal():
-    progress = RichProgress("2_encoder", 10, 4, console=console(True))
-    run(progress)
-    written = progress.console.file.getvalue()
-    for part in ("2_encoder", "epoch 10/10", LINE, "100 %"):
-        assert part in written
-
-
 def test_the_terminal_is_free_after_an_error():
     """A second bar could not start while the first is alive."""
     progress = RichProgress("phase", 2, 4, console=console(True))
@@ -85,20 +77,6 @@ def test_share_of_the_time_spent_waiting(now):
     written = progress.console.file.getvalue()
     line = "1.5 examples/s, 4.0 s/step, 25% waiting for input (alone 250/s), "
     assert line in " ".join(written.split("\n"))
-
-
-def test_the_rest_of_an_epoch():
-    """A phase that is resumed within an epoch begins with a `fit()` of its rest."""
-    progress = RichProgress("phase", 10, 4, console=console(True))
-    for epoch, first_step in ((7, 3), (8, 0)):
-        progress.first_step = first_step
-        progress.on_train_begin()
-        progress.on_epoch_begin(epoch)
-        task = progress.bar.tasks[0]
-        assert (task.completed, task.total) == (4 * epoch + first_step, 40)
-        progress.on_train_batch_end(0, LOGS)
-        assert task.completed == 4 * epoch + first_step + 1
-        progress.on_train_end()
 
 
 def fit(callbacks, epochs=2):

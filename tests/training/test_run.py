@@ -135,39 +135,3 @@ def test_a_disk_that_is_full_at_the_end_of_a_phase(tmp_path, monkeypatch):
         assert caught.value.path == files.folder / "backbone.weights.h5"
         assert not files.is_done()
     assert not list(files.folder.iterdir())
-
-
-def test_a_phase_resumes_from_its_state(tmp_path):
-    model, again = layer(1.0), layer(3.0)
-    for one in (model, again):
-        one.compile("adam", loss="mse")
-    model.optimizer.build(model.trainable_variables)
-    with open_at(tmp_path) as files_of:
-        files = files_of(PHASE)
-        assert not files.restore(model)
-        files.checkpoint.save(model, epoch=2)
-        with pytest.raises(BlockingIOError), open_at(tmp_path, resume=True):
-            pass
-    with open_at(tmp_path, resume=True) as files_of:
-        files = files_of(PHASE)
-        assert files.restore(again)
-        assert files.checkpoint.epoch == 2
-        files.close()
-        assert not files.checkpoint.path.exists()
-    np.testing.assert_array_equal(again.get_weights()[0], model.get_weights()[0])
-    log = (tmp_path / "log.txt").read_text()
-    assert "0_cold_start is resumed after 2 epochs" in log
-
-
-def test_without_a_directory_nothing_is_kept(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    # Settings are not written, so they need not be of a kind that can be.
-    with open_run(None, None, OPTIONS) as files_of:
-        files = files_of(PHASE)
-        files.save({"backbone": layer(1.0)}, {"loss": [1.0]})
-        files.mark_done()
-        assert not files.is_done()
-        assert not files.restore(layer(1.0))
-        assert files.folder is None and files.checkpoint is None
-        files.close()
-    assert not list(tmp_path.iterdir())

@@ -3,9 +3,10 @@ import json
 import keras
 import numpy as np
 import pytest
-from tiny_pretraining import backbone, maps
+from tiny_pretraining import maps
+from tiny_pretraining import pretraining as new_pretraining
 
-from keras_bridle.training.interleaved import InterleavedPretraining, load_run
+from keras_bridle.training.interleaved import load_run
 
 
 def _features(pretraining):
@@ -16,10 +17,7 @@ def _features(pretraining):
 def runs(tmp_path_factory):
     """The directory of a run, and its codes and features after each phase."""
     directory = tmp_path_factory.mktemp("runs") / "run"
-    pretraining = InterleavedPretraining(
-        backbone(), num_levels=2, codebook_size=8, code_dim=4, seed=3
-    )
-    found = {}
+    pretraining, found = new_pretraining(seed=3), {}
 
     def keep(phase, pretraining):
         found[phase.name] = (pretraining.codes(maps()), _features(pretraining))
