@@ -1,13 +1,21 @@
+"""Learning rates, AdamW and decay by layers against float64 NumPy."""
+
 import keras
 import numpy as np
 import pytest
 from harness import to_numpy
 from keras import ops
+from tiny_pretraining import encoder_pretrainer, tokenizer_pretrainer
 
 from keras_bridle.config import ArgumentError
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.classifier import BridleImageClassifier
-from keras_bridle.training.optimizers import LayerDecayAdamW, layer_decay_optimizer
+from keras_bridle.training.optimizers import (
+    LayerDecayAdamW,
+    adamw,
+    layer_decay_optimizer,
+    warmup_cosine,
+)
 
 RATE, DECAY, WEIGHT_DECAY, BETAS, EPSILON = 1e-2, 0.6, 0.3, (0.8, 0.9), 1e-8
 
@@ -43,25 +51,25 @@ def layer_of(name):
 class Reference:
     """AdamW in float64, as it is in PyTorch, a group for each weight."""
 
-    def __init__(self, variables):
+    def __init__(self, variables, decays, weight_decay, betas, epsilon):
         self.values = [to_numpy(v).astype("float64") for v in variables]
-        self.rates = [RATE * DECAY ** (4 - layer_of(v.path)) for v in variables]
-        self.decays = [v.ndim > 1 and "class_token" not in v.path for v in variables]
+        self.decays, self.weight_decay = decays, weight_decay
+        self.betas, self.epsilon = betas, epsilon
         self.means = [np.zeros_like(value) for value in self.values]
         self.squares = [np.zeros_like(value) for value in self.values]
         self.steps = 0
 
-    def step(self, gradients):
+    def step(self, gradients, rates):
         self.steps += 1
-        beta_1, beta_2 = BETAS
-        for i, gradient in enumerate(gradients):
+        beta_1, beta_2 = self.betas
+        for i, (gradient, rate) in enumerate(zip(gradients, rates, strict=True)):
             if self.decays[i]:
-                self.values[i] *= 1.0 - self.rates[i] * WEIGHT_DECAY
+                self.values[i] *= 1.0 - rate * self.weight_decay
             self.means[i] += (1 - beta_1) * (gradient - self.means[i])
             self.squares[i] += (1 - beta_2) * (gradient**2 - self.squares[i])
             mean = self.means[i] / (1 - beta_1**self.steps)
             root = np.sqrt(self.squares[i] / (1 - beta_2**self.steps))
-            self.values[i] -= self.rates[i] * mean / (root + EPSILON)
+            self.values[i] -= rate * mean / (root + self.epsilon)
 
     def check(self, variables):
         for variable, value in zip(variables, self.values, strict=True):
@@ -73,6 +81,80 @@ class Reference:
 def random_gradients(variables, seed):
     rng = np.random.default_rng(seed)
     return [rng.normal(size=v.shape).astype("float32") for v in variables]
+
+
+@pytest.mark.parametrize(
+    ("rate", "total", "warmup", "lowest"),
+    [(1e-3, 100, 10, 0.0), (2e-2, 7, 0, 0.0), (0.5, 50, 49, 0.01), (1e-3, 1, 0, 0.0)],
+)
+def test_warmup_cosine(rate, total, warmup, lowest):
+    schedule = warmup_cosine(rate, total, warmup, lowest)
+    for step in {0, 1, warmup, (warmup + total) // 2, total - 1, total, total + 3}:
+        if step < warmup:
+            expected = rate * step / warmup
+        else:
+            done = min((step - warmup) / (total - warmup), 1)
+            expected = lowest + (rate - lowest) * 0.5 * (1 + np.cos(np.pi * done))
+        found = to_numpy(schedule(step))
+        np.testing.assert_allclose(found, expected, 1e-5, 1e-7 * rate)
+
+
+@pytest.mark.parametrize("warmup_steps", [10, -1])
+def test_warmup_must_be_shorter_than_the_run(warmup_steps):
+    with pytest.raises(ValueError):
+        warmup_cosine(1e-3, 10, warmup_steps)
+
+
+def test_no_decay_of_biases_norms_and_learned_vectors():
+    trainer = encoder_pretrainer()
+    trainer.set_trained_parts()
+    optimizer = adamw(trainer, 1e-3)
+    optimizer.build(trainer.trainable_variables)
+    decayed = [v for v in trainer.trainable_variables if optimizer._use_weight_decay(v)]
+    assert {v.name for v in decayed} == {"kernel"}
+    kernels = [v for v in trainer.trainable_variables if v.name == "kernel"]
+    assert len(decayed) == len(kernels) == 11
+    # Decay of 1 at a rate of 1 with gradients of zero takes a weight away.
+    optimizer = adamw(trainer, 1.0, weight_decay=1.0)
+    optimizer.build(trainer.trainable_variables)
+    before = to_numpy([v.value for v in trainer.trainable_variables])
+    optimizer.apply([keras.ops.zeros(v.shape) for v in trainer.trainable_variables])
+    for old, variable in zip(before, trainer.trainable_variables, strict=True):
+        expected = 0 * old if variable.name == "kernel" else old
+        np.testing.assert_allclose(to_numpy(variable.value), expected, atol=1e-7)
+
+
+def test_no_decay_of_code_vectors():
+    trainer = tokenizer_pretrainer(codebook_update="gradient")
+    trainer.set_trained_parts()
+    optimizer = adamw(trainer, 1e-3)
+    assert "code_vectors" in [v.name for v in trainer.trainable_variables]
+    for variable in trainer.trainable_variables:
+        assert optimizer._use_weight_decay(variable) == (variable.name == "kernel")
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_adamw_with_clipping_and_accumulation(batches):
+    """Several batches make one step with their mean gradient, clipped as one."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    variables = model.trainable_variables
+    reference = Reference(variables, [True, False], 0.3, (0.9, 0.95), 1e-7)
+    gradients = [random_gradients(variables, seed) for seed in range(4)]
+    schedule = warmup_cosine(0.1, 4, 1)
+    steps = None if batches == 1 else batches
+    options = {"global_clipnorm": 1.5, "gradient_accumulation_steps": steps}
+    optimizer = adamw(model, schedule, weight_decay=0.3, **options)
+    optimizer.build(variables)
+    for step, parts in enumerate(gradients):
+        optimizer.apply([ops.convert_to_tensor(gradient) for gradient in parts])
+        if (step + 1) % batches == 0:
+            group = gradients[step + 1 - batches : step + 1]
+            means = [np.mean(x, axis=0) for x in zip(*group, strict=True)]
+            norm = np.sqrt(sum(np.square(x, dtype="float64").sum() for x in means))
+            means = [x * min(1.0, 1.5 / norm) for x in means]
+            # The schedule counts batches: the rate is that of the one that ends a step.
+            reference.step(means, 2 * [float(schedule(step))])
+    reference.check(variables)
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle_tests")
@@ -89,18 +171,10 @@ class Sums(keras.Model):
         return inputs
 
     def compute_loss(self, x=None, y=None, y_pred=None, *args, **kwargs):
-        scale = ops.mean(x)
-        return (
-            sum(
-                ops.sum(ops.multiply(ops.convert_to_tensor(v), g))
-                for v, g in zip(
-                    self.model.trainable_variables,
-                    random_gradients(self.model.trainable_variables, 0),
-                    strict=True,
-                )
-            )
-            * scale
-        )
+        variables = self.model.trainable_variables
+        pairs = zip(variables, random_gradients(variables, 0), strict=True)
+        sums = [ops.sum(ops.multiply(ops.convert_to_tensor(v), g)) for v, g in pairs]
+        return sum(sums) * ops.mean(x)
 
 
 @pytest.mark.parametrize("accumulation", [None, 2])
@@ -108,7 +182,10 @@ def test_compiled_steps_are_those_of_parameter_groups(accumulation):
     model = classifier()
     variables = model.trainable_variables
     assert len({layer_of(v.path) for v in variables}) == 5
-    gradients, reference = random_gradients(variables, 0), Reference(variables)
+    gradients = random_gradients(variables, 0)
+    rates = [RATE * DECAY ** (4 - layer_of(v.path)) for v in variables]
+    decays = [v.ndim > 1 and "class_token" not in v.path for v in variables]
+    reference = Reference(variables, decays, WEIGHT_DECAY, BETAS, EPSILON)
     scales = np.float32([1.0, 3.0, -1.0, 0.5])
     trainer = Sums(model)
     optimizer = optimizer_of(trainer, gradient_accumulation_steps=accumulation)
@@ -116,7 +193,7 @@ def test_compiled_steps_are_those_of_parameter_groups(accumulation):
     trainer.compile(optimizer, jit_compile=keras.backend.backend() != "torch")
     trainer.fit(scales[:, None], batch_size=1, shuffle=False, verbose=0)
     for group in scales.reshape(-1, accumulation or 1):
-        reference.step([g * group.mean() for g in gradients])
+        reference.step([g * group.mean() for g in gradients], rates)
     reference.check(variables)
 
 
