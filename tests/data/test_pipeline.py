@@ -1,16 +1,21 @@
 import itertools
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import soundfile
+from image_files import write_gray
+from PIL import Image
 from sound_files import noise, which, write, write_constants
+from video_files import write_video
 
 from keras_bridle.data import clips
 from keras_bridle.data.files import FileList, ReadReport, UnreadableFileError
 from keras_bridle.data.layouts import list_files
 from keras_bridle.data.pipeline import file_dataset
-from keras_bridle.data.readers import AudioReader
+from keras_bridle.data.readers import AudioReader, ImageReader
+from keras_bridle.data.video_reader import VideoReader
 
 
 def read(source, num_samples=800, **options):
@@ -210,15 +215,49 @@ def test_evaluation_leaves_unreadable_files_out(tmp_path):
     files = write_constants(tmp_path, 8)
     broken(tmp_path, "000.wav", "003.wav")
     (tmp_path / "007.wav").unlink()
+    files.append(str(tmp_path / "dangling.wav"))
+    Path(files[-1]).symlink_to("nowhere")
     report = ReadReport()
     dataset = read(files, batch_size=4, report=report)
     for epoch in epochs(dataset, 2):
         assert which(epoch) == [1, 2, 4, 5, 6]
     assert report.read == 10
-    assert [item.path for item in report.skipped] == [files[0], files[3], files[7]]
+    bad = [files[0], files[3], files[7], files[8]]
+    assert [item.path for item in report.skipped] == bad
     reasons = [item.reason for item in report.skipped]
     assert "LibsndfileError" in reasons[0]
     assert reasons[2] == "FileNotFoundError: no such file"
+
+
+@pytest.mark.one_backend
+def test_pictures_and_clips_that_cannot_be_read(tmp_path, monkeypatch):
+    """Broken in every way, of any kind, or of another user."""
+    good = write_gray(tmp_path, 6)
+    clip = np.full((2, 10, 12, 3), 80, "uint8")
+    videos = [write_video(tmp_path / f"{i}.mp4", "mpeg4", clip) for i in range(2)]
+    contents = (b"", bytes(4096), np.random.default_rng(0).bytes(4096))
+    for index, content in enumerate(contents):
+        for ending in ("png", "mp4"):
+            (tmp_path / f"x{index}.{ending}").write_bytes(content)
+    (tmp_path / "folder.png").mkdir()
+    opened = Image.open
+
+    def forbid(path, *args, **options):
+        if Path(path) == Path(good[2]):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(Image, "open", forbid)
+    for kind, reader, expected in (
+        ("image", ImageReader((10, 12)), 5),
+        ("video", VideoReader(10, 2, 1), len(videos)),
+    ):
+        report = ReadReport()
+        files = list_files(kind, tmp_path)
+        dataset = file_dataset(files, reader, batch_size=4, report=report)
+        assert len(np.concatenate(batches(dataset))) == expected
+        assert len(report.skipped) == len(files) - expected
+        assert all(item.reason for item in report.skipped)
 
 
 @pytest.mark.one_backend
