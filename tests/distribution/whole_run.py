@@ -12,45 +12,23 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tiny_pretraining as tiny
 
+import keras_bridle as kb
 
-def images():
-    """More than fill whole batches, in an order that says which is which."""
-    numbers = np.random.default_rng(3).normal(size=(18, 16, 16, 1))
-    return (numbers + np.arange(18)[:, None, None, None] / 9 - 1).astype("float32")
-
-
-def pretraining():
-    import keras_bridle as kb
-
-    keras.utils.set_random_seed(7)
-    backbone = kb.BridleBackbone(
-        patch_size=4,
-        hidden_dim=16,
-        num_layers=1,
-        num_heads=2,
-        mlp_dim=32,
-        input_dims=(16, 16, 1),
-        name="encoder",
-    )
-    return kb.InterleavedPretraining(
-        backbone,
-        num_levels=2,
-        codebook_size=8,
-        code_dim=8,
-        quantizer_options={"restart_threshold": 0.3},
-        augmentation=kb.RandomHorizontalFlip(seed=2),
-        mask=kb.RandomMask(0.5, seed=1),
-        decoder_options={"hidden_dim": 16, "num_layers": 1, "mlp_dim": 32},
-        estimator_options={"hidden_dim": 16, "num_layers": 1, "mlp_dim": 32},
-    )
+# More than fill whole batches, in an order that says which is which.
+INPUTS = tiny.maps(18) + np.linspace(-1, 1, 18, dtype="float32")[:, None, None, None]
 
 
 def run(directory, **options):
     """Runs all phases and returns losses and weights."""
-    made = pretraining()
+    made = tiny.pretraining(
+        quantizer_options={"restart_threshold": 0.3},
+        augmentation=kb.RandomHorizontalFlip(seed=2),
+        mask=kb.RandomMask(0.5, seed=1),
+    )
     made.fit(
-        images(),
+        INPUTS,
         rounds=1,
         encoder_epochs=2,
         tokenizer_epochs=2,
@@ -64,7 +42,7 @@ def run(directory, **options):
     found = {
         f"loss {name}": np.array(logs["loss"]) for name, logs in made.history.items()
     }
-    codes = made.codes(images(), batch_size=6)
+    codes = made.codes(INPUTS, batch_size=6)
     weights = [*made.backbone.weights, *made.tokenizer.weights]
     arrays = [keras.ops.convert_to_numpy(weight) for weight in weights]
     return {**found, "codes": codes} | {f"{i}": x for i, x in enumerate(arrays)}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from recipe_runs import RECIPES, load_recipe, write_preset_config
+from recipe_runs import RECIPES, load_recipe, save_encoder, write_preset_config
 
 import keras_bridle as kb
 from keras_bridle.cli import RecipeParser, Setup
@@ -286,18 +286,6 @@ def python_block(path, words):
     return found
 
 
-def small_encoder():
-    return kb.BridleBackbone(
-        patch_size=(8, 32),
-        hidden_dim=16,
-        num_layers=1,
-        num_heads=2,
-        mlp_dim=32,
-        input_dims=(None,),
-        front_end=kb.LogMelSpectrogram(),
-    )
-
-
 def noises(count):
     noise = np.random.default_rng(0).normal(scale=0.1, size=(count, 2960))
     return noise.astype("float32")
@@ -305,7 +293,7 @@ def noises(count):
 
 def test_classifier_of_the_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    small_encoder().save_to_preset("runs/birds/preset")
+    save_encoder("runs/birds/preset", "audio")
     heard = {
         "kb": kb,
         "species": ["owl", "tit", "crow"],
@@ -322,7 +310,7 @@ def test_classifier_of_the_readme(tmp_path, monkeypatch):
 
 def test_fine_tuned_classifier_of_the_readme(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    small_encoder().save_to_preset("encoder")
+    save_encoder("encoder", "audio")
     kb.BridleAudioClassifier.from_preset(
         "encoder", class_names=["owl", "tit", "crow"]
     ).save_to_preset("runs/audio_fine_tuned/preset")
@@ -334,7 +322,7 @@ def test_fine_tuned_classifier_of_the_readme(tmp_path, monkeypatch, capsys):
 
 def test_fine_tuning_of_the_readme(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    small_encoder().save_to_preset("runs/audio_sample/preset")
+    save_encoder("runs/audio_sample/preset", "audio")
     given = {
         "names": ["owl", "tit"],
         "waveforms": noises(4),
