@@ -158,7 +158,7 @@ def test_sizes_that_do_not_fit(name, dims, options, argument):
     ids=["silence", "offsets", "an empty channel"],
 )
 def test_constant_examples(name, examples):
-    with pytest.raises(ValueError, match="nothing to learn"):
+    with pytest.raises(ValueError):
         MODALITIES[name].new_encoder("tiny", examples, reading_of(name))
 
 

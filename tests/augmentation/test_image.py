@@ -77,7 +77,7 @@ def test_sizes_that_are_known_when_the_function_runs():
         clips = smooth(2, 2, side, side, 3)
         expected = to_numpy(crop(clips, training=False))
         np.testing.assert_allclose(compiled(clips), expected, atol=1e-3)
-    with pytest.raises(ValueError, match="one known size"):
+    with pytest.raises(ValueError):
         tf.function(
             lambda clips: crop(clips, training=True),
             input_signature=[tf.TensorSpec((None, 2, None, None, 3))],

@@ -238,7 +238,7 @@ def test_kinetics_table(tmp_path):
     test.write_text("youtube_id,time_start,time_end\n---QUuC4vJs,84,94\n")
     unlabeled = list_files("video", test, "kinetics", root=tmp_path / "k400")
     assert unlabeled.labels is None and len(unlabeled) == 1
-    with pytest.raises(ValueError, match="no labels"):
+    with pytest.raises(ValueError):
         list_files("video", test, "kinetics", root=tmp_path / "k400", labels=True)
     test.write_text(KINETICS.replace("58,68", "58.5,68"))
     with pytest.raises(ValueError):

@@ -134,5 +134,5 @@ def test_unreadable_files_are_errors(tmp_path):
         with pytest.raises(ValueError):
             reader(path)
     law = write(tmp_path / "law.wav", noise(0.1), subtype="ULAW")
-    with pytest.raises(ValueError, match="no decoder for WAV"):
+    with pytest.raises(ValueError):
         reader(law)

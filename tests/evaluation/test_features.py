@@ -227,7 +227,7 @@ def test_parts_of_nothing_but_broken_files(backbone, tmp_path):
     for index in range(6):
         (tmp_path / f"{index}.png").write_text("no image")
     extract, options = FeatureExtractor(backbone), {"progress": False}
-    with pytest.raises(ValueError, match="None of the 6 files can be read"):
+    with pytest.raises(ValueError):
         extract.write(tmp_path / "out", tmp_path, part_size=2, **options)
     # Nothing was written: other settings do.
     PIL.Image.fromarray(IMAGES[0]).save(tmp_path / "0.png")

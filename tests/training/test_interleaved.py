@@ -240,7 +240,7 @@ def test_codes(finished):
     expected = pretraining.tokenizer(features, padding_mask).codes
     # Rounding in other shapes may tip the balance between two codes.
     assert (codes == ops.convert_to_numpy(expected)).mean() > 0.97
-    with pytest.raises(ValueError, match="no tokenizer yet"):
+    with pytest.raises(ValueError):
         new_pretraining().codes(INPUTS)
 
 
