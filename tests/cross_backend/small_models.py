@@ -10,6 +10,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tiny_pretraining
 from keras import ops
 from tiny_pretraining import FixedMask
 
@@ -221,20 +222,9 @@ class StopAfter(keras.callbacks.Callback):
 
 def pretrain(directory, callbacks=()):
     """Runs a cold start of nine batches, or resumes it."""
-    keras.utils.set_random_seed(1)
-    pretraining = kb.InterleavedPretraining(
-        kb.BridleBackbone(
-            patch_size=8, hidden_dim=DIM, num_layers=1, input_dims=(32, 16, 1), **SIZES
-        ),
-        num_levels=2,
-        codebook_size=8,
-        code_dim=4,
-        mask=FixedMask(0.5),
-        decoder_options={"num_layers": 1, **SIZES},
-    )
-    inputs = np.random.default_rng(2).normal(size=(12, 32, 16, 1)).astype("float32")
+    pretraining = tiny_pretraining.pretraining(mask=FixedMask(0.5))
     pretraining.fit(
-        inputs,
+        tiny_pretraining.maps(12),
         rounds=0,
         cold_start_epochs=3,
         batch_size=4,
