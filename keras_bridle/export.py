@@ -58,9 +58,10 @@ class Exportable:
         """Exports the model for inference, the front end included.
 
         ONNX, OpenVINO and PyTorch's format are written by the PyTorch backend, those of
-        TensorFlow by its own. On another backend the model is saved, and a process of
-        that backend writes the file. What is written computes in float32 whatever the
-        dtype policy is, and but for SavedModels log-mel with `fourier="matmul"`.
+        TensorFlow by its own. On another backend, or on an accelerator, the model is
+        saved, and a process of that backend on the CPU writes the file. What is written
+        computes in float32 whatever the dtype policy is, and but for SavedModels
+        log-mel with `fourier="matmul"`.
 
         Args:
             filepath: string or path, the file to write: `.onnx`, `.xml` (OpenVINO),
@@ -109,7 +110,9 @@ class Exportable:
         path = Path(filepath).resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         model = self if encoder.compute_dtype == "float32" else _in_float32(self)
-        is_here = keras.backend.backend() == kind.backend
+        # What an accelerator's process writes might not run without one.
+        device = str(ops.zeros(()).device).lower()
+        is_here = keras.backend.backend() == kind.backend and "cpu" in device
         (model._write if is_here else model._write_elsewhere)(path, format, shape)
         if verbose is not False:
             how = "" if is_here else f", converted by {kind.backend} in its own process"
@@ -120,22 +123,15 @@ class Exportable:
         with tempfile.TemporaryDirectory() as folder:
             saved = str(Path(folder, "model.keras"))
             self.save(saved)
+            job = saved, str(path), format, json.dumps(shape)
+            environment = {
+                "KERAS_BACKEND": FORMATS[format].backend,
+                "KERAS_TORCH_DEVICE": "cpu",
+                "CUDA_VISIBLE_DEVICES": "",
+            }
             done = subprocess.run(
-                [
-                    sys.executable,
-                    "-c",
-                    _JOB,
-                    saved,
-                    str(path),
-                    format,
-                    json.dumps(shape),
-                ],
-                # What it exports is to run anywhere.
-                env={
-                    **os.environ,
-                    "KERAS_BACKEND": FORMATS[format].backend,
-                    "CUDA_VISIBLE_DEVICES": "",
-                },
+                [sys.executable, "-c", _JOB, *job],
+                env={**os.environ, **environment},
                 capture_output=True,
                 text=True,
             )
@@ -197,7 +193,6 @@ def _front_ends(model):
 
 def _write_by_torch(model, path, format, shape):
     import torch
-    from torch.export.passes import move_to_device_pass
 
     names = ["outputs"]
 
@@ -224,8 +219,6 @@ def _write_by_torch(model, path, format, shape):
         program = torch.export.export(
             Inference().eval(), (example,), dynamic_shapes=(unknown,), strict=False
         )
-        # What it holds of an accelerator's memory would not run without one.
-        program = move_to_device_pass(program, "cpu")
         if format == "torch":
             torch.export.save(program, path)
             return
