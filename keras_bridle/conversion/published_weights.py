@@ -171,6 +171,7 @@ def _projection(patch_embedding, name):
 def load_published(part, state, prefix=""):
     """Copies the weights of a published network into one of ours.
 
+    Windows of a decoder that were not shifted (`no_shift`) need `window_shift=(0, 0)`.
     Fixed positions are not read: the published audio encoders were trained with those
     of `position_layout="transposed_grid"`. Others go into `"learned"` ones. State dicts
     of the video code come through `from_published_video()`; some of its classifiers
@@ -290,7 +291,13 @@ def _check_depth(part, state, weights):
     """A deeper published network would load into a shallower one without a word."""
     stems = {name.partition("blocks.")[0] for name in weights if "blocks." in name}
     starts = tuple(f"{stem}blocks." for stem in stems)
-    further = [name for name in state.keys() - weights if name.startswith(starts)]
+    # What windows keep beside weights follows from their size and shift.
+    tables = ("relative_coordinates_log", "attention_mask", "attn_mask")
+    further = [
+        name
+        for name in state.keys() - weights
+        if name.startswith(starts) and not name.endswith(tables)
+    ]
     if further:
         raise ValueError(
             f"`state` has weights of blocks that {part.name!r} lacks: {further[:4]}"

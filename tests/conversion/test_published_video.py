@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+import torch
 from harness import perturb, run, to_numpy
 
+from keras_bridle.conversion.published_state import read_published_state
 from keras_bridle.conversion.published_video import from_published_video
 from keras_bridle.conversion.published_weights import load_published, published_weights
 from keras_bridle.models.backbone import BridleBackbone
@@ -71,25 +73,39 @@ def test_loads_every_weight(part):
         )
 
 
-def test_scales_of_channels():
-    original, scaled = made("backbone"), made("backbone")
+@pytest.mark.parametrize("part", ["backbone", "decoder"])
+def test_scales_of_channels(part, tmp_path):
+    """Those of files with `init_values` above 0, multiplied into what they scale."""
+    original, scaled = made(part), made(part)
     state = video_state(original)
     rng = np.random.default_rng(0)
+    middle = {"backbone": "encoder", "decoder": "decoder"}[part]
     for index, block in enumerate(scaled.blocks):
-        stem = f"encoder_decoder.encoder.blocks.{index}."
-        state[f"{stem}gamma_1"] = gamma_1 = rng.normal(size=16).astype("float32")
-        state[f"{stem}gamma_2"] = gamma_2 = rng.normal(size=16).astype("float32")
-        for layer, gamma in (
-            (block.attention_output, gamma_1),
-            (block.mlp_output, gamma_2),
-        ):
+        stem = f"encoder_decoder.{middle}.blocks.{index}."
+        layers = {"gamma_1": block.attention_output, "gamma_2": block.mlp_output}
+        for name, layer in layers.items():
+            gamma = rng.normal(size=16).astype("float16")
+            state[stem + name] = gamma
             for weight in layer.weights:
-                weight.assign(to_numpy(weight) * gamma)
-    load_published(original, from_published_video(state), "encoder_decoder.")
-    x = np.random.default_rng(0).normal(size=(1, 4, 8, 8, 3)).astype("float32")
-    np.testing.assert_allclose(
-        run(lambda: original(x), original), run(lambda: scaled(x), scaled), 1e-4, 1e-4
-    )
+                weight.assign(to_numpy(weight) * gamma.astype("float32"))
+    path = tmp_path / "checkpoint.pth"
+    tensors = {name: torch.from_numpy(np.array(x)) for name, x in state.items()}
+    torch.save({"model": tensors, "epoch": 3}, path)
+    state = from_published_video(read_published_state(path))
+    load_published(original, state, "encoder_decoder.")
+    for ours, expected in zip(original.blocks, scaled.blocks, strict=True):
+        for layer in ("attention_output", "mlp_output"):
+            weights = getattr(expected, layer).get_weights()
+            for one, other in zip(
+                getattr(ours, layer).get_weights(), weights, strict=True
+            ):
+                np.testing.assert_allclose(one, other, 1e-6)
+    if part == "backbone":
+        x = np.random.default_rng(0).normal(size=(1, 4, 8, 8, 3)).astype("float32")
+        found, expected = (
+            run(lambda net=net: net(x), net) for net in (original, scaled)
+        )
+        np.testing.assert_allclose(found, expected, 1e-4, 1e-4)
 
 
 def test_tokenizer_and_classifier_names():

@@ -176,3 +176,19 @@ def test_other_positions_are_an_error(layout, rows):
     state = classifier_state(loaded) | {"pos_embed": table[None]}
     with pytest.raises(ValueError, match="positions in `state` are not"):
         load_published(loaded, state)
+
+
+def test_windows_that_were_not_shifted():
+    """`no_shift`: every block sees the same windows; tables beside weights are none."""
+    options = {**SIZES, "attention": "window", "window_size": (2, 2)}
+    unshifted = built(CodeDecoder(2, 8, **options, window_shift=(0, 0)), None, 12)
+    shifted = built(CodeDecoder(2, 8, **options, window_shift=(1, 1)), None, 12)
+    state = state_of(unshifted)
+    names = set(state)
+    for index in range(len(unshifted.blocks)):
+        stem = f"decoder_blocks.{index}.attn."
+        state[f"{stem}relative_coordinates_log"] = np.zeros((16, 2), "float32")
+        assert f"{stem}tau" in names
+    assert load_published(unshifted, state) == load_published(shifted, state) == names
+    assert {block.shift for block in unshifted.blocks} == {(0, 0)}
+    assert {block.shift for block in shifted.blocks} == {(0, 0), (1, 1)}
