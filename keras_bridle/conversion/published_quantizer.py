@@ -179,7 +179,8 @@ class PublishedResidualQuantizer(ResidualQuantizer):
 
     def _level(self, residual, table, drawn, training):
         """Returns codes, their counts, the chosen vectors and the moved table."""
-        vectors = ops.stop_gradient(self._looked_up(residual))
+        vectors = ops.stop_gradient(residual)
+        vectors = unit_vectors(vectors) if self.normalize == "level" else vectors
 
         def vectors_of(numbers):
             count = ops.shape(vectors)[0]

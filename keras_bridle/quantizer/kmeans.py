@@ -6,6 +6,8 @@ from keras import ops
 
 # Rows compared with all means at a time: bounds the memory of the distances.
 ROWS_AT_ONCE = 4096
+# Squares of rounding errors, relative to those of the numbers they come from.
+ROUNDING = np.float32(1e-12)
 
 
 def kmeans(
@@ -15,7 +17,8 @@ def kmeans(
 
     A cluster without samples begins anew at one of those that fit their means worst. So
     no cluster is lost, not even where many samples are equal. With `initial_ids` it
-    keeps its mean.
+    keeps its mean, as always in the published code. As there, the first of several
+    equal means takes the samples.
 
     Args:
         samples: Float array of shape `(num_samples, dim)`.
@@ -69,9 +72,15 @@ def residual_kmeans(quantizer, vectors, iterations, seed):
     by_level = quantizer.normalize == "level"
     cosine = quantizer.normalize_codes or by_level
 
+    def looked_up(residual):
+        if not by_level:
+            return residual
+        squares = np.square(residual).sum(axis=1, keepdims=True)
+        floor = ROUNDING * np.square(vectors).sum(axis=1, keepdims=True)
+        return unit_rows(np.where(squares > floor, residual, np.float32(1)))
+
     def rest(residual, means):
-        looked_up = unit_rows(residual) if by_level else residual
-        codes = nearest_means(looked_up, means, top_k)
+        codes = nearest_means(looked_up(residual), means, top_k)
         return residual - sum(means[codes[:, k]] for k in range(top_k))
 
     if quantizer.normalize == "input":
@@ -79,8 +88,7 @@ def residual_kmeans(quantizer, vectors, iterations, seed):
     tables: list = []
     residuals = [vectors]
     for level in range(levels):
-        rows = np.concatenate(residuals)
-        rows = unit_rows(rows) if by_level else rows
+        rows = np.concatenate([looked_up(residual) for residual in residuals])
         size = quantizer.codebook_size
         means, counts = kmeans(rows, size, iterations, cosine, seed=[seed, level])
         # The codes of one vector add up to it, so each is a share.
@@ -122,6 +130,7 @@ def _fill_empty(samples, labels, means, rng):
     if not len(empty):
         return
     misfits = np.square(samples - means[labels]).sum(axis=1, dtype="float64")
+    misfits[misfits <= ROUNDING * np.square(samples).sum(axis=1)] = 0.0
     count = min(len(empty), np.count_nonzero(misfits))
     if count:
         chances = misfits / misfits.sum()

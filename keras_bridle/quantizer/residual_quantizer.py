@@ -21,7 +21,7 @@ from keras_bridle.quantizer.codebook import (
     uniform,
     unit_vectors,
 )
-from keras_bridle.quantizer.kmeans import residual_kmeans, sample_vectors
+from keras_bridle.quantizer.kmeans import ROUNDING, residual_kmeans, sample_vectors
 from keras_bridle.quantizer.usage import CodebookUsage, usage_of_counts
 from keras_bridle.replicas import draw_rows, num_replicas, sum_over_replicas
 
@@ -450,8 +450,15 @@ class ResidualQuantizer(ConfiguredLayer):
             vectors = unit_vectors(vectors)
         return vectors, real, lead
 
-    def _looked_up(self, residual):
-        return unit_vectors(residual) if self.normalize == "level" else residual
+    def _looked_up(self, residual, vectors):
+        """What is looked up of a residual of `vectors`."""
+        if self.normalize != "level":
+            return residual
+        squares, floor = (
+            ops.sum(ops.square(x), axis=-1, keepdims=True) for x in (residual, vectors)
+        )
+        # The direction of rounding errors would differ from machine to machine.
+        return unit_vectors(ops.where(squares > floor * ROUNDING, residual, 1.0))
 
     def _search(self, vectors, tables, choice=None):
         """Finds all levels' codes, `(N, num_levels, top_k)`, some rows at a time."""
@@ -460,12 +467,12 @@ class ResidualQuantizer(ConfiguredLayer):
         penalties = 0.5 * ops.sum(ops.square(tables), axis=-1)
 
         def search_rows(rows):
-            residual, choice = rows if isinstance(rows, tuple) else (rows, None)
-            codes = []
+            rows, choice = rows if isinstance(rows, tuple) else (rows, None)
+            residual, codes = rows, []
             for level in range(self.num_levels):
                 table = tables[self._table(level)]
                 penalty = penalties[self._table(level)]
-                scores = nearness(self._looked_up(residual), table, penalty)
+                scores = nearness(self._looked_up(residual, rows), table, penalty)
                 drawn = None if choice is None else choice[:, level]
                 found = choose_codes(
                     scores, self.top_k, self.sampling_temperature, drawn
@@ -480,7 +487,8 @@ class ResidualQuantizer(ConfiguredLayer):
     def _moved(self, state, residuals, codes, real, num_used, order, loss):
         """Returns the state after this batch; the old one if the batch is unfit."""
         # What each code of a vector should be, given the vector.
-        targets = [self._looked_up(ops.stop_gradient(x)) for x in residuals]
+        residuals = [ops.stop_gradient(x) for x in residuals]
+        targets = [self._looked_up(x, residuals[0]) for x in residuals]
         if self.top_k > 1 and self.normalize != "level":
             targets = [target / self.top_k for target in targets]
         statistics = [

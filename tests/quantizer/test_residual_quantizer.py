@@ -554,3 +554,23 @@ def test_wrong_calls():
     ):
         with pytest.raises(ValueError):
             wrong()
+
+
+def test_residuals_that_are_rounding_errors():
+    """Vectors that their first code is equal to but for rounding get the same codes."""
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(6, 8)).astype("float32")
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    noise = 1 + rng.uniform(-1, 1, (5, *vectors.shape)).astype("float32") * 2e-7
+    quantizer = ResidualQuantizer(2, 16, dim=8, normalize="level", seed=0)
+    quantizer.build((None, 8))
+    quantizer.adapt(vectors)
+    codes = [to_numpy(quantizer.encode(vectors * x)) for x in noise]
+    for one in codes:
+        np.testing.assert_array_equal(one, codes[0])
+    # k-means, too, sees no direction in them.
+    tables = []
+    for factor in noise:
+        quantizer.adapt(vectors * factor)
+        tables.append(to_numpy(quantizer.code_vectors))
+    np.testing.assert_allclose(tables, [tables[0]] * len(tables), atol=1e-5)
