@@ -162,6 +162,7 @@ def assert_same_end(found, expected):
 def test_joint_phase(tmp_path):
     settings = {"rounds": 1, "joint": True, "tokenizer_every": 2}
     settings |= {"cold_start_epochs": 1, "encoder_epochs": 2}
+    settings["gradient_accumulation_steps"] = None
     # The fifth of its six batches, the last but one of which is saved.
     expected, found = stopped_and_unbroken(tmp_path, 3 + 5, **settings)
     assert list(found.history) == [PHASE, "1_joint"]
@@ -188,6 +189,7 @@ def test_half_precision(tmp_path, monkeypatch):
     assert_same_end(found, expected)
 
 
+@pytest.mark.full_matrix
 def test_skipped_steps(tmp_path):
     inputs = np.copy(INPUTS)
     inputs[3] = np.nan
@@ -215,6 +217,7 @@ class Shuffled(keras.utils.PyDataset):
         self.epoch += 1
 
 
+@pytest.mark.full_matrix
 def test_functions_of_epoch_and_batch(tmp_path):
     """Batches that were trained on before are left out; also by a `LaterBatches`."""
     asked = []
