@@ -19,7 +19,7 @@ from keras_bridle.config import (
     current_settings,
     kinds_of,
 )
-from keras_bridle.data.files import ReadReport
+from keras_bridle.data.files import ReadReport, printable
 from keras_bridle.data.layouts import list_files, splits_of
 from keras_bridle.distribution import (
     WorkerLostError,
@@ -113,7 +113,7 @@ class RecipeParser(argparse.ArgumentParser):
         self.add_argument(self.flag(field.name), **about)
 
     def error(self, message):
-        message = " ".join(str(message).split())
+        message = printable(" ".join(str(message).split()))
         self.exit(2, f"{self.prog}: error: {message} (--help explains the flags)\n")
 
     def given(self, arguments):
@@ -318,7 +318,7 @@ class Setup:
 
     def say(self, text, **style):
         """Prints a line; brackets in a folder's name are no style."""
-        self.console.print(text, markup=False, highlight=False, **style)
+        self.console.print(printable(text), markup=False, highlight=False, **style)
 
 
 class Encoder(NamedTuple):

@@ -25,6 +25,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -212,7 +213,7 @@ class Probing(Setup):
                     {"name": name, "probe": kind, "split": split, **summary}
                     for split, summary in enumerate(summaries, start=1)
                 ]
-                stem = f"{name.strip('./').replace('/', '_').replace(', ', '_')}_{kind}"
+                stem = re.sub(r"[^\w.-]+", "_", f"{name.strip('./')}_{kind}")
                 write_results(folder / f"{stem}_classes.csv", mean_per_class(several))
                 if several[0].confusion is not None:
                     plot_confusion_matrix(

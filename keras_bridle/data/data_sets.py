@@ -13,6 +13,7 @@ from keras_bridle.data.files import (
     joined,
     number_labels,
     read_table,
+    subfolders,
 )
 
 
@@ -128,7 +129,7 @@ def imagenet(
 ) -> FileList:
     """ImageNet-1K, whose classes are synsets: arXiv 1409.0575."""
     train, val = data / "train", data / "val"
-    synsets = sorted(path.name for path in train.iterdir() if path.is_dir())
+    synsets = subfolders(train)
     parts = {"train": class_folders(kind, train, synsets)}
     if ground_truth is None:
         parts["val"] = class_folders(kind, val, synsets)

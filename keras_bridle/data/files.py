@@ -3,9 +3,12 @@
 import contextlib
 import csv
 import dataclasses
+import io
 import itertools
 import os
 import threading
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +20,11 @@ from keras_bridle.config import ArgumentError
 Labels = Sequence[int] | Sequence[tuple[int, ...]]
 
 EXTENSIONS = {
-    "audio": (".wav", ".flac", ".ogg", ".mp3"),
-    "image": (".jpg", ".jpeg", ".png", ".webp"),
+    "audio": (
+        *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
+        *(".aiff", ".aif", ".au", ".caf", ".w64"),
+    ),
+    "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
     "video": (".mp4", ".m4v", ".mov", ".mpg", ".mpeg", ".webm", ".mkv", ".avi"),
 }
 # What a list has one entry of for each file.
@@ -47,6 +53,7 @@ class FileList:
             audio file to use. An end of `None` is the end of the file.
         splits: `None`, or the name of each file's split or fold, such as `"train"`.
         missing: names that a data set lists and its folder does not hold.
+        notes: what was left out in making the list, one line each.
 
     Example:
     ```python
@@ -64,6 +71,7 @@ class FileList:
     segments: Sequence[tuple[float, float | None]] | None = None
     splits: Sequence[str] | None = None
     missing: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not len(self.files):
@@ -129,14 +137,16 @@ class FileList:
         return dataclasses.replace(self, labels=numbers, class_names=numbers)
 
 
-def find_files(kind: str, root: Path) -> list[Path]:
+def find_files(kind: str, root: Path, others: list[Path] | None = None) -> list[Path]:
     """Lists the files of a kind below a folder, sorted, relative to it.
 
-    Follows links, but not in circles; leaves out names that begin with a dot.
+    Follows links, but not in circles; leaves out names that begin with a dot. Files of
+    other kinds go into the list `others`.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder '{root}'.")
-    found, visited = [], {root.resolve()}
+    found: list[Path] = []
+    visited = {root.resolve()}
     for folder, folders, names in os.walk(root, followlinks=True):
         folders.sort()
         for name in list(folders):
@@ -144,26 +154,68 @@ def find_files(kind: str, root: Path) -> list[Path]:
             if name.startswith(".") or target in visited:
                 folders.remove(name)
             visited.add(target)
-        paths = (Path(folder, name) for name in names if not name.startswith("."))
-        found += [path for path in paths if path.suffix.lower() in EXTENSIONS[kind]]
+        for name in names:
+            if not name.startswith("."):
+                is_right = Path(name).suffix.lower() in EXTENSIONS[kind]
+                paths = found if is_right else others
+                if paths is not None:
+                    paths.append(Path(folder, name).relative_to(root))
     if not found:
         raise ValueError(
             f"No {kind} file in '{root}' or its subfolders. Looked for "
             f"{', '.join(EXTENSIONS[kind])}"
         )
-    return sorted((path.relative_to(root) for path in found), key=Path.as_posix)
+    return sorted(found, key=Path.as_posix)
+
+
+def subfolders(root: Path) -> list[str]:
+    """Names of the folders in a folder, but hidden ones."""
+    paths = (path for path in root.iterdir() if path.is_dir())
+    return sorted(path.name for path in paths if not path.name.startswith("."))
+
+
+def folder_of_files(kind: str, root: Path) -> FileList:
+    """Lists all files of a kind below a folder."""
+    others: list[Path] = []
+    paths = find_files(kind, root, others)
+    notes = _endings_left_out(kind, others)
+    return FileList(kind, [str(root / path) for path in paths], notes=notes)
 
 
 def class_folders(
     kind: str, root: Path, class_names: Sequence[str] | None = None
 ) -> FileList:
     """Lists a folder that holds one folder per class."""
-    paths = find_files(kind, root)
+    others: list[Path] = []
+    paths = find_files(kind, root, others)
     stray = next((path for path in paths if len(path.parts) < 2), None)
     if stray is not None:
         raise ValueError(f"'{root / stray}' lies in no class's folder.")
-    labels, names = number_labels([path.parts[0] for path in paths], class_names)
-    return FileList(kind, [str(root / path) for path in paths], labels, names)
+    classes = [path.parts[0] for path in paths]
+    notes = _endings_left_out(kind, others)
+    lost = {path.parts[0] for path in others if len(path.parts) > 1}.difference(classes)
+    for name in sorted(lost):
+        endings = Counter(x.suffix.lower() for x in others if x.parts[0] == name)
+        found = ", ".join(f"{endings[x]} {x or 'without an ending'}" for x in endings)
+        notes.append(f"the class '{name}' has no {kind} file, only others: {found}")
+    labels, names = number_labels(classes, class_names)
+    files = [str(root / path) for path in paths]
+    return FileList(kind, files, labels, names, notes=notes)
+
+
+# Not worth a word beside data.
+_COMPANIONS = (".csv", ".tsv", ".txt", ".json", ".md", ".yaml", ".yml", ".xml", "")
+
+
+def _endings_left_out(kind: str, others: list[Path]) -> list[str]:
+    """Says how many files of which endings are no files of a kind."""
+    endings = Counter(path.suffix.lower() for path in others)
+    counted = [(n, x) for x, n in endings.items() if x not in _COMPANIONS]
+    if not counted:
+        return []
+    counted.sort(key=lambda item: (-item[0], item[1]))
+    files = ", ".join(f"{count} {ending}" for count, ending in counted[:10])
+    return [f"other files in the folder, not read as {kind}: {files}"]
 
 
 def joined(parts: dict[str, FileList]) -> FileList:
@@ -183,6 +235,7 @@ def joined(parts: dict[str, FileList]) -> FileList:
         names,
         splits=[name for name, part in parts.items() for _ in part.files],
         missing=[name for part in lists for name in part.missing],
+        notes=[note for part in lists for note in part.notes],
     )
 
 
@@ -207,7 +260,7 @@ def csv_table(
     numbers, splits = None, None
     names: tuple[str, ...] = ()
     if label_column:
-        classes: list[Any] = [row[label_column].strip() for row in rows]
+        classes: list[Any] = [row[label_column] for row in rows]
         if label_separator is not None:
             several = [text.split(label_separator) for text in classes]
             # Each class once.
@@ -224,21 +277,45 @@ def csv_table(
             )
         numbers, names = number_labels(classes, class_names)
     if split_column:
-        splits = [row[split_column].strip() for row in rows]
+        splits = [row[split_column] for row in rows]
     folder = path.parent if root is None else Path(root)
-    files = [str(folder / row[file_column]) for row in rows]
+    files = [str(folder / _as_path(row[file_column], folder)) for row in rows]
     return FileList(kind, files, numbers, names, splits=splits)
 
 
+def _as_path(name: str, folder: Path) -> Path:
+    """Reads a name as spreadsheets and other systems write it."""
+    path = Path(name).expanduser()
+    if "\\" in name and not (folder / path).exists():
+        return Path(name.replace("\\", "/")).expanduser()
+    return path
+
+
 def read_table(path: str | Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Reads a CSV file with a header line, which must have some columns."""
+    """Reads a table with a header line, which must have some columns.
+
+    It is one as spreadsheets write them: columns end with commas, semicolons or tabs,
+    names of columns may be in capitals, and spaces around cells do not count.
+    """
+    contents = Path(path).read_bytes()
+    is_utf16 = contents[:2] in (b"\xff\xfe", b"\xfe\xff")
+    # Bytes that are no UTF-8 are kept, as in the names of files.
+    text = contents.decode("utf-16" if is_utf16 else "utf-8-sig", "surrogateescape")
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    separator = max(",;\t", key=first.count)
     try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            header = list(reader.fieldnames or [])
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"'{path}' is no CSV file in UTF-8: {error}") from error
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        cells = [[cell.strip() for cell in line] for line in lines]
+    except csv.Error as error:
+        raise ValueError(f"'{path}' is no table: {error}") from error
+    header, *lists = [line for line in cells if any(line)] or [[]]
+    known = {name.casefold(): name for name in columns}
+    header = [known.get(name.casefold(), name) for name in header]
+    if "split" not in header:
+        header = [name.lower() if name.lower() == "split" else name for name in header]
+    rows = [
+        dict(zip(header, line + [""] * len(header), strict=False)) for line in lists
+    ]
     absent = [name for name in columns if name not in header]
     if absent:
         raise ValueError(f"'{path}' has no column {absent}. Its columns: {header}")
@@ -254,6 +331,10 @@ def number_labels(
 
     `classes` has one name, or one tuple of names, per file.
     """
+    # One name may be written in two ways in Unicode.
+    classes = [_composed(name) for name in classes]
+    if class_names is not None:
+        class_names = [_composed(name) for name in class_names]
     groups = [names if isinstance(names, tuple) else (names,) for names in classes]
     occurring = {name for group in groups for name in group}
     names = tuple(sorted(occurring) if class_names is None else class_names)
@@ -268,6 +349,17 @@ def number_labels(
         for names in classes
     ]
     return labels, names
+
+
+def _composed(names: Any) -> Any:
+    if isinstance(names, tuple):
+        return tuple(dict.fromkeys(map(_composed, names)))
+    return unicodedata.normalize("NFC", names) if isinstance(names, str) else names
+
+
+def printable(text: str) -> str:
+    """A text that can be shown, of one that may hold bytes that are no UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 class UnreadableFileError(ValueError):
@@ -322,6 +414,7 @@ class ReadReport:
         self._lock = threading.Lock()
         self._skipped: dict[str, str] = {}
         self._incomplete: dict[str, str] = {}
+        self.notes: list[str] = []
 
     @property
     def skipped(self) -> list[ReportedFile]:
@@ -347,9 +440,13 @@ class ReadReport:
         self._incomplete.setdefault(path, reason)
 
     def add_missing(self, files: FileList) -> None:
-        """Lists as skipped what a data set lists and its folder does not hold."""
+        """Lists as skipped what a data set lists and its folder does not hold.
+
+        Takes over the list's notes as well.
+        """
         for name in files.missing:
             self.add_skipped(name, "listed, but not in the folder")
+        self.notes += [note for note in files.notes if note not in self.notes]
 
     @contextlib.contextmanager
     def reraise(self) -> Iterator[None]:
@@ -365,6 +462,7 @@ class ReadReport:
         """Writes `skipped_files.csv`, with the columns `file` and `reason`.
 
         If files were incomplete, `incomplete_files.csv` lists them in the same way.
+        Notes on other files, which no reader has tried, go to `other_files.csv`.
 
         Returns the path of `skipped_files.csv`, which is always written.
         """
@@ -373,8 +471,14 @@ class ReadReport:
         tables = {path: self.skipped}
         if self.incomplete:
             tables[path.with_name("incomplete_files.csv")] = self.incomplete
+        if self.notes:
+            notes = [ReportedFile("", note) for note in self.notes]
+            tables[path.with_name("other_files.csv")] = notes
         for table, files in tables.items():
-            with table.open("w", newline="", encoding="utf-8") as file:
+            # Names of files need not be UTF-8.
+            with table.open(
+                "w", newline="", encoding="utf-8", errors="surrogateescape"
+            ) as file:
                 csv.writer(file).writerows([("file", "reason"), *files])
         return path
 

@@ -19,8 +19,9 @@ from keras_bridle.data.files import (
     FileList,
     class_folders,
     csv_table,
-    find_files,
+    folder_of_files,
     joined,
+    subfolders,
 )
 
 LAYOUTS = {
@@ -156,8 +157,8 @@ def _folder(
 ) -> FileList:
     """A folder; with labels, class folders or folders of splits that hold these."""
     if not labels:
-        return FileList(kind, [str(data / path) for path in find_files(kind, data)])
-    names = sorted(path.name for path in data.iterdir() if path.is_dir())
+        return folder_of_files(kind, data)
+    names = subfolders(data)
     train, test, validation = _roles(names, test_split)
     if train and test:
         splits = [name for name in (train, test, validation) if name]
@@ -173,7 +174,7 @@ def _folder(
 def _are_splits(root: Path, names: list[str]) -> bool:
     """Whether some folders, or all, are splits of a data set and not classes."""
     # A class may be called so, whose folder holds files alone.
-    with_folders = {x for x in names if any(y.is_dir() for y in (root / x).iterdir())}
+    with_folders = {name for name in names if subfolders(root / name)}
     named = {x for x in names if x.casefold() in (*TRAIN_NAMES, *TEST_NAMES)}
     for_training = {x for x in named if x.casefold() in TRAIN_NAMES}
     return bool(with_folders & (named if len(named) == len(names) else for_training))

@@ -195,8 +195,7 @@ def plan_cut(
 
 def decode_with_soundfile(path: str, cut: Cut, sample_rate: int) -> np.ndarray:
     """Decodes and resamples a part of a file, its channels mixed down."""
-    # Names need not be text.
-    with soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path)) as file:
+    with soundfile.SoundFile(openable(path)) as file:
         rate = file.samplerate
         is_unknown = file.frames > _MOST_FRAMES
         if is_unknown or (file.format == "MP3" and not _tells_its_length(path)):
@@ -216,6 +215,15 @@ def decode_with_soundfile(path: str, cut: Cut, sample_rate: int) -> np.ndarray:
     if rate != sample_rate:
         mono = soxr.resample(mono, rate, sample_rate, quality="HQ")
     return mono[skip:]
+
+
+def openable(path: str) -> str | bytes:
+    """A file's name as libraries take it: in bytes if it is no text in UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return path
 
 
 def _mixed_down(sound: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from keras_bridle.config import ArgumentError
+from keras_bridle.data.files import printable
 from keras_bridle.evaluation.features import optional_package
 from keras_bridle.evaluation.probes import standardized
 from keras_bridle.layers.masks import RandomMask
@@ -31,6 +32,8 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "legend.fontsize": 8,
     "legend.frameon": False,
+    # Names may hold dollar signs.
+    "text.parse_math": False,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
 }
@@ -48,7 +51,7 @@ def _figure(path, rows, columns, size, title=None, grid=False, **options):
     with matplotlib.rc_context({**STYLE, "axes.grid": grid}):
         inches = (max(4.5, 0.4 + columns * width), 0.4 + rows * height)
         figure = Figure(figsize=inches, dpi=120, layout="constrained")
-        figure.suptitle(title or "")
+        figure.suptitle(printable(title or ""))
         yield figure.subplots(rows, columns, squeeze=False, **options)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
@@ -401,7 +404,8 @@ def plot_confusion_matrix(confusion, path, class_names=None, title=None):
     is_small = classes <= MOST_NUMBERS
     side = 3.0 + (0.32 if is_small else 0.17) * min(classes, MOST_NAMES)
     with _figure(path, 1, 1, (side + 0.4, side - 0.4)) as ((axis,),):
-        ConfusionMatrixDisplay(shares, display_labels=class_names).plot(
+        names = None if class_names is None else list(map(printable, class_names))
+        ConfusionMatrixDisplay(shares, display_labels=names).plot(
             ax=axis,
             cmap="Blues",
             include_values=is_small,
@@ -413,7 +417,7 @@ def plot_confusion_matrix(confusion, path, class_names=None, title=None):
         axis.tick_params(labelsize=8 if is_small else 6)
         if classes > MOST_NAMES:
             axis.set(xticks=[], yticks=[])
-        axis.set_title(title)
+        axis.set_title(printable(title or ""))
 
 
 def plot_embedding(features, path, labels=None, method="pca", title=None, seed=0):
@@ -448,8 +452,11 @@ def plot_embedding(features, path, labels=None, method="pca", title=None, seed=0
     style = {"s": np.clip(16000 / len(points), 4, 30), "alpha": 0.8, "linewidths": 0}
     with _figure(path, 1, 1, (7.1, 5.1)) as ((axis,),):
         for (name, rows), color in zip(groups, colors, strict=True):
-            axis.scatter(*points[rows].T, color=color, label=name, **style)
-        axis.set(title=title, xticks=[], yticks=[], **axis_labels)
+            label = printable(str(name))
+            # matplotlib hides labels that begin with an underscore.
+            label = f" {label}" if label.startswith("_") else label
+            axis.scatter(*points[rows].T, color=color, label=label, **style)
+        axis.set(title=printable(title or ""), xticks=[], yticks=[], **axis_labels)
         if len(classes) > 1:
             axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 

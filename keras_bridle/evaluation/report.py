@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from keras_bridle.config import ArgumentError
+from keras_bridle.data.files import printable
 from keras_bridle.evaluation.metrics import (
     CodeUsage,
     classification_metrics,
@@ -42,7 +43,7 @@ def probe_table(rows, title="Probe accuracy", digits=1, caption=None):
         table.add_column(escape(metric), justify="right", no_wrap=True)
     for line in lines:
         # A class may be called [laughter], which would be taken for a style.
-        table.add_row(*map(escape, line))
+        table.add_row(*(escape(printable(cell)) for cell in line))
     return table
 
 
@@ -86,7 +87,9 @@ def write_results(path, rows, percent=True):
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_name(path.name + ending) for ending in ENDINGS]
     for file in [path] if path.suffix in ENDINGS else files:
-        with file.open("w", newline="", encoding="utf-8") as stream:
+        with file.open(
+            "w", newline="", encoding="utf-8", errors="surrogateescape"
+        ) as stream:
             if file.suffix == ".json":
                 json.dump(rows, stream, indent=2, ensure_ascii=False, default=_as_list)
             elif file.suffix == ".csv":
@@ -95,7 +98,8 @@ def write_results(path, rows, percent=True):
                 header, *lines = _cells(rows, 1 if percent else 3, percent)
                 rule = ["---", *["---:"] * len(header[1:])]
                 for line in (header, rule, *lines):
-                    stream.write(f"| {' | '.join(line)} |\n")
+                    cells = (x.replace("|", "\\|").replace("\n", " ") for x in line)
+                    stream.write(f"| {' | '.join(cells)} |\n")
 
 
 def _as_list(array):
