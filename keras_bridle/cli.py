@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import json
 import textwrap
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
@@ -19,7 +20,7 @@ from keras_bridle.config import (
     current_settings,
     kinds_of,
 )
-from keras_bridle.data.files import ReadReport, printable
+from keras_bridle.data.files import ReadReport, digest_of, printable
 from keras_bridle.data.layouts import list_files, splits_of
 from keras_bridle.distribution import (
     WorkerLostError,
@@ -34,6 +35,7 @@ from keras_bridle.training.checkpoint import (
     NonFiniteLoss,
     SaveError,
     full_disk_error,
+    write_json,
 )
 from keras_bridle.training.interleaved import load_run
 
@@ -202,6 +204,7 @@ class Setup:
     def __init__(self, kind, description, arguments=None, profiles=None):
         self.parser = RecipeParser(kind, description, profiles or {})
         self.is_over = False
+        self._said = 0
         self.read_report = ReadReport()
         self.console = Console()
         self._scope = contextlib.ExitStack()
@@ -305,16 +308,45 @@ class Setup:
         except (ValueError, OSError, ImportError) as error:
             self.parser.error(error)
 
+    def list_data(self, files):
+        """Says what a list leaves out, and that files are those of the resumed run."""
+        self.read_report.add_missing(files)
+        self.say_notes()
+        self._digest = digest_of(files)
+        path = Path(self.options.directory, "data.json")
+        if self.options.resume and path.exists():
+            found = json.loads(path.read_text())
+            if found != self._digest and not self.options.accept_changed_data:
+                accept = self.parser.flag("accept_changed_data")
+                expected = (
+                    f"the {found['files']} files of the run, but they have changed "
+                    f"(or use {accept}=true)"
+                )
+                raise ArgumentError("data", expected, self.options.data)
+
+    def keep_digest(self):
+        """Notes in the run's directory which files it reads."""
+        if self.options.data is not None:
+            write_json(Path(self.options.directory, "data.json"), self._digest)
+
+    def say_notes(self):
+        """Says each note on other files once."""
+        for note in self.read_report.notes[self._said :]:
+            self.say(f"Note: {note}", style="yellow")
+        self._said = len(self.read_report.notes)
+
     def list_skipped(self):
         """Writes the lists of files that could not be read, and counts them."""
+        self.say_notes()
         report, folder = self.read_report, self.options.directory
-        if report.skipped or report.incomplete:
+        if report.skipped or report.incomplete or report.notes:
             path = report.write(folder)
-            skipped, in_part = len(report.skipped), len(report.incomplete)
-            self.say(
-                f"{skipped} {'file' if skipped == 1 else 'files'} could not be read"
-                f"{f', {in_part} only in part' if in_part else ''}: {path}"
-            )
+            skipped, faulty = len(report.skipped), len(report.incomplete)
+            if skipped or faulty:
+                self.say(
+                    f"{skipped} {'file' if skipped == 1 else 'files'} could not be read"
+                    f"{f', {faulty} read with faults' if faulty else ''}: {path}"
+                )
 
     def say(self, text, **style):
         """Prints a line; brackets in a folder's name are no style."""
@@ -374,13 +406,13 @@ def labeled_data(options, modality, report):
         indices of validation or `None`.
     """
     data = vars(options.of(LabeledDataOptions))
-    del data["strict"]
+    del data["strict"], data["accept_changed_data"]
     splitting = {name: data.pop(name) for name in ("test_split", "folds", "fold")}
     if options.layout == "folder" and Path(options.data).is_dir():
         data["test_split"] = options.test_split
     files = list_files(modality.name, labels=True, **data)
     report.add_missing(files)
-    return files, *splits_of(files, seed=options.seed, **splitting)
+    return files, *splits_of(files, seed=options.seed, report=report, **splitting)
 
 
 def check_segments(count, encoder, reading):

@@ -402,6 +402,9 @@ class DataOptions(Options):
         None, "AudioSet's CSV file of training segments", only="audio"
     )
     strict: bool = flag(False, "stop at files that cannot be read")
+    accept_changed_data: bool = option(
+        False, "resume though files have changed", learned=False
+    )
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -152,6 +152,7 @@ class Probing(Setup):
         """Labeled files."""
         options = self.options
         files, splits, _ = labeled_data(options, self.modality, self.read_report)
+        self.say_notes()
 
         def inputs(backbone):
             return self.modality.dataset(

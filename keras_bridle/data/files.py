@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import io
 import itertools
 import os
@@ -355,6 +356,45 @@ def _composed(names: Any) -> Any:
     if isinstance(names, tuple):
         return tuple(dict.fromkeys(map(_composed, names)))
     return unicodedata.normalize("NFC", names) if isinstance(names, str) else names
+
+
+def digest_of(files: FileList) -> dict[str, Any]:
+    """Counts files, and sums up their names, sizes and dates in a short text."""
+    digest = hashlib.sha256()
+    for name in files.files:
+        with contextlib.suppress(OSError):
+            found = Path(name).stat()
+            digest.update(os.fsencode(name))
+            digest.update(f"\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+    return {"files": len(files), "digest": digest.hexdigest()[:16]}
+
+
+def copies(files: FileList) -> np.ndarray:
+    """Numbers recordings and pictures so that equal ones have equal numbers.
+
+    Files are compared by size, then by content; those that cannot be read, or are
+    empty, are unlike all others.
+    """
+    sizes = []
+    for number, name in enumerate(files.files):
+        try:
+            sizes.append(Path(name).stat().st_size or -1 - number)
+        except OSError:
+            sizes.append(-1 - number)
+    counts = Counter(sizes)
+    numbers: dict[Any, int] = {}
+    contents: dict[str, Any] = {}
+    found = np.empty(len(files), "int64")
+    for index, (name, size) in enumerate(zip(files.files, sizes, strict=True)):
+        key = (size, None)
+        if counts[size] > 1:
+            if name not in contents:
+                with Path(name).open("rb") as file:
+                    contents[name] = hashlib.file_digest(file, "sha256").digest()
+            key = (size, contents[name])
+        segment = None if files.segments is None else files.segments[index]
+        found[index] = numbers.setdefault((key, segment), index)
+    return found
 
 
 def printable(text: str) -> str:

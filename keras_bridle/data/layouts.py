@@ -1,6 +1,7 @@
 """Lists of the files of a data set, and its splits."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ from keras_bridle.data.data_sets import (
 )
 from keras_bridle.data.files import (
     FileList,
+    ReadReport,
+    check,
     class_folders,
+    copies,
     csv_table,
     folder_of_files,
     joined,
@@ -200,6 +204,7 @@ def splits_of(
     folds: int | None = None,
     fold: int | None = None,
     seed: int = 0,
+    report: ReadReport | None = None,
 ) -> tuple[Splits, np.ndarray | None]:
     """Splits labeled files: gives `(train, test)` pairs of indices, and validation's.
 
@@ -208,7 +213,37 @@ def splits_of(
     is in neither. A list whose splits are numbers is tested on each of these folds in
     turn; one without splits is dealt to `folds` (5) at random, each with about as many
     files of every class. `fold` (from 1) is then the only one to test on.
+
+    Files of the same content are tested alone, and not trained on. A line says so, in
+    `report` or as a warning.
     """
+    pairs, held_out = _splits_of(files, test_split, folds, fold, seed)
+    same, found, left_out = copies(files), [], 0
+    for train, test in pairs:
+        tested = same[test] if held_out is None else same[np.r_[test, held_out]]
+        is_copy = np.isin(same[train], tested)
+        left_out = max(left_out, int(is_copy.sum()))
+        found.append((train[~is_copy], test))
+        check(not is_copy.all(), "data", "files to train on besides the tested", "none")
+    if left_out:
+        note = (
+            f"{left_out} files are tested and not trained on, as both splits have them"
+        )
+        if report is None:
+            warnings.warn(note, stacklevel=2)
+        else:
+            report.notes.append(note)
+    return found, held_out
+
+
+def _splits_of(
+    files: FileList,
+    test_split: str | None,
+    folds: int | None,
+    fold: int | None,
+    seed: int,
+) -> tuple[Splits, np.ndarray | None]:
+    """Splits labeled files as `splits_of()`, without a look at their contents."""
     if files.labels is None:
         raise ValueError("The files have no labels.")
     if not files.multi_label and len(files.class_names) < 2:

@@ -51,6 +51,8 @@ _INEXACT_SEEK = ("MP3", "OGG")
 _SEEK_SECONDS = 60
 # More frames than this are what libsndfile says of streams of unknown length.
 _MOST_FRAMES = 2**48
+# Samples above this are as loud as can be.
+_FULL_SCALE = 0.999
 # Channels cancel each other if the power of their mean is below this share of theirs.
 _CANCELLED = 1e-4
 # Beyond this, the resampling filter no longer feels where a clip was cut.
@@ -82,7 +84,7 @@ class AudioReader:
             the waveform lies: 0.0 is its start, 0.5 the middle, 1.0 the end.
         segment: optional `(start, end)` in seconds, the part of the file to use; an end
             of `None` is the file's.
-        report: not used.
+        report: optional `ReadReport`, which lists recordings that are clipped.
 
     Returns:
         float32 array of shape `(num_samples,)`.
@@ -152,6 +154,8 @@ class AudioReader:
         waveform = self._decode(path, cut, self.sample_rate)[: self.num_samples]
         if not np.isfinite(waveform).all():
             raise ValueError("holds infinite or undefined samples")
+        if report is not None and np.mean(np.abs(waveform) > _FULL_SCALE) > 0.5:
+            report.add_incomplete(path, "clipped for most of its length")
         padded = np.zeros(self.num_samples, "float32")
         padded[: len(waveform)] = np.clip(waveform, -1.0, 1.0)
         return padded

@@ -117,12 +117,12 @@ def as_labels(labels, num_classes, class_names=None, rows=None, name="labels"):
         shape = [labels.shape[0] if labels.shape.rank else None]
         found = tf.numpy_function(known, [labels], "float32" if is_rows else "int32")
         return tf.ensure_shape(found, [*shape, num_classes] if is_rows else shape)
-    expected = [f"whole numbers from 0 to {num_classes - 1}"]
+    choices = [f"whole numbers from 0 to {num_classes - 1}"]
     if class_names is not None:
-        expected.append("names in `class_names`")
+        choices.append("names in `class_names`")
     row = f"rows of {num_classes} numbers from 0 to 1"
     expected = " or ".join(
-        [row] if rows else expected if rows is False else [*expected, row]
+        [row] if rows else choices if rows is False else [*choices, row]
     )
     labels = as_array(labels, name)
     try:

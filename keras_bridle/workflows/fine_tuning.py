@@ -116,6 +116,7 @@ class FineTuning(Setup):
             validation: Any = None
         else:
             files, pairs, held_out = labeled_data(options, modality, self.read_report)
+            self.list_data(files)
             self.class_names = list(files.class_names)
             make = functools.partial(
                 modality.dataset, reading=modality.enlarged(self.reading)
@@ -236,6 +237,7 @@ class FineTuning(Setup):
             self._run = RunDirectory(
                 options.directory, options.settings(), resume=options.resume
             )
+            self.keep_digest()
         source = options.source or f"{options.preset} {self.modality.name} encoder"
         scratch = "" if options.source and not options.scratch else ", from scratch"
         number = 0 if validation is None else len(validation)

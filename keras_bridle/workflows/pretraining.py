@@ -130,7 +130,7 @@ class Pretraining(Setup):
         data, layout, segments = options.data, options.layout, options.segments
         split = "train" if layout in ("speech_commands", "imagenet") else None
         files = list_files(modality.name, data, layout, segments=segments, split=split)
-        self.read_report.add_missing(files)
+        self.list_data(files)
         self.steps_per_epoch = len(files) // options.batch_size
         if self.steps_per_epoch == 0:
             expected = f"at most {len(files)}, the number of files"
@@ -215,6 +215,7 @@ class Pretraining(Setup):
             self.is_over = True
             if is_chief():
                 self._save_options()
+                self.keep_digest()
             report.on_start(pretraining)
 
         callbacks = [self.monitor()] if options.monitor else []

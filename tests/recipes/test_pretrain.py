@@ -66,7 +66,7 @@ MORE = {
     "name",
     [pytest.param("audio", marks=pytest.mark.every_backend), "image", "video"],
 )
-def test_own_files_chain_all_phases_and_resume(name, files, encoders, tmp_path):
+def test_own_files_chain_all_phases_and_resume(name, files, encoders, tmp_path, capsys):
     recipe, directory = recipes[name], tmp_path / "run"
     arguments = [*SHORT, *SIZES[name], *MORE[name]]
     arguments += [f"--preset={encoders[name]}", f"--data={files / name}"]
@@ -75,6 +75,11 @@ def test_own_files_chain_all_phases_and_resume(name, files, encoders, tmp_path):
     check_run(directory, RAW[name])
     assert "broken" in (directory / "skipped_files.csv").read_text()
     check_resume(recipe, arguments, directory)
+    # Files that are no longer those of the run.
+    min((files / name).iterdir()).touch()
+    arguments.append("--resume")
+    fails_in_one_line(recipe, arguments, "have changed", capsys)
+    recipe.main([*arguments, "--set=accept_changed_data=true"])
     # The run's settings make the same run.
     again = [f"--settings={directory / 'settings.json'}", "--directory=never"]
     modality = getattr(modalities, name.upper())

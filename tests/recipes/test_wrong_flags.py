@@ -142,6 +142,6 @@ def test_one_line_before_any_work(recipe, flags, paths, tmp_path, capsys):
     for word, path in paths.items():
         given = [text.replace(word, str(path)) for text in given]
     directory = tmp_path / "never"
-    given = [*DEFAULTS[recipe], "--quiet", f"--directory={directory}", *given]
+    given = [*DEFAULTS[recipe], "--set=quiet=true", f"--directory={directory}", *given]
     fails_in_one_line(load_recipe(recipe), given, WRONG[recipe][flags], capsys)
     assert not directory.exists()
