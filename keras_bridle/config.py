@@ -304,7 +304,7 @@ class TrainingOptions(OptimizerOptions):
         16, "batches for the k-means that sets the codebooks; 0: none"
     )
     jit_compile: bool | Literal["auto"] = option(
-        "auto", "whether to compile, as in keras.Model.compile()", learned=False
+        "auto", "whether to compile; not worth its minute on PyTorch", learned=False
     )
     checkpoint_every: Count = option(1, "epochs between checkpoints", learned=False)
     checkpoint_every_steps: Count | None = option(

@@ -12,9 +12,9 @@ from keras_bridle.config import ArgumentError
 
 def is_data_set(data):
     """Whether something gives batches, rather than being examples itself."""
-    return not (data is None or isinstance(data, list | tuple | dict)) and not hasattr(
-        data, "shape"
-    )
+    is_plain = data is None or isinstance(data, list | tuple | dict)
+    # Data sets of Hugging Face have a shape.
+    return not (is_plain or hasattr(data, "dtype"))
 
 
 def is_tf_data(data):

@@ -4,11 +4,14 @@ import functools
 
 import keras
 import numpy as np
+import PIL.Image
 import pytest
 import torch.utils.data
 
 from keras_bridle.config import ArgumentError
-from keras_bridle.data.readers import import_tensorflow
+from keras_bridle.data.files import FileList
+from keras_bridle.data.pipeline import file_dataset
+from keras_bridle.data.readers import ImageReader, import_tensorflow
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.classifier import BridleImageClassifier
 from keras_bridle.models.data_sets import TakesAnyData
@@ -257,3 +260,24 @@ def test_a_classifier():
     model.fit(map_dataset(), verbose=0)
     model.fit(list(IMAGES), names, verbose=0)
     assert len(model.predict_classes(loader())) == 6
+
+
+def test_hugging_face(tmp_path):
+    """Batches of arrays, and files that it does not decode."""
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"image": IMAGES.tolist(), "label": LABELS})
+    batches = rows.with_format("numpy").batch(2)
+    made = batches_by_epoch(batches, (8, 8, 1), 2, 2, seed=0)(1)
+    np.testing.assert_allclose(made[0], BATCHES[2][0], rtol=1e-6)
+    np.testing.assert_allclose(made[1], BATCHES[0][0], rtol=1e-6)
+    for number, image in enumerate(IMAGES):
+        pixels = (255 * image[..., 0]).astype("uint8")
+        PIL.Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    paths = [str(tmp_path / f"{number}.png") for number in range(6)]
+    rows = datasets.Dataset.from_dict({"image": paths, "label": LABELS})
+    rows = rows.cast_column("image", datasets.Image(decode=False))
+    paths = [image["path"] for image in rows["image"]]
+    files = FileList("image", paths, list(rows["label"]), ["cat", "dog", "owl"])
+    batches = file_dataset(files, ImageReader((8, 8), channels=1), batch_size=2)
+    found = seen_by_epoch(batches, epochs=2, shuffle=False)
+    np.testing.assert_array_equal(found[:, 0], 6)
