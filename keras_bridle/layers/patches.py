@@ -75,10 +75,11 @@ class PatchEmbedding(ConfiguredLayer):
         grid = self.grid(sides)
         for axis, patch in enumerate(self.patch_size, start=1):
             inputs = fitted(inputs, axis, grid[axis - 1] * patch, patch - 1)
-        pairs = itertools.chain(*zip(grid, self.patch_size, strict=True))
-        patches = ops.reshape(inputs, (batch, *pairs, channels))
-        last = 2 * len(grid) + 1
-        order = (0, *range(1, last, 2), *range(2, last, 2), last)
+        # Neighbors that stay neighbors are one axis: LiteRT has no more than six.
+        sizes = [*itertools.chain(*zip(grid, self.patch_size, strict=True))]
+        sizes[0], sizes[-1] = batch * sizes[0], sizes[-1] * channels
+        patches = ops.reshape(inputs, sizes)
+        order = (*range(0, len(sizes), 2), *range(1, len(sizes), 2))
         shape = (batch, math.prod(grid), self._numbers(channels))
         patches = ops.reshape(ops.transpose(patches, order), shape)
         if visible is not None:
