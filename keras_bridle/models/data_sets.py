@@ -1,5 +1,6 @@
 """Data sets of any library, in a form that `fit()` reads again and again."""
 
+import functools
 import itertools
 import sys
 import threading
@@ -32,6 +33,16 @@ def length_of(batches):
         return None
     # What Grain repeats without an end has the largest length there is.
     return int(count) if 0 <= int(count) < sys.maxsize else None
+
+
+class Opened:
+    """What a function gives, made anew for each reading."""
+
+    def __init__(self, *call):
+        self.call = functools.partial(*call)
+
+    def __iter__(self):
+        return iter(self.call())
 
 
 class LaterBatches(keras.utils.PyDataset):

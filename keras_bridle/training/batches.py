@@ -14,6 +14,7 @@ from keras_bridle.distribution import gather, num_devices, process_shard
 from keras_bridle.models.data_sets import (
     EpochsWithBatches,
     LaterBatches,
+    Opened,
     is_data_set,
     is_tf_data,
     length_of,
@@ -195,16 +196,6 @@ def _from_data_set(inputs, steps, convert, epoch, first_batch=0):
     return from_batch_on(inputs, start, repeat, convert)
 
 
-class _Opened:
-    """What a function makes, made anew for each reading."""
-
-    def __init__(self, make):
-        self.make = make
-
-    def __iter__(self):
-        return self.make()
-
-
 def _from_function(function, convert, epoch, first_batch=0):
     """Lets a user's function of the epoch start in the middle of it."""
     make = functools.partial(function, epoch)
@@ -213,7 +204,7 @@ def _from_function(function, convert, epoch, first_batch=0):
         first_batch = 0
     batches = make()
     if isinstance(batches, Iterator):
-        batches = _Opened(make)
+        batches = Opened(make)
     return from_batch_on(batches, first_batch, convert=convert)
 
 

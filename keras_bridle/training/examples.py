@@ -11,6 +11,7 @@ from keras_bridle.config import ArgumentError
 from keras_bridle.data.files import ReadReport
 from keras_bridle.data.pipeline import file_dataset
 from keras_bridle.data.video_reader import VideoReader
+from keras_bridle.models.data_sets import LaterBatches, Opened
 from keras_bridle.models.inputs import as_array, as_examples
 from keras_bridle.training.batches import ArrayBatches, epoch_order
 
@@ -182,13 +183,8 @@ class FileExamples(Examples):
             )
         read = functools.partial(self._dataset, batch_size=batch_size, seed=seed)
         if weights is None and epoch_length is None:
-
-            def make_shuffled(epoch):
-                return read(
-                    self.manifest, initial_epoch=epoch, shuffle=True, repeat=True
-                )
-
-            return make_shuffled, steps
+            shuffled = functools.partial(read, shuffle=True, repeat=True)
+            return lambda epoch: shuffled(self.manifest, initial_epoch=epoch), steps
 
         def batches_from(first):
             # Of each epoch other files, so each is a data set of its own.
@@ -201,7 +197,8 @@ class FileExamples(Examples):
                     drop_remainder=True,
                 )
 
-        return batches_from, steps
+        # Keras would lose what it reads of a generator to look at it.
+        return lambda epoch: LaterBatches(Opened(batches_from, epoch)), steps
 
     def batches_in_order(self, batch_size):
         """Yields batches `(inputs, indices)`, each file that can be read once."""

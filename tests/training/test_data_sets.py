@@ -14,9 +14,13 @@ from keras_bridle.data.pipeline import file_dataset
 from keras_bridle.data.readers import ImageReader, import_tensorflow
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.classifier import BridleImageClassifier
-from keras_bridle.models.data_sets import TakesAnyData
+from keras_bridle.models.data_sets import LaterBatches, Opened, TakesAnyData
 from keras_bridle.models.inputs import as_batch, as_labels
-from keras_bridle.training.batches import batches_by_epoch, first_batches
+from keras_bridle.training.batches import (
+    batches_by_epoch,
+    first_batches,
+    fit_in_order,
+)
 from keras_bridle.training.interleaved import InterleavedPretraining
 
 grain = pytest.importorskip("grain")
@@ -222,6 +226,20 @@ def test_generators_are_read_once():
     # TensorFlow makes errors of its own.
     with pytest.raises(Exception, match="6 batches"):
         seen_by_epoch((x for x in BATCHES), steps_per_epoch=2)
+
+
+def test_no_batch_is_lost_that_keras_looks_at():
+    model, orders = Seen(), []
+    model.compile("sgd", "mse")
+    batches = LaterBatches(Opened(lambda: iter(2 * BATCHES)))
+
+    def note(batch, logs):
+        orders.append(keras.ops.convert_to_numpy(model.total)[1])
+
+    seen = keras.callbacks.LambdaCallback(on_train_batch_end=note)
+    fit_in_order(model, batches, [seen], steps_per_epoch=3)
+    expected = np.cumsum([batch.sum() for batch, _ in BATCHES])
+    np.testing.assert_allclose(orders, expected, rtol=1e-4)
 
 
 class Nothing(Iterable):
