@@ -1,4 +1,5 @@
 import itertools
+import os
 from pathlib import Path
 
 import keras
@@ -266,7 +267,7 @@ def test_training_replaces_unreadable_files(tmp_path, monkeypatch):
     original = soundfile.SoundFile.__init__
 
     def open_file(self, path, *args, **options):
-        tried.append(path)
+        tried.append(os.fsdecode(path))
         original(self, path, *args, **options)
 
     files = write_constants(tmp_path, 12)
