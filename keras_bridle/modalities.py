@@ -277,7 +277,10 @@ class _Pictures(Modality):
             # Of one number, Keras draws the rate from 0 to it.
             rates = 2 * (options.random_erasing,)
             erasing = keras.layers.RandomErasing(
-                rates, seed=options.seed, dtype="float32"
+                rates,
+                seed=options.seed,
+                data_format="channels_last",
+                dtype="float32",
             )
             layers.append(ImageAugmentation(erasing))
         return layers

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from keras_bridle.config import ArgumentError
 from keras_bridle.data.clips import CENTER, Position
+from keras_bridle.layers.pixels import as_pixels
 
 
 def import_tensorflow() -> Any:
@@ -297,7 +298,8 @@ class ImageReader:
     """Reads images of one size, pixels from 0 to 255, for `file_dataset()`.
 
     Images are turned as their EXIF orientation says, transparent ones shown on white,
-    and 16-bit ones reduced to their upper 8 bits. They are scaled, their proportions
+    and 16-bit ones reduced to their upper 8 bits; of wider numbers and floats, the
+    largest says what they mean. They are scaled, their proportions
     kept, until they cover the size (bicubic, with antialiasing), and cropped.
 
     For augmentation, read images somewhat larger than needed (256 for 224), and let the
@@ -383,9 +385,9 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
+    if image.mode[0] in "IF":
         # Pillow itself would cut all above 255 off.
-        return Image.fromarray((np.asarray(image) >> 8).astype("uint8")).convert(mode)
+        return Image.fromarray(as_pixels(np.asarray(image), "pixels")).convert(mode)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")

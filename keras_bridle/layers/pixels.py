@@ -4,10 +4,39 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_bridle.config import ArgumentError
 from keras_bridle.layers.base import ConfiguredLayer, check
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def as_pixels(numbers, name="inputs"):
+    """Gives the numbers of a picture as pixels from 0 to 255, uint8.
+
+    The type and the largest number say what they mean: 8 bits, the upper 8 of 16 bits,
+    shares of white in floats up to 1. What they cannot say is an error.
+    """
+    if numbers.dtype == "uint8":
+        return numbers
+    if numbers.dtype == bool:
+        return numbers.astype("uint8") * 255
+    least, most = (float(x) for x in (np.min(numbers), np.max(numbers)))
+    if not 0 <= least <= most <= 65535:
+        expected = "pixels of 8 or 16 bits, or floats from 0 to 1"
+        raise ArgumentError(name, expected, f"numbers from {least:g} to {most:g}")
+    if numbers.dtype.kind == "f":
+        factor = 255.0 if most <= 1 else 1.0 if most <= 255 else 1 / 257
+        return np.rint(numbers * factor).astype("uint8")
+    is_deep = numbers.dtype.itemsize == 2 or most > 255
+    return (numbers >> 8 if is_deep else numbers).astype("uint8")
+
+
+def on_white(pixels):
+    """Shows transparent pixels `(..., 4)` before a white ground, `(..., 3)`."""
+    colors, opacity = pixels[..., :3].astype("float32"), pixels[..., 3:] / 255.0
+    shown = colors * opacity + 255.0 * (1.0 - opacity)
+    return np.rint(shown).astype(pixels.dtype)
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")

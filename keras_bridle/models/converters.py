@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_bridle.config import ArgumentError
+from keras_bridle.layers.pixels import as_pixels, on_white
 from keras_bridle.models.arguments import Configured
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.inputs import as_array, is_symbolic
@@ -203,7 +204,7 @@ class BridleImageConverter(_Converter, keras_hub.layers.ImageConverter):
         super().__init__(
             image_size=None if image_size is None else tuple(image_size),
             interpolation=interpolation,
-            **{"antialias": True, **kwargs},
+            **{"antialias": True, "data_format": "channels_last", **kwargs},
         )
         if channels not in (None, 1, 3):
             raise ArgumentError("channels", "1, 3 or None", channels)
@@ -217,6 +218,8 @@ class BridleImageConverter(_Converter, keras_hub.layers.ImageConverter):
         return (*batch, *size, self.channels or channels)
 
     def convert(self, images):
+        if images.dtype.kind in "biu":
+            images = as_pixels(images)
         if images.ndim == 2 or _is_gray(images.shape):
             images = images[..., None]
         images = _with_channels(images, self.channels)
@@ -229,11 +232,16 @@ class BridleImageConverter(_Converter, keras_hub.layers.ImageConverter):
 
 def _is_gray(shape):
     """Whether a shape is that of a batch of gray images without channels."""
-    return len(shape) == 3 and shape[-1] not in (1, 3, 4)
+    if len(shape) != 3 or shape[-1] in (1, 3, 4):
+        return False
+    if shape[0] in (3, 4):
+        expected = "images with their channels last (gray ones with an axis of 1)"
+        raise ArgumentError("inputs", expected, f"shape {tuple(shape)}")
+    return True
 
 
 def _with_channels(images, channels):
-    """Turns gray into color or color into gray, and drops transparency."""
+    """Turns gray into color or color into gray; white shines through."""
     if channels in (None, images.shape[-1]):
         return images
     if images.shape[-1] not in (1, 3, 4):
@@ -242,7 +250,7 @@ def _with_channels(images, channels):
             f"Received: images of shape {images.shape}"
         )
     if images.shape[-1] == 4:
-        return _with_channels(images[..., :3], channels)
+        return _with_channels(on_white(images), channels)
     if channels == 3:
         return np.repeat(images, 3, axis=-1)
     return images.astype("float32") @ _BRIGHTNESS

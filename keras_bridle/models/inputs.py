@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_bridle.config import ArgumentError
+from keras_bridle.layers.pixels import as_pixels
 
 
 def is_symbolic(values):
@@ -77,6 +78,8 @@ def as_batch(inputs, input_dims, name="inputs"):
         return inputs
     if len(inputs.shape) == len(input_dims):
         inputs = inputs[None]
+    if len(input_dims) > 2 and inputs.dtype.kind in "biu":
+        inputs = as_pixels(inputs, name)
     check_shape(inputs.shape, input_dims, name)
     return inputs
 

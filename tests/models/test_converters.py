@@ -129,7 +129,10 @@ def test_list_of_images_of_all_sizes():
     for x, result in zip(images, found, strict=True):
         alone = converter((x if x.ndim == 3 else x[..., None])[None])[0]
         np.testing.assert_allclose(result, alone, 1e-5, 1e-3)
-    np.testing.assert_array_equal(found[2], images[2][..., :3])
+    # White shines through.
+    colors, opacity = images[2][..., :3].astype(float), images[2][..., 3:] / 255
+    shown = colors * opacity + 255 * (1 - opacity)
+    np.testing.assert_allclose(found[2], shown, atol=0.51)
 
 
 def test_gray_and_color():

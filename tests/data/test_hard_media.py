@@ -1,0 +1,296 @@
+"""What is decoded decides, whatever a file announces, and what its pixels mean."""
+
+import io
+import struct
+
+import av
+import keras
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+from sound_files import noise, write
+
+from keras_bridle.config import ArgumentError
+from keras_bridle.data.readers import AudioReader, ImageReader
+from keras_bridle.data.video_reader import VideoReader
+from keras_bridle.models.converters import BridleImageConverter
+from keras_bridle.models.inputs import as_batch
+
+pytestmark = pytest.mark.one_backend
+POSITIONS = (0.0, 0.37, 0.8, 1.0)
+
+
+# Recordings
+
+
+def mp3(seconds, bit_rate, xing=False):
+    buffer = io.BytesIO()
+    options = {"write_xing": str(int(xing)), "id3v2_version": "0"}
+    options["write_id3v1"] = "0"
+    with av.open(buffer, "w", format="mp3", options=options) as out:
+        stream = out.add_stream("libmp3lame", rate=44100, layout="mono")
+        stream.bit_rate = bit_rate
+        sound = noise(seconds, 44100, highest=3000)[:, 0].astype("float32")
+        for start in range(0, len(sound), 1152):
+            piece = sound[None, start : start + 1152]
+            frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 44100, start
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def id3_with_cover(size=30000):
+    picture = b"\xff\xd8" + bytes(size)
+    head = b"\0image/jpeg\0\3\0"
+    frame = b"APIC" + (len(picture) + len(head)).to_bytes(4, "big") + b"\0\0"
+    frame += head + picture
+    length = bytes([(len(frame) >> shift) & 127 for shift in (21, 14, 7, 0)])
+    return b"ID3\3\0\0" + length + frame
+
+
+MP3 = {
+    "announced too long": mp3(1.5, 32000) + mp3(1.5, 320000),
+    "announced too short": mp3(1.5, 320000) + mp3(1.5, 32000),
+    "constant rate": mp3(3, 128000),
+    "with a cover": id3_with_cover() + mp3(3, 128000),
+    "with a cover and its length": id3_with_cover() + mp3(3, 128000, xing=True),
+}
+
+
+@pytest.mark.parametrize("name", MP3)
+def test_clips_of_mp3_are_those_of_a_plain_decoding(tmp_path, name):
+    path = tmp_path / "a.mp3"
+    path.write_bytes(MP3[name])
+    if "its length" in name:
+        whole = soundfile.read(path, dtype="float32")[0]
+    else:
+        with av.open(str(path)) as container:
+            frames = [x.to_ndarray()[0] for x in container.decode(audio=0)]
+        whole = np.concatenate(frames)
+    assert abs(len(whole) / 44100 - 3) < 0.2
+    reader = AudioReader(num_samples=22050, sample_rate=44100)
+    room = len(whole) - 22050
+    for position in POSITIONS:
+        start = min(int(position * (room + 1)), room)
+        clip = reader(str(path), (position, 0.5, 0.5))
+        expected = np.clip(whole[start : start + 22050], -1, 1)
+        np.testing.assert_allclose(clip, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype"),
+    [
+        ("WAV", "GSM610"),
+        ("WAV", "G721_32"),
+        ("WAV", "NMS_ADPCM_32"),
+        ("WAV", "IMA_ADPCM"),
+        ("RF64", "PCM_16"),
+        ("W64", "PCM_16"),
+        ("AU", "ULAW"),
+        ("AIFF", "PCM_24"),
+        ("CAF", "ALAC_16"),
+        ("OGG", "OPUS"),
+    ],
+)
+def test_all_formats_give_that_part_of_the_whole(tmp_path, kind, subtype):
+    path = str(tmp_path / "a.wav")
+    soundfile.write(path, noise(2.0, 8000), 8000, subtype, format=kind)
+    with soundfile.SoundFile(path) as file:
+        whole = file.read(file.frames, dtype="float32")
+    reader = AudioReader(num_samples=4000, sample_rate=8000)
+    for position in POSITIONS:
+        room = len(whole) - 4000
+        start = min(int(position * (room + 1)), room)
+        clip = reader(path, (position, 0.5, 0.5))
+        np.testing.assert_allclose(clip, whole[start : start + 4000], atol=1e-3)
+
+
+def test_flac_of_unknown_length(tmp_path):
+    sound = noise(2.0)
+    path = write(tmp_path / "a.flac", sound)
+    content = bytearray((tmp_path / "a.flac").read_bytes())
+    # The last 36 bits before the checksum of the first block.
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)
+    (tmp_path / "a.flac").write_bytes(content)
+    clip = AudioReader(num_samples=8000)(path, (1.0, 0.5, 0.5))
+    np.testing.assert_allclose(clip, sound[-8000:, 0], atol=1e-4)
+
+
+def test_channels_that_cancel_give_the_loudest(tmp_path):
+    sound = noise(0.2)[:, 0]
+    stereo = np.stack([0.5 * sound, -0.5 * sound, 0.02 * sound], axis=1)
+    reader = AudioReader(num_samples=3200)
+    clip = reader(write(tmp_path / "a.wav", stereo[:, :2], subtype="FLOAT"))
+    np.testing.assert_allclose(clip, 0.5 * sound, atol=1e-6)
+    clip = reader(write(tmp_path / "b.wav", stereo, subtype="FLOAT"))
+    np.testing.assert_allclose(clip, stereo.mean(axis=1), atol=1e-6)
+
+
+# Videos
+
+
+def write_colors(path):
+    """Red and green above, blue and black below."""
+    picture = np.zeros((48, 64, 3), "uint8")
+    picture[:24, :32, 0] = picture[:24, 32:, 1] = picture[24:, :32, 2] = 255
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(3):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "corners"),
+    [
+        ((1, 0, 0, 1), "rgbk"),
+        ((-1, 0, 0, 1), "grkb"),
+        ((1, 0, 0, -1), "bkrg"),
+        ((-1, 0, 0, -1), "kbgr"),
+        ((0, 1, -1, 0), "brkg"),
+        ((0, -1, 1, 0), "gkrb"),
+        ((0, 1, 1, 0), "rbgk"),
+        ((0, -1, -1, 0), "kgbr"),
+    ],
+)
+def test_display_matrices(tmp_path, matrix, corners):
+    path = tmp_path / "a.mp4"
+    write_colors(path)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 44
+    a, b, c, d = (x << 16 for x in matrix)
+    content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    frame = VideoReader(32, 1, 1)(str(path))[0].astype(int)
+    found = ""
+    for row in (8, 24):
+        for column in (8, 24):
+            pixel = frame[row, column]
+            found += "rgb"[pixel.argmax()] if pixel.max() > 150 else "k"
+    assert found == corners
+
+
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_frames_before_a_cut_are_hidden(tmp_path, b_frames):
+    """As phones trim videos: the packets stay, and an edit list hides them."""
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 256, (12, 16, 3), "uint8").repeat(4, 0).repeat(4, 1)
+    whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
+    with av.open(str(whole), "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.gop_size = 12
+        stream.codec_context.max_b_frames = b_frames
+        for number in range(36):
+            picture = np.roll(base, 4 * number, 1)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode(None))
+    options = {"avoid_negative_ts": "disabled"}
+    with av.open(str(whole)) as source, av.open(str(cut), "w", options=options) as out:
+        old = source.streams.video[0]
+        new = out.add_stream_from_template(old)
+        shift = round(5 / 25 / old.time_base)
+        for packet in source.demux(old):
+            if packet.dts is not None:
+                packet.pts -= shift
+                packet.dts -= shift
+                packet.stream = new
+                out.mux(packet)
+    with av.open(str(cut)) as container:
+        plain = np.stack(
+            [x.to_ndarray(format="gray") for x in container.decode(video=0)]
+        )
+    assert len(plain) == 31
+    reader = VideoReader((48, 64), 4, 1, channels=1)
+    for start in (0, 3, 10, 20, 27):
+        clip, missing = reader.read_at(str(cut), start)
+        assert not missing
+        error = np.abs(clip[..., 0].astype(int) - plain[start : start + 4])
+        assert error.mean() < 3
+    # Longer than what is shown: the last frame is repeated.
+    clip = VideoReader((48, 64), 17, 2, channels=1)(str(cut))
+    assert np.abs(clip[-1, ..., 0].astype(int) - plain[-1]).mean() < 3
+
+
+# Pixels
+
+
+RAMP = np.linspace(0, 1, 256)[None].repeat(16, 0)
+
+
+@pytest.mark.parametrize(
+    ("ending", "pixels"),
+    [
+        ("png", (RAMP * 65535).astype("uint16")),
+        ("tif", (RAMP * 65535).astype("uint16")),
+        ("tif", (RAMP * 65535).astype(">u2")),
+        ("tif", (RAMP * 65535).astype("int32")),
+        ("tif", (RAMP * 255).astype("int32")),
+        ("tif", RAMP.astype("float32")),
+        ("tif", (RAMP * 255).astype("float32")),
+        ("tif", (RAMP * 65535).astype("float32")),
+        ("bmp", (RAMP * 255).astype("uint8")),
+        ("gif", (RAMP * 255).astype("uint8")),
+    ],
+)
+def test_a_ramp_stays_a_ramp(tmp_path, ending, pixels):
+    path = tmp_path / f"a.{ending}"
+    if pixels.dtype == ">u2":
+        Image.frombytes("I;16B", (256, 16), pixels.tobytes()).save(path)
+    else:
+        Image.fromarray(pixels).save(path)
+    found = ImageReader((16, 256), channels=1)(str(path))[8, :, 0]
+    np.testing.assert_allclose(found, 255 * RAMP[0], atol=1.01)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        (RAMP * 1_000_000).astype("int32"),
+        (RAMP - 0.5).astype("float32"),
+        np.where(RAMP > 0.5, np.nan, RAMP).astype("float32"),
+        (RAMP * 1e6).astype("float32"),
+        (RAMP * 100 - 50).astype("int32"),
+    ],
+)
+def test_what_numbers_cannot_say_is_refused(tmp_path, pixels):
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError):
+        ImageReader(16)(str(tmp_path / "a.tif"))
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_arrays_mean_what_files_mean(data_format):
+    before = keras.config.image_data_format()
+    keras.config.set_image_data_format(data_format)
+    try:
+        convert = BridleImageConverter(channels=3)
+        gray = (RAMP * 255).astype("uint8")[..., None]
+        expected = convert(gray)
+        for other in (gray.astype("int64"), gray.astype("uint16") * 257):
+            np.testing.assert_array_equal(convert(other), expected)
+        resized = BridleImageConverter((8, 8), channels=3)(gray)
+        assert resized.shape == (8, 8, 3)
+    finally:
+        keras.config.set_image_data_format(before)
+    np.testing.assert_array_equal(convert(gray > 100), 255 * (expected > 100))
+    clear = np.concatenate([gray] * 3 + [np.zeros_like(gray)], axis=-1)
+    np.testing.assert_array_equal(convert(clear), np.full_like(expected, 255))
+    for first in (np.zeros((3, 16, 16), "uint8"), np.zeros((2, 3, 16, 16), "uint8")):
+        with pytest.raises(ValueError):
+            convert(first)
+
+
+def test_arrays_to_train_on():
+    deep = (np.random.default_rng(0).random((4, 8, 8, 1)) * 65535).astype("uint16")
+    np.testing.assert_array_equal(as_batch(deep, (8, 8, 1)), deep >> 8)
+    floats = deep / 65535
+    assert as_batch(floats, (8, 8, 1)) is floats
+    with pytest.raises(ArgumentError):
+        as_batch(deep.astype("int64") - 40000, (8, 8, 1))
+    with pytest.raises(ArgumentError):
+        as_batch(np.zeros((4, 8, 8, 4), "uint8"), (8, 8, 3))
