@@ -38,8 +38,8 @@ def length_of(batches):
 class Opened:
     """What a function gives, made anew for each reading."""
 
-    def __init__(self, *call):
-        self.call = functools.partial(*call)
+    def __init__(self, function, *arguments):
+        self.call = functools.partial(function, *arguments)
 
     def __iter__(self):
         return iter(self.call())
