@@ -235,14 +235,14 @@ def test_video_files_in_the_layout_of_kinetics(encoders, tmp_path):
 
 
 def make_images(folder, parts):
-    """Class folders of images, of some parts of which none can be read."""
-    for name, number, is_readable in parts:
+    """Class folders of images, no two alike; of some parts none can be read."""
+    for place, (name, number, is_readable) in enumerate(parts):
         (folder / name).mkdir(parents=True)
         for index in range(number):
             path = folder / name / f"{index}.png"
-            path.write_text("no image")
+            path.write_text(f"no image {path}")
             if is_readable:
-                Image.new("L", (28, 28), 20 * index + 9).save(path)
+                Image.new("L", (28, 28), 20 * index + place).save(path)
 
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])
