@@ -281,7 +281,9 @@ class BridleBackbone(Exportable, Configured, keras_hub.models.Backbone):
         Args:
             preset: string, the name of a size that comes with the library, such as
                 `"bridle_audio_base"`, a folder or address of a saved preset, or the
-                directory of a run that saved one.
+                directory of a run that saved one. Or a public encoder of MAE, VideoMAE
+                or AudioMAE: an address such as `"hf://facebook/vit-mae-base"`, or a
+                folder or file in the layout of transformers, timm or the original code.
             load_weights: bool. Sizes that come with the library have no weights and
                 need `False`.
             **kwargs: arguments of the constructor that replace those of the preset.
@@ -295,6 +297,12 @@ class BridleBackbone(Exportable, Configured, keras_hub.models.Backbone):
         """
         config = backbone_preset(preset)
         if config is None:
+            # Here, as it builds on this module.
+            from keras_bridle.conversion import checkpoints
+
+            preset = checkpoints.fetched(preset)
+            if load_weights and checkpoints.is_checkpoint(preset):
+                return checkpoints.load_checkpoint(cls, preset, **kwargs)
             preset = preset_folder(preset)
             return super().from_preset(preset, load_weights=load_weights, **kwargs)
         if load_weights:

@@ -1,0 +1,272 @@
+"""Public encoders of MAE, VideoMAE and AudioMAE, read from their own files.
+
+Every layout is brought to timm's names, which `load_published()` reads: folders of
+transformers and of timm, and files of the original training code.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_bridle.config import ArgumentError
+from keras_bridle.conversion.published_state import read_published_state
+from keras_bridle.conversion.published_weights import load_published
+from keras_bridle.layers.log_mel import LogMelSpectrogram
+from keras_bridle.layers.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelNormalization
+
+_STEMS = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS = (*_STEMS, *(f"{stem}.index.json" for stem in _STEMS))
+# In order: what a name of transformers or the original code has, and what timm's has.
+_NAMES = (
+    (r"^(module|model|vit|videomae|encoder)\.", ""),
+    (r"^encoder\.", ""),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^layers?\.(\d+)\.", r"blocks.\1."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.attention\.o_proj\.", ".attn.proj."),
+    (r"\.attention\.(?:attention\.)?([qkv])(?:uery|ey|alue|_proj)\.", r".attn.\1."),
+    (r"\.attention\.attention\.([qv])_bias$", r".attn.\1.bias"),
+    (r"\.attn\.([qv])_bias$", r".attn.\1.bias"),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"^layernorm\.", "norm."),
+)
+# What pretraining and classification put on top of an encoder.
+_HEADS = re.compile(r"^(decoder|mask_token|encoder_to_decoder|head|fc_norm|classifier)")
+_HEADS_OF_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+# Of AudioMAE's recordings.
+_AUDIO_MEAN, _AUDIO_STD = -4.2677393, 4.5689974
+
+
+def is_checkpoint(preset):
+    """Whether a preset is weights of another library: a file, or a folder of them."""
+    path = Path(preset)
+    if path.is_file():
+        return path.suffix in (".safetensors", ".bin", ".pth", ".pt")
+    config = _json(path / "config.json")
+    return bool(config) and "registered_name" not in config
+
+
+def fetched(preset):
+    """The folder of a public encoder's address; any other preset as it is."""
+    if not str(preset).startswith("hf://"):
+        return preset
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    name = preset.removeprefix("hf://")
+    names = ["*.json", "README.md", "model*.safetensors", "pytorch_model*.bin"]
+    try:
+        if "registered_name" in _json(Path(hf_hub_download(name, "config.json"))):
+            return preset
+        return snapshot_download(name, allow_patterns=names)
+    # Offline, no cached file is an OSError.
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{preset!r} cannot be fetched: {reason}") from error
+
+
+def load_checkpoint(cls, preset, **kwargs):
+    """Builds a `BridleBackbone` from a public encoder.
+
+    Args:
+        cls: class of the backbone.
+        preset: string or path of a folder or file.
+        **kwargs: arguments of the constructor that replace those of the encoder, such
+            as `input_dims`, to whose grid learned positions are resized; and
+            `num_heads`, where a file does not tell it.
+    """
+    path = Path(preset)
+    config = {} if path.is_file() else _json(path / "config.json")
+    state = _timm_names(_read(path))
+    arguments = _arguments(path, config, state, kwargs)
+    backbone = cls(**arguments)
+    if backbone.position_layout == "learned":
+        token, table = np.split(state["pos_embed"], [backbone.use_class_token], axis=1)
+        grid = _grid(config, state, len(table[0]))
+        table = _resized(table.reshape(*grid, -1), backbone.trained_grid)
+        table = table.reshape(1, -1, table.shape[-1])
+        state["pos_embed"] = np.concatenate([token, table], axis=1)
+    else:
+        state.pop("pos_embed", None)
+    used = load_published(backbone, state)
+    left = sorted(state.keys() - used)
+    heads = [name for name in left if _HEADS.match(name)]
+    unknown = [name for name in left if name not in heads]
+    if unknown:
+        raise ValueError(f"'{path}' has weights of another network: {unknown[:8]}")
+    tops = ", ".join(sorted({name.split(".")[0] for name in heads}))
+    parts = [f"Left out of {path.name}: {tops}"] if heads else []
+    parts += [f"Licence of {path.name}: {x}" for x in _licence(path)]
+    if parts:
+        print(". ".join(parts))
+    return backbone
+
+
+def _json(path):
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _licence(path):
+    """What the front matter of a folder's README says."""
+    card = path / "README.md"
+    text = card.read_text("utf-8") if card.is_file() else ""
+    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    return re.findall(r"^license:\s*(.+)$", front[1], re.MULTILINE) if front else []
+
+
+def _read(path):
+    """The weights of a file, or of a folder, which may divide them among files."""
+    if path.is_file():
+        try:
+            return read_published_state(path)
+        except ValueError as error:
+            if "one dictionary" not in str(error):
+                raise
+            return read_published_state(path, "model")
+    for name in WEIGHTS:
+        if (path / name).is_file() and name.endswith(".json"):
+            files = sorted(set(_json(path / name)["weight_map"].values()))
+            return {k: v for x in files for k, v in _read(path / x).items()}
+        if (path / name).is_file():
+            return _read(path / name)
+    raise FileNotFoundError(
+        f"'{path}' holds no weights. Looked for {', '.join(WEIGHTS)}"
+    )
+
+
+def _timm_names(state):
+    """Renames weights, and joins those of queries, keys and values."""
+    found: dict[str, Any] = {}
+    for name, array in state.items():
+        for pattern, replacement in _NAMES:
+            name = re.sub(pattern, replacement, name)
+        found[name] = array
+    for name in [x for x in found if x.endswith(".attn.q.weight")]:
+        stem = name.removesuffix("q.weight")
+        parts = [found.pop(f"{stem}{part}.weight") for part in "qkv"]
+        found[f"{stem}qkv.weight"] = np.concatenate(parts)
+    blocks = {name.split(".attn.")[0] for name in found if ".attn." in name}
+    for stem in (f"{block}.attn." for block in blocks):
+        # A key's bias changes nothing, so it may be missing, or all may.
+        none = np.zeros(len(found[f"{stem}qkv.weight"]) // 3, "float32")
+        biases = [found.pop(f"{stem}{part}.bias", none) for part in "qkv"]
+        found.setdefault(f"{stem}qkv.bias", np.concatenate(biases))
+    return found
+
+
+def _arguments(path, config, state, given):
+    """The arguments of a `BridleBackbone`, as files and weights tell them."""
+    absent = {"patch_embed.proj.weight", "norm.weight"} - state.keys()
+    if absent or not any(name.startswith("blocks.") for name in state):
+        raise ValueError(
+            f"'{path}' holds no encoder of MAE, VideoMAE or AudioMAE: it lacks "
+            f"{sorted(absent) or 'blocks'}. It has {sorted(state)[:5]}"
+        )
+    hidden_dim, channels, *patch = state["patch_embed.proj.weight"].shape
+    blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
+    heads = config.get("num_attention_heads", _HEADS_OF_WIDTH.get(hidden_dim))
+    if heads is None and "num_heads" not in given:
+        raise ArgumentError("num_heads", f"given for a width of {hidden_dim}", None)
+    is_clip, has_token = len(patch) == 3, "cls_token" in state
+    grid: Any = None
+    if "pos_embed" in state:
+        grid = _grid(config, state, state["pos_embed"].shape[1] - has_token)
+    arguments = {
+        "patch_size": tuple(patch),
+        "hidden_dim": hidden_dim,
+        "num_layers": len(blocks),
+        "num_heads": heads,
+        "mlp_dim": len(state["blocks.0.mlp.fc1.bias"]),
+        "use_class_token": has_token,
+        "layer_norm_epsilon": config.get("layer_norm_eps", 1e-6),
+        "position_layout": "sequence" if is_clip else "learned",
+    }
+    if channels == 1 and not is_clip:
+        arguments |= {
+            "input_dims": (None,),
+            "trained_grid": grid,
+            "front_end": LogMelSpectrogram(
+                num_mel_bins=grid[1] * patch[1],
+                mean=_AUDIO_MEAN,
+                std=_AUDIO_STD,
+                name="log_mel",
+            ),
+        }
+    else:
+        pixels = _json(path / "preprocessor_config.json") or config.get(
+            "pretrained_cfg", {}
+        )
+        size = config.get("image_size", 224)
+        sides = 2 * (size,) if isinstance(size, int) else tuple(size)
+        if grid is not None:
+            sides = tuple(x * y for x, y in zip(grid, patch, strict=True))
+        frames = (config.get("num_frames", 16),) if is_clip else ()
+        arguments |= {
+            "input_dims": (*frames, *sides, channels),
+            "front_end": PixelNormalization(
+                pixels.get("image_mean", pixels.get("mean", IMAGENET_MEAN)),
+                pixels.get("image_std", pixels.get("std", IMAGENET_STD)),
+                name="pixel_normalization",
+            ),
+        }
+    arguments |= given
+    if "input_dims" in given and arguments["position_layout"] == "learned":
+        sides = given["input_dims"][:-1]
+        if None not in sides and len(sides) == len(patch):
+            pairs = zip(sides, patch, strict=True)
+            arguments["trained_grid"] = tuple(side // step for side, step in pairs)
+    return arguments
+
+
+def _grid(config, state, count):
+    """The grid of so many learned positions."""
+    patch = state["patch_embed.proj.weight"].shape[2:]
+    size = config.get("pretrained_cfg", {}).get("input_size", [])[1:]
+    if not size:
+        size = config.get("image_size")
+        size = 2 * [size] if isinstance(size, int) else size
+    if size and math.prod(x // y for x, y in zip(size, patch, strict=True)) == count:
+        return tuple(x // y for x, y in zip(size, patch, strict=True))
+    is_audio = state["patch_embed.proj.weight"].shape[1] == 1
+    side = math.isqrt(count)
+    if is_audio and count % 8 == 0:
+        # 128 bins, by patches of 16.
+        return count // 8, 8
+    if side * side != count:
+        raise ValueError(
+            f"{count} positions make no square, and nothing tells the grid"
+        )
+    return side, side
+
+
+def _resized(table, grid):
+    """Resizes positions `(rows, columns, dim)` by cubics, as PyTorch does."""
+    for axis, side in enumerate(grid):
+        table = np.moveaxis(table, axis, 0)
+        if len(table) != side:
+            table = np.tensordot(_cubic_weights(len(table), side), table, 1)
+        table = np.moveaxis(table, 0, axis)
+    return table.astype("float32")
+
+
+def _cubic_weights(old, new):
+    """How much of each old cell a new one takes, a matrix `(new, old)`."""
+    weights = np.zeros((new, old))
+    for row in range(new):
+        center = (row + 0.5) * old / new - 0.5
+        first = math.floor(center) - 1
+        for cell in range(first, first + 4):
+            x, a = abs(center - cell), -0.75
+            near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+            far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+            weights[row, min(max(cell, 0), old - 1)] += near if x <= 1 else far
+    return weights
