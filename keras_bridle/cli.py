@@ -320,7 +320,7 @@ class Setup:
                 accept = self.parser.flag("accept_changed_data")
                 expected = (
                     f"the {found['files']} files of the run, but they have changed "
-                    f"(or use {accept}=true)"
+                    f"(or use {accept})"
                 )
                 raise ArgumentError("data", expected, self.options.data)
 

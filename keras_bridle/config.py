@@ -287,7 +287,7 @@ class TrainingOptions(OptimizerOptions):
     )
     tokenizer_epochs: Count = flag(30, "epochs of a tokenizer phase")
     encoder_epochs: Count = flag(100, "epochs of an encoder phase")
-    joint: bool = flag(False, "train tokenizer and encoder in one phase")
+    joint: bool = option(False, "train tokenizer and encoder in one phase")
     tokenizer_every: Count = option(
         4, "steps of a joint phase between those of the tokenizer"
     )
@@ -402,7 +402,7 @@ class DataOptions(Options):
         None, "AudioSet's CSV file of training segments", only="audio"
     )
     strict: bool = flag(False, "stop at files that cannot be read")
-    accept_changed_data: bool = option(
+    accept_changed_data: bool = flag(
         False, "resume though files have changed", learned=False
     )
 

@@ -203,7 +203,8 @@ def command_for(recipe, row):
         command
         for key, command in COMMANDS.items()
         if key.startswith(place(RECIPES_README)) and command.recipe == recipe
-        if command.comment.split(",")[0] == row and "--joint" not in command.arguments
+        if command.comment.split(",")[0] == row
+        and "joint=true" not in command.arguments
     ]
     return found
 

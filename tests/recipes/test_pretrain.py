@@ -79,7 +79,7 @@ def test_own_files_chain_all_phases_and_resume(name, files, encoders, tmp_path, 
     min((files / name).iterdir()).touch()
     arguments.append("--resume")
     fails_in_one_line(recipe, arguments, "have changed", capsys)
-    recipe.main([*arguments, "--set=accept_changed_data=true"])
+    recipe.main([*arguments, "--accept-changed-data"])
     # The run's settings make the same run.
     again = [f"--settings={directory / 'settings.json'}", "--directory=never"]
     modality = getattr(modalities, name.upper())
@@ -124,7 +124,12 @@ def test_every_option_of_long_runs(encoders, few_samples, tmp_path, monkeypatch)
     bad[np.random.default_rng([0, 0]).permutation(18)[-1]] = np.nan
     recipe, directory = recipes["audio"], tmp_path / "run"
     monkeypatch.setattr(recipe, "sample_recordings", lambda *args: (bad, good))
-    arguments = [*SHORT, *SIZES["audio"], "--joint", "--dtype-policy=mixed_bfloat16"]
+    arguments = [
+        *SHORT,
+        *SIZES["audio"],
+        "--set=joint=true",
+        "--dtype-policy=mixed_bfloat16",
+    ]
     arguments += ["--batch-size=1", f"--preset={encoders['audio']}"]
     arguments.append(f"--directory={directory}")
     options = "profile=true max_nonfinite_steps=1 checkpoint_every_steps=5"
