@@ -1,9 +1,8 @@
 """Reads the files that weights are published in, without running what is in them."""
 
-import argparse
 from pathlib import Path
 
-import numpy as np
+from keras_bridle.conversion.torch_file import read_torch_file
 
 
 def read_published_state(path, key=None):
@@ -13,8 +12,7 @@ def read_published_state(path, key=None):
     arrays, plain containers, numbers and the arguments of a command line are let in.
 
     Args:
-        path: string or path of the file. PyTorch's need the package `torch`, the others
-            `safetensors`.
+        path: string or path of the file. `.safetensors` need the package of that name.
         key: optional string, the entry that holds the weights, if several might, such
             as those of a model and their moving averages.
 
@@ -45,7 +43,7 @@ def read_published_state(path, key=None):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}")
-    read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
+    read = _read_safetensors if path.suffix == ".safetensors" else read_torch_file
     try:
         content = read(path)
     except ImportError as error:
@@ -65,14 +63,6 @@ def _read_safetensors(path):
     from safetensors.numpy import load_file
 
     return load_file(path)
-
-
-def _read_torch(path):
-    import torch
-
-    # Training scripts save their arguments beside the weights.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _weights(content, key, path):
@@ -102,9 +92,5 @@ def _is_state(value):
 
 
 def _as_array(value):
-    if not isinstance(value, np.ndarray):
-        # NumPy does not know all dtypes of PyTorch.
-        value = value.float() if value.dtype.is_floating_point else value
-        value = value.detach().numpy()
     is_half = value.dtype.itemsize == 2 and value.dtype.kind not in "iu"
     return value.astype("float32") if is_half else value

@@ -3,6 +3,7 @@
 import argparse
 import builtins
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -77,18 +78,54 @@ def test_objects_that_run_code_are_refused(tmp_path):
     assert Trap.ran == []
 
 
-@pytest.mark.parametrize("package", ["torch", "safetensors"])
-def test_missing_packages_are_named(tmp_path, monkeypatch, package):
-    path = tmp_path / {"torch": "model.pth"}.get(package, "model.safetensors")
-    path.write_bytes(b"")
+@pytest.fixture
+def without(monkeypatch):
+    """A function that makes a package fail to import."""
     real = builtins.__import__
 
-    def without(name, *args, **kwargs):
-        if name.partition(".")[0] == package:
-            raise ImportError(name, name=package)
-        return real(name, *args, **kwargs)
+    def remove(package):
+        def imports(name, *args, **kwargs):
+            if name.partition(".")[0] == package:
+                raise ImportError(name, name=package)
+            return real(name, *args, **kwargs)
 
-    monkeypatch.delitem(sys.modules, "safetensors", raising=False)
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=f"pip install {package}"):
-        read_published_state(path)
+        monkeypatch.delitem(sys.modules, package, raising=False)
+        monkeypatch.setattr(builtins, "__import__", imports)
+
+    return remove
+
+
+def test_a_missing_package_is_named(tmp_path, without):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    without("safetensors")
+    with pytest.raises(ImportError, match="pip install safetensors"):
+        read_published_state(tmp_path / "model.safetensors")
+
+
+def test_pytorch_is_not_needed(tmp_path, monkeypatch):
+    matrix = torch.arange(12.0).reshape(3, 4)
+    state = {
+        "parameter": torch.nn.Parameter(matrix),
+        "transposed": matrix.t(),
+        "part": matrix[1:, 2:],
+        "none": torch.zeros(0, 3),
+        "half": matrix.half(),
+        "whole": matrix.long(),
+    }
+    torch.save(state, tmp_path / "model.pth")
+    monkeypatch.setattr(torch, "load", None)
+    found = read_published_state(tmp_path / "model.pth")
+    for name, value in state.items():
+        np.testing.assert_array_equal(found[name], value.detach().numpy())
+
+
+def test_tensors_that_reach_beyond_their_numbers_are_refused(tmp_path):
+    small = torch.zeros(4)
+    torch.save({"weight": small}, tmp_path / "model.pth")
+    with zipfile.ZipFile(tmp_path / "model.pth") as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "model.pth", "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, b"" if name.endswith("data/0") else content)
+    with pytest.raises(ValueError, match="cannot be read safely"):
+        read_published_state(tmp_path / "model.pth")
