@@ -385,7 +385,7 @@ def load_encoder(source):
 def check_source(source):
     """Raises an error if what `--from` names is nothing that there may be."""
     # KerasHub's message on names that it does not know tells of its own models.
-    if not (source.startswith("bridle_") or "://" in source or Path(source).is_dir()):
+    if not (source.startswith("bridle_") or "://" in source or Path(source).exists()):
         expected = (
             "the directory of a run, a preset's folder or address, such as "
             "hf://user/name, or a size without training, such as bridle_audio_tiny"

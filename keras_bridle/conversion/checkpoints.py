@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_bridle.config import ArgumentError
@@ -52,7 +53,7 @@ def is_checkpoint(preset):
     if path.is_file():
         return path.suffix in (".safetensors", ".bin", ".pth", ".pt")
     config = _json(path / "config.json")
-    return bool(config) and "registered_name" not in config
+    return bool(config) and "config" not in config
 
 
 def fetched(preset):
@@ -65,7 +66,7 @@ def fetched(preset):
     name = preset.removeprefix("hf://")
     names = ["*.json", "README.md", "model*.safetensors", "pytorch_model*.bin"]
     try:
-        if "registered_name" in _json(Path(hf_hub_download(name, "config.json"))):
+        if "config" in _json(Path(hf_hub_download(name, "config.json"))):
             return preset
         return snapshot_download(name, allow_patterns=names)
     # Offline, no cached file is an OSError.
@@ -109,6 +110,16 @@ def load_checkpoint(cls, preset, **kwargs):
     if parts:
         print(". ".join(parts))
     return backbone
+
+
+def encoder_config(preset):
+    """The arguments of the encoder in a folder or file, as a saved preset has them."""
+    path = Path(preset)
+    config = {} if path.is_file() else _json(path / "config.json")
+    heads = {"num_heads": config.get("num_attention_heads")}
+    arguments = _arguments(path, config, _timm_names(_read(path)), heads)
+    front_end = keras.saving.serialize_keras_object(arguments["front_end"])
+    return arguments | {"front_end": front_end}
 
 
 def _json(path):

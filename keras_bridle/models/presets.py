@@ -98,6 +98,12 @@ def preset_folder(preset):
 
 def saved_encoder_config(preset):
     """The encoder's arguments in a local preset; `None` for what is not local."""
+    # Here, as it builds on the encoder.
+    from keras_bridle.conversion import checkpoints
+
+    preset = checkpoints.fetched(preset)
+    if checkpoints.is_checkpoint(preset):
+        return checkpoints.encoder_config(preset)
     path = Path(preset_folder(preset), "config.json")
     if not path.exists():
         return None

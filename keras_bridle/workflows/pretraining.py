@@ -93,7 +93,8 @@ class Pretraining(Setup):
     def defaults(self, given):
         sample, published = self.profiles.values()
         found = sample if given.get("data") is None else published
-        if not ("preset" in given and Path(given["preset"]).exists()):
+        preset = given.get("preset", "")
+        if not preset or not ("://" in preset or Path(preset).exists()):
             return found
         if given.get("patch_size") is not None:
             raise ArgumentError("patch_size", "left to the encoder in --preset", "one")

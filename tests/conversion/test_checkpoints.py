@@ -5,7 +5,9 @@ import json
 import keras
 import numpy as np
 import pytest
+from programs import load
 
+from keras_bridle.evaluation.features import FeatureExtractor, load_file_features
 from keras_bridle.models.backbone import BridleBackbone
 
 torch = pytest.importorskip("torch")
@@ -209,6 +211,35 @@ def test_bad_files(mae, tmp_path):
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     fails("damaged")
+
+
+def test_recipes_start_from_public_encoders(mae, tmp_path):
+    from PIL import Image
+
+    mae.save_pretrained(tmp_path / "mae")
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        image = Image.fromarray(pixels(6, 40, 36, 3)[number])
+        image.save(tmp_path / "images" / f"{number}.png")
+    options = [f"--data={tmp_path}/images", "--quiet"]
+    load("recipes/pretrain_image.py").main(
+        [
+            *options,
+            f"--preset={tmp_path}/mae",
+            f"--directory={tmp_path}/run",
+            *("--rounds=0", "--cold-start-epochs=1", "--batch-size=3"),
+            *("--num-levels=1", "--codebook-size=4", "--mask-ratio=0.5"),
+        ]
+    )
+    trained = BridleBackbone.from_preset(str(tmp_path / "run"))
+    assert trained.hidden_dim == 24 and trained.input_dims == (32, 32, 3)
+    load("recipes/extract_features.py").main(
+        [*options, f"--from={tmp_path}/mae", f"--directory={tmp_path}/features"]
+    )
+    backbone = BridleBackbone.from_preset(str(tmp_path / "mae"))
+    expected = FeatureExtractor(backbone).files(tmp_path / "images").features
+    found = load_file_features(tmp_path / "features").features
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_addresses(mae, tmp_path, monkeypatch):
