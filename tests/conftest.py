@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -75,9 +76,10 @@ def pytest_collection_modifyitems(config, items):
     """Runs on other backends than PyTorch only what can differ there.
 
     `one_backend` tests are deselected. `full_matrix` tests move to the slow run, before
-    `-m` is applied.
+    `-m` is applied. On JAX without PyTorch beside it, everything runs.
     """
-    if keras.backend.backend() == "torch":
+    backend = keras.backend.backend()
+    if backend == "torch" or (backend == "jax" and find_spec("torch") is None):
         return
     deselected = [item for item in items if item.get_closest_marker("one_backend")]
     config.hook.pytest_deselected(items=deselected)

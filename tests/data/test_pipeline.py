@@ -402,6 +402,7 @@ def test_arguments_are_checked(tmp_path, argument, options):
 
 @pytest.mark.one_backend
 def test_names_of_version_0_1(tmp_path):
+    pytest.importorskip("tensorflow")
     files = write_constants(tmp_path, 3)
     with pytest.warns(DeprecationWarning, match="file_dataset"):
         from keras_bridle.data import audio_dataset
