@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import PIL.Image
 from rich.progress import track
 
 from keras_bridle.config import ArgumentError
-from keras_bridle.data.files import ReadReport, UnreadableFileError
+from keras_bridle.data.files import ReadReport, UnreadableFileError, printable
 from keras_bridle.data.layouts import list_files
 from keras_bridle.modalities import modality_of, patch_grid
 from keras_bridle.models.data_sets import is_data_set
@@ -324,7 +325,7 @@ class _Files:
 
     def settings(self):
         names = "\n".join(map(self._name, range(len(self.files))))
-        digest = hashlib.sha256(names.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(os.fsencode(names)).hexdigest()[:16]
         return {
             "encoder": _fingerprint(self.extract.backbone),
             "tokenizer": _fingerprint(self.extract.tokenizer),
@@ -417,6 +418,9 @@ def save_columns(path, columns):
         pyarrow = importlib.import_module("pyarrow")
         arrays, shapes = {}, {}
         for name, values in columns.items():
+            if values.dtype.kind == "U":
+                # Names of files need not be UTF-8, and Parquet's texts must.
+                values = np.array([printable(text) for text in values])
             arrays[name] = pyarrow.array(values.reshape(-1))
             if values.ndim > 1:
                 # A list of one length for each row, and its shape in the metadata.

@@ -418,6 +418,7 @@ def plot_confusion_matrix(confusion, path, class_names=None, title=None):
         if classes > MOST_NAMES:
             axis.set(xticks=[], yticks=[])
         axis.set_title(printable(title or ""))
+    return Path(path)
 
 
 def plot_embedding(features, path, labels=None, method="pca", title=None, seed=0):
@@ -459,6 +460,7 @@ def plot_embedding(features, path, labels=None, method="pca", title=None, seed=0
         axis.set(title=printable(title or ""), xticks=[], yticks=[], **axis_labels)
         if len(classes) > 1:
             axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return Path(path)
 
 
 def import_umap():

@@ -79,7 +79,7 @@ def write_results(path, rows, percent=True):
 
     A path that ends in `.json`, `.csv` or `.md` gets that file alone. JSON keeps every
     value; CSV has mean, `_spread` and number (`_seeds`) of several; Markdown has the
-    cells of `probe_table`.
+    cells of `probe_table`. Returns the path.
     """
     if not rows:
         raise ArgumentError("rows", "one or more", rows)
@@ -100,6 +100,7 @@ def write_results(path, rows, percent=True):
                 for line in (header, rule, *lines):
                     cells = (x.replace("|", "\\|").replace("\n", " ") for x in line)
                     stream.write(f"| {' | '.join(cells)} |\n")
+    return path
 
 
 def _as_list(array):

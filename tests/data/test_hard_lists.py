@@ -15,8 +15,10 @@ from keras_bridle.data.files import ReadReport, copies, csv_table, digest_of
 from keras_bridle.data.layouts import list_files, splits_of
 from keras_bridle.data.pipeline import file_dataset
 from keras_bridle.data.readers import AudioReader, ImageReader
+from keras_bridle.evaluation.features import FeatureExtractor, load_file_features
 from keras_bridle.evaluation.plots import plot_confusion_matrix, plot_embedding
 from keras_bridle.evaluation.report import write_results
+from keras_bridle.models.backbone import BridleBackbone
 
 pytestmark = pytest.mark.one_backend
 CAFE = os.fsdecode(b"caf\xe9")
@@ -45,6 +47,13 @@ def test_names_that_are_not_utf8(tmp_path, kind):
     assert sum(len(batch) for batch in dataset) == 3
     text = report.write(tmp_path).read_text("utf-8", "surrogateescape")
     assert broken.name in text
+    if kind == "image":
+        backbone = BridleBackbone.from_preset("bridle_image_tiny", load_weights=False)
+        for format in ("npz", "parquet"):
+            folder = tmp_path / format
+            extract = FeatureExtractor(backbone)
+            extract.write(folder, tmp_path, format=format, progress=False)
+            assert len(load_file_features(folder).features) == 3
 
 
 @pytest.mark.parametrize(
