@@ -109,9 +109,12 @@ def main(arguments=None):
             options.per,
             options.segment_means,
         )
+        source = read_source(options, modality)
+        recipe.read_report.add_missing(list_files(modality.name, source))
+        recipe.say_notes()
         recipe.read_report = extract.write(
             options.directory,
-            read_source(options, modality),
+            source,
             batch_size=options.batch_size,
             format=options.format,
             part_size=options.part_size,
