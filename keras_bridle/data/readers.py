@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -54,6 +55,8 @@ _SEEK_SECONDS = 60
 _MOST_FRAMES = 2**48
 # Samples above this are as loud as can be.
 _FULL_SCALE = 0.999
+# Bytes of tags that may follow the sound of an MP3 file.
+_MOST_TAGS = 8192
 # Channels cancel each other if the power of their mean is below this share of theirs.
 _CANCELLED = 1e-4
 # Beyond this, the resampling filter no longer feels where a clip was cut.
@@ -244,15 +247,23 @@ def _mixed_down(sound: np.ndarray) -> np.ndarray:
 
 
 def _tells_its_length(path: str) -> bool:
-    """Whether an MP3 file's first frame holds a table with its length."""
+    """Whether an MP3 file's first frame holds a table with the length of the whole."""
     with Path(path).open("rb") as file:
-        head = file.read(10)
+        head, start = file.read(10), 0
         if head[:3] == b"ID3":
             # Seven bits of each byte count.
             size = functools.reduce(lambda x, byte: x << 7 | byte & 127, head[6:10], 0)
-            file.seek(10 + size)
+            start = 10 + size
+        file.seek(start)
         first = file.read(2048)
-    return any(name in first for name in (b"Xing", b"Info", b"VBRI"))
+        size = file.seek(0, os.SEEK_END) - start
+    at = max(first.find(b"Xing"), first.find(b"Info"))
+    if at < 0:
+        return b"VBRI" in first
+    flags, *numbers = struct.unpack(">3I", first[at + 4 : at + 16].ljust(12, b"\0"))
+    # Files that were joined have the first one's table. Tags may follow the sound.
+    told = numbers[flags & 1] if flags & 2 else size
+    return size <= told + _MOST_TAGS
 
 
 @functools.lru_cache(maxsize=100_000)
