@@ -6,7 +6,7 @@ import multiprocessing.pool
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -183,7 +183,6 @@ class FileDataset(keras.utils.PyDataset):
         self.shard = shard
         self.clock = InputClock()
         self._num_parallel = num_parallel or os.cpu_count() or 1
-        self._functions: tuple[Callable, ...] = ()
         # Places of an epoch: of its full batches alone, where unreadable files are
         # replaced.
         count = len(clips.files)
@@ -225,14 +224,6 @@ class FileDataset(keras.utils.PyDataset):
             self._is_read = self._is_read or index == self.num_batches - 1
         return self._batch(self.epoch, index)
 
-    def map(self, function: Callable) -> "FileDataset":
-        """Returns a data set of what `function` makes of each batch."""
-        # Of its own, to start at the same epoch.
-        mapped = FileDataset.__new__(FileDataset)
-        mapped.__dict__.update(self.__dict__, _ahead={}, _lock=threading.Lock())
-        mapped._functions = (*self._functions, function)
-        return mapped
-
     def _batch(self, epoch: int, number: int) -> Any:
         start = time.perf_counter()
         wanted = [(epoch, n) for n in range(number, number + _AHEAD + 1)]
@@ -255,8 +246,6 @@ class FileDataset(keras.utils.PyDataset):
             example = files.label_array(0)
             labels = [files.label_array(index) for index in indices]
             batch = batch, np.array(labels, example.dtype).reshape(-1, *example.shape)
-        for function in self._functions:
-            batch = function(batch)
         return batch
 
     def _start(self, epoch: int, number: int) -> list:

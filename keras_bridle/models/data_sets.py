@@ -127,10 +127,7 @@ def readable(data, convert, steps=None, epochs=1):
         data = data.map(convert, num_parallel_calls=-1).prefetch(-1)
         return data if steps is None else data.repeat()
     if isinstance(data, keras.utils.PyDataset):
-        repeat = steps not in (None, data.num_batches)
-        if hasattr(data, "map") and not repeat:  # a `FileDataset`
-            return data.map(convert)
-        return LaterBatches(data, 0, repeat, convert)
+        return LaterBatches(data, 0, steps not in (None, data.num_batches), convert)
     has_length = length_of(data) is not None
     if not isinstance(data, Iterator) and (has_length or steps is not None):
         return LaterBatches(data, 0, steps is not None, convert)
