@@ -18,7 +18,13 @@ from keras_bridle.data.layouts import list_files
 from keras_bridle.modalities import modality_of, patch_grid
 from keras_bridle.models.data_sets import is_data_set
 from keras_bridle.models.feature_extractor import FeatureModel
-from keras_bridle.models.inputs import are_batches, as_array, as_batch, open_sides
+from keras_bridle.models.inputs import (
+    are_batches,
+    as_array,
+    as_batch,
+    as_examples,
+    open_sides,
+)
 from keras_bridle.training.checkpoint import atomic_file, write_json
 from keras_bridle.training.run import RunDirectory, run_lock
 
@@ -293,11 +299,10 @@ def _batches(inputs, batch_size, backbone):
         size = min(batch_size, len(array))
         inputs = (array[i : i + size] for i in range(0, len(array), size))
     for batch in inputs:
-        arrays = batch if isinstance(batch, (tuple, list)) else (batch,)
-        batch, *others = map(as_array, arrays)
-        size = size or len(batch)
+        batch, *others = batch if isinstance(batch, (tuple, list)) else (batch,)
         if len(batch):
-            yield batch, size, others
+            size = size or len(batch)
+            yield as_examples(batch), size, [as_array(x) for x in others]
 
 
 def joined(parts):

@@ -40,7 +40,8 @@ def as_array(values, name="inputs"):
 def as_examples(inputs, name="inputs"):
     """Gives raw inputs as one array of examples; what lies on disk stays there.
 
-    Lists of examples of one shape are stacked, tensors of any library converted.
+    Lists of examples of one shape are stacked, tensors of any library converted, and
+    whole numbers of pictures and clips become pixels.
     """
     if is_symbolic(inputs):
         return inputs
@@ -57,6 +58,8 @@ def as_examples(inputs, name="inputs"):
     if not inputs.shape or len(inputs) == 0 or inputs.dtype.kind not in "biuf":
         received = f"{inputs.dtype} of shape {tuple(inputs.shape)}"
         raise ArgumentError(name, "an array of numbers with examples", received)
+    if len(inputs.shape) > 3 and inputs.dtype.kind in "biu":
+        return as_pixels(inputs, name)
     return inputs
 
 
@@ -77,9 +80,7 @@ def as_batch(inputs, input_dims, name="inputs"):
     if is_symbolic(inputs):
         return inputs
     if len(inputs.shape) == len(input_dims):
-        inputs = inputs[None]
-    if len(input_dims) > 2 and inputs.dtype.kind in "biu":
-        inputs = as_pixels(inputs, name)
+        inputs = as_examples(inputs[None], name)
     check_shape(inputs.shape, input_dims, name)
     return inputs
 

@@ -14,6 +14,7 @@ from keras_bridle.evaluation.probes import knn_probe, linear_probe, probe
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.classifier import BridleImageClassifier
 from keras_bridle.models.inputs import as_batch, as_labels
+from keras_bridle.training.batches import raw_batch
 from keras_bridle.training.examples import ArrayExamples
 from keras_bridle.training.fine_tune import FineTuner, fine_tune
 from keras_bridle.training.interleaved import InterleavedPretraining
@@ -189,3 +190,22 @@ def test_wrong_ranks_inside_of_a_trainer():
         with pytest.raises(ValueError, match="input_dims"):
             tuner.fit(wrong, np.arange(6) % 3, verbose=0)
     tuner.fit(IMAGES, np.arange(6) % 3, verbose=0)
+
+
+def test_pixels_of_16_bits_in_any_form():
+    deep = (IMAGES * 65535).astype("uint16")
+    shallow = (deep >> 8).astype("uint8")
+    labels = np.arange(6) % 3
+    model, extract = classifier(), FeatureExtractor(backbone())
+    tuner = FineTuner(model)
+    tuner.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
+    calls = [
+        lambda x: model.predict(x, verbose=0),
+        lambda x: extract([x[:4], x[4:]]),
+        lambda x: extract(torch.utils.data.DataLoader(list(x), 2)),
+        lambda x: tuner.evaluate(x, labels, verbose=0),
+        lambda x: next(ArrayExamples(x, labels).batches_in_order(6))[0],
+        lambda x: raw_batch((x, labels), (None, None, 1)),
+    ]
+    for call in calls:
+        np.testing.assert_allclose(call(deep), call(shallow), rtol=1e-5)
