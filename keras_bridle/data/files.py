@@ -372,29 +372,42 @@ def digest_of(files: FileList) -> dict[str, Any]:
 def copies(files: FileList) -> np.ndarray:
     """Numbers recordings and pictures so that equal ones have equal numbers.
 
-    Files are compared by size, then by content; those that cannot be read, or are
-    empty, are unlike all others.
+    Files are compared by size, then by their ends, then by content; those that cannot
+    be read, or are empty, are unlike all others.
     """
-    sizes = []
+    keys: dict[str, Any] = {}
     for number, name in enumerate(files.files):
         try:
-            sizes.append(Path(name).stat().st_size or -1 - number)
+            keys[name] = Path(name).stat().st_size or -1 - number
         except OSError:
-            sizes.append(-1 - number)
-    counts = Counter(sizes)
+            keys[name] = -1 - number
+    # Whole files are read only where all else is equal.
+    for content in (_ends, _whole):
+        counts = Counter(keys.values())
+        keys = {
+            name: (key, content(name)) if counts[key] > 1 else key
+            for name, key in keys.items()
+        }
+    segments: Any = files.segments
+    segments = [None] * len(files) if segments is None else segments
     numbers: dict[Any, int] = {}
-    contents: dict[str, Any] = {}
-    found = np.empty(len(files), "int64")
-    for index, (name, size) in enumerate(zip(files.files, sizes, strict=True)):
-        key = (size, None)
-        if counts[size] > 1:
-            if name not in contents:
-                with Path(name).open("rb") as file:
-                    contents[name] = hashlib.file_digest(file, "sha256").digest()
-            key = (size, contents[name])
-        segment = None if files.segments is None else files.segments[index]
-        found[index] = numbers.setdefault((key, segment), index)
-    return found
+    found = [
+        numbers.setdefault((keys[name], segment), index)
+        for index, (name, segment) in enumerate(zip(files.files, segments, strict=True))
+    ]
+    return np.array(found, "int64")
+
+
+def _ends(name: str) -> bytes:
+    with Path(name).open("rb") as file:
+        first = file.read(4096)
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+        return first + file.read()
+
+
+def _whole(name: str) -> bytes:
+    with Path(name).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def printable(text: str) -> str:

@@ -246,6 +246,7 @@ def _mixed_down(sound: np.ndarray) -> np.ndarray:
     return mono
 
 
+@functools.lru_cache(maxsize=100_000)
 def _tells_its_length(path: str) -> bool:
     """Whether an MP3 file's first frame holds a table with the length of the whole."""
     with Path(path).open("rb") as file:

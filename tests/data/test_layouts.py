@@ -178,5 +178,5 @@ def test_folds_of_files_with_several_labels():
     folds = deal_folds(labels, 2)
     assert np.bincount(folds).tolist() == [8, 7]
     assert np.bincount(folds[:6]).tolist() == [3, 3]
-    files = FileList("audio", ["a"] * 15, labels, class_names="xyz")
+    files = FileList("audio", [*"abcdefghijklmno"], labels, class_names="xyz")
     assert len(splits_of(files, folds=2)[0]) == 2
