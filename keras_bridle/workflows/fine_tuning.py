@@ -9,10 +9,7 @@ import keras
 import numpy as np
 
 from keras_bridle.cli import Setup, check_source, labeled_data
-from keras_bridle.config import (
-    ArgumentError,
-    FineTuningOptions,
-)
+from keras_bridle.config import ArgumentError, FineTuningOptions
 from keras_bridle.evaluation.plots import plot_history
 from keras_bridle.evaluation.report import (
     probe_table,

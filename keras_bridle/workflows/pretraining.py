@@ -25,22 +25,14 @@ from keras_bridle.config import (
     option,
 )
 from keras_bridle.data.layouts import list_files
-from keras_bridle.distribution import (
-    broadcast,
-    is_chief,
-    process_shard,
-)
+from keras_bridle.distribution import broadcast, is_chief, process_shard
 from keras_bridle.evaluation.monitor import watch, watch_files
-from keras_bridle.evaluation.report import (
-    RunReport,
-)
+from keras_bridle.evaluation.report import RunReport
 from keras_bridle.modalities import encoder_of, modality_of
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.presets import decoder_size
 from keras_bridle.training.batches import first_batches
-from keras_bridle.training.checkpoint import (
-    write_json,
-)
+from keras_bridle.training.checkpoint import write_json
 from keras_bridle.training.interleaved import InterleavedPretraining
 from keras_bridle.training.trackers import TRACKERS, tracked
 
@@ -98,10 +90,10 @@ class Pretraining(Setup):
             return found
         if given.get("patch_size") is not None:
             raise ArgumentError("patch_size", "left to the encoder in --preset", "one")
-        self.encoder = encoder_of(given["preset"])
+        self.encoder = encoder_of(preset)
         if self.encoder is None or modality_of(self.encoder) is not self.modality:
             expected = f"the folder of an encoder for {self.modality.name}"
-            raise ArgumentError("preset", expected, given["preset"])
+            raise ArgumentError("preset", expected, preset)
         sizes = self.modality.sizes(self.encoder).items()
         return found | {name: size for name, size in sizes if name in found and size}
 
