@@ -60,9 +60,7 @@ if keras.backend.backend() == "jax":
     def _held(gradient):
         first = gradient[(0,) * gradient.ndim]
         # Always so. What is added where it is not is lost in rounding.
-        return jax.lax.cond(
-            first < np.inf, lambda x: x, lambda x: x + np.float32(1e-30), gradient
-        )
+        return jax.lax.cond(first < np.inf, lambda x: x, lambda x: x + 1e-30, gradient)
 
     _held_gradient = jax.custom_vjp(lambda tensor: tensor)
     _held_gradient.defvjp(lambda x: (x, None), lambda _, gradient: (_held(gradient),))
