@@ -34,6 +34,7 @@ from keras_bridle.layers.patches import ClassToken, PatchEmbedding
 from keras_bridle.layers.pixels import PixelNormalization
 from keras_bridle.layers.positions import (
     LearnedPositionEncoding,
+    RelativePositionBias,
     SineCosinePositionEncoding,
 )
 from keras_bridle.layers.transformer import TransformerBlock, WindowTransformerBlock
@@ -110,6 +111,7 @@ __all__ = [
     "RandomWaveformMix",
     "RandomWaveformRoll",
     "ReadReport",
+    "RelativePositionBias",
     "ResidualQuantizer",
     "ResidualQuantizerOutput",
     "SineCosinePositionEncoding",

@@ -26,17 +26,22 @@ def after(tensor, *others):
         return tf.identity(tensor)
 
 
-def attention(query, key, value, mask=None):
+def attention(query, key, value, mask=None, bias=None):
     """Lets queries `(batch, length, heads, dim)` see keys, scaled as usual.
 
-    `mask` broadcasts to `(batch, heads, length, length)`. JAX has no fused attention on
-    CPUs, and there XLA multiplies twice as fast with the heads in front.
+    `mask` and `bias`, which is added, broadcast to `(batch, heads, length, length)`.
+    JAX has no fused attention on CPUs, and there XLA multiplies twice as fast with the
+    heads in front.
     """
+    if mask is not None and bias is not None:  # Keras takes one of them
+        mask, bias = None, ops.where(mask, bias, ops.cast(-3e4, bias.dtype))
     if keras.backend.backend() != "jax" or jax.default_backend() != "cpu":
-        return ops.dot_product_attention(query, key, value, mask=mask)
+        return ops.dot_product_attention(query, key, value, bias=bias, mask=mask)
     query, key, value = (ops.swapaxes(x, 1, 2) for x in (query, key, value))
     logits = ops.matmul(query * query.shape[-1] ** -0.5, ops.swapaxes(key, 2, 3))
     logits = ops.cast(logits, "float32")
+    if bias is not None:
+        logits = logits + ops.cast(bias, "float32")
     if mask is not None:
         logits = ops.where(mask, logits, -1e30)
     weights = ops.cast(ops.softmax(logits, axis=-1), value.dtype)

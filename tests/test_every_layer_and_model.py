@@ -198,6 +198,14 @@ CASES = {
         continuous=False,
         output_dtype="mixed",
     ),
+    "RelativePositionBias": Case(
+        maker(kb.RelativePositionBias, 2, (3, 5)), normal(2, 3, 4, 8)
+    ),
+    "RelativePositionBias-visible": Case(
+        maker(kb.RelativePositionBias, 2, (4, 2), use_class_token=False),
+        {"x": normal(2, 4, 8), "visible": np.int32([[3, 0, 7, 5], [1, 6, 2, 4]])},
+        lambda layer, x: layer(x["x"], grid=(4, 2), visible=x["visible"]),
+    ),
     "SineCosinePositionEncoding": Case(
         maker(kb.SineCosinePositionEncoding), normal(2, 3, 5, 8)
     ),
@@ -212,6 +220,11 @@ CASES = {
         {"x": normal(2, 5, 8), "mask": real(5, 3, of=5)},
         lambda layer, x: layer(x["x"], padding_mask=x["mask"]),
         fits=True,
+    ),
+    "TransformerBlock-scaled": Case(
+        maker(kb.TransformerBlock, 2, 16, layer_scale=0.5),
+        {"x": normal(2, 5, 8), "mask": real(5, 3, of=5), "bias": normal(2, 2, 5, 5)},
+        lambda layer, x: layer(x["x"], padding_mask=x["mask"], bias=x["bias"]),
     ),
     "WindowTransformerBlock": Case(
         maker(kb.WindowTransformerBlock, 2, 16, (2, 2), (1, 1), bias_dim=8),
@@ -237,6 +250,17 @@ CASES = {
         output_dtype="float32",
     ),
     "BridleBackbone": Case(backbone, normal(2, 16, 24, 1), fits=True),
+    "BridleBackbone-relative": Case(
+        lambda dtype=None: backbone(
+            dtype, position_layout="relative", layer_scale=0.5, use_final_norm=False
+        ),
+        normal(2, 16, 24, 1),
+        fits=True,
+    ),
+    "BridleBackbone-shared": Case(
+        lambda dtype=None: backbone(dtype, position_layout="shared_relative"),
+        normal(2, 16, 24, 1),
+    ),
     "BridleBackbone-clip": Case(clip_backbone, pixels(2, 4, 8, 12, 3), fits=True),
     "BridleTokenizer": Case(
         tokenizer, normal(2, 16, 24, 1), continuous=False, output_dtype="mixed"

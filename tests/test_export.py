@@ -34,7 +34,7 @@ def encoder(kind, **settings):
     if kind == "audio":
         front_end = kb.LogMelSpectrogram(num_mel_bins=64)
     else:
-        settings |= {"trained_grid": "input"}
+        settings = {"trained_grid": "input"} | settings
     if kind == "video":
         settings |= {"position_layout": "sequence", "use_class_token": False}
     return kb.BridleBackbone(
@@ -51,6 +51,14 @@ def encoder(kind, **settings):
 
 def tokens(kind):
     return encoder(kind, drop_path_rate=0.1)
+
+
+def relative_tokens(kind):
+    options = {"layer_scale": 0.5, "use_final_norm": False, "trained_grid": (2, 2)}
+    model = encoder(kind, position_layout="relative", **options)
+    for bias in model.position_biases:
+        bias.positions.assign(np.random.default_rng(0).normal(size=(12, 2)))
+    return model
 
 
 def codes(kind, make_tokenizer=kb.BridleTokenizer):
@@ -137,12 +145,23 @@ def test_audio_or_images_from_this_backend(tmp_path, capsys):
     check_export(make(kind), kind, format, tmp_path, capsys)
 
 
+def test_relative_positions_from_this_backend(tmp_path, capsys):
+    model, (format, *_) = relative_tokens("image"), QUICK[BACKEND]
+    check_export(model, "image", format, tmp_path, capsys)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SIZES)
 @pytest.mark.parametrize("make", [tokens, codes, classifier])
 @pytest.mark.parametrize("format", FORMATS)
 def test_all_networks(format, make, kind, tmp_path, capsys):
     check_export(make(kind), kind, format, tmp_path, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", FORMATS)
+def test_relative_positions(format, tmp_path, capsys):
+    check_export(relative_tokens("image"), "image", format, tmp_path, capsys)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_bridle.conversion.published_quantizer import load_published_quantizer
 from keras_bridle.layers.patches import PatchEmbedding
+from keras_bridle.layers.positions import LAYOUTS, RelativePositionBias
 from keras_bridle.layers.transformer import TransformerBlock, WindowTransformerBlock
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.classifier import BridleClassifier
@@ -26,6 +27,7 @@ _NAMES: dict[type, dict[str, str]] = {
         "norm": "norm",
         "cls_token": "class_token.class_token",
         "pos_embed": "position_encoding.positions",
+        "rel_pos_bias": "position_biases",
     },
     BridleClassifier: {"": "backbone", "fc_norm": "fc_norm", "head": "head"},
     CodeDecoder: {
@@ -57,7 +59,10 @@ _NAMES: dict[type, dict[str, str]] = {
         "norm2": "mlp_norm",
         "mlp.fc1": "mlp_hidden",
         "mlp.fc2": "mlp_output",
+        "gamma_1": "attention_scale",
+        "gamma_2": "mlp_scale",
     },
+    RelativePositionBias: {"relative_position_bias_table": "positions"},
     WindowTransformerBlock: {
         "attn.tau": "temperature",
         "norm1": "attention_norm",
@@ -128,7 +133,7 @@ def _weights_of(part, name):
         return {}
     if isinstance(part, list):
         tables = [_weights_of(x, f"{name}.{index}") for index, x in enumerate(part)]
-        return reduce(dict.__or__, tables)
+        return reduce(dict.__or__, tables, {})
     if isinstance(part, keras.Variable):
         return {name: PublishedWeight(part, _axes_of(part))}
     if isinstance(part, PatchEmbedding):
@@ -152,7 +157,7 @@ def _weights_of(part, name):
 def _axes_of(variable):
     if variable.name == "temperature":
         return None
-    return (1, 0) if len(variable.shape) == 2 else (*range(len(variable.shape)),)
+    return (1, 0) if variable.name == "kernel" else (*range(len(variable.shape)),)
 
 
 def _projection(patch_embedding, name):
@@ -264,7 +269,7 @@ def _with_class_token(state, prefix):
 def _check_positions(backbone, state, prefix):
     """Other positions than those it was trained with would ruin a network silently."""
     positions = state.get(f"{prefix}pos_embed")
-    if positions is None or backbone.position_layout == "learned":
+    if positions is None or backbone.position_layout not in LAYOUTS:
         return
     table = np.asarray(positions)
     if backbone.use_class_token:

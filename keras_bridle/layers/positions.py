@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -212,12 +213,7 @@ class LearnedPositionEncoding(ConfiguredLayer):
 
     def call(self, patches, grid=None, visible=None):
         grid = ops.shape(patches)[1:-1] if grid is None else tuple(grid)
-        # Within TensorFlow's graphs some sides are known only as it runs.
-        fits = len(grid) == len(self.trained_grid) and not any(
-            isinstance(side, int) and side > trained
-            for side, trained in zip(grid, self.trained_grid, strict=True)
-        )
-        check(fits, "grid", f"within {self.trained_grid}", grid)
+        check_within(grid, self.trained_grid)
         positions = ops.convert_to_tensor(self.positions, dtype=patches.dtype)
         positions = ops.reshape(positions, (*self.trained_grid, patches.shape[-1]))
         positions = positions[tuple(slice(0, side) for side in grid)]
@@ -228,3 +224,105 @@ class LearnedPositionEncoding(ConfiguredLayer):
 
     def compute_output_shape(self, patches_shape):
         return tuple(patches_shape)
+
+
+@keras.saving.register_keras_serializable(package="keras_bridle")
+class RelativePositionBias(ConfiguredLayer):
+    """Learned biases of attention, one a head for each offset between two patches.
+
+    A smaller grid uses the offsets that it has.
+
+    Args:
+        num_heads: int, attention heads.
+        trained_grid: tuple of ints, the largest grid whose offsets have biases.
+        use_class_token: bool, whether a class token precedes the patches. Three more
+            biases are then for the token to a patch, a patch to it, and it to itself.
+        **kwargs: keyword arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        patches: tensor of shape `(batch, *grid, dim)`, or `(batch, num_visible, dim)`
+            together with `grid` and `visible`; only its shape counts.
+        grid: optional tuple of ints.
+        visible: optional int32 tensor of shape `(batch, num_visible)`, which patches of
+            the grid there are.
+
+    Returns:
+        Tensor of shape `(batch, num_heads, length, length)`, from queries to keys, to
+        add to the attention's logits. The batch is 1 without `visible`.
+
+    Raises:
+        ValueError: for a grid with more cells along a side than the trained one.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_bridle.layers.positions import RelativePositionBias
+
+    patches = np.zeros((2, 3, 8, 32), "float32")
+    print(RelativePositionBias(4, trained_grid=(4, 8))(patches).shape)  # (1, 4, 25, 25)
+    ```
+
+    Reference:
+        - [Bao et al., 2021](https://arxiv.org/abs/2106.08254), BEiT
+    """
+
+    def __init__(self, num_heads, trained_grid, use_class_token=True, **kwargs):
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.trained_grid = tuple(trained_grid)
+        self.use_class_token = use_class_token
+
+    def build(self, patches_shape):
+        self.num_offsets = math.prod(2 * side - 1 for side in self.trained_grid)
+        self.positions = self.add_weight(
+            shape=(self.num_offsets + 3 * self.use_class_token, self.num_heads),
+            initializer="zeros",
+            name="positions",
+        )
+
+    def call(self, patches, grid=None, visible=None):
+        grid = ops.shape(patches)[1:-1] if grid is None else tuple(grid)
+        check_within(grid, self.trained_grid)
+        if visible is None:
+            visible = ops.arange(math.prod(grid), dtype="int32")[None]
+        offsets = self._offsets(ops.cast(visible, "int32"), grid)
+        if self.use_class_token:
+            offsets = self._with_class_token(offsets)
+        positions = ops.convert_to_tensor(self.positions, dtype=self.compute_dtype)
+        return ops.transpose(ops.take(positions, offsets, axis=0), (0, 3, 1, 2))
+
+    def _offsets(self, cells, grid):
+        """Numbers the offset of each pair of cells, `(batch, queries, keys)`."""
+        number: Any = 0
+        center, step, stride = 0, 1, 1
+        for side, trained in reversed(list(zip(grid, self.trained_grid, strict=True))):
+            number = number + cells // step % side * stride
+            center += (trained - 1) * stride
+            step, stride = step * side, stride * (2 * trained - 1)
+        return number[:, :, None] - number[:, None] + center
+
+    def _with_class_token(self, offsets):
+        to_patch, to_token, to_itself = (self.num_offsets + kind for kind in range(3))
+        column = ops.full_like(offsets[:, :, :1], to_token)
+        offsets = ops.concatenate([column, offsets], axis=2)
+        corner = ops.full_like(offsets[:, :1, :1], to_itself)
+        row = ops.full_like(offsets[:, :1, 1:], to_patch)
+        row = ops.concatenate([corner, row], axis=2)
+        return ops.concatenate([row, offsets], axis=1)
+
+    def compute_output_shape(self, patches_shape, visible_shape=None):
+        batch, cells = visible_shape or (1, None)
+        if visible_shape is None and None not in patches_shape[1:-1]:
+            cells = math.prod(patches_shape[1:-1])
+        length = None if cells is None else cells + self.use_class_token
+        return (batch, self.num_heads, length, length)
+
+
+def check_within(grid, trained_grid):
+    """Raises a `ValueError` for a grid that a table of positions does not cover."""
+    # Within TensorFlow's graphs some sides are known only as it runs.
+    fits = len(grid) == len(trained_grid) and not any(
+        isinstance(side, int) and side > trained
+        for side, trained in zip(grid, trained_grid, strict=True)
+    )
+    check(fits, "grid", f"within {trained_grid}", grid)

@@ -41,6 +41,8 @@ class TransformerBlock(_Block):
         drop_path_rate: float in [0, 1), how likely an example skips the attention, and
             likewise the MLP, in training: stochastic depth. What is not skipped is
             scaled up, so that its mean stays.
+        layer_scale: optional float, the initial value of learned scales, one for each
+            channel of what the attention and the MLP add. `None` has no such scales.
         **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -48,6 +50,8 @@ class TransformerBlock(_Block):
         padding_mask: optional bool tensor of shape `(batch, length)`, `True` at real
             tokens. No token attends to a padded one.
         training: bool, whether examples skip at random.
+        bias: optional tensor that broadcasts to `(batch, num_heads, length, length)`,
+            added to the attention's logits, as of `RelativePositionBias`.
 
     Returns:
         Tensor like `tokens`.
@@ -68,6 +72,7 @@ class TransformerBlock(_Block):
     Reference:
         - [Dosovitskiy et al., 2020](https://arxiv.org/abs/2010.11929)
         - [Huang et al., 2016](https://arxiv.org/abs/1603.09382), stochastic depth
+        - [Touvron et al., 2021](https://arxiv.org/abs/2103.17239), layer scale
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class TransformerBlock(_Block):
         mlp_dim,
         layer_norm_epsilon=1e-6,
         drop_path_rate=0.0,
+        layer_scale=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -84,6 +90,8 @@ class TransformerBlock(_Block):
         self.mlp_dim = mlp_dim
         self.layer_norm_epsilon = layer_norm_epsilon
         self.drop_path_rate = drop_path_rate
+        self.layer_scale = layer_scale
+        self.attention_scale = self.mlp_scale = None
         # It has no weights, so files fit whether it is there or not.
         self.drop_path = None
         if drop_path_rate:
@@ -103,24 +111,31 @@ class TransformerBlock(_Block):
         self._add("mlp_norm", dim)
         self._add("mlp_hidden", dim, self.mlp_dim)
         self._add("mlp_output", self.mlp_dim, dim)
+        if self.layer_scale is not None:
+            for name in ("attention_scale", "mlp_scale"):
+                initial = keras.initializers.Constant(self.layer_scale)
+                setattr(self, name, self.add_weight((dim,), initial, name=name))
 
-    def call(self, tokens, padding_mask=None, training=None):
+    def call(self, tokens, padding_mask=None, training=None, bias=None):
         shape = ops.shape(tokens)
         # Products of rows: the gradients of longer shapes take up to twice as long.
         rows = ops.reshape(tokens, (-1, shape[-1]))
-        attended = self._attend(self.attention_norm(rows), shape, padding_mask)
-        rows = residual_sum(rows, self._dropped(attended, shape, training))
+        attended = self._attend(self.attention_norm(rows), shape, padding_mask, bias)
+        attended = self._scaled(attended, self.attention_scale, shape, training)
+        rows = residual_sum(rows, attended)
         mixed = self._mlp(self.mlp_norm(rows))
-        rows = residual_sum(rows, self._dropped(mixed, shape, training))
-        return ops.reshape(rows, shape)
+        mixed = self._scaled(mixed, self.mlp_scale, shape, training)
+        return ops.reshape(residual_sum(rows, mixed), shape)
 
-    def _dropped(self, rows, shape, training):
+    def _scaled(self, rows, scale, shape, training):
+        """What a branch adds: scaled, and in training dropped at random."""
+        rows = rows if scale is None else rows * scale
         if self.drop_path is None:
             return rows
         branch = self.drop_path(ops.reshape(rows, shape), training=training)
         return ops.reshape(branch, (-1, shape[-1]))
 
-    def _attend(self, rows, shape, padding_mask):
+    def _attend(self, rows, shape, padding_mask, bias=None):
         batch, length, dim = shape
         heads = (batch, length, 3, self.num_heads, dim // self.num_heads)
         query, key, value = ops.unstack(ops.reshape(self.qkv(rows), heads), axis=2)
@@ -128,7 +143,7 @@ class TransformerBlock(_Block):
         if padding_mask is not None:
             mask = ops.cast(padding_mask, "bool")[:, None, None, :]
             mask = ops.broadcast_to(mask, (batch, 1, length, length))
-        attended = attention(query, key, value, mask)
+        attended = attention(query, key, value, mask, bias)
         return self.attention_output(ops.reshape(attended, (-1, dim)))
 
 

@@ -1,5 +1,6 @@
 """The encoder."""
 
+import itertools
 import math
 
 import keras
@@ -11,7 +12,9 @@ from keras_bridle.layers.base import check
 from keras_bridle.layers.masks import gather_patches
 from keras_bridle.layers.patches import ClassToken, PatchEmbedding
 from keras_bridle.layers.positions import (
+    LAYOUTS,
     LearnedPositionEncoding,
+    RelativePositionBias,
     SineCosinePositionEncoding,
     check_layout,
 )
@@ -41,16 +44,20 @@ class BridleBackbone(Exportable, Configured, keras_hub.models.Backbone):
             into patches, such as `LogMelSpectrogram`. Its method
             `padding_mask(inputs)`, if any, says which rows of the maps are real.
         use_class_token: bool, whether a learned token precedes the patches.
-        position_layout: string, the `layout` of `SineCosinePositionEncoding`; or
-            `"learned"` for a table of weights.
+        position_layout: string, the `layout` of `SineCosinePositionEncoding`;
+            `"learned"` for a table of weights; or `"relative"` for a
+            `RelativePositionBias` in each block, `"shared_relative"` for one in all.
         trained_grid: optional tuple of ints, the grid of patches onto which the
             positions of other grids are stretched, `None` for sides that are not:
             there a shorter input has the first positions of a longer one. `"input"` is
-            the grid of `input_dims`, with `None` for a clip's time. For `"learned"`
-            positions, the grid of the table: by default that of `input_dims`.
+            the grid of `input_dims`, with `None` for a clip's time. For `"learned"` and
+            relative positions, the grid of the table: by default that of `input_dims`.
         layer_norm_epsilon: float, added to the variance in the norms.
         drop_path_rate: float in [0, 1), how likely an example skips a half of the last
             block in training; it rises linearly from 0 at the first block.
+        layer_scale: optional float, the initial value of the learned scales of each
+            `TransformerBlock`.
+        use_final_norm: bool, whether a norm follows the last block.
         dtype: optional string or `keras.DTypePolicy`.
         **kwargs: keyword arguments of `keras_hub.models.Backbone`.
 
@@ -95,9 +102,14 @@ class BridleBackbone(Exportable, Configured, keras_hub.models.Backbone):
         trained_grid=None,
         layer_norm_epsilon=1e-6,
         drop_path_rate=0.0,
+        layer_scale=None,
+        use_final_norm=True,
         dtype=None,
         **kwargs,
     ):
+        layouts = (*LAYOUTS, "learned", "relative", "shared_relative")
+        is_layout = position_layout in layouts
+        check(is_layout, "position_layout", f"one of {layouts}", position_layout)
         check_layout(position_layout, patch_size)
 
         # === Layers ===
@@ -109,27 +121,49 @@ class BridleBackbone(Exportable, Configured, keras_hub.models.Backbone):
             hidden_dim, patch_size, dtype=dtype, name="patch_embedding"
         )
         self.input_dims = tuple(input_dims)
-        self.position_encoding = self._positions(position_layout, trained_grid, dtype)
+        trained_grid = self._trained_grid(position_layout, trained_grid)
+        self.position_encoding = None
+        settings = {"dtype": dtype, "name": "position_encoding"}
+        if position_layout in LAYOUTS:
+            self.position_encoding = SineCosinePositionEncoding(
+                position_layout, trained_grid, **settings
+            )
+        elif position_layout == "learned":
+            self.position_encoding = LearnedPositionEncoding(trained_grid, **settings)
         self.flatten_grid = keras.layers.Reshape(
             (-1, hidden_dim), dtype=dtype, name="flatten_grid"
         )
         self.class_token = None
         if use_class_token:
             self.class_token = ClassToken(dtype=dtype, name="class_token")
-        self.blocks = [
-            TransformerBlock(
+        self.position_biases, self.blocks = [], []
+        # In turn, so that weights have the order of Keras' graph on every backend.
+        for index in range(num_layers):
+            bias_name = _bias_name(position_layout, index)
+            if bias_name is not None:
+                bias = RelativePositionBias(
+                    num_heads,
+                    trained_grid,
+                    use_class_token,
+                    dtype=dtype,
+                    name=bias_name,
+                )
+                self.position_biases.append(bias)
+            block = TransformerBlock(
                 num_heads,
                 mlp_dim,
                 layer_norm_epsilon,
                 drop_path_rate * index / max(1, num_layers - 1),
+                layer_scale,
                 dtype=dtype,
                 name=f"transformer_block_{index}",
             )
-            for index in range(num_layers)
-        ]
-        self.norm = keras.layers.LayerNormalization(
-            epsilon=layer_norm_epsilon, dtype=dtype, name="norm"
-        )
+            self.blocks.append(block)
+        self.norm = None
+        if use_final_norm:
+            self.norm = keras.layers.LayerNormalization(
+                epsilon=layer_norm_epsilon, dtype=dtype, name="norm"
+            )
 
         # === Config ===
         self.patch_size = self.patch_embedding.patch_size
@@ -139,9 +173,11 @@ class BridleBackbone(Exportable, Configured, keras_hub.models.Backbone):
         self.mlp_dim = mlp_dim
         self.use_class_token = use_class_token
         self.position_layout = position_layout
-        self.trained_grid = self.position_encoding.trained_grid
+        self.trained_grid = trained_grid
         self.layer_norm_epsilon = layer_norm_epsilon
         self.drop_path_rate = drop_path_rate
+        self.layer_scale = layer_scale
+        self.use_final_norm = use_final_norm
 
         # === Functional model ===
         # Sides differ from input to input; the channels of a map do not.
@@ -179,32 +215,43 @@ class BridleBackbone(Exportable, Configured, keras_hub.models.Backbone):
             padding_mask: optional bool tensor of shape `(batch, rows)`, from there too.
             visible: optional int32 tensor of shape `(batch, num_visible)`, the indices
                 of the patches to encode.
-            normalize: bool, whether to apply the last norm.
+            normalize: bool, whether to apply the last norm, if there is one.
             training: bool, whether examples skip blocks at random. A layer's `call()`
                 has to pass its own on.
 
         Returns:
             Tensor of shape `(batch, num_tokens, hidden_dim)`, the class token first.
         """
-        tokens = self.patch_tokens(maps, visible)
+        tokens, biases = self._tokens_and_biases(maps, visible)
         mask = self.patch_padding_mask(maps, padding_mask)
         if visible is not None:
             mask = None if mask is None else gather_patches(mask, visible)
         if self.class_token is not None:
             tokens = self.class_token(tokens)
             mask = with_class_token(mask)
-        for block in self.blocks:
-            tokens = block(tokens, padding_mask=mask, training=training)
-        return self.norm(tokens) if normalize else tokens
+        # All blocks share a single bias.
+        biases = itertools.cycle(biases or [None])
+        for block, bias in zip(self.blocks, biases, strict=False):
+            tokens = block(tokens, padding_mask=mask, bias=bias, training=training)
+        if self.norm is None or not normalize:
+            return tokens
+        return self.norm(tokens)
 
     def patch_tokens(self, maps, visible=None):
         """Embeds all or the visible patches of maps, and adds their positions."""
+        return self._tokens_and_biases(maps, visible)[0]
+
+    def _tokens_and_biases(self, maps, visible):
+        """Embeds patches, and looks up what their positions add to the attention."""
+        where = {}
         if visible is not None:
-            patches = self.patch_embedding(maps, visible=visible)
             grid = self.patch_embedding.grid(ops.shape(maps)[1:-1])
-            return self.position_encoding(patches, grid=grid, visible=visible)
-        patches = self.position_encoding(self.patch_embedding(maps))
-        return self.flatten_grid(patches)
+            where = {"grid": grid, "visible": visible}
+        patches = self.patch_embedding(maps, visible=visible)
+        biases = [bias(patches, **where) for bias in self.position_biases]
+        if self.position_encoding is not None:
+            patches = self.position_encoding(patches, **where)
+        return self.flatten_grid(patches) if visible is None else patches, biases
 
     def patch_padding_mask(self, maps, padding_mask):
         """From the padding mask of rows, that of patches, or `None`."""
@@ -258,21 +305,20 @@ class BridleBackbone(Exportable, Configured, keras_hub.models.Backbone):
         """Keeps only the patches."""
         return tokens if self.class_token is None else tokens[:, 1:]
 
-    def _positions(self, layout, grid, dtype):
-        settings = {"dtype": dtype, "name": "position_encoding"}
-        is_learned = layout == "learned"
-        if grid == "input" or (is_learned and grid is None):
-            grid = self.grid_of_inputs()
-            if not is_learned:  # the time of a clip is not stretched
-                grid = (*[None] * (len(grid) - 2), *grid[-2:])
-            if None in (grid if is_learned else grid[-2:]):
-                raise ValueError(
-                    '`trained_grid="input"` and `position_layout="learned"` need known '
-                    f"sides. Received: input_dims={self.input_dims}"
-                )
-        if is_learned:
-            return LearnedPositionEncoding(grid, **settings)
-        return SineCosinePositionEncoding(layout, grid, **settings)
+    def _trained_grid(self, layout, grid):
+        """The grid that positions are for, where a table or the caller needs one."""
+        has_table = layout not in LAYOUTS
+        if grid != "input" and not (has_table and grid is None):
+            return None if grid is None else tuple(grid)
+        grid = self.grid_of_inputs()
+        if not has_table:  # the time of a clip is not stretched
+            grid = (*[None] * (len(grid) - 2), *grid[-2:])
+        if None in (grid if has_table else grid[-2:]):
+            raise ValueError(
+                f'`trained_grid="input"` and `position_layout={layout!r}` need known '
+                f"sides. Received: input_dims={self.input_dims}"
+            )
+        return grid
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, **kwargs):
@@ -281,9 +327,10 @@ class BridleBackbone(Exportable, Configured, keras_hub.models.Backbone):
         Args:
             preset: string, the name of a size that comes with the library, such as
                 `"bridle_audio_base"`, a folder or address of a saved preset, or the
-                directory of a run that saved one. Or a public encoder of MAE, VideoMAE
-                or AudioMAE: an address such as `"hf://facebook/vit-mae-base"`, or a
-                folder or file in the layout of transformers, timm or the original code.
+                directory of a run that saved one. Or a public encoder of MAE, VideoMAE,
+                AudioMAE, BEiT or data2vec: an address such as
+                `"hf://facebook/vit-mae-base"`, or a folder or file in the layout of
+                transformers, timm or the original code.
             load_weights: bool. Sizes that come with the library have no weights and
                 need `False`.
             **kwargs: arguments of the constructor that replace those of the preset.
@@ -311,6 +358,13 @@ class BridleBackbone(Exportable, Configured, keras_hub.models.Backbone):
                 "`load_weights=False`"
             )
         return cls(**{**config, "name": preset, **kwargs})
+
+
+def _bias_name(layout, index):
+    """The name of the bias of attention that a block is the first to use, if any."""
+    if layout == "shared_relative":
+        return None if index else "position_bias"
+    return f"position_bias_{index}" if layout == "relative" else None
 
 
 def with_class_token(mask):

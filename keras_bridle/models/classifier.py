@@ -340,7 +340,7 @@ class _PooledEncoder(keras.layers.Layer):
 
     def freeze_unused(self):
         """Freezes the encoder's norm where it is not used and gets no gradient."""
-        if self.pooling == "mean":
+        if self.pooling == "mean" and self.backbone.norm is not None:
             self.backbone.norm.trainable = False
 
     def call(self, inputs, training=None):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from keras_bridle.layers.log_mel import LogMelSpectrogram
 from keras_bridle.layers.pixels import PixelNormalization
+from keras_bridle.layers.positions import LAYOUTS
 
 # By the rank of one raw input.
 MODALITIES_BY_RANK = {1: "audio", 3: "image", 4: "video"}
@@ -160,16 +161,20 @@ def estimator_size(backbone):
 
 def _half_size(backbone):
     hidden_dim = backbone.hidden_dim // 2
-    layout = backbone.position_layout
-    if layout == "learned":  # only the encoder learns positions
-        layout = "sequence" if _is_for_clips(backbone) else "grid"
     return {
         "hidden_dim": hidden_dim,
         "num_layers": min(4, math.ceil(backbone.num_layers / 2)),
         "num_heads": _heads(hidden_dim, backbone.num_heads // 2),
         "mlp_dim": backbone.mlp_dim // 2,
-        "position_layout": layout,
+        "position_layout": fixed_layout(backbone),
     }
+
+
+def fixed_layout(backbone):
+    """The encoder's layout of positions, or a fixed one where it learns them."""
+    if backbone.position_layout in LAYOUTS:
+        return backbone.position_layout
+    return "sequence" if _is_for_clips(backbone) else "grid"
 
 
 def _heads(hidden_dim, num_heads):

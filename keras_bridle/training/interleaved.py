@@ -25,7 +25,7 @@ from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.feature_extractor import FeatureModel
 from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
 from keras_bridle.models.inputs import as_batch, open_sides
-from keras_bridle.models.presets import decoder_size, estimator_size
+from keras_bridle.models.presets import decoder_size, estimator_size, fixed_layout
 from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
 from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
 from keras_bridle.training.batches import (
@@ -366,7 +366,7 @@ class InterleavedPretraining:
             self.backbone.patch_size,
             self.backbone.hidden_dim,
             quantizer,
-            self.backbone.position_layout if has_positions else None,
+            fixed_layout(self.backbone) if has_positions else None,
             self.config.cold_start_centered,
             name="tokenizer",
         )

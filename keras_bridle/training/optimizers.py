@@ -12,7 +12,7 @@ from keras_bridle.replicas import summing
 # Which weights come before the first block, and which number a block has. Names are
 # those that `BridleBackbone` gives to its parts.
 _FIRST = re.compile(r"(^|/)(patch_embedding|class_token|position_encoding)(/|$)")
-_BLOCK = re.compile(r"(^|/)transformer_block_(\d+)(/|$)")
+_BLOCK = re.compile(r"(^|/)(?:transformer_block|position_bias)_(\d+)(/|$)")
 
 
 def warmup_cosine(learning_rate, total_steps, warmup_steps=0, min_learning_rate=0.0):
@@ -61,7 +61,7 @@ def adamw(model, learning_rate, weight_decay=1e-4, **kwargs):
     optimizer = summing(keras.optimizers.AdamW)(
         learning_rate, weight_decay=weight_decay, **{"beta_2": 0.95, **kwargs}
     )
-    learned_vectors = ("class_token", "mask_token", "code_vectors")
+    learned_vectors = ("class_token", "mask_token", "code_vectors", "positions")
     optimizer.exclude_from_weight_decay(
         [
             variable

@@ -20,8 +20,13 @@ def maps(rows, batch=1, seed=0):
     return rng.normal(size=(batch, rows, 16, 1)).astype("float32")
 
 
-def test_visible_patches_keep_their_positions():
-    backbone, x = made(), maps(12)
+RELATIVE = {"position_layout": "relative", "trained_grid": (5, 2), "layer_scale": 0.7}
+SHARED = {**RELATIVE, "position_layout": "shared_relative"}
+
+
+@pytest.mark.parametrize("settings", [{}, RELATIVE, SHARED])
+def test_visible_patches_keep_their_positions(settings):
+    backbone, x = made(**settings), maps(12)
     order = np.int32([[5, 0, 3, 1, 4, 2]])
     everything = run(lambda: backbone.encode(x), backbone)
     shuffled = run(lambda: backbone.encode(x, visible=order), backbone)
@@ -39,9 +44,9 @@ def test_hidden_patches_do_not_matter():
     np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("layout", ["grid", "sequence"])
-def test_padded_map_has_the_features_it_has_alone(layout):
-    backbone, long = made(position_layout=layout), maps(20)
+@pytest.mark.parametrize("settings", [{}, {"position_layout": "sequence"}, RELATIVE])
+def test_padded_map_has_the_features_it_has_alone(settings):
+    backbone, long = made(**settings), maps(20)
     rows = np.arange(20)[None] < 12
     padded = run(lambda: backbone.encode(long, padding_mask=rows), backbone)
     alone = run(lambda: backbone.encode(long[:, :12]), backbone)
@@ -204,6 +209,30 @@ def test_learned_positions(tmp_path):
         made(position_layout="learned")
     with pytest.raises(ValueError):
         made(trained_grid="input")
+
+
+@pytest.mark.parametrize("layout", ["relative", "shared_relative"])
+def test_relative_positions(layout, tmp_path):
+    settings = {"input_dims": (12, 16, 1), "use_final_norm": False, "layer_scale": 0.1}
+    backbone, x = made(position_layout=layout, **settings), maps(12)
+    assert backbone.trained_grid == (3, 2) and backbone.norm is None
+    assert len(backbone.position_biases) == {"relative": 2}.get(layout, 1)
+    # Moved, patches see each other as before; only the class token is in both.
+    moved = run(lambda: backbone.encode(x, visible=np.int32([[2, 3, 4]])), backbone)
+    up = maps(12)
+    up[:, :8] = x[:, 4:]
+    same = run(lambda: backbone.encode(up, visible=np.int32([[0, 1, 2]])), backbone)
+    np.testing.assert_allclose(moved, same, 1e-5, 1e-5)
+    assert np.abs(moved - to_numpy(backbone(x))[:, [0, 3, 4, 5]]).max() > 0.1
+    with pytest.raises(ValueError, match="grid"):
+        backbone(maps(16))
+    backbone.save_to_preset(str(tmp_path))
+    loaded = BridleBackbone.from_preset(str(tmp_path))
+    np.testing.assert_array_equal(to_numpy(loaded(x)), to_numpy(backbone(x)))
+    with pytest.raises(ValueError, match="input_dims"):
+        made(position_layout=layout)
+    with pytest.raises(ValueError, match="position_layout"):
+        made(position_layout="relativ")
 
 
 def test_tokens_before_the_last_norm():

@@ -217,6 +217,21 @@ def test_configuration(tmp_path):
         np.testing.assert_array_equal(to_numpy(ours), to_numpy(right))
 
 
+@pytest.mark.parametrize("layout", ["relative", "shared_relative"])
+def test_biases_of_attention_move_with_their_blocks(layout):
+    encoder = BridleBackbone(
+        4, 8, 2, 1, 8, (8, 8, 1), position_layout=layout, layer_scale=0.1
+    )
+    optimizer = layer_decay_optimizer(encoder, 1e-3, DECAY)
+    biases = [bias.positions for bias in encoder.position_biases]
+    scales = [block.mlp_scale for block in encoder.blocks]
+    found = [optimizer.multiplier(weight) for weight in (*biases, *scales)]
+    # One that all blocks share moves as the last norm does.
+    layers = [1, 2] if layout == "relative" else [3]
+    assert found == pytest.approx([DECAY ** (3 - x) for x in (*layers, 1, 2)])
+    assert not any(optimizer.decays(weight) for weight in (*biases, *scales))
+
+
 def test_arguments_that_cannot_work():
     for settings in ({"num_layers": 0}, {"layer_decay": 1.5}):
         with pytest.raises(ArgumentError):
