@@ -1,4 +1,4 @@
-"""Public encoders of MAE, VideoMAE and AudioMAE, read from their own files.
+"""Public encoders of MAE, BEiT and their like, read from their own files.
 
 Every layout is brought to timm's names, which `load_published()` reads: folders of
 transformers and of timm, and files of the original training code.
@@ -23,10 +23,10 @@ _STEMS = ("model.safetensors", "pytorch_model.bin")
 WEIGHTS = (*_STEMS, *(f"{stem}.index.json" for stem in _STEMS))
 # In order: what a name of transformers or the original code has, and what timm's has.
 _NAMES = (
-    (r"^(module|model|vit|videomae|encoder)\.", ""),
+    (r"^(module|model|vit|videomae|beit|data2vec_vision|encoder)\.", ""),
     (r"^encoder\.", ""),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.(cls|mask)_token$", r"\1_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^layers?\.(\d+)\.", r"blocks.\1."),
     (r"\.attention\.output\.dense\.", ".attn.proj."),
@@ -38,10 +38,21 @@ _NAMES = (
     (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
     (r"\.layernorm_before\.", ".norm1."),
     (r"\.layernorm_after\.", ".norm2."),
+    (r"\.lambda_([12])$", r".gamma_\1"),
     (r"^layernorm\.", "norm."),
+    # Of a block, a number; of all blocks, none.
+    (r"^blocks\.(\d+)\..*(relative_position_bias_table)$", r"rel_pos_bias.\1.\2"),
+    (r"^(shared|relative)_position_bias\.", "rel_pos_bias."),
 )
 # What pretraining and classification put on top of an encoder.
-_HEADS = re.compile(r"^(decoder|mask_token|encoder_to_decoder|head|fc_norm|classifier)")
+_HEADS = re.compile(
+    r"^(decoder|mask_token|encoder_to_decoder|head|lm_head|cls_pt|fc_norm|pooler|"
+    r"classifier)"
+)
+# Norms of pooled features, in the place of one of tokens.
+_POOLED_NORMS = {"fc_norm.weight", "pooler.layernorm.weight"}
+_BIAS = "rel_pos_bias."
+_SHARED_BIAS = f"{_BIAS}relative_position_bias_table"
 _HEADS_OF_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 # Of AudioMAE's recordings.
 _AUDIO_MEAN, _AUDIO_STD = -4.2677393, 4.5689974
@@ -90,13 +101,17 @@ def load_checkpoint(cls, preset, **kwargs):
     state = _timm_names(_read(path))
     arguments = _arguments(path, config, state, kwargs)
     backbone = cls(**arguments)
+    if backbone.position_biases:
+        _resize_biases(config, state, backbone.trained_grid)
     if backbone.position_layout == "learned":
+        grid = _grid(config, state)
         token, table = np.split(state["pos_embed"], [backbone.use_class_token], axis=1)
-        grid = _grid(config, state, len(table[0]))
-        table = _resized(table.reshape(*grid, -1), backbone.trained_grid)
+        table = _resized(
+            table.reshape(*grid, -1), backbone.trained_grid, _cubic_weights
+        )
         table = table.reshape(1, -1, table.shape[-1])
         state["pos_embed"] = np.concatenate([token, table], axis=1)
-    else:
+    elif backbone.position_layout == "sequence":
         state.pop("pos_embed", None)
     used = load_published(backbone, state)
     left = sorted(state.keys() - used)
@@ -157,10 +172,14 @@ def _read(path):
 def _timm_names(state):
     """Renames weights, and joins those of queries, keys and values."""
     found: dict[str, Any] = {}
-    for name, array in state.items():
+    # Sorted: BEiT's head has a norm, too, which comes behind the encoder's. Where the
+    # encoder has none, the head's was its last in pretraining.
+    for name, array in sorted(state.items()):
         for pattern, replacement in _NAMES:
             name = re.sub(pattern, replacement, name)
-        found[name] = array
+        found.setdefault(name, array)
+    # What follows from the grid.
+    found = {k: v for k, v in found.items() if "relative_position_index" not in k}
     for name in [x for x in found if x.endswith(".attn.q.weight")]:
         stem = name.removesuffix("q.weight")
         parts = [found.pop(f"{stem}{part}.weight") for part in "qkv"]
@@ -177,20 +196,27 @@ def _timm_names(state):
 def _arguments(path, config, state, given):
     """The arguments of a `BridleBackbone`, as files and weights tell them."""
     absent = {"patch_embed.proj.weight", "norm.weight"} - state.keys()
+    if config.get("use_mean_pooling") or state.keys() & _POOLED_NORMS:
+        absent.discard("norm.weight")
     if absent or not any(name.startswith("blocks.") for name in state):
         raise ValueError(
-            f"'{path}' holds no encoder of MAE, VideoMAE or AudioMAE: it lacks "
-            f"{sorted(absent) or 'blocks'}. It has {sorted(state)[:5]}"
+            f"'{path}' holds no encoder of MAE, VideoMAE, AudioMAE, BEiT or data2vec: "
+            f"it lacks {sorted(absent) or 'blocks'}. It has {sorted(state)[:5]}"
         )
     hidden_dim, channels, *patch = state["patch_embed.proj.weight"].shape
     blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
+    biases = [name for name in state if name.startswith(_BIAS)]
     heads = config.get("num_attention_heads", _HEADS_OF_WIDTH.get(hidden_dim))
+    heads = state[biases[0]].shape[1] if biases else heads
     if heads is None and "num_heads" not in given:
         raise ArgumentError("num_heads", f"given for a width of {hidden_dim}", None)
     is_clip, has_token = len(patch) == 3, "cls_token" in state
     grid: Any = None
-    if "pos_embed" in state:
-        grid = _grid(config, state, state["pos_embed"].shape[1] - has_token)
+    if "pos_embed" in state or biases:
+        grid = _grid(config, state)
+    layout = "sequence" if is_clip else "learned"
+    if biases:
+        layout = "shared_relative" if biases == [_SHARED_BIAS] else "relative"
     arguments = {
         "patch_size": tuple(patch),
         "hidden_dim": hidden_dim,
@@ -199,8 +225,11 @@ def _arguments(path, config, state, given):
         "mlp_dim": len(state["blocks.0.mlp.fc1.bias"]),
         "use_class_token": has_token,
         "layer_norm_epsilon": config.get("layer_norm_eps", 1e-6),
-        "position_layout": "sequence" if is_clip else "learned",
+        "position_layout": layout,
+        "use_final_norm": "norm.weight" in state,
     }
+    if "blocks.0.gamma_1" in state:
+        arguments["layer_scale"] = config.get("layer_scale_init_value", 0.1)
     if channels == 1 and not is_clip:
         arguments |= {
             "input_dims": (None,),
@@ -230,7 +259,7 @@ def _arguments(path, config, state, given):
             ),
         }
     arguments |= given
-    if "input_dims" in given and arguments["position_layout"] == "learned":
+    if "input_dims" in given and layout != "sequence":
         sides = given["input_dims"][:-1]
         if None not in sides and len(sides) == len(patch):
             pairs = zip(sides, patch, strict=True)
@@ -238,39 +267,72 @@ def _arguments(path, config, state, given):
     return arguments
 
 
-def _grid(config, state, count):
-    """The grid of so many learned positions."""
+def _grid(config, state):
+    """The grid that learned positions or relative biases are for."""
     patch = state["patch_embed.proj.weight"].shape[2:]
+    is_audio = state["patch_embed.proj.weight"].shape[1] == 1
+    has_token = "cls_token" in state
+    biases = [array for name, array in state.items() if name.startswith(_BIAS)]
+    count = len(biases[0]) - 3 * has_token if biases else None
+    count = count or state["pos_embed"].shape[1] - has_token
     size = config.get("pretrained_cfg", {}).get("input_size", [])[1:]
     if not size:
-        size = config.get("image_size")
+        size = config.get("image_size") or ()
         size = 2 * [size] if isinstance(size, int) else size
-    if size and math.prod(x // y for x, y in zip(size, patch, strict=True)) == count:
-        return tuple(x // y for x, y in zip(size, patch, strict=True))
-    is_audio = state["patch_embed.proj.weight"].shape[1] == 1
     side = math.isqrt(count)
+    side = (side + 1) // 2 if biases else side
+    grids = [(side, side)]
     if is_audio and count % 8 == 0:
         # 128 bins, by patches of 16.
-        return count // 8, 8
-    if side * side != count:
-        raise ValueError(
-            f"{count} positions make no square, and nothing tells the grid"
-        )
-    return side, side
+        grids.insert(0, (count // 8, 8))
+    if size:
+        grids.insert(0, tuple(x // y for x, y in zip(size, patch, strict=True)))
+    for grid in grids:
+        if math.prod(_spans(grid) if biases else grid) == count:
+            return grid
+    raise ValueError(f"{count} positions make no square, and nothing tells the grid")
 
 
-def _resized(table, grid):
-    """Resizes positions `(rows, columns, dim)` by cubics, as PyTorch does."""
+def _spans(grid):
+    """How many offsets two cells of a grid may have along each side."""
+    return tuple(2 * side - 1 for side in grid)
+
+
+def _resize_biases(config, state, grid):
+    """Resizes biases of attention to a grid, and numbers them as the backbone does.
+
+    Files of transformers are resized as it does: linearly. Others as in timm and BEiT's
+    own code, where distant offsets are the farther apart. Biases that blocks share are
+    added to those of their own, if any.
+    """
+    old, has_token = _grid(config, state), "cls_token" in state
+    weights = _linear_weights if "model_type" in config else _geometric_weights
+    shared = state.pop(_SHARED_BIAS, None)
+    names = [name for name in state if name.startswith(_BIAS)]
+    names = names or [_SHARED_BIAS.replace(_BIAS, f"{_BIAS}0.")]
+    count = math.prod(_spans(old))
+    for name in names:
+        table = state.get(name, 0.0) + (0.0 if shared is None else shared)
+        if len(table) != count + 3 * has_token:
+            raise ValueError(f"{name!r} is not for {old} patches: {table.shape}")
+        offsets, token = np.split(table, [count])
+        offsets = offsets.reshape(*_spans(old), -1)
+        offsets = _resized(offsets, _spans(grid), weights).reshape(-1, table.shape[1])
+        state[name] = np.concatenate([offsets, token])
+
+
+def _resized(table, grid, weights):
+    """Resizes `(rows, columns, dim)` by what a new cell takes of old ones."""
     for axis, side in enumerate(grid):
         table = np.moveaxis(table, axis, 0)
         if len(table) != side:
-            table = np.tensordot(_cubic_weights(len(table), side), table, 1)
+            table = np.tensordot(weights(len(table), side), table, 1)
         table = np.moveaxis(table, 0, axis)
     return table.astype("float32")
 
 
 def _cubic_weights(old, new):
-    """How much of each old cell a new one takes, a matrix `(new, old)`."""
+    """How much of each old cell a new one takes, `(new, old)`, as PyTorch has it."""
     weights = np.zeros((new, old))
     for row in range(new):
         center = (row + 0.5) * old / new - 0.5
@@ -281,3 +343,25 @@ def _cubic_weights(old, new):
             far = a * (x**3 - 5 * x**2 + 8 * x - 4)
             weights[row, min(max(cell, 0), old - 1)] += near if x <= 1 else far
     return weights
+
+
+def _linear_weights(old, new):
+    points = (np.arange(new) + 0.5) * old / new - 0.5
+    return _between(points, np.arange(old))
+
+
+def _geometric_weights(old, new):
+    """Steps between old offsets grow by a ratio, so that they cover the new ones."""
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        is_wide = ratio ** (old // 2) - 1 > new // 2 * (ratio - 1)
+        low, high = (low, ratio) if is_wide else (ratio, high)
+    steps = np.cumsum(ratio ** np.arange(old // 2))
+    knots = np.concatenate([-steps[::-1], [0.0], steps])
+    return _between(np.arange(new) - new // 2, knots)
+
+
+def _between(points, knots):
+    columns = [np.interp(points, knots, one) for one in np.eye(len(knots))]
+    return np.stack(columns, axis=1)

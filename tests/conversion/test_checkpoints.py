@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from programs import load
+from public_encoders import FOLDER, normalized, pixels, randomized
 
 from keras_bridle.evaluation.features import FeatureExtractor, load_file_features
 from keras_bridle.models.backbone import BridleBackbone
@@ -18,16 +19,6 @@ SIZES = {
     "num_attention_heads": 3,
     "intermediate_size": 40,
 }
-
-
-def randomized(model):
-    """Every weight random, biases and scales included."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            noise = torch.randn(weight.shape, generator=generator)
-            weight.copy_(0.3 * noise + (1.0 if weight.ndim == 1 else 0.0))
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -61,22 +52,12 @@ def video_mae():
     return randomized(transformers.VideoMAEForPreTraining(config))
 
 
-def pixels(*shape):
-    return np.random.default_rng(1).integers(0, 256, shape).astype("uint8")
-
-
-def normalized(images):
-    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    return torch.tensor((images / 255 - mean) / std, dtype=torch.float32)
-
-
 def mae_tokens(model, images):
     """In the order of the patches, which MAE shuffles even if it hides none."""
-    inputs = normalized(images).permute(0, 3, 1, 2)
     count = (images.shape[1] // 8) * (images.shape[2] // 8)
     noise = torch.arange(count).float()[None].repeat(len(images), 1)
     with torch.no_grad():
-        out = model.vit(inputs, noise=noise, interpolate_pos_encoding=True)
+        out = model.vit(normalized(images), noise=noise, interpolate_pos_encoding=True)
     return out.last_hidden_state.numpy()
 
 
@@ -115,9 +96,8 @@ def test_video_mae_of_transformers(video_mae, tmp_path):
     video_mae.save_pretrained(tmp_path)
     backbone = BridleBackbone.from_preset(tmp_path)
     clips = pixels(2, 4, 16, 16, 3)
-    inputs = normalized(clips).permute(0, 1, 4, 2, 3)
     with torch.no_grad():
-        expected = video_mae.videomae(inputs).last_hidden_state.numpy()
+        expected = video_mae.videomae(normalized(clips)).last_hidden_state.numpy()
     check(backbone, clips, expected)
 
 
@@ -213,10 +193,11 @@ def test_bad_files(mae, tmp_path):
     fails("damaged")
 
 
-def test_recipes_start_from_public_encoders(mae, tmp_path):
+@pytest.mark.parametrize("name", ["mae", "beit_v2"])
+def test_recipes_start_from_public_encoders(name, tmp_path):
     from PIL import Image
 
-    mae.save_pretrained(tmp_path / "mae")
+    encoder = FOLDER / name
     (tmp_path / "images").mkdir()
     for number in range(6):
         image = Image.fromarray(pixels(6, 40, 36, 3)[number])
@@ -225,18 +206,18 @@ def test_recipes_start_from_public_encoders(mae, tmp_path):
     load("recipes/pretrain_image.py").main(
         [
             *options,
-            f"--preset={tmp_path}/mae",
+            f"--preset={encoder}",
             f"--directory={tmp_path}/run",
             *("--rounds=0", "--cold-start-epochs=1", "--batch-size=3"),
             *("--num-levels=1", "--codebook-size=4", "--mask-ratio=0.5"),
         ]
     )
     trained = BridleBackbone.from_preset(str(tmp_path / "run"))
-    assert trained.hidden_dim == 24 and trained.input_dims == (32, 32, 3)
+    assert trained.hidden_dim == 12 and trained.input_dims == (16, 16, 3)
     load("recipes/extract_features.py").main(
-        [*options, f"--from={tmp_path}/mae", f"--directory={tmp_path}/features"]
+        [*options, f"--from={encoder}", f"--directory={tmp_path}/features"]
     )
-    backbone = BridleBackbone.from_preset(str(tmp_path / "mae"))
+    backbone = BridleBackbone.from_preset(str(encoder))
     expected = FeatureExtractor(backbone).files(tmp_path / "images").features
     found = load_file_features(tmp_path / "features").features
     np.testing.assert_allclose(found, expected, atol=1e-4)
