@@ -48,6 +48,26 @@ def test_reference(name, tmp_path):
     check_folder(written(name, tmp_path / name))
 
 
+@pytest.mark.one_backend
+def test_original_code(tmp_path, capsys):
+    """A file of pretraining: timm's names, what follows from the grid, and heads."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file
+
+    state = load_file(FOLDER / "beit_v2" / "model.safetensors")
+    state = {k: v for k, v in state.items() if not k.startswith("head")}
+    index = torch.zeros((17, 17), dtype=torch.int64)
+    state |= {f"blocks.{x}.attn.relative_position_index": index for x in range(2)}
+    state |= {"mask_token": torch.ones((1, 1, 12)), "lm_head.bias": torch.ones(9)}
+    early = {k: v for k, v in state.items() if k.startswith("blocks.0.")}
+    state |= {k.replace("blocks", "cls_pt_layers"): v for k, v in early.items()}
+    path = tmp_path / "beitv2_base.pth"
+    torch.save({"model": state, "epoch": 3}, path)
+    backbone = BridleBackbone.from_preset(str(path))
+    assert "cls_pt_layers, fc_norm, lm_head, mask_token" in capsys.readouterr().out
+    check(backbone, *read(FOLDER / "beit_v2", "inputs_0", "tokens_0"))
+
+
 # One of them where compiling takes most of a minute.
 TRAINED = [
     ("beit_pretraining", "mixed_bfloat16"),

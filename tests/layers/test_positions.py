@@ -6,6 +6,7 @@ from harness import perturb, to_numpy
 
 from keras_bridle.layers.positions import (
     LearnedPositionEncoding,
+    RelativePositionBias,
     SineCosinePositionEncoding,
 )
 
@@ -119,3 +120,28 @@ def test_grids_and_sizes_that_do_not_fit():
     ):
         with pytest.raises(ValueError):
             wrong()
+
+
+@pytest.mark.parametrize("token", [True, False])
+@pytest.mark.parametrize(
+    ("grid", "trained"), [((3, 5), (3, 5)), ((2, 3), (4, 3)), ((2, 1, 3), (2, 2, 4))]
+)
+def test_relative_positions_by_their_definition(grid, trained, token):
+    layer = RelativePositionBias(2, trained, use_class_token=token)
+    layer.build((None, *trained, 4))
+    perturb(layer.weights)
+    table = to_numpy(layer.positions)
+    spans = [2 * side - 1 for side in trained]
+    offsets = table[: np.prod(spans)].reshape(*spans, 2)
+    cells = list(np.ndindex(grid))
+    expected = np.zeros((len(cells) + token, len(cells) + token, 2))
+    for row, query in enumerate(cells, start=token):
+        for column, key in enumerate(cells, start=token):
+            places = zip(query, key, trained, strict=True)
+            place = tuple(x - y + side - 1 for x, y, side in places)
+            expected[row, column] = offsets[place]
+    if token:
+        expected[0], expected[:, 0], expected[0, 0] = table[-3], table[-2], table[-1]
+    found = to_numpy(layer(np.zeros((2, *grid, 4), "float32")))
+    assert layer.compute_output_shape((2, *grid, 4)) == found.shape
+    np.testing.assert_allclose(found[0], expected.transpose(2, 0, 1), atol=1e-6)
