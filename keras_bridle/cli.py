@@ -317,10 +317,9 @@ class Setup:
         if self.options.resume and path.exists():
             found = json.loads(path.read_text())
             if found != self._digest and not self.options.accept_changed_data:
-                accept = self.parser.flag("accept_changed_data")
                 expected = (
                     f"the {found['files']} files of the run, but they have changed "
-                    f"(or use {accept})"
+                    "(or use --set accept_changed_data=true)"
                 )
                 raise ArgumentError("data", expected, self.options.data)
 

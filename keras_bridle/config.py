@@ -402,7 +402,7 @@ class DataOptions(Options):
         None, "AudioSet's CSV file of training segments", only="audio"
     )
     strict: bool = flag(False, "stop at files that cannot be read")
-    accept_changed_data: bool = flag(
+    accept_changed_data: bool = option(
         False, "resume though files have changed", learned=False
     )
 

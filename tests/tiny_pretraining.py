@@ -234,3 +234,24 @@ def reference_usage(codes, weights, num_codes=CODES):
 def assert_metrics(found, expected, tolerance=1e-5):
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, tolerance, err_msg=name)
+
+
+class Stop(Exception):
+    """As sudden as a killed process, as far as the run's files go."""
+
+
+class AtBatch(keras.callbacks.Callback):
+    """Does something after so many batches of a `fit()` call, before they are saved."""
+
+    def __init__(self, count, action):
+        super().__init__()
+        self.count, self.action = count, action
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.count -= 1
+        if self.count == 0:
+            self.action()
+
+
+def stop():
+    raise Stop

@@ -37,3 +37,18 @@ def _serialized(value):
 def _deserialized(value):
     is_object = isinstance(value, dict) and "class_name" in value
     return keras.saving.deserialize_keras_object(value) if is_object else value
+
+
+def nameless_config(value):
+    """Serializes layers, without the names that Keras numbers anew in each process."""
+    return _without_names(keras.saving.serialize_keras_object(value))
+
+
+def _without_names(config):
+    if isinstance(config, dict) and "DTypePolicy" in str(config.get("class_name")):
+        return config
+    if isinstance(config, dict):
+        return {k: _without_names(v) for k, v in config.items() if k != "name"}
+    if isinstance(config, (list, tuple)):
+        return [_without_names(value) for value in config]
+    return config

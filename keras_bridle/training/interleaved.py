@@ -21,11 +21,13 @@ from keras_bridle.distribution import (
     local_function,
     own_directory,
 )
+from keras_bridle.models.arguments import nameless_config
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.feature_extractor import FeatureModel
 from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
 from keras_bridle.models.inputs import as_batch, open_sides
 from keras_bridle.models.presets import decoder_size, estimator_size, fixed_layout
+from keras_bridle.models.teachers import as_teacher, check_grids, see_the_same
 from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
 from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
 from keras_bridle.training.batches import (
@@ -36,7 +38,12 @@ from keras_bridle.training.batches import (
 )
 from keras_bridle.training.optimizers import check_accumulation
 from keras_bridle.training.phases import FitCall, Phase, phases, warning_of_short
-from keras_bridle.training.run import cached_codes, check_cacheable, open_run
+from keras_bridle.training.run import (
+    cached_codes,
+    check_cacheable,
+    digest_of,
+    open_run,
+)
 from keras_bridle.training.trainers import (
     EncoderPretrainer,
     JointPretrainer,
@@ -59,6 +66,10 @@ class InterleavedPretraining:
             training. Codebooks start from, and `codes()` are of, what it gives without
             training.
         config: optional `keras_bridle.config.MethodOptions`.
+        teacher: optional encoder that knows something already: a `BridleBackbone`, a
+            classifier, or anything that `BridleBackbone.from_preset()` takes. There is
+            no cold start then: the first tokenizer learns from it. Its grid of patches
+            must divide that of `backbone`, or the other way round.
         **options: options of the method, in place of those of `config`:
             {options}
 
@@ -83,9 +94,18 @@ class InterleavedPretraining:
         - [BRIDLE, 2025](https://arxiv.org/abs/2502.02118)
     """
 
-    def __init__(self, backbone, mask=None, augmentation=None, config=None, **options):
+    def __init__(
+        self,
+        backbone,
+        mask=None,
+        augmentation=None,
+        config=None,
+        teacher=None,
+        **options,
+    ):
         self.config = MethodOptions.make(config, **options)
         self.backbone = backbone
+        self.teacher: Any = as_teacher(teacher, backbone)
         self.mask = mask
         self.augmentation = augmentation
         self.tokenizer: Any = None
@@ -151,7 +171,7 @@ class InterleavedPretraining:
                 state is saved.
         """
         training = TrainingOptions.make(config, **options)
-        plan = phases(training)
+        plan = phases(training, self.teacher is not None)
         by_epoch = functools.partial(
             batches_by_epoch,
             inputs,
@@ -203,7 +223,12 @@ class InterleavedPretraining:
                     self._run_phase(index, phase, call, files_of(phase))
             finally:
                 # The phases freeze what they do not train.
-                for part in (self.tokenizer, self.decoder, self.estimator):
+                for part in (
+                    self.tokenizer,
+                    self.decoder,
+                    self.estimator,
+                    self.teacher,
+                ):
                     if part is not None:
                         part.trainable = True
                 self.backbone.trainable = True
@@ -221,7 +246,12 @@ class InterleavedPretraining:
         self._new_decoder(self.config.num_levels).build(
             (None, None, self.backbone.hidden_dim)
         )
-        self._new_estimator().build((None, None, self.config.code_dim))
+        self._new_estimator(self.backbone).build((None, None, self.config.code_dim))
+        if self.teacher is not None:
+            grids = [x.grid_of_inputs() for x in (self.teacher, self.backbone)]
+            # Waveforms tell their length later.
+            if None not in (*grids[0], *grids[1]):
+                check_grids(*grids)
         if self.backbone.front_end is not None:
             # The tokenizer's encoder gets one of its own.
             serialized = keras.saving.serialize_keras_object(self.backbone.front_end)
@@ -318,15 +348,17 @@ class InterleavedPretraining:
             self.tokenizer = self.new_tokenizer(phase)
         if phase.kind == "cold_start":
             self.cold_start_tokenizer = self.tokenizer
+        teacher = self._teacher(phase)
         if phase.kind in ("tokenizer", "joint"):
-            self.estimator = self._new_estimator()
+            self.estimator = self._new_estimator(teacher)
         # Layers without seeds draw them one after the other, so their order counts.
         if phase.kind == "tokenizer":
             return TokenizerPretrainer(
                 self.tokenizer,
                 self.estimator,
-                self.backbone,
+                teacher,
                 _fresh_copy(self.augmentation),
+                None if see_the_same(teacher, self.backbone) else self.backbone,
             )
         self.decoder = self._next_decoder(phase)
         parts = {
@@ -346,6 +378,11 @@ class InterleavedPretraining:
             )
         return EncoderPretrainer(**parts, tokenize=self.config.tokenize)
 
+    def _teacher(self, phase):
+        """The encoder that a phase's tokenizer learns from."""
+        is_first = phase.name == "0_tokenizer"
+        return self.teacher if is_first else self.backbone
+
     def _earlier_tokenizer(self, phase):
         """The cold start's, in phases that predict its codes as well."""
         if self.config.keep_cold_start_codes and phase.kind in ("encoder", "joint"):
@@ -356,10 +393,16 @@ class InterleavedPretraining:
         """Makes the tokenizer that a phase of any kind but `"encoder"` begins with."""
         quantizer = self._new_quantizer()
         if phase.kind != "cold_start":
-            config = {**self.backbone.get_config(), "name": "tokenizer_backbone"}
+            config = {
+                **self.backbone.get_config(),
+                "name": "tokenizer_backbone",
+            }
             backbone = type(self.backbone).from_config({**config, "trainable": True})
             if self.config.tokenizer_start == "encoder":
-                backbone.set_weights(self.backbone.get_weights())
+                start = self._teacher(phase)
+                if nameless_config(start) != nameless_config(self.backbone):
+                    start = self.backbone
+                backbone.set_weights(start.get_weights())
             return BridleTokenizer(backbone, quantizer, name="tokenizer")
         has_positions = self.config.cold_start_positions
         return RandomProjectionTokenizer(
@@ -397,16 +440,16 @@ class InterleavedPretraining:
         keeps_codes = self._earlier_tokenizer(phase) is not None
         num_levels = self.config.num_levels
         decoder = self._new_decoder(num_levels * (2 if keeps_codes else 1))
-        if phase.kind != "cold_start" and self.config.decoder_start == "previous":
+        if self.decoder is not None and self.config.decoder_start == "previous":
             decoder.build((None, None, self.backbone.hidden_dim))
             decoder.copy_body(self.decoder)
             if keeps_codes:
                 decoder.copy_last_levels(self.decoder, num_levels)
         return decoder
 
-    def _new_estimator(self):
+    def _new_estimator(self, teacher):
         return FeatureEstimator(
-            self.backbone.hidden_dim,
+            teacher.hidden_dim,
             name="estimator",
             **{**estimator_size(self.backbone), **self.config.estimator_options},
         )
@@ -428,10 +471,13 @@ class InterleavedPretraining:
             "augmentation": self.augmentation,
             **self.config.settings(),
         }
-        serialize = keras.saving.serialize_keras_object
-        return {"dtype_policy": keras.config.dtype_policy().name} | {
-            name: _without_names(serialize(value)) for name, value in arguments.items()
+        settings = {"dtype_policy": keras.config.dtype_policy().name} | {
+            name: nameless_config(value) for name, value in arguments.items()
         }
+        if self.teacher is not None:
+            weights = digest_of(self.teacher.get_weights())
+            settings["teacher"] = nameless_config(self.teacher) | {"weights": weights}
+        return settings
 
 
 def _listed(options, indent):
@@ -455,17 +501,6 @@ for described, kind, indent in (
 def _fresh_copy(layer):
     """Copies a layer without weights, so that each phase starts with its own seed."""
     return None if layer is None else type(layer).from_config(layer.get_config())
-
-
-def _without_names(config):
-    """Drops the names of layers, which Keras numbers anew in every process."""
-    if isinstance(config, dict) and "DTypePolicy" in str(config.get("class_name")):
-        return config
-    if isinstance(config, dict):
-        return {k: _without_names(v) for k, v in config.items() if k != "name"}
-    if isinstance(config, (list, tuple)):
-        return [_without_names(value) for value in config]
-    return config
 
 
 def load_run(directory):
@@ -509,9 +544,11 @@ def load_run(directory):
     if state.exists():
         names = json.loads(state.read_text())["phases_done"]
     done = [Phase(*entry) for entry in settings["plan"] if entry[0] in names]
-    if not done:
-        raise FileNotFoundError(f"No phase of the run in {str(root)!r} is done yet.")
-    trained = [phase for phase in done if phase.kind != "tokenizer"][-1]
+    trained = [phase for phase in done if phase.kind != "tokenizer"]
+    if not trained:
+        raise FileNotFoundError(
+            f"No phase of the run in {str(root)!r} that trains the encoder is done yet."
+        )
     made = [phase for phase in done if phase.kind != "encoder"][-1]
     if (root / "preset" / "config.json").exists():
         # It knows its names and dtype policies; weights come with the phases.
@@ -523,7 +560,7 @@ def load_run(directory):
     names = settings.keys() & MethodOptions.fields().keys() - unused
     pretraining = InterleavedPretraining(backbone, **{x: settings[x] for x in names})
     folder = root / "phases"
-    backbone.load_weights(folder / trained.name / "backbone.weights.h5")
+    backbone.load_weights(folder / trained[-1].name / "backbone.weights.h5")
     pretraining.tokenizer = tokenizer = pretraining.new_tokenizer(made)
     if not tokenizer.built:
         tokenizer.build(backbone.maps_shape)

@@ -24,10 +24,16 @@ class Phase(NamedTuple):
     learning_rate: float
 
 
-def phases(options):
-    """Lists the phases of a run with these `TrainingOptions`."""
-    if options.joint and options.rounds == 0:
-        raise ArgumentError("rounds", "1 or more for joint training", options.rounds)
+def phases(options, has_teacher=False):
+    """Lists the phases of a run with these `TrainingOptions`.
+
+    With a teacher, the tokenizer that learns from it takes the cold start's place.
+    """
+    if (options.joint or has_teacher) and options.rounds == 0:
+        of = "with a teacher" if has_teacher else "for joint training"
+        raise ArgumentError("rounds", f"1 or more {of}", options.rounds)
+    if options.joint and has_teacher:
+        raise ArgumentError("joint", "False with a teacher", True)
     epochs, rate = options.encoder_epochs, options.encoder_learning_rate
     encoder = ("encoder", epochs, rate)
     tokenizer = ("tokenizer", options.tokenizer_epochs, options.tokenizer_learning_rate)
@@ -39,7 +45,8 @@ def phases(options):
     if options.joint:
         plan = [cold_start, ("joint", options.rounds * epochs, rate)]
     else:
-        plan = [cold_start, *(options.rounds * [tokenizer, encoder])]
+        start = [] if has_teacher else [cold_start]
+        plan = [*start, *(options.rounds * [tokenizer, encoder])]
     return [Phase(f"{i}_{kind}", kind, *rest) for i, (kind, *rest) in enumerate(plan)]
 
 

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import functools
 import hashlib
+import itertools
 import json
 import platform
 from pathlib import Path
@@ -286,15 +287,22 @@ def cached_codes(tokenize, tokenizers, inputs, batch_size, folder=None):
 
     if folder is None:
         return compute(np.empty)
-    digest = hashlib.sha256(repr((inputs.shape, inputs.dtype)).encode())
-    for start in starts:
-        digest.update(np.ascontiguousarray(inputs[start : start + size]).data)
-    for tokenizer in tokenizers:
-        for weight in tokenizer.get_weights():
-            digest.update(np.ascontiguousarray(weight).data)
-    path = folder / f"codes_{digest.hexdigest()[:16]}.npy"
+    weights = (weight for x in tokenizers for weight in x.get_weights())
+    parts = (inputs[start : start + size] for start in starts)
+    name = digest_of(
+        itertools.chain(parts, weights), repr((inputs.shape, inputs.dtype))
+    )
+    path = folder / f"codes_{name}.npy"
     if not path.exists():
         with atomic_file(path) as unfinished:
             new_array = functools.partial(np.lib.format.open_memmap, unfinished, "w+")
             compute(new_array).flush()
     return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def digest_of(arrays, text=""):
+    """Sums up arrays and a text in a short one."""
+    digest = hashlib.sha256(text.encode())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]

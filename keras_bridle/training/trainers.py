@@ -11,6 +11,7 @@ from keras_bridle.engine import after
 from keras_bridle.layers.masks import RandomMask, gather_patches
 from keras_bridle.models.data_sets import TakesAnyData
 from keras_bridle.models.inputs import as_examples
+from keras_bridle.models.teachers import features_on_grid
 from keras_bridle.quantizer.usage import CodeUsage
 from keras_bridle.replicas import (
     cond,
@@ -346,8 +347,12 @@ class TokenizerPretrainer(Pretrainer):
     Args:
         tokenizer: `BridleTokenizer`.
         estimator: `FeatureEstimator` whose `output_dim` is the teacher's size.
-        teacher: `BridleBackbone`, the encoder of the phase before.
+        teacher: `BridleBackbone`, the encoder of the phase before; or any other, with
+            `backbone`.
         augmentation: optional Keras layer applied to raw input in training.
+        backbone: optional `BridleBackbone`, the encoder that the tokenizer is for,
+            where the teacher has another front end or other patches. The tokenizer sees
+            its maps, and the teacher's features are brought to its grid.
         **kwargs: keyword arguments of `keras.Model`.
 
     Call arguments:
@@ -384,10 +389,18 @@ class TokenizerPretrainer(Pretrainer):
         - [BRIDLE, 2025](https://arxiv.org/abs/2502.02118)
     """
 
-    parts = ("tokenizer", "estimator", "teacher", "augmentation")
+    parts = ("tokenizer", "estimator", "teacher", "augmentation", "backbone")
     trained_parts = ("tokenizer", "estimator")
 
-    def __init__(self, tokenizer, estimator, teacher, augmentation=None, **kwargs):
+    def __init__(
+        self,
+        tokenizer,
+        estimator,
+        teacher,
+        augmentation=None,
+        backbone=None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         check_fit("estimator.output_dim", estimator.output_dim, teacher.hidden_dim)
         check_own_backbone(tokenizer, teacher)
@@ -395,16 +408,23 @@ class TokenizerPretrainer(Pretrainer):
         self.estimator = estimator
         self.teacher = teacher
         self.augmentation = augmentation
+        self.backbone = backbone
         quantizer = tokenizer.quantizer
         self.build_parts(estimator=(None, None, quantizer.dim))
         self.add_means()
         self.code_usage = CodeUsage(quantizer.num_levels, quantizer.codebook_size)
 
     def call(self, inputs, training=False):
-        maps, padding_mask = self.prepare(self.teacher, inputs, training)
+        if self.augmentation is not None:
+            inputs = self.augmentation(inputs, training=training)
+        backbone = self.teacher if self.backbone is None else self.backbone
+        maps, padding_mask = backbone.maps(inputs)
         quantized = self.tokenizer(maps, padding_mask, training=training)
+        target = None
+        if self.backbone is not None:
+            target = features_on_grid(self.teacher, inputs, backbone.grid(maps))
         return estimate_teacher(
-            self.estimator, self.teacher, maps, padding_mask, quantized
+            self.estimator, backbone, maps, padding_mask, quantized, target
         )
 
     def loss_share(self, outputs):
@@ -415,15 +435,18 @@ class TokenizerPretrainer(Pretrainer):
         return super().compute_metrics(x, y, y_pred)
 
 
-def estimate_teacher(estimator, teacher, maps, padding_mask, quantized):
-    """Estimates a teacher's features, as `TokenizerPretrainer.call()` returns it."""
+def estimate_teacher(estimator, teacher, maps, padding_mask, quantized, target=None):
+    """Estimates a teacher's features, as `TokenizerPretrainer.call()` returns it.
+
+    They are the `target`, if it is known.
+    """
     is_real = teacher.patch_padding_mask(maps, padding_mask)
     estimate = estimator(
         quantized.quantized, grid=teacher.grid(maps), padding_mask=is_real
     )
-    target = teacher.drop_class_token(
-        teacher.encode(maps, padding_mask, training=False)
-    )
+    if target is None:
+        tokens = teacher.encode(maps, padding_mask, training=False)
+        target = teacher.drop_class_token(tokens)
     target = ops.stop_gradient(target)
     if is_real is None:
         is_real = ops.ones_like(estimate[..., 0])

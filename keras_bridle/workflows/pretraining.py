@@ -43,6 +43,9 @@ class PretrainingOptions(TrainingOptions, MethodOptions, RunOptions, DataOptions
 
     preset: str = flag("base", "tiny, small, base, large, or a folder")
     patch_size: tuple[Count, ...] | None = option(None, "sides, if not the preset's")
+    teacher: str | None = flag(
+        None, "encoder, as --preset, that the first tokenizer learns from"
+    )
     mask_ratio: ZeroToOne = flag(0.8, "share of the patches to hide")
     decoder_dim: Count | None = option(None, "decoder's width, if not the preset's")
     decoder_layers: Count | None = option(None, "decoder's depth, likewise")
@@ -193,6 +196,7 @@ class Pretraining(Setup):
             mask,
             layers if options.augmentation else None,
             options.of(MethodOptions).replace(decoder_options=size),
+            options.teacher,
         )
         report = RunReport(
             options.directory,

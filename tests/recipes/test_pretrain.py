@@ -17,6 +17,7 @@ from recipe_runs import (
     load_recipe,
 )
 
+import keras_bridle as kb
 from keras_bridle import modalities
 from keras_bridle.data.samples import (
     extract_samples,
@@ -79,7 +80,7 @@ def test_own_files_chain_all_phases_and_resume(name, files, encoders, tmp_path, 
     min((files / name).iterdir()).touch()
     arguments.append("--resume")
     fails_in_one_line(recipe, arguments, "have changed", capsys)
-    recipe.main([*arguments, "--accept-changed-data"])
+    recipe.main([*arguments, "--set=accept_changed_data=true"])
     # The run's settings make the same run.
     again = [f"--settings={directory / 'settings.json'}", "--directory=never"]
     modality = getattr(modalities, name.upper())
@@ -160,3 +161,20 @@ def test_a_run_is_not_resumed_with_other_settings(few_samples, tmp_path, capsys)
     fails_in_one_line(recipes["audio"], arguments, "other settings", capsys)
     # Nothing was probed before that was known.
     assert not (tmp_path / "results").exists()
+
+
+def test_a_teacher_in_place_of_the_cold_start(files, encoders, tmp_path, capsys):
+    recipe, directory = recipes["image"], tmp_path / "run"
+    teacher = kb.BridleBackbone.from_preset("bridle_image_tiny", load_weights=False)
+    teacher.save_to_preset(str(tmp_path / "teacher"))
+    arguments = [*SHORT, f"--preset={encoders['image']}", f"--data={files / 'image'}"]
+    arguments.append(f"--directory={directory}")
+    none = f"--teacher={tmp_path / 'none'}"
+    fails_in_one_line(recipe, [*arguments, none], "none", capsys)
+    assert not directory.exists()
+    arguments.append(f"--teacher={tmp_path / 'teacher'}")
+    recipe.main(arguments)
+    state = json.loads((directory / "state.json").read_text())
+    assert state["phases_done"] == ["0_tokenizer", "1_encoder"]
+    check_features(directory, RAW["image"])
+    check_resume(recipe, arguments, directory)

@@ -9,7 +9,7 @@ import signal
 import keras
 import numpy as np
 import pytest
-from tiny_pretraining import all_weights, assert_same_bits, maps
+from tiny_pretraining import AtBatch, Stop, all_weights, assert_same_bits, maps, stop
 from tiny_pretraining import pretraining as new_pretraining
 
 from keras_bridle.training.batches import from_batch_on
@@ -28,27 +28,6 @@ SETTINGS = {
     "tensorboard": False,
     "verbose": 0,
 }
-
-
-class Stop(Exception):
-    """As sudden as a killed process, as far as the run's files go."""
-
-
-class AtBatch(keras.callbacks.Callback):
-    """Does something after so many batches of a `fit()` call, before they are saved."""
-
-    def __init__(self, count, action):
-        super().__init__()
-        self.count, self.action = count, action
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.count -= 1
-        if self.count == 0:
-            self.action()
-
-
-def stop():
-    raise Stop
 
 
 def train(directory, inputs=INPUTS, policy="float32", **kwargs):

@@ -1,0 +1,82 @@
+"""Encoders that teach others of another size."""
+
+import math
+from pathlib import Path
+
+from keras import ops
+
+from keras_bridle.config import ArgumentError
+from keras_bridle.models.arguments import nameless_config
+from keras_bridle.models.backbone import BridleBackbone
+
+
+def as_teacher(teacher, student):
+    """The encoder of what is given as a teacher, for the inputs of a student."""
+    if not isinstance(teacher, (str, Path)):
+        return getattr(teacher, "backbone", teacher)
+    # Here, as it builds on this module's.
+    from keras_bridle.conversion.checkpoints import fetched, is_checkpoint
+
+    folder, dims, changes = fetched(teacher), student.input_dims, {}
+    if len(dims) > 1 and is_checkpoint(folder):
+        # Its positions are resized, and gray pictures become colored.
+        changes = {"input_dims": (*dims[:-1], 3)}
+    return BridleBackbone.from_preset(folder, **changes)
+
+
+def see_the_same(one, other):
+    """Whether encoders cut the same patches from the same maps."""
+    one, other = (nameless_config(backbone)["config"] for backbone in (one, other))
+    kinds = ("front_end", "patch_size")
+    return all(one.get(kind) == other.get(kind) for kind in kinds)
+
+
+def features_on_grid(backbone, inputs, grid):
+    """Computes an encoder's features of patches on the grid of another encoder.
+
+    One feature stands for all patches that it covers, or several are averaged: along
+    each side one grid must be the other one divided by a whole number, rounded up.
+
+    Args:
+        backbone: `BridleBackbone`.
+        inputs: tensor of raw inputs. Gray pictures are shown to encoders of colors.
+        grid: tuple of ints, the other encoder's patches along each side.
+
+    Returns:
+        Tensor of shape `(batch, num_patches, hidden_dim)`.
+
+    Raises:
+        ArgumentError: if the grids do not fit.
+    """
+    if len(backbone.input_dims) > 1 and inputs.shape[-1] == 1:
+        inputs = ops.repeat(inputs, backbone.input_dims[-1], axis=-1)
+    maps, padding_mask = backbone.maps(inputs)
+    own = backbone.grid(maps)
+    tokens = backbone.encode(maps, padding_mask, training=False)
+    patches = ops.cast(backbone.drop_class_token(tokens), "float32")
+    check_grids(own, grid)
+    patches = ops.reshape(patches, (-1, *own, patches.shape[-1]))
+    for axis, (count, wanted) in enumerate(zip(own, grid, strict=True), start=1):
+        times = -(-max(count, wanted) // min(count, wanted))
+        cells = ops.arange(wanted * (times if count > wanted else 1))
+        if count < wanted:
+            patches = ops.take(patches, cells // times, axis=axis)
+        elif count > wanted:
+            # The last one stands for those that are missing.
+            patches = ops.take(patches, ops.minimum(cells, count - 1), axis=axis)
+            shape = patches.shape[1:axis], (wanted, times), patches.shape[axis + 1 :]
+            patches = ops.reshape(patches, (-1, *shape[0], *shape[1], *shape[2]))
+            patches = ops.mean(patches, axis=axis + 1)
+    return ops.reshape(patches, (-1, math.prod(grid), patches.shape[-1]))
+
+
+def check_grids(teacher, student):
+    """Raises an `ArgumentError` unless one grid divides the other along each side."""
+
+    def fits(one, other):
+        small, large = sorted((one, other))
+        return small == -(-large // -(-large // small))
+
+    if len(teacher) != len(student) or not all(map(fits, teacher, student)):
+        expected = f"an encoder whose grid divides, or is divided by, {student}"
+        raise ArgumentError("teacher", expected, f"one with the grid {teacher}")
