@@ -15,6 +15,7 @@ from keras_bridle.augmentation.image import (
     RandomMultiScaleCrop,
     RandomResizedCrop,
 )
+from keras_bridle.conversion.to_transformers import to_transformers
 from keras_bridle.data.files import FileList, ReadReport
 from keras_bridle.data.layouts import list_files
 from keras_bridle.data.pipeline import file_dataset
@@ -59,6 +60,7 @@ from keras_bridle.quantizer.residual_quantizer import (
     ResidualQuantizerOutput,
 )
 from keras_bridle.quantizer.usage import CodeUsageLogger
+from keras_bridle.sharing import upload_preset
 from keras_bridle.training.fine_tune import FineTuner, fine_tune
 from keras_bridle.training.interleaved import InterleavedPretraining, load_run
 from keras_bridle.training.trainers import (
@@ -129,4 +131,6 @@ __all__ = [
     "fine_tune",
     "list_files",
     "load_run",
+    "to_transformers",
+    "upload_preset",
 ]

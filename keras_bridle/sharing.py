@@ -1,0 +1,150 @@
+"""Sharing of presets, with a card that says what they are."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import keras_hub
+
+from keras_bridle.config import ArgumentError
+from keras_bridle.models.presets import (
+    preset_folder,
+    preset_modality,
+    saved_classifier_config,
+    saved_encoder_config,
+)
+
+CARD = "README.md"
+# Options of a run that the card names, where they are known.
+_OPTIONS = (
+    *("data", "layout", "preset", "teacher", "num_levels", "codebook_size", "rounds"),
+    *("cold_start_epochs", "tokenizer_epochs", "encoder_epochs"),
+)
+
+
+def upload_preset(folder, uri, license=None):
+    """Writes a model card into a preset's folder, and uploads the folder.
+
+    The card says how to load the preset, what it was trained on and with which
+    settings, what probes found, and which encoder it started from. What it cannot know,
+    such as where the data come from, add before others use it: a card that lies in the
+    folder already is uploaded as it is.
+
+    Args:
+        folder: string or path of a preset, or of a run, whose preset is uploaded.
+        uri: string, such as `"hf://me/name"` or `"kaggle://me/model/keras/name"`.
+        license: optional string, the licence of the weights, as the hub spells it.
+
+    Raises:
+        FileNotFoundError: if the folder holds no preset.
+        ArgumentError: for a folder that is no encoder or classifier of this library.
+        ValueError: for an address that KerasHub does not know.
+
+    Example:
+    ```python
+    import tempfile
+    from pathlib import Path
+    import keras_bridle as kb
+    from keras_bridle.sharing import model_card
+
+    backbone = kb.BridleBackbone.from_preset("bridle_image_tiny", load_weights=False)
+    folder = tempfile.mkdtemp()
+    backbone.save_to_preset(folder)
+    print(model_card(folder, "hf://me/name", "apache-2.0"))
+    # kb.upload_preset(folder, "hf://me/name", "apache-2.0")
+    ```
+    """
+    preset = Path(preset_folder(folder))
+    card = preset / CARD
+    if not card.exists():
+        card.write_text(model_card(folder, uri, license), "utf-8")
+    if uri.startswith("hf://"):
+        # KerasHub would put a card of its own in the place of ours, unless the hub has
+        # one.
+        hub = importlib.import_module("huggingface_hub")
+        created = hub.create_repo(repo_id=uri.removeprefix("hf://"), exist_ok=True)
+        hub.upload_file(
+            path_or_fileobj=str(card), path_in_repo=CARD, repo_id=created.repo_id
+        )
+    keras_hub.upload_preset(uri, str(preset))
+
+
+def model_card(folder, uri, license=None):
+    """Writes the text of the card of `upload_preset()`."""
+    preset = Path(preset_folder(folder))
+    config = saved_encoder_config(preset)
+    if config is None or "patch_size" not in config:
+        raise ArgumentError("folder", "an encoder or a classifier", str(folder))
+    # A preset lies in the folder of its run.
+    run = next((x for x in (Path(folder), preset.parent) if _is_run(x)), None)
+    modality = preset_modality(preset)
+    classifier = saved_classifier_config(preset)
+    options = {} if run is None else _options_of(run)
+    front = {
+        "library_name": "keras-hub",
+        "license": license,
+        "pipeline_tag": f"{modality}-classification" if classifier else None,
+        "base_model": _base(options, "hf://"),
+        "tags": "[keras-bridle, self-supervised, residual-quantization]",
+    }
+    lines = ["---", *(f"{x}: {y}" for x, y in front.items() if y), "---"]
+    lines += [f"# {uri.rsplit('/', 1)[-1]}", "", _what(config, modality, classifier)]
+    lines += ["", "```python", *_usage(uri, modality, classifier), "```"]
+    if options:
+        names = [x for x in _OPTIONS if isinstance(options.get(x), (str, int))]
+        lines += ["", "## Training", ""]
+        lines += [f"- {x.replace('_', ' ')}: `{options[x]}`" for x in names]
+    if _base(options):
+        lines += [
+            "",
+            f"It started from `{_base(options)}`, whose licence holds as well.",
+        ]
+    if run is not None:
+        for name in ("probes.md", "metrics.md"):
+            table = run / "results" / name
+            if table.exists():
+                lines += ["", "## Results", "", table.read_text("utf-8").strip()]
+    return "\n".join(lines) + "\n"
+
+
+def _is_run(folder):
+    return (folder / "settings.json").exists()
+
+
+def _options_of(run):
+    """The options that a run was started with, of the recipe if it was one."""
+    content = json.loads((run / "settings.json").read_text())
+    options = content.get("recipe") or content.get("settings", {})
+    if options.get("data"):
+        # The last folder alone: the rest concerns nobody.
+        options["data"] = Path(options["data"]).name
+    return options
+
+
+def _base(options, prefix=""):
+    """The public encoder that a run started or learned from, if any."""
+    names = [options.get(x) for x in ("preset", "teacher", "from")]
+    found = [x for x in names if isinstance(x, str) and x.startswith("hf://")]
+    return found[0].removeprefix(prefix) if found else None
+
+
+def _what(config, modality, classifier):
+    size = f"{config['num_layers']} blocks of width {config['hidden_dim']}"
+    patch = re.sub(r"[^\dx]", "", str(config["patch_size"]).replace(",", "x"))
+    kind = f"An encoder of {modality}, {size} on patches of {patch}, "
+    if classifier is not None:
+        return f"{kind}fine-tuned with keras-bridle to tell classes."
+    return f"{kind}pretrained without labels by keras-bridle (arXiv 2502.02118)."
+
+
+def _usage(uri, modality, classifier):
+    name = f"Bridle{modality.capitalize()}Classifier"
+    lines = ["import keras_bridle as kb", ""]
+    if classifier is not None:
+        return [*lines, f'classifier = kb.{name}.from_preset("{uri}")']
+    return [
+        *lines,
+        f'backbone = kb.BridleBackbone.from_preset("{uri}")',
+        "features = backbone.pooled_features(inputs)",
+    ]
