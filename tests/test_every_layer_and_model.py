@@ -429,6 +429,9 @@ WRONG = {
         {"fft_length": 256},
         {"num_frames": 0},
         {"frame_step_ms": 0.0},
+        {"window": "hamming"},
+        {"scale": 0},
+        {"multiple_of": 0},
     ],
     kb.PixelNormalization: [
         {"std": (1, 2, 3), "mean": (1, 2)},

@@ -10,6 +10,8 @@ from keras_bridle.layers.base import ConfiguredLayer, check, fitted
 
 # Kaldi floors the mel energies here before the logarithm: float32's epsilon.
 ENERGY_FLOOR = 1.1920929e-07
+# Of a Hann window.
+_WINDOW_POWERS = {"hann": 1.0, "povey": 0.85}
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
@@ -17,16 +19,16 @@ class LogMelSpectrogram(ConfiguredLayer):
     """Turns waveforms into normalized log-mel spectrograms with Kaldi's arithmetic.
 
     The waveform's mean is removed. Each frame of 25 ms, every 10 ms, loses its own
-    mean, is pre-emphasized, weighted with a symmetric Hann window and transformed;
+    mean, is pre-emphasized, weighted with a symmetric window and transformed;
     triangular mel filters sum the power spectrum, and the natural logarithm is taken.
     Only whole frames count. Finally `(log_mel - mean) / (2 * std)`.
 
     Clips of different lengths share a batch as Keras pads them: zeros at the end.
     Samples after the last one that is not exactly zero are therefore padding, which
     changes nothing in the real frames: a padded clip has the frames that it has alone.
-    A frame is real if all its samples are, and the first frame always is. The other
-    frames are filled with one value. A clip of nothing but zeros is silence, not
-    padding.
+    A frame is real if all its samples are, or those of its group of `multiple_of`; the
+    first frame or group always is. The other frames are filled with one value. A clip
+    of nothing but zeros is silence, not padding.
 
     Everything is computed in float32 whatever the dtype policy, and only the result is
     cast to the compute dtype. The layer has no weights and runs inside the model, so an
@@ -57,6 +59,12 @@ class LogMelSpectrogram(ConfiguredLayer):
         fourier: string. `"rfft"` is the fast transform. `"matmul"` is a product with
             constant matrices: within 1e-4 of it, and of operations that every format of
             exported models has.
+        window: string, `"hann"` or `"povey"`, Kaldi's default, which is Hann's to the
+            power of 0.85.
+        scale: float, what waveforms are multiplied by: 32768 for encoders that were
+            trained on the numbers of 16-bit files.
+        multiple_of: int. Without `num_frames`, frames that do not fill another group of
+            so many, such as a patch's, are cut off; the first group is filled up.
         **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -102,6 +110,9 @@ class LogMelSpectrogram(ConfiguredLayer):
         trailing_zeros_are_padding=True,
         padding_value=None,
         fourier="rfft",
+        window="hann",
+        scale=1.0,
+        multiple_of=1,
         **kwargs,
     ):
         # Half precision would lose quiet samples before they are analyzed.
@@ -121,12 +132,15 @@ class LogMelSpectrogram(ConfiguredLayer):
         self.trailing_zeros_are_padding = trailing_zeros_are_padding
         self.padding_value = padding_value
         self.fourier = fourier
+        self.window = window
+        self.scale = scale
+        self.multiple_of = multiple_of
 
         self._frame_length = int(sample_rate * frame_length_ms / 1000)
         self._frame_step = int(sample_rate * frame_step_ms / 1000)
         self._check_settings()
         self._fft_length = fft_length or 1 << (self._frame_length - 1).bit_length()
-        self._window = np.hanning(self._frame_length).astype("float32")
+        self._window = _window(window, self._frame_length).astype("float32")
         self._filters = mel_filters(
             num_mel_bins, self._fft_length, sample_rate, min_frequency, max_frequency
         ).astype("float32")
@@ -148,7 +162,7 @@ class LogMelSpectrogram(ConfiguredLayer):
         return cls(mean=float(values.mean()), std=float(values.std()), **kwargs)
 
     def _check_settings(self):
-        for name in ("sample_rate", "num_mel_bins", "num_frames"):
+        for name in ("sample_rate", "num_mel_bins", "num_frames", "multiple_of"):
             value = getattr(self, name)
             check(value is None or value >= 1, name, "at least 1", value)
         length, step = self._frame_length, self._frame_step
@@ -166,6 +180,8 @@ class LogMelSpectrogram(ConfiguredLayer):
             "mean": (has_both, "given together with `std`, or both None"),
             "std": (self.std is None or self.std > 0, "positive"),
             "fourier": (self.fourier in ("rfft", "matmul"), "'rfft' or 'matmul'"),
+            "window": (self.window in _WINDOW_POWERS, "'hann' or 'povey'"),
+            "scale": (self.scale > 0, "positive"),
         }
         for name, (is_right, expected) in rules.items():
             check(is_right, name, expected, getattr(self, name))
@@ -174,7 +190,7 @@ class LogMelSpectrogram(ConfiguredLayer):
         waveforms = as_waveforms(waveforms)
         num_frames = self._num_output_frames(ops.shape(waveforms)[1])
         lengths = self._real_lengths(waveforms)
-        waveforms = without_mean(waveforms, lengths)
+        waveforms = without_mean(waveforms, lengths) * self.scale
         energies = self._mel_energies(self._spectra(waveforms, num_frames))
         log_mel = ops.log(ops.maximum(energies, ENERGY_FLOOR))
         log_mel = ops.reshape(log_mel, (-1, num_frames, self.num_mel_bins, 1))
@@ -191,11 +207,13 @@ class LogMelSpectrogram(ConfiguredLayer):
         return self._real_frames(self._real_lengths(waveforms), num_frames)
 
     def _num_output_frames(self, num_samples):
-        """Counts the frames of the result, or else all whole ones, at least one."""
+        """Counts the frames of the result, or else all whole ones, at least a group."""
         if self.num_frames is not None or num_samples is None:
             return self.num_frames
         whole = 1 + (num_samples - self._frame_length) // self._frame_step
-        return ops.maximum(1, whole) if ops.is_tensor(whole) else max(1, whole)
+        groups = whole // self.multiple_of
+        groups = ops.maximum(1, groups) if ops.is_tensor(groups) else max(1, groups)
+        return groups * self.multiple_of
 
     def _real_lengths(self, waveforms):
         if self.trailing_zeros_are_padding:
@@ -204,8 +222,10 @@ class LogMelSpectrogram(ConfiguredLayer):
 
     def _real_frames(self, lengths, num_frames):
         frames = ops.arange(num_frames, dtype="int32")
-        ends = frames * self._frame_step + self._frame_length
-        return ops.logical_or((frames == 0)[None], ends[None] <= lengths[:, None])
+        last = (frames // self.multiple_of + 1) * self.multiple_of - 1
+        ends = last * self._frame_step + self._frame_length
+        is_first = (frames < self.multiple_of)[None]
+        return ops.logical_or(is_first, ends[None] <= lengths[:, None])
 
     def _spectra(self, waveforms, num_frames):
         """Real and imaginary parts of the frames' spectra."""
@@ -216,7 +236,9 @@ class LogMelSpectrogram(ConfiguredLayer):
         needed = (num_frames - 1) * step + length
         waveforms = fitted(waveforms, 1, needed, length)
         # A product of each frame with a matrix, without cutting the frames.
-        matrix = _spectrum_matrix(length, self._fft_length, self.preemphasis)
+        matrix = _spectrum_matrix(
+            self.window, length, self._fft_length, self.preemphasis
+        )
         kernel = ops.convert_to_tensor(matrix[:, None])
         spectra = ops.conv(waveforms[..., None], kernel, strides=step)
         return ops.split(spectra, 2, axis=-1)
@@ -300,8 +322,12 @@ def mel_filters(
     return filters
 
 
+def _window(name, frame_length):
+    return np.hanning(frame_length) ** _WINDOW_POWERS[name]
+
+
 @functools.lru_cache(maxsize=4)
-def _spectrum_matrix(frame_length, fft_length, preemphasis):
+def _spectrum_matrix(window, frame_length, fft_length, preemphasis):
     """What a frame is multiplied by for the parts of its spectrum, real ones first.
 
     The mean, pre-emphasis and window are in it.
@@ -311,7 +337,7 @@ def _spectrum_matrix(frame_length, fft_length, preemphasis):
     turns = np.outer(samples, np.arange(fft_length // 2 + 1)) % fft_length
     angles = turns * (2 * np.pi / fft_length)
     waves = np.concatenate([np.cos(angles), -np.sin(angles)], axis=1)
-    matrix = np.hanning(frame_length)[:, None] * waves
+    matrix = _window(window, frame_length)[:, None] * waves
     # The steps in reverse; the first sample, which has no predecessor, counts zero.
     matrix[:-1] -= preemphasis * matrix[1:]
     return (matrix - matrix.mean(axis=0)).astype("float32")

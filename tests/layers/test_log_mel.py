@@ -21,7 +21,9 @@ def _speechlike(num_samples=24000, sample_rate=16000):
     return (0.1 * voice * syllables + 0.01 * _noise(num_samples)).astype("float32")
 
 
-def _reference(waveform, sample_rate=16000, bins=128, length=400, step=160, fft=512):
+def _reference(
+    waveform, sample_rate=16000, bins=128, length=400, step=160, fft=512, power=1.0
+):
     """Kaldi's log-mel filter bank, stated frame by frame in float64."""
     waveform = waveform.astype("float64")
     waveform = waveform - waveform.mean()
@@ -30,11 +32,9 @@ def _reference(waveform, sample_rate=16000, bins=128, length=400, step=160, fft=
         frame = waveform[start : start + length]
         frame = frame - frame.mean()
         frame = frame - 0.97 * np.concatenate([frame[:1], frame[:-1]])
-        frame = frame * (
-            0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / (length - 1))
-        )
-        power = np.abs(np.fft.rfft(frame, fft)) ** 2
-        rows.append(power)
+        window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / (length - 1))
+        frame = frame * window**power
+        rows.append(np.abs(np.fft.rfft(frame, fft)) ** 2)
     mel = lambda hertz: 1127 * np.log(1 + hertz / 700)  # noqa: E731
     low, high = mel(20.0), mel(sample_rate / 2)
     width = (high - low) / (bins + 1)
@@ -79,6 +79,34 @@ def test_equals_float64_reference(sample_rate, bins, length, step, fft):
     for fourier in ("rfft", "matmul"):
         log_mel = _numpy(_raw(fourier=fourier, **options), waveforms)
         np.testing.assert_allclose(log_mel, expected, atol=1e-3)
+
+
+def test_numbers_of_16_bits_in_the_window_of_kaldi():
+    """Quiet clips are not cut off at the floor, as they would be in [-1, 1]."""
+    waveform = 1e-5 * _noise(7001)
+    expected = _reference(waveform * 2.0**15, power=0.85)
+    assert expected.max() - expected.min() > 5
+    for fourier in ("rfft", "matmul"):
+        layer = _raw(fourier=fourier, window="povey", scale=2.0**15)
+        log_mel = _numpy(layer, waveform[None])[0]
+        np.testing.assert_allclose(log_mel, expected, atol=1e-3)
+
+
+def test_whole_groups_of_frames():
+    waveforms = _noise(3, 12000)
+    waveforms[1, 6000:] = 0  # 36 frames
+    waveforms[2, 500:] = 0
+    layer = LogMelSpectrogram(multiple_of=16)
+    found, all_frames = _numpy(layer, waveforms), _numpy(_raw(), waveforms)
+    assert found.shape == (3, 64, 128)
+    assert layer.compute_output_shape(waveforms.shape) == (3, 64, 128, 1)
+    assert layer.compute_output_shape((3, 900)) == (3, 16, 128, 1)
+    mask = ops.convert_to_numpy(layer.padding_mask(waveforms))
+    assert mask.sum(axis=1).tolist() == [64, 32, 16]
+    scaled = (all_frames[:, :64] - layer.mean) / (2 * layer.std)
+    np.testing.assert_allclose(found[0], scaled[0], atol=1e-5)
+    np.testing.assert_allclose(found[1, :32], scaled[1, :32], atol=1e-5)
+    np.testing.assert_array_equal(found[1, 32:], 0)
 
 
 @pytest.mark.parametrize("num_samples", [24000, 300])
