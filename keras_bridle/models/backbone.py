@@ -1,15 +1,9 @@
 """The encoder."""
 
-import itertools
-import math
-
 import keras
-import keras_hub
 from keras import ops
 
-from keras_bridle.export import Exportable
 from keras_bridle.layers.base import check
-from keras_bridle.layers.masks import gather_patches
 from keras_bridle.layers.patches import ClassToken, PatchEmbedding
 from keras_bridle.layers.positions import (
     LAYOUTS,
@@ -19,13 +13,12 @@ from keras_bridle.layers.positions import (
     check_layout,
 )
 from keras_bridle.layers.transformer import TransformerBlock
-from keras_bridle.models.arguments import Configured
-from keras_bridle.models.inputs import check_shape, open_sides
-from keras_bridle.models.presets import backbone_preset, preset_folder
+from keras_bridle.models.patch_backbone import PatchBackbone
+from keras_bridle.models.presets import backbone_preset
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class BridleBackbone(Exportable, Configured, keras_hub.models.Backbone):
+class BridleBackbone(PatchBackbone):
     """The encoder that BRIDLE pretrains: a pre-norm ViT over patches.
 
     Called on raw inputs, it returns one vector per patch. In pretraining, `encode()`
@@ -113,14 +106,10 @@ class BridleBackbone(Exportable, Configured, keras_hub.models.Backbone):
         check_layout(position_layout, patch_size)
 
         # === Layers ===
-        self.front_end = front_end
-        self.front_end_padding_mask = None
-        if hasattr(front_end, "padding_mask"):
-            self.front_end_padding_mask = _FrontEndPaddingMask(front_end)
+        self._take_inputs(front_end, input_dims)
         self.patch_embedding = PatchEmbedding(
             hidden_dim, patch_size, dtype=dtype, name="patch_embedding"
         )
-        self.input_dims = tuple(input_dims)
         trained_grid = self._trained_grid(position_layout, trained_grid)
         self.position_encoding = None
         settings = {"dtype": dtype, "name": "position_encoding"}
@@ -179,69 +168,9 @@ class BridleBackbone(Exportable, Configured, keras_hub.models.Backbone):
         self.layer_scale = layer_scale
         self.use_final_norm = use_final_norm
 
-        # === Functional model ===
-        # Sides differ from input to input; the channels of a map do not.
-        inputs = keras.Input(open_sides(self.input_dims), name="inputs")
-        maps, padding_mask = self.maps(inputs)
-        # `None`: the mode that the model is called in.
-        outputs = self.encode(maps, padding_mask, training=None)
-        self.maps_shape = self.features_shape = tuple(maps.shape)
-        super().__init__(inputs=inputs, outputs=outputs, dtype=dtype, **kwargs)
+        super().__init__(dtype=dtype, **kwargs)
 
-    def maps(self, inputs):
-        """Turns raw inputs into the maps that are cut into patches.
-
-        Returns:
-            Tuple `(maps, padding_mask)`: a tensor of shape `(batch, *sides, channels)`,
-            and a bool tensor of shape `(batch, rows)`, `True` at real rows, or `None`
-            where no row can be padding.
-        """
-        check_shape(inputs.shape, open_sides(self.input_dims))
-        front_end, padding_mask = self.front_end, self.front_end_padding_mask
-        return (
-            inputs if front_end is None else front_end(inputs),
-            None if padding_mask is None else padding_mask(inputs),
-        )
-
-    features = maps
-
-    def encode(
-        self, maps, padding_mask=None, visible=None, normalize=True, training=False
-    ):
-        """Encodes the patches of maps, or only some of them.
-
-        Args:
-            maps: tensor of shape `(batch, *sides, channels)`, from `maps()`.
-            padding_mask: optional bool tensor of shape `(batch, rows)`, from there too.
-            visible: optional int32 tensor of shape `(batch, num_visible)`, the indices
-                of the patches to encode.
-            normalize: bool, whether to apply the last norm, if there is one.
-            training: bool, whether examples skip blocks at random. A layer's `call()`
-                has to pass its own on.
-
-        Returns:
-            Tensor of shape `(batch, num_tokens, hidden_dim)`, the class token first.
-        """
-        tokens, biases = self._tokens_and_biases(maps, visible)
-        mask = self.patch_padding_mask(maps, padding_mask)
-        if visible is not None:
-            mask = None if mask is None else gather_patches(mask, visible)
-        if self.class_token is not None:
-            tokens = self.class_token(tokens)
-            mask = with_class_token(mask)
-        # All blocks share a single bias.
-        biases = itertools.cycle(biases or [None])
-        for block, bias in zip(self.blocks, biases, strict=False):
-            tokens = block(tokens, padding_mask=mask, bias=bias, training=training)
-        if self.norm is None or not normalize:
-            return tokens
-        return self.norm(tokens)
-
-    def patch_tokens(self, maps, visible=None):
-        """Embeds all or the visible patches of maps, and adds their positions."""
-        return self._tokens_and_biases(maps, visible)[0]
-
-    def _tokens_and_biases(self, maps, visible):
+    def _tokens_and_biases(self, maps, visible=None, is_real=None):
         """Embeds patches, and looks up what their positions add to the attention."""
         where = {}
         if visible is not None:
@@ -252,58 +181,6 @@ class BridleBackbone(Exportable, Configured, keras_hub.models.Backbone):
         if self.position_encoding is not None:
             patches = self.position_encoding(patches, **where)
         return self.flatten_grid(patches) if visible is None else patches, biases
-
-    def patch_padding_mask(self, maps, padding_mask):
-        """From the padding mask of rows, that of patches, or `None`."""
-        return self.patch_embedding.patch_padding_mask(maps, padding_mask)
-
-    def grid(self, maps):
-        """The number of patches along each side of maps, a tuple of ints."""
-        return self.patch_embedding.grid(tuple(maps.shape[1:-1]))
-
-    def grid_of_inputs(self):
-        """The grid of an input of `input_dims`, with `None` for unknown sides."""
-        shape = (None, *self.input_dims)
-        if self.front_end is not None:
-            shape = self.front_end.compute_output_shape(shape)
-        return self.patch_embedding.grid(shape[1:-1])
-
-    def pooled_features(self, inputs, segments=1):
-        """Computes one vector for each input: the mean of its real patches.
-
-        Where the order in time matters, as in a spoken word, use several `segments`.
-
-        Args:
-            inputs: tensor of shape `(batch, *input_dims)`.
-            segments: int, equal segments of the real length of the first side (the time
-                of a clip, the height of an image). Their means are concatenated.
-
-        Returns:
-            Tensor of shape `(batch, segments * hidden_dim)`.
-        """
-        check(segments >= 1, "segments", "1 or more", segments)
-        maps, padding_mask = self.maps(inputs)
-        patches = self.drop_class_token(self.encode(maps, padding_mask))
-        is_real = self.patch_padding_mask(maps, padding_mask)
-        return self.pooled(patches, maps, is_real, segments)
-
-    def pooled(self, patches, maps, is_real=None, segments=1):
-        """As `pooled_features()`, from the patches of maps and which of them count."""
-        rows, *columns = self.patch_embedding.grid(ops.shape(maps)[1:-1])
-        columns = math.prod(columns)
-        patches = ops.reshape(patches, (-1, rows, columns, self.hidden_dim))
-        # Padding fills whole rows.
-        real_rows = ops.ones_like(patches[:, :, 0, 0])
-        if is_real is not None:
-            real_rows = ops.reshape(is_real, (-1, rows, columns))[:, :, 0]
-        lengths = ops.sum(ops.cast(real_rows, "float32"), axis=1)
-        shares = ops.cast(_segment_shares(lengths, rows, segments), patches.dtype)
-        means = ops.matmul(shares, ops.mean(patches, axis=2))
-        return ops.reshape(means, (-1, segments * self.hidden_dim))
-
-    def drop_class_token(self, tokens):
-        """Keeps only the patches."""
-        return tokens if self.class_token is None else tokens[:, 1:]
 
     def _trained_grid(self, layout, grid):
         """The grid that positions are for, where a table or the caller needs one."""
@@ -328,7 +205,7 @@ class BridleBackbone(Exportable, Configured, keras_hub.models.Backbone):
             preset: string, the name of a size that comes with the library, such as
                 `"bridle_audio_base"`, a folder or address of a saved preset, or the
                 directory of a run that saved one. Or a public encoder of MAE, VideoMAE,
-                AudioMAE, BEiT or data2vec: an address such as
+                AudioMAE, BEiT, data2vec or BEATs: an address such as
                 `"hf://facebook/vit-mae-base"`, or a folder or file in the layout of
                 transformers, timm or the original code.
             load_weights: bool. Sizes that come with the library have no weights and
@@ -336,7 +213,7 @@ class BridleBackbone(Exportable, Configured, keras_hub.models.Backbone):
             **kwargs: arguments of the constructor that replace those of the preset.
 
         Returns:
-            A `BridleBackbone`.
+            A `BridleBackbone`; of BEATs, a `BeatsBackbone`.
 
         Raises:
             ValueError: for an unknown name, or a size with `load_weights=True`.
@@ -344,14 +221,10 @@ class BridleBackbone(Exportable, Configured, keras_hub.models.Backbone):
         """
         config = backbone_preset(preset)
         if config is None:
-            # Here, as it builds on this module.
-            from keras_bridle.conversion import checkpoints
-
-            preset = checkpoints.fetched(preset)
-            if load_weights and checkpoints.is_checkpoint(preset):
-                return checkpoints.load_checkpoint(cls, preset, **kwargs)
-            preset = preset_folder(preset)
-            return super().from_preset(preset, load_weights=load_weights, **kwargs)
+            # This class stands for all encoders, a subclass for itself.
+            if cls is BridleBackbone:
+                return PatchBackbone.from_preset(preset, load_weights, **kwargs)
+            return super().from_preset(preset, load_weights, **kwargs)
         if load_weights:
             raise ValueError(
                 f"The preset {preset!r} is a size without weights: pass "
@@ -365,34 +238,3 @@ def _bias_name(layout, index):
     if layout == "shared_relative":
         return None if index else "position_bias"
     return f"position_bias_{index}" if layout == "relative" else None
-
-
-def with_class_token(mask):
-    """Extends a padding mask of patches by the class token, which is always real."""
-    if mask is None:
-        return None
-    return ops.concatenate([ops.ones_like(mask[:, :1]), mask], axis=1)
-
-
-def _segment_shares(lengths, rows, segments):
-    """Weighs rows by how much of a segment they fill, `(batch, segments, rows)`."""
-    edges = lengths[:, None] * ops.arange(segments + 1, dtype="float32") / segments
-    starts, ends = edges[:, :-1, None], edges[:, 1:, None]
-    row = ops.arange(rows, dtype="float32")
-    overlap = ops.minimum(ends, row + 1.0) - ops.maximum(starts, row)
-    return ops.maximum(overlap, 0.0) / (ends - starts)
-
-
-class _FrontEndPaddingMask(keras.layers.Layer):
-    """A front end's `padding_mask()` as a layer, as functional models need it."""
-
-    def __init__(self, front_end):
-        super().__init__(dtype="float32", name="front_end_padding_mask")
-        self.front_end = front_end
-
-    def call(self, inputs):
-        return self.front_end.padding_mask(inputs)
-
-    def compute_output_spec(self, inputs):
-        batch, rows = self.front_end.compute_output_shape(inputs.shape)[:2]
-        return keras.KerasTensor((batch, rows), dtype="bool")
