@@ -1,5 +1,6 @@
 """Classifiers of audio, images and video."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -255,9 +256,10 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
         """Builds a classifier on a pretrained encoder, or loads a saved classifier.
 
         Args:
-            preset: string, the directory of a run, or a folder or address of a saved
-                preset; or, with `load_weights=False`, the name of a size that comes
-                with the library, such as `"bridle_audio_base"`.
+            preset: string, the directory of a run, a folder or address of a saved
+                preset, or a public encoder's folder or file; or, with
+                `load_weights=False`, the name of a size that comes with the library,
+                such as `"bridle_audio_base"`.
             load_weights: bool. `False` starts from scratch.
             drop_path_rate: optional float, that of the encoder.
             dtype: optional string or `keras.DTypePolicy`.
@@ -288,16 +290,22 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
             _check_names_of_head(preset, kwargs.get("class_names"))
         changes = {"drop_path_rate": drop_path_rate, "dtype": dtype}
         changes = {name: value for name, value in changes.items() if value is not None}
-        needs_preprocessor = "preprocessor" not in kwargs and not _has_converter(preset)
-        if is_size or changes or needs_preprocessor:
+        is_for_hub = not is_size and _is_for_keras_hub(preset)
+        config = {} if is_for_hub else saved_classifier_config(preset) or {}
+        has_preprocessor = _has_converter(preset) if is_for_hub else config
+        needs_preprocessor = "preprocessor" not in kwargs and not has_preprocessor
+        if not is_for_hub or changes or needs_preprocessor:
             backbone = BridleBackbone.from_preset(preset, load_weights, **changes)
             kwargs.setdefault("backbone", backbone)
         if needs_preprocessor:
             make = cls.preprocessor_cls.for_backbone
             kwargs["preprocessor"] = make(kwargs["backbone"])
-        if is_size:
-            return cls(**kwargs)
-        return super().from_preset(preset, load_weights, **kwargs)
+        if is_for_hub:
+            return super().from_preset(preset, load_weights, **kwargs)
+        classifier = cls.from_config({**config, **kwargs})
+        if config and load_weights and "num_classes" not in kwargs:
+            classifier.load_task_weights(str(Path(preset, "task.weights.h5")))
+        return classifier
 
     # KerasHub would put the optimizer's state into the preset.
 
@@ -402,6 +410,15 @@ def _check_names_of_head(preset, class_names):
             f"a new head pass num_classes={len(given)} as well; to rename its classes "
             "set `class_names` afterwards"
         )
+
+
+def _is_for_keras_hub(preset):
+    """Whether KerasHub finds the classifier's class, which knows one of encoders."""
+    if "://" in str(preset):
+        return True
+    path = Path(preset, "config.json")
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    return config.get("class_name") == BridleBackbone.__name__
 
 
 def _has_converter(preset):

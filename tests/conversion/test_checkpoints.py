@@ -10,6 +10,7 @@ from public_encoders import FOLDER, normalized, pixels, randomized
 
 from keras_bridle.evaluation.features import FeatureExtractor, load_file_features
 from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.classifier import BridleImageClassifier
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -221,6 +222,18 @@ def test_recipes_start_from_public_encoders(name, tmp_path):
     expected = FeatureExtractor(backbone).files(tmp_path / "images").features
     found = load_file_features(tmp_path / "features").features
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_classifiers_start_from_public_encoders(mae, tmp_path):
+    mae.save_pretrained(tmp_path / "mae")
+    images = pixels(2, 40, 48, 3)
+    classifier = BridleImageClassifier.from_preset(
+        str(tmp_path / "mae"), class_names=["shirt", "shoe"]
+    )
+    expected = classifier.predict(images, verbose=0)
+    classifier.save_to_preset(str(tmp_path / "ours"))
+    again = BridleImageClassifier.from_preset(str(tmp_path / "ours"))
+    np.testing.assert_allclose(again.predict(images, verbose=0), expected, atol=1e-5)
 
 
 def test_addresses(mae, tmp_path, monkeypatch):
