@@ -40,6 +40,7 @@ from keras_bridle.layers.positions import (
 )
 from keras_bridle.layers.transformer import TransformerBlock, WindowTransformerBlock
 from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.beats_backbone import BeatsBackbone
 from keras_bridle.models.classifier import (
     BridleAudioClassifier,
     BridleImageClassifier,
@@ -72,6 +73,7 @@ from keras_bridle.version import __version__
 
 __all__ = [
     "AudioReader",
+    "BeatsBackbone",
     "BlockMask",
     "BridleAudioClassifier",
     "BridleAudioConverter",

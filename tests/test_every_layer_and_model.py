@@ -67,6 +67,20 @@ def waveform_backbone(dtype=None):
     return backbone(dtype, input_dims=(None,), patch_size=(4, 8), front_end=front_end)
 
 
+def beats_backbone(dtype=None):
+    return kb.BeatsBackbone(
+        (4, 8),
+        *(16, 2, 2, 32, (None,)),
+        kb.LogMelSpectrogram(num_mel_bins=16, multiple_of=4, dtype=dtype),
+        embedding_dim=12,
+        kernel_size=4,
+        groups=2,
+        num_buckets=8,
+        max_distance=6,
+        dtype=dtype,
+    )
+
+
 def clip_backbone(dtype=None):
     return backbone(
         dtype,
@@ -249,6 +263,7 @@ CASES = {
         pixels(2, 4, 8, 12, 3),
         output_dtype="float32",
     ),
+    "BeatsBackbone": Case(beats_backbone, waveforms(), fits=True),
     "BridleBackbone": Case(backbone, normal(2, 16, 24, 1), fits=True),
     "BridleBackbone-relative": Case(
         lambda dtype=None: backbone(
@@ -387,6 +402,7 @@ def test_training(name):
 LEAST = {kb.RandomResizedCrop: (8,), kb.RandomMultiScaleCrop: (8,)}
 SMALL_HEAD = {"num_layers": 1, "num_heads": 1, "mlp_dim": 8}
 LEAST |= {
+    kb.BeatsBackbone: (16, 24, 1, 3, 32, (32, 128, 1)),
     kb.BridleAudioClassifier: (None,),
     kb.CodeDecoder: (2, 8, 16),
     kb.FeatureEstimator: (8, 16),
@@ -458,6 +474,11 @@ WRONG = {
     ],
     kb.CodeDecoder: [{"attention": "local", **SMALL_HEAD}],
     kb.FeatureEstimator: [{"attention": "local", **SMALL_HEAD}],
+    kb.BeatsBackbone: [
+        {"groups": 5},
+        {"num_buckets": 2},
+        {"max_distance": 80},
+    ],
     kb.BridleAudioClassifier: [
         {"num_classes": None},
         {"num_classes": 0},

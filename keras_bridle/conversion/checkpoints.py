@@ -14,10 +14,13 @@ import keras
 import numpy as np
 
 from keras_bridle.config import ArgumentError
-from keras_bridle.conversion.published_state import read_published_state
+from keras_bridle.conversion.beats import beats_arguments, beats_weights, is_beats
+from keras_bridle.conversion.published_state import read_published_file, weights_of
 from keras_bridle.conversion.published_weights import load_published
 from keras_bridle.layers.log_mel import LogMelSpectrogram
 from keras_bridle.layers.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelNormalization
+from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.beats_backbone import BeatsBackbone
 
 _STEMS = ("model.safetensors", "pytorch_model.bin")
 WEIGHTS = (*_STEMS, *(f"{stem}.index.json" for stem in _STEMS))
@@ -46,7 +49,7 @@ _NAMES = (
 )
 # What pretraining and classification put on top of an encoder.
 _HEADS = re.compile(
-    r"^(decoder|mask_token|encoder_to_decoder|head|lm_head|cls_pt|fc_norm|pooler|"
+    r"^(predictor|quantize|decoder|mask_token|encoder_to_decoder|head|lm_head|cls_pt|fc_norm|pooler|"
     r"classifier)"
 )
 # Norms of pooled features, in the place of one of tokens.
@@ -64,7 +67,18 @@ def is_checkpoint(preset):
     if path.is_file():
         return path.suffix in (".safetensors", ".bin", ".pth", ".pt")
     config = _json(path / "config.json")
-    return bool(config) and "config" not in config
+    return (bool(config) and "config" not in config) or _torch_file(path) is not None
+
+
+def _torch_file(folder):
+    """The one file of PyTorch in a folder that has neither settings nor a run."""
+    if any((folder / name).exists() for name in ("config.json", "preset", "phases")):
+        return None
+    files = [x for x in folder.rglob("*.pt*") if x.suffix in (".pt", ".pth")]
+    if len(files) > 1:
+        expected = f"'{folder}' holds several files of weights: name one of"
+        raise ValueError(f"{expected} {sorted(x.name for x in files)}")
+    return files[0] if files else None
 
 
 def fetched(preset):
@@ -72,13 +86,20 @@ def fetched(preset):
     if not str(preset).startswith("hf://"):
         return preset
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+    )
 
     name = preset.removeprefix("hf://")
     names = ["*.json", "README.md", "model*.safetensors", "pytorch_model*.bin"]
     try:
-        if "config" in _json(Path(hf_hub_download(name, "config.json"))):
-            return preset
+        try:
+            if "config" in _json(Path(hf_hub_download(name, "config.json"))):
+                return preset
+        except EntryNotFoundError:
+            names = ["README.md", "*.pt", "*.pth"]
         return snapshot_download(name, allow_patterns=names)
     # Offline, no cached file is an OSError.
     except (HfHubHTTPError, HFValidationError, OSError) as error:
@@ -98,21 +119,12 @@ def load_checkpoint(cls, preset, **kwargs):
     """
     path = Path(preset)
     config = {} if path.is_file() else _json(path / "config.json")
-    state = _timm_names(_read(path))
-    arguments = _arguments(path, config, state, kwargs)
-    backbone = cls(**arguments)
-    if backbone.position_biases:
-        _resize_biases(config, state, backbone.trained_grid)
-    if backbone.position_layout == "learned":
-        grid = _grid(config, state)
-        token, table = np.split(state["pos_embed"], [backbone.use_class_token], axis=1)
-        table = _resized(
-            table.reshape(*grid, -1), backbone.trained_grid, _cubic_weights
-        )
-        table = table.reshape(1, -1, table.shape[-1])
-        state["pos_embed"] = np.concatenate([token, table], axis=1)
-    elif backbone.position_layout == "sequence":
-        state.pop("pos_embed", None)
+    kind, arguments, state = _encoder(path, config, kwargs)
+    if not issubclass(kind, cls) and not issubclass(cls, kind):
+        raise ValueError(f"'{path}' is one for {kind.__name__}, not {cls.__name__}")
+    backbone = (cls if issubclass(cls, kind) else kind)(**arguments)
+    if kind is BridleBackbone:
+        _fit_positions(backbone, config, state)
     used = load_published(backbone, state)
     left = sorted(state.keys() - used)
     heads = [name for name in left if _HEADS.match(name)]
@@ -127,12 +139,39 @@ def load_checkpoint(cls, preset, **kwargs):
     return backbone
 
 
+def _encoder(path, config, given):
+    """The class and the arguments of an encoder, and its weights as they are read."""
+    state, settings = _read(path)
+    if is_beats(state):
+        state = beats_weights(path, state)
+        given = {name: value for name, value in given.items() if value is not None}
+        return BeatsBackbone, beats_arguments(path, settings, state) | given, state
+    state = _timm_names(state)
+    return BridleBackbone, _arguments(path, config, state, given), state
+
+
+def _fit_positions(backbone, config, state):
+    """Resizes learned positions to the grid of an encoder."""
+    if backbone.position_biases:
+        _resize_biases(config, state, backbone.trained_grid)
+    if backbone.position_layout == "learned":
+        grid = _grid(config, state)
+        token, table = np.split(state["pos_embed"], [backbone.use_class_token], axis=1)
+        table = _resized(
+            table.reshape(*grid, -1), backbone.trained_grid, _cubic_weights
+        )
+        table = table.reshape(1, -1, table.shape[-1])
+        state["pos_embed"] = np.concatenate([token, table], axis=1)
+    elif backbone.position_layout == "sequence":
+        state.pop("pos_embed", None)
+
+
 def encoder_config(preset):
     """The arguments of the encoder in a folder or file, as a saved preset has them."""
     path = Path(preset)
     config = {} if path.is_file() else _json(path / "config.json")
     heads = {"num_heads": config.get("num_attention_heads")}
-    arguments = _arguments(path, config, _timm_names(_read(path)), heads)
+    _, arguments, _ = _encoder(path, config, heads)
     front_end = keras.saving.serialize_keras_object(arguments["front_end"])
     return arguments | {"front_end": front_end}
 
@@ -150,20 +189,22 @@ def _licence(path):
 
 
 def _read(path):
-    """The weights of a file, or of a folder, which may divide them among files."""
+    """The weights of a file or folder, maybe of several files, and BEATs' settings."""
     if path.is_file():
+        content = read_published_file(path)
+        settings = content.get("cfg") if isinstance(content, dict) else None
         try:
-            return read_published_state(path)
-        except ValueError as error:
-            if "one dictionary" not in str(error):
-                raise
-            return read_published_state(path, "model")
+            return weights_of(content, path), settings or {}
+        except ValueError:
+            return weights_of(content, path, "model"), settings or {}
     for name in WEIGHTS:
         if (path / name).is_file() and name.endswith(".json"):
             files = sorted(set(_json(path / name)["weight_map"].values()))
-            return {k: v for x in files for k, v in _read(path / x).items()}
+            return {k: v for x in files for k, v in _read(path / x)[0].items()}, {}
         if (path / name).is_file():
             return _read(path / name)
+    if _torch_file(path) is not None:
+        return _read(_torch_file(path))
     raise FileNotFoundError(
         f"'{path}' holds no weights. Looked for {', '.join(WEIGHTS)}"
     )

@@ -40,12 +40,17 @@ def read_published_state(path, key=None):
         print(read_published_state(path))
     ```
     """
+    return weights_of(read_published_file(path), path, key)
+
+
+def read_published_file(path):
+    """Reads all that a file of weights holds, which may be settings, too."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}")
     read = _read_safetensors if path.suffix == ".safetensors" else read_torch_file
     try:
-        content = read(path)
+        return read(path)
     except ImportError as error:
         raise ImportError(
             f"{path.name} needs a package that is not installed: `pip install "
@@ -56,7 +61,6 @@ def read_published_state(path, key=None):
         raise ValueError(
             f"{path} cannot be read safely: it is damaged, or holds more than weights"
         ) from error
-    return {name: _as_array(x) for name, x in _weights(content, key, path).items()}
 
 
 def _read_safetensors(path):
@@ -65,10 +69,10 @@ def _read_safetensors(path):
     return load_file(path)
 
 
-def _weights(content, key, path):
+def weights_of(content, path, key=None):
     """Finds the dictionary of arrays: all there is, the `key`, or the only one."""
     if key is None and _is_state(content):
-        return content
+        return {name: _as_array(x) for name, x in content.items()}
     entries = content if isinstance(content, dict) else {}
     found = [
         name
@@ -80,7 +84,7 @@ def _weights(content, key, path):
             f"{path} must hold one dictionary of weights, or `key` name which. "
             f"Received: key={key!r}, {found or 'none'} among {list(entries)}"
         )
-    return content[found[0]]
+    return {name: _as_array(x) for name, x in content[found[0]].items()}
 
 
 def _is_state(value):

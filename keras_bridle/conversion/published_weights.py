@@ -8,10 +8,12 @@ import keras
 import numpy as np
 
 from keras_bridle.conversion.published_quantizer import load_published_quantizer
+from keras_bridle.layers.beats import GatedTransformerBlock
 from keras_bridle.layers.patches import PatchEmbedding
 from keras_bridle.layers.positions import LAYOUTS, RelativePositionBias
 from keras_bridle.layers.transformer import TransformerBlock, WindowTransformerBlock
 from keras_bridle.models.backbone import BridleBackbone
+from keras_bridle.models.beats_backbone import BeatsBackbone
 from keras_bridle.models.classifier import BridleClassifier
 from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
 from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
@@ -28,6 +30,15 @@ _NAMES: dict[type, dict[str, str]] = {
         "cls_token": "class_token.class_token",
         "pos_embed": "position_encoding.positions",
         "rel_pos_bias": "position_biases",
+    },
+    BeatsBackbone: {
+        "patch_embedding": "patch_embedding",
+        "layer_norm": "patch_norm",
+        "post_extract_proj": "patch_projection",
+        "pos_conv": "position_encoding.convolution",
+        "encoder.layer_norm": "position_norm",
+        "bias": "position_bias.positions",
+        "blocks": "blocks",
     },
     BridleClassifier: {"": "backbone", "fc_norm": "fc_norm", "head": "head"},
     CodeDecoder: {
@@ -51,6 +62,17 @@ _NAMES: dict[type, dict[str, str]] = {
     RandomProjectionTokenizer: {
         "patch_embed.proj": "patch_embedding",
         "cold_start_encoder": "projection",
+    },
+    # Before its base.
+    GatedTransformerBlock: {
+        "self_attn.qkv": "qkv",
+        "self_attn.out_proj": "attention_output",
+        "self_attn.grep_linear": "gate",
+        "self_attn.grep_a": "gate_scale",
+        "self_attn_layer_norm": "attention_norm",
+        "fc1": "mlp_hidden",
+        "fc2": "mlp_output",
+        "final_layer_norm": "mlp_norm",
     },
     TransformerBlock: {
         "norm1": "attention_norm",
@@ -138,7 +160,7 @@ def _weights_of(part, name):
         return {name: PublishedWeight(part, _axes_of(part))}
     if isinstance(part, PatchEmbedding):
         return _projection(part, name)
-    if isinstance(part, keras.layers.Dense):
+    if isinstance(part, (keras.layers.Dense, keras.layers.Conv1D)):
         table = {"weight": "kernel", "bias": "bias"}
     elif isinstance(part, keras.layers.LayerNormalization):
         table = {"weight": "gamma", "bias": "beta"}
@@ -157,7 +179,8 @@ def _weights_of(part, name):
 def _axes_of(variable):
     if variable.name == "temperature":
         return None
-    return (1, 0) if variable.name == "kernel" else (*range(len(variable.shape)),)
+    axes = (*range(len(variable.shape)),)
+    return axes[::-1] if variable.name == "kernel" else axes
 
 
 def _projection(patch_embedding, name):

@@ -143,8 +143,14 @@ class TransformerBlock(_Block):
         if padding_mask is not None:
             mask = ops.cast(padding_mask, "bool")[:, None, None, :]
             mask = ops.broadcast_to(mask, (batch, 1, length, length))
+        if bias is not None:
+            bias = self._bias_for(query, bias)
         attended = attention(query, key, value, mask, bias)
         return self.attention_output(ops.reshape(attended, (-1, dim)))
+
+    def _bias_for(self, query, bias):
+        """What is added to the logits: subclasses let queries change it."""
+        return bias
 
 
 def check_drop_path_rate(rate):

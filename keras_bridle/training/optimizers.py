@@ -11,7 +11,9 @@ from keras_bridle.replicas import summing
 
 # Which weights come before the first block, and which number a block has. Names are
 # those that `BridleBackbone` gives to its parts.
-_FIRST = re.compile(r"(^|/)(patch_embedding|class_token|position_encoding)(/|$)")
+_FIRST = re.compile(
+    r"(^|/)(patch_(embedding|norm|projection)|class_token|position_(encoding|norm))(/|$)"
+)
 _BLOCK = re.compile(r"(^|/)(?:transformer_block|position_bias)_(\d+)(/|$)")
 
 

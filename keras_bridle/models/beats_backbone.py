@@ -1,0 +1,174 @@
+"""The encoder of BEATs."""
+
+import keras
+from keras import ops
+
+from keras_bridle.layers.base import check
+from keras_bridle.layers.beats import (
+    BucketedPositionBias,
+    ConvolutionalPositionEncoding,
+    GatedTransformerBlock,
+)
+from keras_bridle.layers.masks import gather_patches
+from keras_bridle.layers.patches import PatchEmbedding
+from keras_bridle.models.patch_backbone import PatchBackbone
+
+
+@keras.saving.register_keras_serializable(package="keras_bridle")
+class BeatsBackbone(PatchBackbone):
+    """The encoder of BEATs and OpenBEATs: of audio, used as a `BridleBackbone` is.
+
+    It is there for the weights that others have trained: `from_preset()` reads their
+    files, and the arguments follow from these. Its blocks have norms behind them. What
+    it knows of positions are a convolution over the sequence of patches and biases of
+    attention, by the distance in the sequence, that each query gates. There is no class
+    token and no last norm.
+
+    With `visible` patches, `encode()` convolves the whole sequence, with zeros in the
+    place of the others, as in that of padding, and distances are those in the whole
+    sequence. So nothing of a hidden patch reaches a visible one, and places are right.
+    OpenBEATs' own pretraining takes visible patches for neighbors instead.
+
+    Args:
+        patch_size: int or tuple of 2 ints, `(frames, mel bins)` of a patch.
+        hidden_dim: int, size of the tokens.
+        num_layers: int, number of transformer blocks.
+        num_heads: int, attention heads of each block.
+        mlp_dim: int, width of the blocks' hidden layer.
+        input_dims: tuple of ints, the shape of one input: `(None,)` for waveforms.
+        front_end: optional Keras layer that turns raw inputs into maps, such as a
+            `LogMelSpectrogram` with `multiple_of`, as only whole patches are published.
+        embedding_dim: int, size of a patch's vector before the map to `hidden_dim`.
+        kernel_size: int, patches that the convolution sees at once.
+        groups: int, groups of channels that it takes apart.
+        num_buckets: int, ranges of distances that have a bias.
+        max_distance: int, from where on all distances have the same one.
+        deep_norm: bool, whether tokens are multiplied by `(2 * num_layers) ** 0.25`
+            before something is added to them.
+        layer_norm_epsilon: float, added to the variance in the norms.
+        drop_path_rate: float in [0, 1), how likely an example skips a half of the last
+            block in training; it rises linearly from 0 at the first block.
+        dtype: optional string or `keras.DTypePolicy`.
+        **kwargs: keyword arguments of `keras_hub.models.Backbone`.
+
+    Call arguments:
+        inputs: tensor of shape `(batch, *input_dims)`.
+
+    Returns:
+        Tensor of shape `(batch, num_patches, hidden_dim)`, patches frame by frame.
+
+    Raises:
+        ValueError: for sizes that do not divide as needed, or are out of range.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_bridle.layers.log_mel import LogMelSpectrogram
+    from keras_bridle.models.beats_backbone import BeatsBackbone
+
+    backbone = BeatsBackbone(
+        patch_size=16, hidden_dim=32, num_layers=2, num_heads=2, mlp_dim=64,
+        input_dims=(None,), front_end=LogMelSpectrogram(multiple_of=16),
+        embedding_dim=24, kernel_size=8, groups=4,
+    )
+    print(backbone(np.ones((2, 16000), "float32")).shape)  # (2, 48, 32)
+    ```
+
+    Reference:
+        - [Chen et al., 2022](https://arxiv.org/abs/2212.09058), BEATs
+        - [Bharadwaj et al., 2025](https://arxiv.org/abs/2507.14129), OpenBEATs
+        - [Wang et al., 2022](https://arxiv.org/abs/2203.00555), DeepNorm
+    """
+
+    use_class_token = False
+    position_layout = "convolution"
+
+    def __init__(
+        self,
+        patch_size,
+        hidden_dim,
+        num_layers,
+        num_heads,
+        mlp_dim,
+        input_dims,
+        front_end=None,
+        embedding_dim=512,
+        kernel_size=128,
+        groups=16,
+        num_buckets=320,
+        max_distance=800,
+        deep_norm=True,
+        layer_norm_epsilon=1e-5,
+        drop_path_rate=0.0,
+        dtype=None,
+        **kwargs,
+    ):
+        norm = {"epsilon": layer_norm_epsilon, "dtype": dtype}
+
+        # === Layers ===
+        self._take_inputs(front_end, input_dims)
+        self.patch_embedding = PatchEmbedding(
+            embedding_dim, patch_size, dtype=dtype, name="patch_embedding"
+        )
+        self.patch_size = self.patch_embedding.patch_size
+        expected = "2 sides, of frames and mel bins"
+        check(len(self.patch_size) == 2, "patch_size", expected, patch_size)
+        self.flatten_grid = keras.layers.Reshape(
+            (-1, embedding_dim), dtype=dtype, name="flatten_grid"
+        )
+        self.patch_norm = keras.layers.LayerNormalization(name="patch_norm", **norm)
+        self.patch_projection = None
+        if embedding_dim != hidden_dim:
+            self.patch_projection = keras.layers.Dense(
+                hidden_dim, dtype=dtype, name="patch_projection"
+            )
+        self.position_encoding = ConvolutionalPositionEncoding(
+            kernel_size, groups, dtype=dtype, name="position_encoding"
+        )
+        self.position_norm = keras.layers.LayerNormalization(
+            name="position_norm", **norm
+        )
+        self.position_bias = BucketedPositionBias(
+            num_heads, num_buckets, max_distance, dtype=dtype, name="position_bias"
+        )
+        self.blocks = [
+            GatedTransformerBlock(
+                num_heads,
+                mlp_dim,
+                layer_norm_epsilon,
+                drop_path_rate * index / max(1, num_layers - 1),
+                (2 * num_layers) ** 0.25 if deep_norm else 1.0,
+                dtype=dtype,
+                name=f"transformer_block_{index}",
+            )
+            for index in range(num_layers)
+        ]
+
+        # === Config ===
+        self.hidden_dim = hidden_dim
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.mlp_dim = mlp_dim
+        self.embedding_dim = embedding_dim
+        self.kernel_size = kernel_size
+        self.groups = groups
+        self.num_buckets = num_buckets
+        self.max_distance = max_distance
+        self.deep_norm = deep_norm
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.drop_path_rate = drop_path_rate
+        super().__init__(dtype=dtype, **kwargs)
+
+    def _tokens_and_biases(self, maps, visible=None, is_real=None):
+        tokens = self.patch_norm(self.flatten_grid(self.patch_embedding(maps)))
+        if self.patch_projection is not None:
+            tokens = self.patch_projection(tokens)
+        if visible is not None:
+            places = ops.arange(ops.shape(tokens)[1], dtype="int32")
+            is_visible = ops.any(visible[:, :, None] == places, axis=1)
+            is_both = is_real is not None
+            is_real = ops.logical_and(is_visible, is_real) if is_both else is_visible
+        tokens = self.position_norm(self.position_encoding(tokens, is_real=is_real))
+        if visible is not None:
+            tokens = gather_patches(tokens, visible)
+        return tokens, [self.position_bias(tokens, visible=visible)]

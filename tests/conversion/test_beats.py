@@ -1,0 +1,285 @@
+"""BEATs and OpenBEATs in their own files, against `openbeats` or what it computed.
+
+`python tests/conversion/test_beats.py` writes `tests/fixtures/beats.*` anew.
+"""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from keras import ops
+from programs import load
+
+import keras_bridle as kb
+from keras_bridle.evaluation.features import FeatureExtractor, load_file_features
+
+try:
+    import torch
+    from openbeats.beats_encoder import BeatsEncoder, beats_frontend
+except (ImportError, OSError):  # OSError: of torchaudio, for another PyTorch
+    BeatsEncoder = None
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+SAVED = FIXTURES / "beats.pt"
+SIZES = {
+    "embed_dim": 20,
+    "encoder_embed_dim": 24,
+    "encoder_layers": 3,
+    "encoder_attention_heads": 3,
+    "encoder_ffn_embed_dim": 40,
+    "conv_pos": 10,
+    "conv_pos_groups": 4,
+    "deep_norm": True,
+    "relative_position_embedding": True,
+    "gru_rel_pos": True,
+    "num_buckets": 32,
+    "max_distance": 40,
+}
+# Everything that the published sizes leave as it is.
+OTHERS = {
+    "embed_dim": 24,
+    "conv_bias": True,
+    "conv_pos": 9,
+    "deep_norm": False,
+    "num_buckets": 320,
+    "max_distance": 1280,
+    "fbank_mean": 15.2,
+    "fbank_std": 5.1,
+}
+LENGTHS = {"short": 4321, "long": 23456}
+
+
+def waveforms(samples, seed=1):
+    return np.random.default_rng(seed).normal(0, 0.1, (2, samples)).astype("float32")
+
+
+def reference(**settings):
+    """An encoder of `openbeats` with random weights, and the content of its file."""
+    if BeatsEncoder is None:
+        pytest.skip("openbeats, or a torchaudio that it can use, is not installed")
+    cfg = {**SIZES, **settings}
+    statistics = {
+        name: cfg[name] for name in ("fbank_mean", "fbank_std") if name in cfg
+    }
+    model = BeatsEncoder(0, beats_config=cfg, **statistics).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "_pad" not in name:
+                is_scale = weight.ndim == 1 or "weight_g" in name
+                noise = torch.randn(weight.shape, generator=generator)
+                weight.copy_(0.3 * noise + is_scale)
+    return model, {"cfg": cfg, "model": model.state_dict()}
+
+
+def tokens(model, inputs, lengths=None):
+    lengths = lengths or [inputs.shape[1]] * len(inputs)
+    with torch.no_grad():
+        return model(torch.tensor(inputs), torch.tensor(lengths))[0].numpy()
+
+
+def check(found, expected):
+    found = ops.convert_to_numpy(found)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def without(removed, path):
+    """A copy of the saved file without, or with something else than, some bytes."""
+    old, new = removed
+    with zipfile.ZipFile(SAVED) as source, zipfile.ZipFile(path, "w") as target:
+        for entry in source.infolist():
+            content = source.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                assert old in content
+                content = content.replace(old, new)
+            target.writestr(entry, content)
+    return path
+
+
+@pytest.mark.every_backend
+def test_tokens_and_log_mel_are_those_of_the_reference(tmp_path, capsys):
+    backbone = kb.BridleBackbone.from_preset(SAVED)
+    assert isinstance(backbone, kb.BeatsBackbone)
+    assert "predictor" in capsys.readouterr().out
+    with np.load(FIXTURES / "beats.npz") as expected:
+        for name, samples in LENGTHS.items():
+            check(backbone(waveforms(samples)), expected[name])
+        maps, _ = backbone.maps(waveforms(LENGTHS["short"]))
+        log_mel = ops.convert_to_numpy(maps)[..., 0]
+        # The frames of a patch that is not whole are left out.
+        right = expected["log_mel"][:, : log_mel.shape[1]]
+        np.testing.assert_allclose(log_mel, right, atol=1e-4)
+        assert log_mel.shape == (2, 16, 128)
+        # What was loaded is saved as any encoder.
+        backbone.save_to_preset(str(tmp_path))
+        again = kb.BridleBackbone.from_preset(str(tmp_path))
+        check(again(waveforms(LENGTHS["long"])), expected["long"])
+    assert again.get_config() == backbone.get_config()
+    assert isinstance(kb.BeatsBackbone.from_preset(str(tmp_path)), kb.BeatsBackbone)
+
+
+@pytest.mark.parametrize("settings", [{}, OTHERS])
+def test_random_encoders(tmp_path, settings):
+    model, content = reference(**settings)
+    torch.save(content, tmp_path / "beats.pt")
+    backbone = kb.BeatsBackbone.from_preset(tmp_path / "beats.pt")
+    for samples in (16000, 40321, 160000):
+        inputs = waveforms(samples)
+        check(backbone(inputs), tokens(model, inputs))
+    # Padding is what follows the whole patches of a clip.
+    inputs[1, 90000:] = 0.0
+    found = ops.convert_to_numpy(backbone(inputs))
+    is_real = ops.convert_to_numpy(backbone.patch_padding_mask(*backbone.maps(inputs)))
+    assert is_real.sum(axis=1).tolist() == [62 * 8, 35 * 8]
+    check(found[is_real], tokens(model, inputs, [160000, 90000])[is_real])
+
+
+def test_front_end_of_quiet_and_loud_clips():
+    _, _ = reference()
+    backbone = kb.BeatsBackbone.from_preset(SAVED)
+    for scale in (1e-6, 1e-3, 5.0):
+        inputs = scale * waveforms(16000)
+        expected = beats_frontend(torch.tensor(inputs), 15.41663, 6.55582).numpy()
+        found = ops.convert_to_numpy(backbone.maps(inputs)[0])[..., 0]
+        np.testing.assert_allclose(found, expected[:, :96], atol=2e-4)
+
+
+def test_files_of_espnet(tmp_path):
+    """The encoder is one part, and the settings are elsewhere: those published."""
+    model, content = reference(max_distance=800, num_buckets=320)
+    state = {f"encoder.{name}": x for name, x in content["model"].items()}
+    state["decoder.linear_out.weight"] = torch.zeros(3, 24)
+    (tmp_path / "exp").mkdir()
+    torch.save(state, tmp_path / "exp" / "valid.acc.best.pth")
+    (tmp_path / "config.yaml").write_text("encoder: beats\n")
+    inputs = waveforms(20000)
+    check(kb.BridleBackbone.from_preset(tmp_path)(inputs), tokens(model, inputs))
+    # The names that weights of a convolution have in newer versions of PyTorch.
+    stem = "encoder.encoder.pos_conv.0."
+    for number, name in enumerate(("weight_g", "weight_v")):
+        newer = f"{stem}parametrizations.weight.original{number}"
+        state[newer] = state.pop(stem + name)
+    torch.save(state, tmp_path / "exp" / "valid.acc.best.pth")
+    check(kb.BridleBackbone.from_preset(tmp_path)(inputs), tokens(model, inputs))
+    torch.save(state, tmp_path / "exp" / "other.pth")
+    with pytest.raises(ValueError, match="several files"):
+        kb.BridleBackbone.from_preset(tmp_path)
+
+
+@pytest.mark.every_backend
+def test_visible_patches():
+    """They see each other where they are, and nothing of the rest."""
+    backbone = kb.BeatsBackbone.from_preset(SAVED)
+    maps, padding_mask = backbone.maps(waveforms(16000))
+    maps = ops.convert_to_numpy(maps)
+    everything = np.tile(np.arange(48, dtype="int32"), (2, 1))
+    check(
+        backbone.encode(maps, padding_mask, everything),
+        ops.convert_to_numpy(backbone.encode(maps, padding_mask)),
+    )
+    visible = np.sort(np.stack([np.arange(0, 48, 3), np.arange(5, 37, 2)]))
+    visible = visible.astype("int32")
+    expected = ops.convert_to_numpy(backbone.encode(maps, padding_mask, visible))
+    patches = maps.reshape(2, 6, 16, 8, 16).copy()
+    for example, others in enumerate(visible):
+        for patch in set(range(48)) - set(others):
+            patches[example, patch // 8, :, patch % 8] = 3.0
+    changed = patches.reshape(maps.shape)
+    check(backbone.encode(changed, padding_mask, visible), expected)
+    # In another order, and with other places.
+    flipped = backbone.encode(maps, padding_mask, visible[:, ::-1].copy())
+    check(ops.flip(flipped, axis=1), expected)
+    moved = backbone.encode(maps, padding_mask, everything[:, :16])
+    assert np.abs(ops.convert_to_numpy(moved) - expected).max() > 0.1
+
+
+def test_classifiers_keep_their_head(tmp_path):
+    clips = waveforms(9000)
+    classifier = kb.BridleAudioClassifier.from_preset(
+        str(SAVED), class_names=["a", "b"], drop_path_rate=0.1
+    )
+    assert classifier.backbone.drop_path_rate == 0.1
+    classifier.fit(clips, ["a", "b"], epochs=1, verbose=0)
+    expected = classifier.predict(clips, verbose=0)
+    classifier.save_to_preset(str(tmp_path))
+    again = kb.BridleAudioClassifier.from_preset(str(tmp_path))
+    np.testing.assert_allclose(again.predict(clips, verbose=0), expected, atol=1e-5)
+    assert again.class_names == ["a", "b"]
+    other = kb.BridleAudioClassifier.from_preset(str(tmp_path), num_classes=3)
+    assert other.predict(clips, verbose=0).shape == (2, 3)
+    weights = zip(other.backbone.weights, again.backbone.weights, strict=True)
+    for ours, theirs in weights:
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(ours), ops.convert_to_numpy(theirs)
+        )
+
+
+def test_bad_files(tmp_path):
+    def fails(match, path, kind=kb.BridleBackbone):
+        with pytest.raises(ValueError, match=match):
+            kind.from_preset(str(path))
+
+    path = tmp_path / "bad.pt"
+    path.write_bytes(SAVED.read_bytes()[:50000])
+    fails("damaged", path)
+    # Pickled, a name has its length in front.
+    groups = b"\x0f\0\0\0conv_pos_groups", b"\x10\0\0\0layer_norm_first"
+    fails("layer_norm_first", without(groups, path))
+    fails(
+        "blocks.1.fc1.bias", without((b"layers.1.fc1.bias", b"layers.1.fc9.bias"), path)
+    )
+    renamed = b"encoder.layer_norm.bias", b"encoder.layer_norn.bias"
+    fails("layer_norm.bias", without(renamed, path))
+    renamed = b"encoder.layer_norm.weight", b"encoder.layer_norn.weight"
+    fails("no whole encoder", without(renamed, path))
+
+
+def test_recipes_start_from_beats(tmp_path):
+    import soundfile
+
+    (tmp_path / "clips").mkdir()
+    for number in range(8):
+        folder = tmp_path / "clips" / f"{'ab'[number % 2]}"
+        folder.mkdir(exist_ok=True)
+        clip = waveforms(16000, number)[0]
+        soundfile.write(folder / f"{number}.wav", clip, 16000)
+    options = [f"--data={tmp_path}/clips", "--quiet", "--seconds=1"]
+    load("recipes/pretrain_audio.py").main(
+        [
+            *options,
+            f"--preset={SAVED}",
+            f"--directory={tmp_path}/run",
+            *("--rounds=1", "--cold-start-epochs=1", "--batch-size=4"),
+            *("--tokenizer-epochs=1", "--encoder-epochs=1"),
+            *("--num-levels=1", "--codebook-size=4", "--set=code_dim=4"),
+        ]
+    )
+    trained = kb.BridleBackbone.from_preset(str(tmp_path / "run"))
+    assert isinstance(trained, kb.BeatsBackbone)
+    load("recipes/fine_tune.py").main(
+        [
+            *options,
+            f"--from={SAVED}",
+            f"--directory={tmp_path}/tuned",
+            *("--epochs=1", "--batch-size=4", "--set=warmup_epochs=0", "--fold=1"),
+        ]
+    )
+    load("recipes/extract_features.py").main(
+        [*options, f"--from={SAVED}", f"--directory={tmp_path}/features"]
+    )
+    backbone = kb.BridleBackbone.from_preset(str(SAVED))
+    expected = FeatureExtractor(backbone).files(tmp_path / "clips", seconds=1)
+    found = load_file_features(tmp_path / "features").features
+    np.testing.assert_allclose(found, expected.features, atol=1e-4)
+
+
+if __name__ == "__main__":
+    model, content = reference()
+    content["model"]["predictor.weight"] = torch.zeros(3, 24)
+    torch.save(content, SAVED)
+    arrays = {name: tokens(model, waveforms(x)) for name, x in LENGTHS.items()}
+    short = torch.tensor(waveforms(LENGTHS["short"]))
+    arrays["log_mel"] = beats_frontend(short, 15.41663, 6.55582).numpy()
+    np.savez_compressed(FIXTURES / "beats.npz", **arrays)
