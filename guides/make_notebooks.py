@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 GUIDES = Path(__file__).parent
-SCRIPTS = ("residual_quantizer", "pretraining", "new_modality")
+SCRIPTS = ("residual_quantizer", "pretraining", "new_modality", "public_encoders")
 
 
 def main():

@@ -8,6 +8,8 @@ import numpy as np
 import programs
 import pytest
 
+import keras_bridle as kb
+
 GUIDES = programs.ROOT / "guides"
 
 
@@ -52,6 +54,23 @@ def test_pretraining(folder, capsys):
     assert all(0 <= share <= 100 for share in shares)
     assert "['0_cold_start', '1_tokenizer', '2_encoder']" in said
     assert (folder / "codes.png").stat().st_size > 10_000
+
+
+def test_public_encoders(folder, capsys):
+    pytest.importorskip("safetensors")
+    random = kb.BridleBackbone.from_preset(
+        "bridle_image_tiny",
+        load_weights=False,
+        patch_size=16,
+        input_dims=(224, 224, 3),
+    )
+    # In the layout of the encoder that the guide fetches.
+    kb.to_transformers(random, folder / "mae")
+    small = {"PER_CLASS": 10, "EPOCHS": 1, "SIDE": 32}
+    run_guide("public_encoders", ENCODER=repr(str(folder / "mae")), **small)
+    said = capsys.readouterr().out
+    assert len(re.findall(r"clothes from .*: \d+\.\d%", said)) == 3
+    assert "1_encoder: loss" in said and "model.safetensors" in said
 
 
 @pytest.fixture(scope="module")
