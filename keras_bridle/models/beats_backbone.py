@@ -80,8 +80,10 @@ class BeatsBackbone(PatchBackbone):
         - [Wang et al., 2022](https://arxiv.org/abs/2203.00555), DeepNorm
     """
 
-    use_class_token = False
+    # What a `BridleBackbone` like it would have.
+    use_class_token = use_final_norm = False
     position_layout = "convolution"
+    layer_scale = None
 
     def __init__(
         self,

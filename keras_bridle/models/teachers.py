@@ -13,7 +13,8 @@ from keras_bridle.models.backbone import BridleBackbone
 def as_teacher(teacher, student):
     """The encoder of what is given as a teacher, for the inputs of a student."""
     if not isinstance(teacher, (str, Path)):
-        return getattr(teacher, "backbone", teacher)
+        found = getattr(teacher, "backbone", teacher)
+        return found and _cut_alike(found, student)
     # Here, as it builds on this module's.
     from keras_bridle.conversion.checkpoints import fetched, is_checkpoint
 
@@ -21,7 +22,23 @@ def as_teacher(teacher, student):
     if len(dims) > 1 and is_checkpoint(folder):
         # Its positions are resized, and gray pictures become colored.
         changes = {"input_dims": (*dims[:-1], 3)}
-    return BridleBackbone.from_preset(folder, **changes)
+    return _cut_alike(BridleBackbone.from_preset(folder, **changes), student)
+
+
+def _cut_alike(teacher, student):
+    """The teacher, or a copy that treats frames as the student does that fill no patch.
+
+    Grids of patches would differ by one where only one of them leaves these out.
+    """
+    name = "multiple_of"
+    own, wanted = (getattr(x.front_end, name, None) for x in (teacher, student))
+    if own is None or wanted is None or own == wanted or min(own, wanted) > 1:
+        return teacher
+    config = teacher.get_config()
+    config["front_end"]["config"][name] = wanted
+    copy = type(teacher).from_config(config)
+    copy.set_weights(teacher.get_weights())
+    return copy
 
 
 def see_the_same(one, other):

@@ -13,6 +13,7 @@ from programs import load
 
 import keras_bridle as kb
 from keras_bridle.evaluation.features import FeatureExtractor, load_file_features
+from keras_bridle.models.teachers import as_teacher, features_on_grid
 
 try:
     import torch
@@ -214,6 +215,29 @@ def test_classifiers_keep_their_head(tmp_path):
         np.testing.assert_array_equal(
             ops.convert_to_numpy(ours), ops.convert_to_numpy(theirs)
         )
+
+
+def test_teachers_and_students_cut_frames_alike():
+    """145 frames are nine whole patches, or ten of which one is filled up."""
+    beats = kb.BeatsBackbone.from_preset(SAVED)
+    front_end = kb.LogMelSpectrogram(name="log_mel")
+    other = kb.BridleBackbone(16, 16, 1, 2, 32, (None,), front_end)
+    inputs = waveforms(LENGTHS["long"])
+    for teacher, student, rows in ((beats, other, 10), (other, beats, 9)):
+        found = as_teacher(teacher, student)
+        maps, _ = student.maps(inputs)
+        assert student.grid(maps) == found.grid(found.maps(inputs)[0]) == (rows, 8)
+        features = features_on_grid(found, inputs, (rows, 8))
+        assert features.shape == (2, rows * 8, teacher.hidden_dim)
+        for copied, weight in zip(found.weights, teacher.weights, strict=True):
+            assert (ops.convert_to_numpy(copied == weight)).all()
+    assert as_teacher(beats, beats) is beats
+    pretraining = kb.InterleavedPretraining(
+        other, teacher=str(SAVED), num_levels=1, codebook_size=4, code_dim=4
+    )
+    pretraining.fit(inputs, rounds=1, tokenizer_epochs=1, encoder_epochs=1, verbose=0)
+    with pytest.raises(ValueError, match="images or clips"):
+        kb.to_transformers(beats, "folder")
 
 
 def test_bad_files(tmp_path):
