@@ -20,7 +20,7 @@ from keras_bridle.data.files import number_labels, read_table
 from keras_bridle.data.readers import as_size
 from keras_bridle.data.video_reader import VideoReader, list_packets
 
-SAMPLE_VIDEOS = ("city.mpg", "concert.mp4")
+SAMPLE_VIDEOS = ("city.mp4", "concert.mp4")
 FASHION_CLASSES = (
     "T-shirt/top",
     "Trouser",

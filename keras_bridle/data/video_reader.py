@@ -60,7 +60,7 @@ class VideoReader:
     with tempfile.TemporaryDirectory() as folder:
         extract_samples(folder)
         reader = VideoReader(image_size=112, num_frames=8)
-        clip = reader(folder + "/video/city.mpg")
+        clip = reader(folder + "/video/city.mp4")
     print(clip.shape, clip.dtype)
     ```
     """

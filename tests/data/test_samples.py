@@ -121,7 +121,7 @@ def frames(name, size, count):
 
 
 def test_clips_come_from_their_split_of_the_videos():
-    videos = frames("city.mpg", 16, 190), frames("concert.mp4", 16, 1441)
+    videos = frames("city.mp4", 16, 190), frames("concert.mp4", 16, 1441)
     options = {"num_frames": 4, "image_size": 16, "sampling_rate": 3, "stride": 5}
     expected = {"train": [], "test": []}
     for video in videos:
@@ -218,7 +218,7 @@ def test_extracted_samples_are_ordinary_files_with_their_notice(tmp_path):
     images = list_files("image", folder / "fashion_mnist", labels=True)
     assert len(images) == 200 and len(images.class_names) == 10
     videos = list_files("video", folder).files
-    assert [Path(file).name for file in videos] == ["city.mpg", "concert.mp4"]
+    assert [Path(file).name for file in videos] == ["city.mp4", "concert.mp4"]
     notice = (folder / "NOTICE").read_text("utf-8")
     for text in ("ChionMeilin", "CC BY 3.0", "CC0", "Zalando", "MIT", "CC BY 4.0"):
         assert text in notice
