@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import keras
 import keras_hub
 from keras import ops
 
+from keras_bridle.config import ArgumentError
 from keras_bridle.export import Exportable
 from keras_bridle.layers.base import check
 from keras_bridle.layers.masks import gather_patches
@@ -167,6 +169,8 @@ class PatchBackbone(Exportable, Configured, keras_hub.models.Backbone):
         # Here, as it builds on this module.
         from keras_bridle.conversion import checkpoints
 
+        if "://" not in str(preset) and not Path(preset).exists():
+            raise ArgumentError("preset", "a folder, file or address", str(preset))
         preset = checkpoints.fetched(preset)
         if load_weights and checkpoints.is_checkpoint(preset):
             return checkpoints.load_checkpoint(cls, preset, **kwargs)

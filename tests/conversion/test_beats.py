@@ -3,6 +3,7 @@
 `python tests/conversion/test_beats.py` writes `tests/fixtures/beats.*` anew.
 """
 
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -217,6 +218,29 @@ def test_classifiers_keep_their_head(tmp_path):
         )
 
 
+def test_addresses_without_a_configuration(tmp_path, monkeypatch):
+    """BEATs' folders on the hub have a file of PyTorch alone."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    shutil.copy(SAVED, tmp_path / "model.epoch.pt")
+
+    def missing(name, file):
+        raise EntryNotFoundError(f"no {file} in {name}")
+
+    def snapshot(name, allow_patterns):
+        assert name == "someone/beats" and "*.pt" in allow_patterns
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", missing)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    backbone = kb.BridleBackbone.from_preset("hf://someone/beats")
+    assert isinstance(backbone, kb.BeatsBackbone)
+    (tmp_path / "model.epoch.pt").unlink()
+    with pytest.raises(FileNotFoundError):
+        kb.BridleBackbone.from_preset("hf://someone/beats")
+
+
 def test_teachers_and_students_cut_frames_alike():
     """145 frames are nine whole patches, or ten of which one is filled up."""
     beats = kb.BeatsBackbone.from_preset(SAVED)
@@ -246,6 +270,7 @@ def test_bad_files(tmp_path):
             kind.from_preset(str(path))
 
     path = tmp_path / "bad.pt"
+    fails("a folder, file or address", path)
     path.write_bytes(SAVED.read_bytes()[:50000])
     fails("damaged", path)
     # Pickled, a name has its length in front.
@@ -258,6 +283,9 @@ def test_bad_files(tmp_path):
     fails("layer_norm.bias", without(renamed, path))
     renamed = b"encoder.layer_norm.weight", b"encoder.layer_norn.weight"
     fails("no whole encoder", without(renamed, path))
+    fails("predictar", without((b"predictor.weight", b"predictar.weight"), path))
+    kb.BridleBackbone(16, 16, 1, 2, 32, (32, 32, 1)).save_to_preset(str(tmp_path / "x"))
+    fails("BridleBackbone", tmp_path / "x", kb.BeatsBackbone)
 
 
 def test_recipes_start_from_beats(tmp_path):
