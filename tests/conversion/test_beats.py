@@ -197,6 +197,7 @@ def test_visible_patches():
     assert np.abs(ops.convert_to_numpy(moved) - expected).max() > 0.1
 
 
+@pytest.mark.full_matrix
 def test_classifiers_keep_their_head(tmp_path):
     clips = waveforms(9000)
     classifier = kb.BridleAudioClassifier.from_preset(
@@ -241,6 +242,7 @@ def test_addresses_without_a_configuration(tmp_path, monkeypatch):
         kb.BridleBackbone.from_preset("hf://someone/beats")
 
 
+@pytest.mark.full_matrix
 def test_teachers_and_students_cut_frames_alike():
     """145 frames are nine whole patches, or ten of which one is filled up."""
     beats = kb.BeatsBackbone.from_preset(SAVED)
@@ -288,6 +290,7 @@ def test_bad_files(tmp_path):
     fails("BridleBackbone", tmp_path / "x", kb.BeatsBackbone)
 
 
+@pytest.mark.full_matrix
 def test_recipes_start_from_beats(tmp_path):
     import soundfile
 
