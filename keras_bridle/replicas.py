@@ -179,6 +179,22 @@ def _sum_gradient(parameter):
     parameter.grad = sum_over_replicas(parameter.grad)
 
 
+class SumsItself:
+    """Mixin of models that Keras 3.16 must not wrap for torch's processes.
+
+    It would average gradients that `sum_gradients()` sums, and refuse frozen models.
+    """
+
+    @property
+    def ddp_model(self):
+        """What Keras calls in the model's place: nothing."""
+        return False
+
+    @ddp_model.setter
+    def ddp_model(self, value):
+        pass
+
+
 class SummedGradients:
     """Mixin of optimizers for TensorFlow: sums gradients before they are clipped.
 

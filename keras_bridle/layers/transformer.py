@@ -11,6 +11,9 @@ from keras_bridle.layers.base import ConfiguredLayer, check
 class _Block(ConfiguredLayer):
     """Base of the blocks: their norms, linear maps and MLP."""
 
+    # Of what the norms see: Keras 3.16 holds them to the rank that they are built for.
+    _leading: tuple[None, ...] = (None, None)
+
     def _add(self, name, size, units=None, dtype=None):
         """Adds a built norm of vectors of a size, or a map of them to so many units."""
         dtype = dtype or self.dtype_policy
@@ -20,7 +23,7 @@ class _Block(ConfiguredLayer):
             )
         else:
             layer = keras.layers.Dense(units, dtype=dtype, name=name)
-        layer.build((None, None, size))
+        layer.build((*self._leading, size))
         setattr(self, name, layer)
 
     def _mlp(self, tokens):
@@ -74,6 +77,8 @@ class TransformerBlock(_Block):
         - [Huang et al., 2016](https://arxiv.org/abs/1603.09382), stochastic depth
         - [Touvron et al., 2021](https://arxiv.org/abs/2103.17239), layer scale
     """
+
+    _leading = (None,)
 
     def __init__(
         self,

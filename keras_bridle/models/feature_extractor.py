@@ -7,12 +7,13 @@ from keras_bridle.config import ArgumentError
 from keras_bridle.export import Exportable
 from keras_bridle.models.arguments import Configured
 from keras_bridle.quantizer.residual_quantizer import unit_vectors
+from keras_bridle.replicas import SumsItself
 
 OUTPUTS = ("features", "patches", "is_real", "codes", "vectors", "distances")
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class FeatureModel(Exportable, Configured, keras.Model):
+class FeatureModel(SumsItself, Exportable, Configured, keras.Model):
     """Raw inputs to a dict of outputs, for `predict()` without `compile()`.
 
     Its outputs are those named in `wanted`, all of shape `(batch, num_patches, ...)`

@@ -16,9 +16,10 @@ from keras_bridle.layers.masks import gather_patches
 from keras_bridle.models.arguments import Configured
 from keras_bridle.models.inputs import check_shape, open_sides
 from keras_bridle.models.presets import preset_folder
+from keras_bridle.replicas import SumsItself
 
 
-class PatchBackbone(Exportable, Configured, keras_hub.models.Backbone):
+class PatchBackbone(SumsItself, Exportable, Configured, keras_hub.models.Backbone):
     """Base of the encoders, which cut maps into patches and give one token for each.
 
     A subclass makes its layers, after `_take_inputs()`, and then calls the constructor.
@@ -90,10 +91,12 @@ class PatchBackbone(Exportable, Configured, keras_hub.models.Backbone):
         if self.class_token is not None:
             tokens = self.class_token(tokens)
             mask = with_class_token(mask)
+        # Keras 3.16 would hold to a `None` that the graph of the model is made with.
+        mode = {} if training is None else {"training": training}
         # All blocks share a single bias.
         biases = itertools.cycle(biases or [None])
         for block, bias in zip(self.blocks, biases, strict=False):
-            tokens = block(tokens, padding_mask=mask, bias=bias, training=training)
+            tokens = block(tokens, padding_mask=mask, bias=bias, **mode)
         if self.norm is None or not normalize:
             return tokens
         return self.norm(tokens)

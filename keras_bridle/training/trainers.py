@@ -14,6 +14,7 @@ from keras_bridle.models.inputs import as_examples
 from keras_bridle.models.teachers import features_on_grid
 from keras_bridle.quantizer.usage import CodeUsage
 from keras_bridle.replicas import (
+    SumsItself,
     cond,
     num_replicas,
     sum_gradients,
@@ -29,7 +30,7 @@ from keras_bridle.training.losses import (
 )
 
 
-class ModelOfParts(TakesAnyData, keras.Model):
+class ModelOfParts(SumsItself, TakesAnyData, keras.Model):
     """Base of trainers: `parts` are arguments that are layers, `options` all others.
 
     Raw input must reach the front ends as it came, not in half precision, so these

@@ -507,7 +507,7 @@ def test_adapt_gives_the_same_codebooks_on_every_backend():
 
 
 def test_adapt_takes_any_data():
-    import tensorflow as tf
+    tf = pytest.importorskip("tensorflow")
 
     vectors = random_vectors(300, 8)
     mask = np.arange(600) % 2 > 0
