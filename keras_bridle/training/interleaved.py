@@ -41,7 +41,7 @@ from keras_bridle.training.phases import FitCall, Phase, phases, warning_of_shor
 from keras_bridle.training.run import (
     cached_codes,
     check_cacheable,
-    digest_of,
+    digest_of_arrays,
     open_run,
 )
 from keras_bridle.training.trainers import (
@@ -475,7 +475,7 @@ class InterleavedPretraining:
             name: nameless_config(value) for name, value in arguments.items()
         }
         if self.teacher is not None:
-            weights = digest_of(self.teacher.get_weights())
+            weights = digest_of_arrays(self.teacher.get_weights())
             settings["teacher"] = nameless_config(self.teacher) | {"weights": weights}
         return settings
 

@@ -289,7 +289,7 @@ def cached_codes(tokenize, tokenizers, inputs, batch_size, folder=None):
         return compute(np.empty)
     weights = (weight for x in tokenizers for weight in x.get_weights())
     parts = (inputs[start : start + size] for start in starts)
-    name = digest_of(
+    name = digest_of_arrays(
         itertools.chain(parts, weights), repr((inputs.shape, inputs.dtype))
     )
     path = folder / f"codes_{name}.npy"
@@ -300,7 +300,7 @@ def cached_codes(tokenize, tokenizers, inputs, batch_size, folder=None):
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def digest_of(arrays, text=""):
+def digest_of_arrays(arrays, text=""):
     """Sums up arrays and a text in a short one."""
     digest = hashlib.sha256(text.encode())
     for array in arrays:

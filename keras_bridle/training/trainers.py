@@ -123,9 +123,13 @@ class Pretrainer(ModelOfParts):
 
     def prepare(self, backbone, inputs, training):
         """Augments raw input and turns it into the maps that are cut into patches."""
-        if self.augmentation is not None:
-            inputs = self.augmentation(inputs, training=training)
-        return backbone.maps(inputs)
+        return backbone.maps(self.augmented(inputs, training))
+
+    def augmented(self, inputs, training):
+        """Augments raw input, if there is an augmentation."""
+        if self.augmentation is None:
+            return inputs
+        return self.augmentation(inputs, training=training)
 
     def loss_share(self, outputs):
         """This replica's share of the loss, a float32 scalar."""
@@ -416,8 +420,7 @@ class TokenizerPretrainer(Pretrainer):
         self.code_usage = CodeUsage(quantizer.num_levels, quantizer.codebook_size)
 
     def call(self, inputs, training=False):
-        if self.augmentation is not None:
-            inputs = self.augmentation(inputs, training=training)
+        inputs = self.augmented(inputs, training)
         backbone = self.teacher if self.backbone is None else self.backbone
         maps, padding_mask = backbone.maps(inputs)
         quantized = self.tokenizer(maps, padding_mask, training=training)
