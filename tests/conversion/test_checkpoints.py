@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from programs import load
-from public_encoders import FOLDER, normalized, pixels, randomized
+from public_encoders import DECODER, FOLDER, normalized, pixels, randomized
 
 from keras_bridle.evaluation.features import FeatureExtractor, load_file_features
 from keras_bridle.models.backbone import BridleBackbone
@@ -29,10 +29,7 @@ def mae():
         image_size=32,
         patch_size=8,
         mask_ratio=0.0,
-        decoder_hidden_size=16,
-        decoder_num_hidden_layers=1,
-        decoder_num_attention_heads=2,
-        decoder_intermediate_size=16,
+        **DECODER,
     )
     return randomized(transformers.ViTMAEForPreTraining(config))
 
@@ -45,10 +42,7 @@ def video_mae():
         patch_size=8,
         num_frames=4,
         use_mean_pooling=False,
-        decoder_hidden_size=16,
-        decoder_num_hidden_layers=1,
-        decoder_num_attention_heads=2,
-        decoder_intermediate_size=16,
+        **DECODER,
     )
     return randomized(transformers.VideoMAEForPreTraining(config))
 

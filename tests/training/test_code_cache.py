@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from tiny_pretraining import all_weights, assert_same_bits, maps
+from tiny_pretraining import Stop, all_weights, assert_same_bits, maps
 from tiny_pretraining import pretraining as new_pretraining
 
 from keras_bridle.layers.masks import RandomMask
@@ -21,10 +21,6 @@ SETTINGS = {
     "tensorboard": False,
     "verbose": 0,
 }
-
-
-class Stop(Exception):
-    """What the tests stop a run with."""
 
 
 @pytest.fixture

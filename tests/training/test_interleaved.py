@@ -12,6 +12,7 @@ import pytest
 import tiny_pretraining
 from keras import ops
 from tiny_pretraining import (
+    Stop,
     all_weights,
     assert_same_bits,
     backbone,
@@ -49,10 +50,6 @@ def new_pretraining(**kwargs):
         "keep_cold_start_codes": False,
     }
     return tiny_pretraining.pretraining(noise=0.1, **{**settings, **kwargs})
-
-
-class Stop(Exception):
-    """What the tests stop a run with."""
 
 
 class Recorder(keras.callbacks.Callback):
