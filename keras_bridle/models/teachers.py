@@ -12,17 +12,32 @@ from keras_bridle.models.backbone import BridleBackbone
 
 def as_teacher(teacher, student):
     """The encoder of what is given as a teacher, for the inputs of a student."""
-    if not isinstance(teacher, (str, Path)):
-        found = getattr(teacher, "backbone", teacher)
-        return found and _cut_alike(found, student)
+    if isinstance(teacher, (str, Path)):
+        teacher = _loaded(teacher, student.input_dims)
+    teacher = getattr(teacher, "backbone", teacher)
+    if teacher is None:
+        return None
+    if len(teacher.input_dims) != len(student.input_dims):
+        expected = f"an encoder of inputs like {student.input_dims}"
+        raise ArgumentError("teacher", expected, f"one of {teacher.input_dims}")
+    return _cut_alike(teacher, student)
+
+
+def _loaded(preset, dims):
+    """The encoder in a preset, for inputs of these dims."""
     # Here, as it builds on this module's.
     from keras_bridle.conversion.checkpoints import fetched, is_checkpoint
 
-    folder, dims, changes = fetched(teacher), student.input_dims, {}
+    folder, changes = fetched(preset), {}
     if len(dims) > 1 and is_checkpoint(folder):
         # Its positions are resized, and gray pictures become colored.
         changes = {"input_dims": (*dims[:-1], 3)}
-    return _cut_alike(BridleBackbone.from_preset(folder, **changes), student)
+    try:
+        return BridleBackbone.from_preset(folder, **changes)
+    except ArgumentError as error:
+        if error.argument != "preset":
+            raise
+        raise ArgumentError("teacher", error.expected, error.received) from error
 
 
 def _cut_alike(teacher, student):

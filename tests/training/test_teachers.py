@@ -145,6 +145,11 @@ def test_gray_pictures_are_shown_to_encoders_of_colors():
 def test_teachers_that_do_not_fit():
     with pytest.raises(ArgumentError):
         pretraining(teacher=teacher(input_dims=(48, 16, 1)))
+    audio = kb.BridleBackbone.from_preset("bridle_audio_tiny", load_weights=False)
+    for wrong in (audio, "no such folder"):
+        with pytest.raises(ArgumentError) as raised:
+            pretraining(teacher=wrong)
+        assert raised.value.argument == "teacher"
     for wrong in ({"rounds": 0}, {"joint": True}):
         with pytest.raises(ArgumentError):
             pretraining(teacher=teacher()).fit(INPUTS, **{**SHORT, **wrong})
