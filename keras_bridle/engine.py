@@ -48,6 +48,18 @@ def attention(query, key, value, mask=None, bias=None):
     return ops.swapaxes(ops.matmul(weights, value), 1, 2)
 
 
+def by_rows(layer, tokens):
+    """Calls a layer on the rows of tokens `(batch, length, dim)`.
+
+    XLA on CPUs takes up to twice as long for gradients of weights of longer shapes.
+    """
+    if keras.backend.backend() != "jax" or jax.default_backend() != "cpu":
+        return layer(tokens)
+    shape = ops.shape(tokens)
+    rows = layer(ops.reshape(tokens, (-1, shape[-1])))
+    return ops.reshape(rows, (*shape[:-1], rows.shape[-1]))
+
+
 def residual_sum(tokens, branch):
     """Adds a branch to the tokens that it comes from.
 

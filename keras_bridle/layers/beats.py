@@ -134,14 +134,11 @@ class GatedTransformerBlock(TransformerBlock):
         self.gate_scale = self.add_weight((self.num_heads,), "ones", name="gate_scale")
 
     def call(self, tokens, padding_mask=None, training=None, bias=None):
-        shape = ops.shape(tokens)
-        rows = ops.reshape(tokens, (-1, shape[-1]))
-        attended = self._attend(rows, shape, padding_mask, bias)
-        attended = self._scaled(attended, None, shape, training)
-        rows = self.attention_norm(rows * self.residual_scale + attended)
-        mixed = self._scaled(self._mlp(rows), None, shape, training)
-        rows = self.mlp_norm(rows * self.residual_scale + mixed)
-        return ops.reshape(rows, shape)
+        attended = self._attend(tokens, padding_mask, bias)
+        attended = self._scaled(attended, None, training)
+        tokens = self.attention_norm(tokens * self.residual_scale + attended)
+        mixed = self._scaled(self._mlp(tokens), None, training)
+        return self.mlp_norm(tokens * self.residual_scale + mixed)
 
     def _bias_for(self, query, bias):
         first, second = ops.split(ops.sigmoid(self.gate(query)), 2, axis=-1)

@@ -4,15 +4,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_bridle.engine import attention, residual_sum
+from keras_bridle.engine import attention, by_rows, residual_sum
 from keras_bridle.layers.base import ConfiguredLayer, check
 
 
 class _Block(ConfiguredLayer):
     """Base of the blocks: their norms, linear maps and MLP."""
-
-    # Of what the norms see: Keras 3.16 holds them to the rank that they are built for.
-    _leading: tuple[None, ...] = (None, None)
 
     def _add(self, name, size, units=None, dtype=None):
         """Adds a built norm of vectors of a size, or a map of them to so many units."""
@@ -23,11 +20,13 @@ class _Block(ConfiguredLayer):
             )
         else:
             layer = keras.layers.Dense(units, dtype=dtype, name=name)
-        layer.build((*self._leading, size))
+        # Keras 3.16 holds norms to the rank that they are built for.
+        layer.build((None, None, size))
         setattr(self, name, layer)
 
     def _mlp(self, tokens):
-        return self.mlp_output(ops.gelu(self.mlp_hidden(tokens), approximate=False))
+        hidden = by_rows(self.mlp_hidden, tokens)
+        return by_rows(self.mlp_output, ops.gelu(hidden, approximate=False))
 
     def compute_output_shape(self, tokens_shape):
         return tuple(tokens_shape)
@@ -78,8 +77,6 @@ class TransformerBlock(_Block):
         - [Touvron et al., 2021](https://arxiv.org/abs/2103.17239), layer scale
     """
 
-    _leading = (None,)
-
     def __init__(
         self,
         num_heads,
@@ -122,28 +119,24 @@ class TransformerBlock(_Block):
                 setattr(self, name, self.add_weight((dim,), initial, name=name))
 
     def call(self, tokens, padding_mask=None, training=None, bias=None):
-        shape = ops.shape(tokens)
-        # Products of rows: the gradients of longer shapes take up to twice as long.
-        rows = ops.reshape(tokens, (-1, shape[-1]))
-        attended = self._attend(self.attention_norm(rows), shape, padding_mask, bias)
-        attended = self._scaled(attended, self.attention_scale, shape, training)
-        rows = residual_sum(rows, attended)
-        mixed = self._mlp(self.mlp_norm(rows))
-        mixed = self._scaled(mixed, self.mlp_scale, shape, training)
-        return ops.reshape(residual_sum(rows, mixed), shape)
+        attended = self._attend(self.attention_norm(tokens), padding_mask, bias)
+        attended = self._scaled(attended, self.attention_scale, training)
+        tokens = residual_sum(tokens, attended)
+        mixed = self._mlp(self.mlp_norm(tokens))
+        return residual_sum(tokens, self._scaled(mixed, self.mlp_scale, training))
 
-    def _scaled(self, rows, scale, shape, training):
+    def _scaled(self, branch, scale, training):
         """What a branch adds: scaled, and in training dropped at random."""
-        rows = rows if scale is None else rows * scale
+        branch = branch if scale is None else branch * scale
         if self.drop_path is None:
-            return rows
-        branch = self.drop_path(ops.reshape(rows, shape), training=training)
-        return ops.reshape(branch, (-1, shape[-1]))
+            return branch
+        return self.drop_path(branch, training=training)
 
-    def _attend(self, rows, shape, padding_mask, bias=None):
-        batch, length, dim = shape
+    def _attend(self, tokens, padding_mask, bias=None):
+        batch, length, dim = ops.shape(tokens)
         heads = (batch, length, 3, self.num_heads, dim // self.num_heads)
-        query, key, value = ops.unstack(ops.reshape(self.qkv(rows), heads), axis=2)
+        qkv = ops.reshape(by_rows(self.qkv, tokens), heads)
+        query, key, value = ops.unstack(qkv, axis=2)
         mask = None
         if padding_mask is not None:
             mask = ops.cast(padding_mask, "bool")[:, None, None, :]
@@ -151,7 +144,8 @@ class TransformerBlock(_Block):
         if bias is not None:
             bias = self._bias_for(query, bias)
         attended = attention(query, key, value, mask, bias)
-        return self.attention_output(ops.reshape(attended, (-1, dim)))
+        attended = ops.reshape(attended, (batch, length, dim))
+        return by_rows(self.attention_output, attended)
 
     def _bias_for(self, query, bias):
         """What is added to the logits: subclasses let queries change it."""

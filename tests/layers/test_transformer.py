@@ -72,7 +72,7 @@ def test_dropped_paths():
     np.testing.assert_allclose(to_numpy(block(x[:1]))[0], expected, 1e-5, 1e-5)
 
     # With a kept attention scaled by 4/3 or a dropped one, and the MLP likewise.
-    attended = to_numpy(calm._attend(calm.attention_norm(x[0]), (1, 3, 12), None))
+    attended = to_numpy(calm._attend(calm.attention_norm(x[:1]), None))[0]
     kinds = []
     for first in (0.0, 4 / 3):
         middle = x[0] + first * attended
