@@ -77,7 +77,8 @@ def model_card(folder, uri, license=None):
     if config is None or "patch_size" not in config:
         raise ArgumentError("folder", "an encoder or a classifier", str(folder))
     # A preset lies in the folder of its run.
-    run = next((x for x in (Path(folder), preset.parent) if _is_run(x)), None)
+    folders = Path(folder), preset.parent
+    run = next((x for x in folders if (x / "settings.json").exists()), None)
     modality = preset_modality(preset)
     classifier = saved_classifier_config(preset)
     options = {} if run is None else _options_of(run)
@@ -108,10 +109,6 @@ def model_card(folder, uri, license=None):
     return "\n".join(lines) + "\n"
 
 
-def _is_run(folder):
-    return (folder / "settings.json").exists()
-
-
 def _options_of(run):
     """The options that a run was started with, of the recipe if it was one."""
     content = json.loads((run / "settings.json").read_text())
@@ -139,12 +136,9 @@ def _what(config, modality, classifier):
 
 
 def _usage(uri, modality, classifier):
-    name = f"Bridle{modality.capitalize()}Classifier"
     lines = ["import keras_bridle as kb", ""]
     if classifier is not None:
+        name = f"Bridle{modality.capitalize()}Classifier"
         return [*lines, f'classifier = kb.{name}.from_preset("{uri}")']
-    return [
-        *lines,
-        f'backbone = kb.BridleBackbone.from_preset("{uri}")',
-        "features = backbone.pooled_features(inputs)",
-    ]
+    lines.append(f'backbone = kb.BridleBackbone.from_preset("{uri}")')
+    return [*lines, "features = backbone.pooled_features(inputs)"]

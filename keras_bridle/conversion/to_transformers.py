@@ -135,7 +135,6 @@ def _config(backbone, is_clip):
         "model_type": "videomae",
         "architectures": ["VideoMAEModel"],
         "use_mean_pooling": False,
-        "qkv_bias": True,
     }
     if is_clip:
         clip |= {"num_frames": frames[0], "tubelet_size": backbone.patch_size[0]}
@@ -149,7 +148,6 @@ def _config(backbone, is_clip):
         "num_attention_heads": backbone.num_heads,
         "intermediate_size": backbone.mlp_dim,
         "layer_norm_eps": backbone.layer_norm_epsilon,
-        "hidden_act": "gelu",
     }
 
 
@@ -162,9 +160,6 @@ def _preprocessor(backbone, is_clip):
     kind = "VideoMAEImageProcessor" if is_clip else "ViTImageProcessor"
     return {
         "image_processor_type": kind,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
         "rescale_factor": 1 / 255,
         "image_mean": mean,
         "image_std": std,
