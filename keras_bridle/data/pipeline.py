@@ -1,5 +1,6 @@
 """From a list of files to batches."""
 
+import dataclasses
 import functools
 import itertools
 import multiprocessing.pool
@@ -7,17 +8,20 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_bridle.data.clips import CROPS, Clips, Position
-from keras_bridle.data.files import FileList, ReadReport, check
-from keras_bridle.data.readers import import_tensorflow
+from keras_bridle.data.files import FileList, ReadReport, UnreadableFileError, check
+from keras_bridle.data.readers import CENTER, Position, import_tensorflow
 
+CROPS = {"start": (0.0, 0.5, 0.5), "center": CENTER, "random": None}
 # Batches that are read while the model trains on one.
 _AHEAD = 2
+# So many files in a row that cannot be read are a lost disk, not broken files.
+_MAX_FAILURES = 1000
 
 
 def file_dataset(
@@ -128,29 +132,28 @@ def file_dataset(
     check(fits, "drop_remainder", "`True` with shards", drop_remainder)
     report = ReadReport() if report is None else report
     report.add_missing(files)
-    clips = Clips(
+    dataset = FileDataset(
         files,
         reader,
-        report=report,
+        batch_size=batch_size,
         shuffle=shuffle,
         position=CROPS[crop] if isinstance(crop, str) else crop,
-        replace=drop_remainder,
-        strict=strict,
+        repeat=repeat,
+        drop_remainder=drop_remainder,
+        labels=labels and files.labels is not None,
         seed=seed,
+        epoch=initial_epoch,
+        first_batch=first_batch,
+        strict=strict,
+        report=report,
+        num_parallel=num_parallel or os.cpu_count() or 1,
+        shard=shard,
     )
-    clips.check_readable()
-    return FileDataset(
-        clips,
-        batch_size,
-        repeat,
-        labels,
-        initial_epoch,
-        first_batch,
-        shard,
-        num_parallel,
-    )
+    dataset.check_readable()
+    return dataset
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class FileDataset(keras.utils.PyDataset):
     """The batches of `file_dataset()`, read ahead by threads.
 
@@ -162,31 +165,32 @@ class FileDataset(keras.utils.PyDataset):
         shard: tuple of ints, which shard of each batch this is, and of how many.
     """
 
-    def __init__(
-        self,
-        clips: Clips,
-        batch_size: int,
-        repeat: bool,
-        labels: bool,
-        initial_epoch: int,
-        first_batch: int,
-        shard: tuple[int, int],
-        num_parallel: int | None,
-    ) -> None:
+    files: FileList
+    reader: Any
+    batch_size: int
+    shuffle: bool
+    position: Position | None
+    repeat: bool
+    drop_remainder: bool
+    labels: bool
+    seed: int
+    epoch: int
+    first_batch: int
+    strict: bool
+    report: ReadReport
+    num_parallel: int
+    shard: tuple[int, int]
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.clips = clips
-        self.batch_size = batch_size
-        self.repeat = repeat
-        self.labels = labels and clips.files.labels is not None
-        self.epoch = initial_epoch
-        self.first_batch = first_batch
-        self.shard = shard
         self.clock = InputClock()
-        self._num_parallel = num_parallel or os.cpu_count() or 1
-        # Places of an epoch: of its full batches alone, where unreadable files are
-        # replaced.
-        count = len(clips.files)
-        self._places = count // batch_size * batch_size if clips.replace else count
+        # Places of an epoch: of its full batches alone, where they are all there are.
+        rest = len(self.files) % self.batch_size if self.drop_remainder else 0
+        self._places = len(self.files) - rest
+        # Threads may be at the end of one epoch and the start of the next.
+        self._order = functools.lru_cache(maxsize=2)(self._order_of)
+        self._unreadable: dict[int, str] = {}
+        self._failed_in_a_row = 0
         self._is_read = False
         self._ahead: dict[tuple[int, int], list] = {}
         self._lock = threading.Lock()
@@ -209,9 +213,9 @@ class FileDataset(keras.utils.PyDataset):
 
     def __iter__(self) -> Iterator[Any]:
         """Yields the batches of an epoch, and starts the next."""
-        epoch, numbers = self.epoch, itertools.count()
+        epoch = self.epoch
         self.epoch += not self.repeat
-        for number in numbers if self.repeat else range(len(self)):
+        for number in itertools.count() if self.repeat else range(len(self)):
             batch = self._batch(epoch, number)
             # All of its files were skipped.
             if len(batch[0] if self.labels else batch):
@@ -234,17 +238,17 @@ class FileDataset(keras.utils.PyDataset):
                 if key not in self._ahead and (self.repeat or key[1] < len(self)):
                     self._ahead[key] = self._start(*key)
             waiting = self._ahead.pop((epoch, number))
-        clips = [read.get() for read in waiting]
-        clips = [clip for clip in clips if clip[0] >= 0]
-        self.clock.add(time.perf_counter() - start, len(clips))
-        indices, arrays = zip(*clips, strict=True) if clips else ((), ())
-        reader, files = self.clips.reader, self.clips.files
-        batch: Any = np.zeros((len(clips), *reader.shape), reader.dtype)
-        for row, array in zip(batch, arrays, strict=True):
-            row[...] = array
+        clips = [clip for clip in (read.get() for read in waiting) if clip is not None]
+        self.clock.seconds += time.perf_counter() - start
+        self.clock.batches += 1
+        self.clock.examples += len(clips)
+        # A batch may be empty, but has a shape.
+        batch: Any = np.zeros((len(clips), *self.reader.shape), self.reader.dtype)
+        for row, (_, clip) in zip(batch, clips, strict=True):
+            row[...] = clip
         if self.labels:
-            example = files.label_array(0)
-            labels = [files.label_array(index) for index in indices]
+            example = self.files.label_array(0)
+            labels = [self.files.label_array(index) for index, _ in clips]
             batch = batch, np.array(labels, example.dtype).reshape(-1, *example.shape)
         return batch
 
@@ -253,30 +257,96 @@ class FileDataset(keras.utils.PyDataset):
         shard, num_shards = self.shard
         size = self.batch_size // num_shards
         first = (self.first_batch + number) * self.batch_size + shard * size
-        places: Any = range(first, first + size)
-        if self.repeat:
-            places = [divmod(place, self._places) for place in places]
-        else:
-            places = [(0, place) for place in places if place < self._places]
-        pool = _pool(self._num_parallel, os.getpid())
-        return [
-            pool.apply_async(self.clips.clip, (epoch + later, place))
-            for later, place in places
-        ]
+        pool = _pool(self.num_parallel, os.getpid())
+        reading = []
+        for count in range(first, first + size):
+            later, place = divmod(count, self._places)
+            if self.repeat or not later:
+                arguments = (epoch + later, place)
+                reading.append(pool.apply_async(self._clip, arguments))
+        return reading
+
+    def check_readable(self) -> None:
+        """Reads up to the first readable file; raises if there is none."""
+        for index in range(len(self.files)):
+            if self._read(index, (0.0, 0.0, 0.0)) is not None:
+                return
+        problem = f"None of the {len(self.files)} {self.files.kind} files can be read:"
+        raise self._error(0, self._unreadable[0], problem)
+
+    def _clip(self, epoch: int, place: int) -> tuple[int, np.ndarray] | None:
+        """Reads a file's index and clip; `None` if it is skipped."""
+        position = self.position
+        if position is None:
+            generator = np.random.default_rng((self.seed, epoch, place, 1))
+            time, vertical, horizontal = generator.random(3).tolist()
+            position = (time, vertical, horizontal)
+        order = self._order(epoch)
+        # Others come from half an epoch away, so that no batch holds a file twice.
+        other = place + len(order) // 2
+        others = range(other, other + len(order)) if self.drop_remainder else ()
+        for number in itertools.chain([place], others):
+            index = int(order[number % len(order)])
+            clip = self._read(index, position)
+            if clip is not None:
+                self.report.add_read()
+                return index, clip
+        if self.drop_remainder:
+            problem = f"No {self.files.kind} file can be read any more, such as"
+            raise self._error(index, self._unreadable[index], problem)
+        return None
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        order = np.arange(len(self.files))
+        if self.shuffle:
+            np.random.default_rng((self.seed, epoch)).shuffle(order)
+        return order
+
+    def _read(self, index: int, position: Position) -> np.ndarray | None:
+        if index in self._unreadable:
+            return None
+        path, segments = self.files.files[index], self.files.segments
+        segment = None if segments is None else segments[index]
+        try:
+            if not Path(path).is_file():
+                raise FileNotFoundError("no such file")
+            clip = self.reader(path, position, segment, self.report)
+            self._failed_in_a_row = 0
+            return clip
+        # soundfile's own error is a RuntimeError; a broken header may ask for any
+        # amount of memory.
+        except (OSError, RuntimeError, ValueError, MemoryError) as error:
+            reason = f"{type(error).__name__}: {error}"
+        if self.strict:
+            raise self._error(index, reason)
+        with self._lock:
+            self._unreadable[index] = reason
+            self._failed_in_a_row += 1
+        self.report.add_skipped(path, reason)
+        if self._failed_in_a_row >= _MAX_FAILURES:
+            kind = self.files.kind
+            problem = f"{_MAX_FAILURES} {kind} files in a row cannot be read; the last:"
+            raise self._error(index, reason, problem)
+        return None
+
+    def _error(
+        self, index: int, reason: str, problem: str | None = None
+    ) -> UnreadableFileError:
+        path = self.files.files[index]
+        error = UnreadableFileError(self.files.kind, path, reason, problem)
+        self.report.error = error
+        return error
 
     def as_tf_data(self) -> Any:
         """Returns a `tf.data.Dataset` of the same batches."""
         tf = import_tensorflow()
-        size = self.batch_size // self.shard[1] if self.clips.replace else None
-        files, reader = self.clips.files, self.clips.reader
-        spec: Any = tf.TensorSpec((size, *reader.shape), reader.dtype)
+        size = self.batch_size // self.shard[1] if self.drop_remainder else None
+        spec: Any = tf.TensorSpec((size, *self.reader.shape), self.reader.dtype)
         if self.labels:
-            label = files.label_array(0)
+            label = self.files.label_array(0)
             spec = spec, tf.TensorSpec((size, *label.shape), label.dtype)
-        dataset = tf.data.Dataset.from_generator(
-            lambda: iter(self), output_signature=spec
-        )
-        if self.clips.replace:
+        dataset = tf.data.Dataset.from_generator(self.__iter__, output_signature=spec)
+        if self.drop_remainder:
             length = tf.data.INFINITE_CARDINALITY if self.repeat else len(self)
             dataset = dataset.apply(tf.data.experimental.assert_cardinality(length))
         return dataset.prefetch(tf.data.AUTOTUNE)
@@ -302,20 +372,18 @@ def _pool(num_threads: int, process: int) -> multiprocessing.pool.ThreadPool:
     return multiprocessing.pool.ThreadPool(num_threads)
 
 
+@dataclasses.dataclass
 class InputClock:
     """Measures how long training waits for its input.
 
-    Reading in the background, while the model computes, is no waiting. Attributes:
-    `seconds` so far, `batches` and `examples` that were read.
+    Reading in the background, while the model computes, is no waiting.
+
+    Attributes:
+        seconds: float, waited so far.
+        batches: int, batches read.
+        examples: int, examples read.
     """
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.batches = 0
-        self.examples = 0
-
-    def add(self, seconds: float, examples: int) -> None:
-        """Notes a batch."""
-        self.seconds += seconds
-        self.batches += 1
-        self.examples += examples
+    seconds: float = 0.0
+    batches: int = 0
+    examples: int = 0

@@ -17,8 +17,12 @@ import soxr
 from PIL import Image, ImageOps
 
 from keras_bridle.config import ArgumentError
-from keras_bridle.data.clips import CENTER, Position
 from keras_bridle.layers.pixels import as_pixels
+
+# Where in a file a clip lies: shares of the room there is, along time, height and
+# width.
+Position = tuple[float, float, float]
+CENTER: Position = (0.5, 0.5, 0.5)
 
 
 def import_tensorflow() -> Any:

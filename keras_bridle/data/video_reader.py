@@ -13,8 +13,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from keras_bridle.config import ArgumentError
-from keras_bridle.data.clips import CENTER, Position
-from keras_bridle.data.readers import as_size, check_channels
+from keras_bridle.data.readers import CENTER, Position, as_size, check_channels
 
 # Packet lists are kept for so many packets in all, about 32 bytes each.
 _KEPT_PACKETS = 2_000_000

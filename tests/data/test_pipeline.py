@@ -11,7 +11,7 @@ from PIL import Image
 from sound_files import noise, which, write, write_constants
 from video_files import write_video
 
-from keras_bridle.data import clips
+from keras_bridle.data import pipeline
 from keras_bridle.data.files import FileList, ReadReport, UnreadableFileError
 from keras_bridle.data.layouts import list_files
 from keras_bridle.data.pipeline import file_dataset
@@ -311,7 +311,7 @@ def test_files_that_vanish(tmp_path):
 
 @pytest.mark.one_backend
 def test_many_unreadable_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(clips, "_MAX_FAILURES", 10)
+    monkeypatch.setattr(pipeline, "_MAX_FAILURES", 10)
     files = write_constants(tmp_path, 8)
     missing = [str(tmp_path / f"none{i}.wav") for i in range(24)]
     mixed = [name for i in range(8) for name in (files[i], *missing[3 * i : 3 * i + 3])]
