@@ -1,5 +1,6 @@
 """Readers of audio and image files."""
 
+import contextlib
 import functools
 import math
 import os
@@ -16,7 +17,7 @@ import soundfile
 import soxr
 from PIL import Image, ImageOps
 
-from keras_bridle.config import ArgumentError
+from keras_bridle.data.files import check, printable
 from keras_bridle.layers.pixels import as_pixels
 
 # Where in a file a clip lies: shares of the room there is, along time, height and
@@ -26,17 +27,10 @@ CENTER: Position = (0.5, 0.5, 0.5)
 
 
 def import_tensorflow() -> Any:
-    """Imports TensorFlow, and keeps it off the GPUs if another backend needs them.
+    """Imports TensorFlow, and keeps it off the GPUs if another backend needs them."""
+    import tensorflow as tf
 
-    Left alone, TensorFlow takes nearly all memory of every GPU as soon as a pipeline
-    is built.
-    """
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise ImportError(
-            "`tf.data` and tensorflow-io need TensorFlow: `pip install tensorflow`."
-        ) from error
+    # It would take nearly all memory of every GPU as soon as a pipeline is built.
     if keras.backend.backend() != "tensorflow" and tf.config.get_visible_devices("GPU"):
         try:
             tf.config.set_visible_devices([], "GPU")
@@ -50,9 +44,8 @@ def import_tensorflow() -> Any:
     return tf
 
 
-# Seeking in these, libsndfile may give one wrong frame (MP3, where frames build on
-# those before) or land some milliseconds away (OGG, near its end). So up to this many
-# seconds we decode what we skip.
+# Seeking in these, libsndfile may give one wrong frame (MP3) or land some milliseconds
+# away (OGG, near its end). So up to this many seconds we decode what we skip.
 _INEXACT_SEEK = ("MP3", "OGG")
 _SEEK_SECONDS = 60
 # More frames than this are what libsndfile says of streams of unknown length.
@@ -74,20 +67,19 @@ Cut = Callable[[int, int], tuple[int, int, int]]
 class AudioReader:
     """Reads mono waveforms of one length and sample rate, for `file_dataset()`.
 
-    Channels are averaged and samples clipped to [-1, 1]. Of a long file only the part
-    that is used is decoded (of OGG and MP3 files also up to 60 s before it). A short
+    Channels are averaged and samples clipped to [-1, 1]. Only the part of a file that
+    is used is decoded (of OGG and MP3 files also up to 60 s before it). A short
     recording gets exact zeros after its end.
 
     Args:
         seconds: float. Length of a waveform in seconds. Give this or `num_samples`.
         num_samples: int. Length of a waveform in samples.
         sample_rate: int. Sample rate of the waveforms in Hz.
-        decoder: `"soundfile"` (decodes with soundfile, resamples with soxr) or
-            `"tensorflow-io"` (its own decoders and resampler; needs TensorFlow up to
-            2.17.1, see `keras_bridle.data.tfio`).
+        decoder: `"soundfile"`, with soxr to resample; or `"tensorflow-io"`, which needs
+            TensorFlow up to 2.17.1.
 
     Call arguments:
-        path: a WAV, FLAC, OGG or MP3 file.
+        path: an audio file that libsndfile can read.
         position: tuple of floats in [0, 1]. The first says where in a longer recording
             the waveform lies: 0.0 is its start, 0.5 the middle, 1.0 the end.
         segment: optional `(start, end)` in seconds, the part of the file to use; an end
@@ -123,27 +115,24 @@ class AudioReader:
         sample_rate: int = 16000,
         decoder: str = "soundfile",
     ) -> None:
-        if (seconds is None) == (num_samples is None):
-            expected = "given if `num_samples` is not, and only then"
-            raise ArgumentError("seconds", expected, seconds)
+        is_one = (seconds is None) != (num_samples is None)
+        expected = "given if `num_samples` is not, and only then"
+        check(is_one, "seconds", expected, seconds)
+        self.num_samples: Any = num_samples
         if seconds is not None:
-            num_samples = round(seconds * sample_rate)
-        if not num_samples or num_samples < 1:
-            raise ArgumentError("num_samples", "at least 1", num_samples)
+            self.num_samples = round(seconds * sample_rate)
+        check(self.num_samples >= 1, "num_samples", "at least 1", self.num_samples)
+        decoders = ("soundfile", "tensorflow-io")
+        check(decoder in decoders, "decoder", f"one of {decoders}", decoder)
+        self.sample_rate = sample_rate
+        self.shape = (self.num_samples,)
+        self._decode = decode_with_soundfile
         if decoder == "tensorflow-io":
             # Here, as it reads as this module does.
             from keras_bridle.data import tfio
 
             tfio.import_tensorflow_io()
-            decode = tfio.decode
-        elif decoder == "soundfile":
-            decode = decode_with_soundfile
-        else:
-            raise ArgumentError("decoder", "'soundfile' or 'tensorflow-io'", decoder)
-        self.num_samples = num_samples
-        self.sample_rate = sample_rate
-        self.shape = (num_samples,)
-        self._decode = decode
+            self._decode = tfio.decode
 
     def __call__(
         self,
@@ -177,11 +166,7 @@ def plan_cut(
     position: float,
     segment: tuple[float, float | None],
 ) -> tuple[int, int, int]:
-    """Chooses the frames of a file to decode for one waveform, a `Cut`.
-
-    Where the rates differ, it decodes some more frames on either side, so that the
-    waveform equals that part of the whole recording resampled.
-    """
+    """Chooses the frames of a file to decode for one waveform, a `Cut`."""
     if frames < 1:
         raise ValueError("holds no samples")
     first = round(segment[0] * rate)
@@ -196,8 +181,8 @@ def plan_cut(
     stop = min(start + needed, last)
     if rate == sample_rate:
         return start, stop - start, 0
-    # `unit` frames are a whole number of resampled samples, so that dropping a margin
-    # of some units moves nothing by a fraction of a sample.
+    # With a margin on either side, the waveform equals that part of the whole recording
+    # resampled. It has whole units, so that nothing moves by a fraction of a sample.
     unit = rate // math.gcd(rate, sample_rate)
     margin = math.ceil(_MARGIN_SECONDS * rate / unit) * unit
     before = min(margin, (start - first) // unit * unit)
@@ -207,7 +192,9 @@ def plan_cut(
 
 def decode_with_soundfile(path: str, cut: Cut, sample_rate: int) -> np.ndarray:
     """Decodes and resamples a part of a file, its channels mixed down."""
-    with soundfile.SoundFile(openable(path)) as file:
+    # libsndfile takes names that are not UTF-8 as bytes.
+    name = path if path == printable(path) else os.fsencode(path)
+    with soundfile.SoundFile(name) as file:
         rate = file.samplerate
         is_unknown = file.frames > _MOST_FRAMES
         if is_unknown or (file.format == "MP3" and not _tells_its_length(path)):
@@ -229,24 +216,12 @@ def decode_with_soundfile(path: str, cut: Cut, sample_rate: int) -> np.ndarray:
     return mono[skip:]
 
 
-def openable(path: str) -> str | bytes:
-    """A file's name as libraries take it: in bytes if it is no text in UTF-8."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return os.fsencode(path)
-    return path
-
-
 def _mixed_down(sound: np.ndarray) -> np.ndarray:
     """Averages channels; of those that cancel each other it takes the loudest."""
-    if sound.shape[1] == 1:
-        return sound[:, 0]
     mono = sound.mean(axis=1)
     powers = np.square(sound).mean(axis=0)
-    loudest = int(powers.argmax()) if len(sound) else 0
-    if len(sound) and np.square(mono).mean() < _CANCELLED * powers[loudest]:
-        return np.ascontiguousarray(sound[:, loudest])
+    if np.square(mono).mean() < _CANCELLED * powers.max():
+        return np.ascontiguousarray(sound[:, powers.argmax()])
     return mono
 
 
@@ -315,8 +290,8 @@ class ImageReader:
 
     Images are turned as their EXIF orientation says, transparent ones shown on white,
     and 16-bit ones reduced to their upper 8 bits; of wider numbers and floats, the
-    largest says what they mean. They are scaled, their proportions
-    kept, until they cover the size (bicubic, with antialiasing), and cropped.
+    largest says what they mean. They are scaled until they cover the size (bicubic,
+    with antialiasing) and cropped.
 
     For augmentation, read images somewhat larger than needed (256 for 224), and let the
     model crop and flip them.
@@ -369,35 +344,33 @@ class ImageReader:
                 least = _DRAFT_FACTOR * max(height, width)
                 image.draft(None, (least, least))
                 image.load()
-                upright = _to_mode(_upright(image), "L" if channels == 1 else "RGB")
-                pixels = np.asarray(_cover(upright, (height, width), position[1:]))
+                upright: Image.Image = image
+                # The pixels are good even if what is said about them is not.
+                with contextlib.suppress(Exception):
+                    upright = ImageOps.exif_transpose(image)
+                picture = _to_mode(upright, "L" if channels == 1 else "RGB")
+                _, vertical, horizontal = position
+                pixels = ImageOps.fit(
+                    picture, (width, height), centering=(horizontal, vertical)
+                )
         # Out of broken files, Pillow's parsers raise whatever comes to them.
         except Exception as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
-        return pixels.reshape(self.shape)
+        return np.asarray(pixels).reshape(self.shape)
 
 
 def as_size(name: str, size: int | Sequence[int]) -> tuple[int, int]:
     """Returns an int or a pair as `(height, width)`."""
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or any(int(side) != side or side < 1 for side in pair):
-        raise ArgumentError(name, "a positive int or `(height, width)`", size)
-    return int(pair[0]), int(pair[1])
+    height, width = (size, size) if isinstance(size, int) else size
+    is_size = all(int(side) == side and side > 0 for side in (height, width))
+    check(is_size, name, "a positive int or `(height, width)`", size)
+    return int(height), int(width)
 
 
 def check_channels(channels: int) -> int:
     """Returns a number of channels if it is 1 or 3."""
-    if channels not in (1, 3):
-        raise ArgumentError("channels", "1 (gray) or 3 (color)", channels)
+    check(channels in (1, 3), "channels", "1 (gray) or 3 (color)", channels)
     return channels
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        # The pixels are good, only what is said about them is not.
-        return image
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -409,18 +382,3 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
         ground = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(ground, image)
     return image.convert(mode)
-
-
-def _cover(
-    image: Image.Image, size: tuple[int, int], position: Sequence[float]
-) -> Image.Image:
-    height, width = size
-    scale = min(image.width / width, image.height / height)
-    top = (image.height - height * scale) * position[0]
-    left = (image.width - width * scale) * position[1]
-    # Rounding must not lead out of the image.
-    right = min(left + width * scale, image.width)
-    bottom = min(top + height * scale, image.height)
-    return image.resize(
-        (width, height), Image.Resampling.BICUBIC, box=(left, top, right, bottom)
-    )

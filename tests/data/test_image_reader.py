@@ -86,6 +86,9 @@ def test_small_pictures_are_enlarged_and_odd_sizes_work(tmp_path):
     assert read_image(path, 7).shape == (7, 7, 3)
     path = save(tmp_path / "b.png", gradient(3, 101))
     assert read_image(path, (5, 9), channels=1).shape == (5, 9, 1)
+    # Whose crop rounding must not lead out of the picture.
+    path = save(tmp_path / "c.png", gradient(142, 42))
+    assert read_image(path, (22, 75), position=(0.0, 1.0)).shape == (22, 75, 3)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
