@@ -7,10 +7,10 @@ from pathlib import Path
 from keras_bridle.config import ArgumentError
 from keras_bridle.data.files import (
     FileList,
-    class_folders,
     csv_table,
     find_files,
     joined,
+    list_folder,
     number_labels,
     read_table,
     subfolders,
@@ -54,7 +54,7 @@ def _audioset_clips(
                     f"'{table}' has a row that is not AudioSet's 'id, start, end, "
                     f'"classes"\', or names an unknown class: {row}'
                 ) from error
-    paths = _paths_by_id(find_files(kind, root), labels)
+    paths = _paths_by_id(find_files(kind, root)[0], labels)
     if not paths:
         raise ValueError(
             f"'{root}' holds none of the {len(labels)} recordings of '{table}'. "
@@ -112,7 +112,7 @@ def speech_commands(kind: str, data: Path) -> FileList:
     # `_background_noise_` is no class.
     paths = [
         path
-        for path in find_files(kind, data)
+        for path in find_files(kind, data)[0]
         if len(path.parts) == 2 and not path.parts[0].startswith("_")
     ]
     labels, names = number_labels([path.parts[0] for path in paths])
@@ -130,11 +130,11 @@ def imagenet(
     """ImageNet-1K, whose classes are synsets: arXiv 1409.0575."""
     train, val = data / "train", data / "val"
     synsets = subfolders(train)
-    parts = {"train": class_folders(kind, train, synsets)}
+    parts = {"train": list_folder(kind, train, True, synsets)}
     if ground_truth is None:
-        parts["val"] = class_folders(kind, val, synsets)
+        parts["val"] = list_folder(kind, val, True, synsets)
     else:
-        paths = find_files(kind, val)
+        paths, _ = find_files(kind, val)
         synset = _ground_truth(Path(ground_truth), meta, synsets, paths)
         # What the list lacks is no class.
         classes = [synset.get(path.stem, path.name) for path in paths]
@@ -194,7 +194,7 @@ def kinetics(kind: str, path: Path, root: str | Path | None = None) -> FileList:
 
 def _kinetics_table(kind: str, path: Path, folder: Path) -> FileList:
     rows = read_table(path, ["youtube_id", "time_start", "time_end"])
-    by_stem = {file.stem: str(folder / file) for file in find_files(kind, folder)}
+    by_stem = {file.stem: str(folder / file) for file in find_files(kind, folder)[0]}
     found, missing = {}, []
     for number, row in enumerate(rows):
         start, end = int(row["time_start"]), int(row["time_end"])

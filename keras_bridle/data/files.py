@@ -138,15 +138,19 @@ class FileList:
         return dataclasses.replace(self, labels=numbers, class_names=numbers)
 
 
-def find_files(kind: str, root: Path, others: list[Path] | None = None) -> list[Path]:
-    """Lists the files of a kind below a folder, sorted, relative to it.
+# Not worth a word beside data.
+_COMPANIONS = (".csv", ".tsv", ".txt", ".json", ".md", ".yaml", ".yml", ".xml", "")
 
-    Follows links, but not in circles; leaves out names that begin with a dot. Files of
-    other kinds go into the list `others`.
+
+def find_files(kind: str, root: Path) -> tuple[list[Path], list[Path]]:
+    """Lists the files of a kind below a folder, and others, sorted, relative to it.
+
+    Follows links, but not in circles; skips names that begin with a dot.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder '{root}'.")
     found: list[Path] = []
+    others: list[Path] = []
     visited = {root.resolve()}
     for folder, folders, names in os.walk(root, followlinks=True):
         folders.sort()
@@ -157,16 +161,15 @@ def find_files(kind: str, root: Path, others: list[Path] | None = None) -> list[
             visited.add(target)
         for name in names:
             if not name.startswith("."):
-                is_right = Path(name).suffix.lower() in EXTENSIONS[kind]
-                paths = found if is_right else others
-                if paths is not None:
-                    paths.append(Path(folder, name).relative_to(root))
+                path = Path(folder, name).relative_to(root)
+                is_right = path.suffix.lower() in EXTENSIONS[kind]
+                (found if is_right else others).append(path)
     if not found:
         raise ValueError(
             f"No {kind} file in '{root}' or its subfolders. Looked for "
             f"{', '.join(EXTENSIONS[kind])}"
         )
-    return sorted(found, key=Path.as_posix)
+    return sorted(found, key=Path.as_posix), sorted(others, key=Path.as_posix)
 
 
 def subfolders(root: Path) -> list[str]:
@@ -175,48 +178,37 @@ def subfolders(root: Path) -> list[str]:
     return sorted(path.name for path in paths if not path.name.startswith("."))
 
 
-def folder_of_files(kind: str, root: Path) -> FileList:
-    """Lists all files of a kind below a folder."""
-    others: list[Path] = []
-    paths = find_files(kind, root, others)
-    notes = _endings_left_out(kind, others)
-    return FileList(kind, [str(root / path) for path in paths], notes=notes)
-
-
-def class_folders(
-    kind: str, root: Path, class_names: Sequence[str] | None = None
+def list_folder(
+    kind: str,
+    root: Path,
+    labels: bool = False,
+    class_names: Sequence[str] | None = None,
 ) -> FileList:
-    """Lists a folder that holds one folder per class."""
-    others: list[Path] = []
-    paths = find_files(kind, root, others)
-    stray = next((path for path in paths if len(path.parts) < 2), None)
-    if stray is not None:
-        raise ValueError(f"'{root / stray}' lies in no class's folder.")
+    """Lists all files of a kind below a folder, of one folder per class if labeled."""
+    paths, others = find_files(kind, root)
+    unlike = [path for path in others if path.suffix.lower() not in _COMPANIONS]
+    notes = []
+    if unlike:
+        found = _count_endings(unlike)
+        notes.append(f"other files in the folder, not read as {kind}: {found}")
+    files = FileList(kind, [str(root / path) for path in paths], notes=notes)
+    if not labels:
+        return files
+    for path in paths:
+        if len(path.parts) < 2:
+            raise ValueError(f"'{root / path}' lies in no class's folder.")
     classes = [path.parts[0] for path in paths]
-    notes = _endings_left_out(kind, others)
     lost = {path.parts[0] for path in others if len(path.parts) > 1}.difference(classes)
     for name in sorted(lost):
-        endings = Counter(x.suffix.lower() for x in others if x.parts[0] == name)
-        found = ", ".join(f"{endings[x]} {x or 'without an ending'}" for x in endings)
+        found = _count_endings(path for path in others if path.parts[0] == name)
         notes.append(f"the class '{name}' has no {kind} file, only others: {found}")
-    labels, names = number_labels(classes, class_names)
-    files = [str(root / path) for path in paths]
-    return FileList(kind, files, labels, names, notes=notes)
+    numbers, names = number_labels(classes, class_names)
+    return dataclasses.replace(files, labels=numbers, class_names=names)
 
 
-# Not worth a word beside data.
-_COMPANIONS = (".csv", ".tsv", ".txt", ".json", ".md", ".yaml", ".yml", ".xml", "")
-
-
-def _endings_left_out(kind: str, others: list[Path]) -> list[str]:
-    """Says how many files of which endings are no files of a kind."""
-    endings = Counter(path.suffix.lower() for path in others)
-    counted = [(n, x) for x, n in endings.items() if x not in _COMPANIONS]
-    if not counted:
-        return []
-    counted.sort(key=lambda item: (-item[0], item[1]))
-    files = ", ".join(f"{count} {ending}" for count, ending in counted[:10])
-    return [f"other files in the folder, not read as {kind}: {files}"]
+def _count_endings(paths: Iterable[Path]) -> str:
+    endings = Counter(sorted(path.suffix.lower() for path in paths)).most_common(10)
+    return ", ".join(f"{n} {x or 'without an ending'}" for x, n in endings)
 
 
 def joined(parts: dict[str, FileList]) -> FileList:
@@ -310,10 +302,8 @@ def read_table(path: str | Path, columns: Sequence[str] = ()) -> list[dict[str, 
     except csv.Error as error:
         raise ValueError(f"'{path}' is no table: {error}") from error
     header, *lists = [line for line in cells if any(line)] or [[]]
-    known = {name.casefold(): name for name in columns}
+    known = {name.casefold(): name for name in ("split", *columns)}
     header = [known.get(name.casefold(), name) for name in header]
-    if "split" not in header:
-        header = [name.lower() if name.lower() == "split" else name for name in header]
     rows = [
         dict(zip(header, line + [""] * len(header), strict=False)) for line in lists
     ]
@@ -333,12 +323,10 @@ def number_labels(
     `classes` has one name, or one tuple of names, per file.
     """
     # One name may be written in two ways in Unicode.
-    classes = [_composed(name) for name in classes]
-    if class_names is not None:
-        class_names = [_composed(name) for name in class_names]
+    classes = [_composed(names) for names in classes]
     groups = [names if isinstance(names, tuple) else (names,) for names in classes]
     occurring = {name for group in groups for name in group}
-    names = tuple(sorted(occurring) if class_names is None else class_names)
+    names = _composed(tuple(sorted(occurring) if class_names is None else class_names))
     unknown = sorted(occurring.difference(names))
     if unknown:
         raise ValueError(f"There are files of unknown classes: {unknown[:5]}")
@@ -355,7 +343,7 @@ def number_labels(
 def _composed(names: Any) -> Any:
     if isinstance(names, tuple):
         return tuple(dict.fromkeys(map(_composed, names)))
-    return unicodedata.normalize("NFC", names) if isinstance(names, str) else names
+    return unicodedata.normalize("NFC", names)
 
 
 def digest_of(files: FileList) -> dict[str, Any]:
@@ -375,27 +363,28 @@ def copies(files: FileList) -> np.ndarray:
     Files are compared by size, then by their ends, then by content; those that cannot
     be read, or are empty, are unlike all others.
     """
-    keys: dict[str, Any] = {}
-    for number, name in enumerate(files.files):
-        try:
-            keys[name] = Path(name).stat().st_size or -1 - number
-        except OSError:
-            keys[name] = -1 - number
+    keys: dict[str, Any] = dict.fromkeys(files.files)
     # Whole files are read only where all else is equal.
-    for content in (_ends, _whole):
+    for content in (_size, _ends, _whole):
         counts = Counter(keys.values())
         keys = {
             name: (key, content(name)) if counts[key] > 1 else key
             for name, key in keys.items()
         }
-    segments: Any = files.segments
-    segments = [None] * len(files) if segments is None else segments
+    segments: Any = [None] * len(files) if files.segments is None else files.segments
     numbers: dict[Any, int] = {}
     found = [
         numbers.setdefault((keys[name], segment), index)
         for index, (name, segment) in enumerate(zip(files.files, segments, strict=True))
     ]
     return np.array(found, "int64")
+
+
+def _size(name: str) -> Any:
+    try:
+        return Path(name).stat().st_size or name
+    except OSError:
+        return name
 
 
 def _ends(name: str) -> bytes:
@@ -519,20 +508,22 @@ class ReadReport:
 
         Returns the path of `skipped_files.csv`, which is always written.
         """
-        path = Path(directory) / "skipped_files.csv"
+        path = Path(directory, "skipped_files.csv")
         path.parent.mkdir(parents=True, exist_ok=True)
-        tables = {path: self.skipped}
-        if self.incomplete:
-            tables[path.with_name("incomplete_files.csv")] = self.incomplete
-        if self.notes:
-            notes = [ReportedFile("", note) for note in self.notes]
-            tables[path.with_name("other_files.csv")] = notes
-        for table, files in tables.items():
-            # Names of files need not be UTF-8.
-            with table.open(
-                "w", newline="", encoding="utf-8", errors="surrogateescape"
-            ) as file:
-                csv.writer(file).writerows([("file", "reason"), *files])
+        notes = [ReportedFile("", note) for note in self.notes]
+        tables = {
+            "skipped": self.skipped,
+            "incomplete": self.incomplete,
+            "other": notes,
+        }
+        for name, files in tables.items():
+            if files or name == "skipped":
+                # Names of files need not be UTF-8.
+                table = path.with_name(f"{name}_files.csv")
+                with table.open(
+                    "w", newline="", encoding="utf-8", errors="surrogateescape"
+                ) as file:
+                    csv.writer(file).writerows([("file", "reason"), *files])
         return path
 
     def __repr__(self) -> str:

@@ -20,11 +20,10 @@ from keras_bridle.data.files import (
     FileList,
     ReadReport,
     check,
-    class_folders,
     copies,
     csv_table,
-    folder_of_files,
     joined,
+    list_folder,
     subfolders,
 )
 
@@ -161,18 +160,18 @@ def _folder(
 ) -> FileList:
     """A folder; with labels, class folders or folders of splits that hold these."""
     if not labels:
-        return folder_of_files(kind, data)
+        return list_folder(kind, data)
     names = subfolders(data)
     train, test, validation = _roles(names, test_split)
     if train and test:
         splits = [name for name in (train, test, validation) if name]
-        return joined({name: class_folders(kind, data / name) for name in splits})
+        return joined({name: list_folder(kind, data / name, True) for name in splits})
     if test_split is not None or _are_splits(data, names):
         raise ValueError(
             f"'{data}' has no folders `train` and `{test_split or 'test'}`. Its "
             f"folders: {names[:10]}"
         )
-    return class_folders(kind, data)
+    return list_folder(kind, data, True)
 
 
 def _are_splits(root: Path, names: list[str]) -> bool:

@@ -100,6 +100,10 @@ def test_columns_of_any_name(tmp_path):
     assert both.labels is None and both.splits == ["one", "two", "one"]
     with pytest.raises(ValueError):
         list_files("image", table, split="three", **columns)
+    (tmp_path / "s.csv").write_text("file,Split\na.png,x\n")
+    for column in (None, "split", "Split"):
+        files = list_files("image", tmp_path / "s.csv", split_column=column)
+        assert files.splits == ["x"]
 
 
 def test_names_are_relative_to_the_table_or_absolute(tmp_path):
