@@ -5,8 +5,6 @@ import io
 import shutil
 import tarfile
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +13,17 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from keras_bridle.config import ArgumentError
-from keras_bridle.data.files import number_labels, read_table
+from keras_bridle.data.files import check, number_labels, read_table
 from keras_bridle.data.readers import as_size
 from keras_bridle.data.video_reader import VideoReader, list_packets
 
-SAMPLE_VIDEOS = ("city.mp4", "concert.mp4")
+_FOLDER = Path(__file__).parent / "sample_files"
+_VIDEOS = [str(_FOLDER / "video" / name) for name in ("city.mp4", "concert.mp4")]
 FASHION_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
+_SPLITS = ("train", "test", None)
 # (down, right) of a camera that pans.
 _DIRECTIONS = {
     "right": (0, 1),
@@ -64,12 +55,10 @@ def load_syllables(
     `"final"` (36), `"tone"` (5) or the base `"syllable"`. By ChionMeilin (voice Chu
     Lo), CC BY 3.0; see `sample_files/NOTICE`.
     """
-    with _sample("audio/mandarin_syllables.csv") as path:
-        table = read_table(path)
+    check(split in _SPLITS, "split", f"one of {_SPLITS}", split)
+    table = read_table(_FOLDER / "audio" / "mandarin_syllables.csv")
     labels, class_names = number_labels([row[field] for row in table])
     rows = [i for i, row in enumerate(table) if split in (None, row["split"])]
-    if not rows:
-        raise ArgumentError("split", "'train', 'test' or None", split)
     recordings = _archive("audio/mandarin_syllables.tar.xz")
     waveforms = np.zeros((len(rows), num_samples), "float32")
     for waveform, row in zip(waveforms, rows, strict=True):
@@ -110,10 +99,9 @@ def load_fashion(
     `seed`. [Xiao et al., 2017](https://arxiv.org/abs/1708.07747), copyright Zalando SE,
     MIT license; see `sample_files/NOTICE`.
     """
-    if split not in ("train", "test", None):
-        raise ArgumentError("split", "'train', 'test' or None", split)
+    check(split in _SPLITS, "split", f"one of {_SPLITS}", split)
     arrays = _archive("image/fashion_mnist_10k.tar.xz")
-    splits = ("train", "test") if split is None else (split,)
+    splits = _SPLITS[:2] if split is None else (split,)
     images = np.concatenate([arrays[f"x_{split}.npy"] for split in splits])[..., None]
     labels = np.concatenate([arrays[f"y_{split}.npy"] for split in splits])
     if per_class is not None:
@@ -149,8 +137,8 @@ def load_clips(
     stride = max(span // 2, 1) if stride is None else stride
     clips = [
         video[start : start + span : sampling_rate]
-        for name in SAMPLE_VIDEOS
-        for video in [_frames(name, size, channels)]
+        for path in _VIDEOS
+        for video in [_frames(path, size, channels)]
         for start in range(*_starts(len(video), split, span), stride)
     ]
     return np.stack(clips)
@@ -180,14 +168,13 @@ def synthetic_pans(
     travel = step * (num_frames - 1)
     scene = round(_SCENE * max(size))
     most = (scene - max(size)) // step + 1
-    if num_frames > most:
-        raise ArgumentError("num_frames", f"at most {most}", num_frames)
-    names = SAMPLE_VIDEOS if videos is None else tuple(map(str, videos))
-    scenes = [_frames(name, _scene_size(name, scene), channels) for name in names]
+    check(num_frames <= most, "num_frames", f"at most {most}", num_frames)
+    paths = _VIDEOS if videos is None else list(map(str, videos))
+    scenes = [_frames(path, _scene_size(path, scene), channels) for path in paths]
     ranges = [_starts(len(frames), split, num_frames) for frames in scenes]
     counts = np.array([stop - start for start, stop in ranges])
-    if not counts.sum():
-        raise ArgumentError("videos", f"longer for clips of {num_frames} frames", names)
+    expected = f"longer for clips of {num_frames} frames"
+    check(counts.sum() > 0, "videos", expected, paths)
     generator = np.random.default_rng((seed, split == "test"))
     moves = np.array(list(_DIRECTIONS.values()))
     labels = np.arange(num_clips, dtype="int32") % len(moves)
@@ -213,63 +200,50 @@ def extract_samples(directory: str | Path) -> Path:
     """
     directory = Path(directory)
     for name in ("mandarin_syllables", "sonic_pi"):
-        with _sample(f"audio/{name}.tar.xz") as path, tarfile.open(path) as archive:
+        with tarfile.open(_FOLDER / "audio" / f"{name}.tar.xz") as archive:
             archive.extractall(directory / name, filter="data")
+    table = "mandarin_syllables.csv"
+    shutil.copy(_FOLDER / "audio" / table, directory / "mandarin_syllables")
     images, labels, class_names = load_fashion("test")
     for label, name in enumerate(class_names):
         folder = directory / "fashion_mnist" / name.replace("/", "-")
         folder.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(images[labels == label][:20, ..., 0]):
             Image.fromarray(image).save(folder / f"{number:02}.png")
-    (directory / "video").mkdir(exist_ok=True)
-    targets = {
-        "NOTICE": "NOTICE",
-        **{f"video/{x}": f"video/{x}" for x in SAMPLE_VIDEOS},
-    }
-    targets["audio/mandarin_syllables.csv"] = (
-        "mandarin_syllables/mandarin_syllables.csv"
-    )
-    for name, target in targets.items():
-        with _sample(name) as path:
-            shutil.copyfile(path, directory / target)
+    shutil.copytree(_FOLDER / "video", directory / "video", dirs_exist_ok=True)
+    shutil.copy(_FOLDER / "NOTICE", directory)
     return directory
-
-
-def _sample(name: str) -> AbstractContextManager[Path]:
-    folder = resources.files("keras_bridle.data") / "sample_files"
-    return resources.as_file(folder / name)
 
 
 @functools.cache
 def _archive(name: str) -> dict[str, Any]:
     """Decodes a sorted archive of recordings or arrays once per process."""
-    with _sample(name) as path, tarfile.open(path) as archive:
-        files: Any = {item.name: archive.extractfile(item) for item in archive}
-        return {
-            name: _decode(name, io.BytesIO(file.read())) for name, file in files.items()
-        }
-
-
-def _decode(name: str, contents: io.BytesIO) -> np.ndarray:
-    if name.endswith(".npy"):
-        return np.load(contents)
-    return np.clip(soundfile.read(contents, dtype="float32")[0], -1.0, 1.0)
+    found = {}
+    with tarfile.open(_FOLDER / name) as archive:
+        for item in archive:
+            file: Any = archive.extractfile(item)
+            contents = io.BytesIO(file.read())
+            if item.name.endswith(".npy"):
+                found[item.name] = np.load(contents)
+            else:
+                sound, _ = soundfile.read(contents, dtype="float32")
+                found[item.name] = np.clip(sound, -1.0, 1.0)
+    return found
 
 
 def _starts(length: int, split: str, span: int) -> tuple[int, int]:
     """Returns the range of the frames where clips of a split of a video may start."""
+    check(split in _SPLITS[:2], "split", f"one of {_SPLITS[:2]}", split)
     border = int(_TRAINING_SHARE * length)
     if split == "train":
         return 0, max(border - 2 * span + 1, 0)
-    if split == "test":
-        return border, max(length - span + 1, border)
-    raise ArgumentError("split", "'train' or 'test'", split)
+    return border, max(length - span + 1, border)
 
 
 @functools.cache
-def _scene_size(name: str, shorter: int) -> tuple[int, int]:
+def _scene_size(path: str, shorter: int) -> tuple[int, int]:
     """Returns a video's `(height, width)`, scaled to a shorter side."""
-    with _video(name) as path, av.open(str(path)) as container:
+    with av.open(path) as container:
         stream = container.streams.video[0]
         height, width = stream.height, stream.width
     scale = shorter / min(height, width)
@@ -277,16 +251,9 @@ def _scene_size(name: str, shorter: int) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=4)
-def _frames(name: str, size: tuple[int, int], channels: int) -> np.ndarray:
+def _frames(path: str, size: tuple[int, int], channels: int) -> np.ndarray:
     """Decodes a whole video, and keeps it for the next call."""
-    with _video(name) as path:
-        reader = VideoReader(size, len(list_packets(str(path)).sizes), 1, channels)
-        frames, _ = reader.read_at(str(path), 0)
+    reader = VideoReader(size, len(list_packets(path).sizes), 1, channels)
+    frames, _ = reader.read_at(path, 0)
     frames.flags.writeable = False
     return frames
-
-
-def _video(name: str) -> AbstractContextManager[Path]:
-    return (
-        _sample(f"video/{name}") if name in SAMPLE_VIDEOS else nullcontext(Path(name))
-    )

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import operator
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from keras_bridle.config import ArgumentError
+from keras_bridle.data.files import check
 from keras_bridle.data.readers import CENTER, Position, as_size, check_channels
 
 # Packet lists are kept for so many packets in all, about 32 bytes each.
@@ -73,12 +74,8 @@ class VideoReader:
         sampling_rate: int = 4,
         channels: int = 3,
     ) -> None:
-        for name, value in (
-            ("num_frames", num_frames),
-            ("sampling_rate", sampling_rate),
-        ):
-            if value < 1:
-                raise ArgumentError(name, "at least 1", value)
+        check(num_frames >= 1, "num_frames", "at least 1", num_frames)
+        check(sampling_rate >= 1, "sampling_rate", "at least 1", sampling_rate)
         size = as_size("image_size", image_size)
         self.shape = (num_frames, *size, check_channels(channels))
         self.num_frames = num_frames
@@ -98,10 +95,7 @@ class VideoReader:
     ) -> np.ndarray:
         packets = self._packets(path)
         if len(packets.shown) < min(packets.announced, self.span):
-            raise ValueError(
-                f"broken off after {len(packets.shown)} of {packets.announced} frames, "
-                f"a clip needs {self.span}"
-            )
+            raise ValueError(f"{packets.breaks_off}, a clip needs {self.span}")
         room = max(len(packets.shown) - self.span, 0)
         start = min(math.floor(position[0] * (room + 1)), room)
         clip, missing = self.read_at(path, start, position[1:])
@@ -129,9 +123,7 @@ class VideoReader:
         clip = np.stack([decoded[int(number)] for number in numbers[nearest]])
         missing = []
         if packets.announced > len(packets.shown):
-            missing.append(
-                f"broken off after {len(packets.shown)} of {packets.announced} frames"
-            )
+            missing.append(packets.breaks_off)
         absent = int(np.count_nonzero(numbers[nearest] != wanted))
         if absent:
             missing.append(
@@ -172,40 +164,36 @@ class PacketList(NamedTuple):
     # How many of them the file's header announces; 0 if it does not say.
     announced: int
 
+    @property
+    def breaks_off(self) -> str:
+        """Says where a broken file ends."""
+        return f"broken off after {len(self.shown)} of {self.announced} frames"
+
 
 def list_packets(path: str) -> PacketList:
     """Lists a file's video packets without decoding any."""
-    with _Video(path) as video:
-        rows = [
-            (
-                packet.pts,
-                packet.size,
-                packet.is_keyframe,
-                packet.is_discard,
-                packet.is_corrupt,
-            )
-            for packet in video.packets()
-            if packet.size
-        ]
+    video = _Video(path)
+    columns = ("pts", "size", "is_keyframe", "is_discard", "is_corrupt")
+    row_of = operator.attrgetter(*columns)
+    with video.container:
+        rows = [row_of(packet) for packet in video.packets() if packet.size]
         announced = video.stream.frames
     # The packet in which a file breaks off is of no use.
     while rows and rows[-1][-1]:
         rows.pop()
-    if not rows:
-        raise ValueError("holds no frames")
+    if all(is_hidden for *_, is_hidden, _ in rows):
+        raise ValueError("shows no frames")
     times, sizes, is_keyframe, is_hidden, _ = zip(*rows, strict=True)
     stamps = np.array([stamp or 0 for stamp in times], "int64")
     is_ordered = None not in times and len(set(times)) == len(times)
     ranks = np.argsort(np.argsort(stamps)) if is_ordered else None
-    is_shown = ~np.array(is_hidden)
-    if not is_shown.any():
-        raise ValueError("shows no frames")
+    shown = np.flatnonzero(~np.array(is_hidden))
     return PacketList(
         stamps,
         np.array(sizes, "int64"),
         ranks,
         np.flatnonzero(is_keyframe),
-        np.flatnonzero(is_shown) if ranks is None else np.sort(ranks[is_shown]),
+        shown if ranks is None else np.sort(ranks[shown]),
         max(announced - sum(is_hidden), 0),
     )
 
@@ -219,30 +207,18 @@ class _Video:
         except av.FFmpegError as error:
             reason = f"{type(error).__name__}: {error.strerror or error}"
             raise ValueError(reason) from error
-        # The cover of a song is a stream as well.
-        streams = [
-            stream
-            for stream in (
-                self.container.streams.best("video"),
-                *self.container.streams.video,
-            )
-            if stream is not None
-            and not stream.disposition & av.stream.Disposition.attached_pic
-        ]
-        stream: Any = streams[0] if streams else None
-        # Without a codec context, there is no decoder for the stream.
-        if stream is None or stream.codec_context is None:
+        streams: Any = self.container.streams
+        picture = av.stream.Disposition.attached_pic
+        for stream in (streams.best("video"), *streams.video):
+            # The cover of a song is a stream as well; some have no decoder.
+            if stream and stream.codec_context and not stream.disposition & picture:
+                break
+        else:
             self.container.close()
             raise ValueError("holds no video stream")
         # Files are decoded side by side; threads within one only get in the way.
         stream.thread_type, stream.thread_count = "NONE", 1
         self.stream = stream
-
-    def __enter__(self) -> "_Video":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.container.close()
 
     def packets(self) -> Iterator[Any]:
         """Yields the packets from here on, up to the end or what cannot be read."""
@@ -328,7 +304,7 @@ def _decode_from_keyframe(
     # Frames shown before the keyframe may refer to what was not decoded.
     expected = int(np.searchsorted(shown, ranks[keyframe]))
     video, source = _open_at(path, packets, keyframe)
-    with video:
+    with video.container:
         for number, packet in enumerate(source, start=keyframe):
             if packet.size:
                 if number >= len(ranks):
@@ -383,7 +359,8 @@ def _decode_from_start(
     """
     found: dict[int, np.ndarray] = {}
     number, last = 0, None
-    with _Video(path) as video:
+    video = _Video(path)
+    with video.container:
         for packet in video.packets():
             for frame in video.decode(packet):
                 if number in targets:
