@@ -4,10 +4,9 @@ import csv
 from collections.abc import Collection
 from pathlib import Path
 
-from keras_bridle.config import ArgumentError
 from keras_bridle.data.files import (
     FileList,
-    csv_table,
+    check,
     find_files,
     joined,
     list_folder,
@@ -25,16 +24,18 @@ def audioset(
     test_data: str | Path | None = None,
 ) -> FileList:
     """AudioSet, multi-label: Gemmeke et al., ICASSP 2017."""
-    if segments is None:
-        raise ArgumentError("segments", "AudioSet's table of segments", None)
-    labels = Path(segments).parent / "class_labels_indices.csv"
+    check(segments is not None, "segments", "AudioSet's table of segments", segments)
+    labels = Path(str(segments)).parent / "class_labels_indices.csv"
     classes = read_table(labels, ["index", "mid", "display_name"])
     classes.sort(key=lambda row: int(row["index"]))
-    parts = {"train": _audioset_clips(kind, data, Path(segments), classes)}
-    if test_segments is not None:
-        folder = data if test_data is None else Path(test_data)
-        parts["test"] = _audioset_clips(kind, folder, Path(test_segments), classes)
-    return joined(parts)
+    tables = {"train": (data, segments), "test": (test_data or data, test_segments)}
+    return joined(
+        {
+            split: _audioset_clips(kind, Path(folder), Path(table), classes)
+            for split, (folder, table) in tables.items()
+            if table is not None
+        }
+    )
 
 
 def _audioset_clips(
@@ -87,27 +88,21 @@ def _paths_by_id(paths: list[Path], wanted: Collection[str]) -> dict[str, Path]:
 
 def esc50(kind: str, data: Path) -> FileList:
     """ESC-50, 2,000 recordings of 5 s in 50 classes: Piczak, ACM MM 2015."""
-    table = data / "meta" / "esc50.csv"
-    rows = read_table(table, ["target", "category"])
+    columns = ["filename", "fold", "target", "category"]
+    rows = read_table(data / "meta" / "esc50.csv", columns)
     name_of = {int(row["target"]): row["category"] for row in rows}
-    return csv_table(
-        kind,
-        table,
-        root=data / "audio",
-        file_column="filename",
-        label_column="category",
-        split_column="fold",
-        class_names=[name_of[target] for target in sorted(name_of)],
-    )
+    classes = [row["category"] for row in rows]
+    labels, names = number_labels(classes, [name_of[x] for x in sorted(name_of)])
+    files = [str(data / "audio" / row["filename"]) for row in rows]
+    return FileList(kind, files, labels, names, splits=[row["fold"] for row in rows])
 
 
 def speech_commands(kind: str, data: Path) -> FileList:
     """Speech Commands version 2, one of 35 words per second: arXiv 1804.03209."""
-    tables = {"validation": "validation_list.txt", "test": "testing_list.txt"}
     split_of = {
         name: split
-        for split, table in tables.items()
-        for name in (data / table).read_text("utf-8").split()
+        for split, table in (("validation", "validation"), ("test", "testing"))
+        for name in (data / f"{table}_list.txt").read_text("utf-8").split()
     }
     # `_background_noise_` is no class.
     paths = [
@@ -153,8 +148,7 @@ def _ground_truth(
     lines = [line.split() for line in path.read_text("utf-8-sig").splitlines() if line]
     names = {str(index): name for index, name in enumerate(synsets)}
     if all(len(line) == 1 for line in lines):
-        if meta is None:
-            raise ArgumentError("meta", f"the kit's `meta.mat` for '{path}'", None)
+        check(meta is not None, "meta", f"the kit's `meta.mat` for '{path}'", meta)
         # The kit has an order of its own, and inner nodes of WordNet's tree.
         from scipy.io import loadmat
 
@@ -176,15 +170,16 @@ def kinetics(kind: str, path: Path, root: str | Path | None = None) -> FileList:
         return _kinetics_table(kind, path, folder)
     # Paths may contain spaces.
     separator = "," if all("," in line for line in lines) else None
-    pairs = [[part.strip() for part in line.rsplit(separator, 1)] for line in lines]
-    for line, pair in zip(lines, pairs, strict=True):
-        if len(pair) < 2 or not all(pair):
+    files, classes = [], []
+    for line in lines:
+        parts = [part.strip() for part in line.rsplit(separator, 1)]
+        if len(parts) < 2 or not all(parts):
             raise ValueError(
                 f"'{path}': every line must be 'path label' or 'path,label'. "
                 f"Received: {line!r}"
             )
-    files = [str(folder / name) for name, _ in pairs]
-    classes = [name for _, name in pairs]
+        files.append(str(folder / parts[0]))
+        classes.append(parts[1])
     if not all(name.isdecimal() for name in classes):
         return FileList(kind, files, *number_labels(classes))
     labels = [int(name) for name in classes]
@@ -195,23 +190,22 @@ def kinetics(kind: str, path: Path, root: str | Path | None = None) -> FileList:
 def _kinetics_table(kind: str, path: Path, folder: Path) -> FileList:
     rows = read_table(path, ["youtube_id", "time_start", "time_end"])
     by_stem = {file.stem: str(folder / file) for file in find_files(kind, folder)[0]}
-    found, missing = {}, []
-    for number, row in enumerate(rows):
+    files, classes, missing = [], [], []
+    for row in rows:
         start, end = int(row["time_start"]), int(row["time_end"])
         stem = f"{row['youtube_id']}_{start:06d}_{end:06d}"
         file = by_stem.get(stem) or by_stem.get(row["youtube_id"])
         if file is None:
             missing.append(stem)
         else:
-            found[number] = file
-    if not found:
+            files.append(file)
+            classes.append(row.get("label"))
+    if not files:
         raise FileNotFoundError(
             f"'{folder}' holds none of the {len(rows)} videos that '{path}' lists. "
             f"Expected names such as '{missing[0]}.mp4'; is `root` right?"
         )
-    labels = None
-    names: tuple[str, ...] = ()
-    if "label" in rows[0]:
-        classes = [rows[number]["label"] for number in found]
-        labels, names = number_labels(classes, sorted({row["label"] for row in rows}))
-    return FileList(kind, list(found.values()), labels, names, missing=missing)
+    if "label" not in rows[0]:
+        return FileList(kind, files, missing=missing)
+    labels, names = number_labels(classes, sorted({row["label"] for row in rows}))
+    return FileList(kind, files, labels, names, missing=missing)

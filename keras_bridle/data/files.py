@@ -241,7 +241,6 @@ def csv_table(
     label_column: str | None = None,
     label_separator: str | None = None,
     split_column: str | None = None,
-    class_names: Sequence[str] | None = None,
 ) -> FileList:
     """Lists the files of a table with a header, as `list_files()` says."""
     if labels and label_column is None:
@@ -255,12 +254,8 @@ def csv_table(
     if label_column:
         classes: list[Any] = [row[label_column] for row in rows]
         if label_separator is not None:
-            several = [text.split(label_separator) for text in classes]
-            # Each class once.
-            classes = [
-                tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
-                for names in several
-            ]
+            several = [map(str.strip, x.split(label_separator)) for x in classes]
+            classes = [tuple(filter(None, names)) for names in several]
         elif not all(classes):
             # The header is row 1.
             raise ValueError(
@@ -268,7 +263,7 @@ def csv_table(
                 f"'{label_column}'. Files with several classes or none need "
                 "`label_separator`"
             )
-        numbers, names = number_labels(classes, class_names)
+        numbers, names = number_labels(classes)
     if split_column:
         splits = [row[split_column] for row in rows]
     folder = path.parent if root is None else Path(root)
@@ -318,11 +313,10 @@ def read_table(path: str | Path, columns: Sequence[str] = ()) -> list[dict[str, 
 def number_labels(
     classes: Sequence[Any], class_names: Sequence[str] | None = None
 ) -> tuple[Any, tuple[str, ...]]:
-    """Numbers classes: gives labels, and the names in order (by default, sorted).
+    """Numbers classes, a name or a tuple of names per file; gives their names as well.
 
-    `classes` has one name, or one tuple of names, per file.
+    Names come in the given order, or sorted.
     """
-    # One name may be written in two ways in Unicode.
     classes = [_composed(names) for names in classes]
     groups = [names if isinstance(names, tuple) else (names,) for names in classes]
     occurring = {name for group in groups for name in group}
@@ -341,6 +335,7 @@ def number_labels(
 
 
 def _composed(names: Any) -> Any:
+    """Writes names as Unicode composes them, each once."""
     if isinstance(names, tuple):
         return tuple(dict.fromkeys(map(_composed, names)))
     return unicodedata.normalize("NFC", names)
@@ -391,7 +386,7 @@ def _ends(name: str) -> bytes:
     with Path(name).open("rb") as file:
         first = file.read(4096)
         file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-        return first + file.read()
+        return hashlib.sha256(first + file.read()).digest()
 
 
 def _whole(name: str) -> bytes:
@@ -405,20 +400,12 @@ def printable(text: str) -> str:
 
 
 class UnreadableFileError(ValueError):
-    """A file cannot be read.
-
-    Attributes:
-        kind: string, kind of the file.
-        path: string, its path.
-        reason: string, what is wrong with it.
-    """
+    """A file cannot be read; `kind`, `path` and `reason` say which and why."""
 
     def __init__(self, kind: str, path: str, reason: str, problem: str | None = None):
         problem = problem or f"Cannot read {kind} file"
         super().__init__(f"{problem} '{path}': {reason}")
-        self.kind = kind
-        self.path = path
-        self.reason = reason
+        self.kind, self.path, self.reason = kind, path, reason
 
 
 class ReportedFile(NamedTuple):
@@ -482,10 +469,7 @@ class ReadReport:
         self._incomplete.setdefault(path, reason)
 
     def add_missing(self, files: FileList) -> None:
-        """Lists as skipped what a data set lists and its folder does not hold.
-
-        Takes over the list's notes as well.
-        """
+        """Takes over a list's notes, and lists what is missing as skipped."""
         for name in files.missing:
             self.add_skipped(name, "listed, but not in the folder")
         self.notes += [note for note in files.notes if note not in self.notes]
@@ -501,12 +485,10 @@ class ReadReport:
             raise self.error from error
 
     def write(self, directory: str | Path) -> Path:
-        """Writes `skipped_files.csv`, with the columns `file` and `reason`.
+        """Writes `skipped_files.csv`, and gives its path.
 
-        If files were incomplete, `incomplete_files.csv` lists them in the same way.
-        Notes on other files, which no reader has tried, go to `other_files.csv`.
-
-        Returns the path of `skipped_files.csv`, which is always written.
+        What there is of incomplete files and of notes goes to `incomplete_files.csv`
+        and `other_files.csv`, with the same columns `file` and `reason`.
         """
         path = Path(directory, "skipped_files.csv")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_bridle.config import ArgumentError
 from keras_bridle.data.data_sets import (
     audioset,
     esc50,
@@ -114,43 +113,38 @@ def list_files(
     ```
     """
     if isinstance(data, FileList):
-        if data.kind != kind:
-            raise ArgumentError("data", f"a list of {kind} files", data.kind)
+        check(data.kind == kind, "data", f"a list of {kind} files", data.kind)
         return data
     if not isinstance(data, str | Path):
         return FileList(kind, [str(path) for path in data])
-    if layout not in LAYOUTS.get(kind, ()):
-        expected = f"one of {', '.join(LAYOUTS.get(kind, ()))} for {kind} files"
-        raise ArgumentError("layout", expected, layout)
-    options = {name: value for name, value in options.items() if value is not None}
+    layouts = LAYOUTS.get(kind, ())
+    expected = f"one of {', '.join(layouts)} for {kind} files"
+    check(layout in layouts, "layout", expected, layout)
     if test_data is not None and layout != "audioset":
-        parts = {"train": data, "test": test_data}
-        files = joined(
-            {
-                name: list_files(kind, path, layout, labels=labels, **options)
-                for name, path in parts.items()
-            }
+        train, test = (
+            list_files(kind, path, layout, labels=labels, **options)
+            for path in (data, test_data)
         )
+        files = joined({"train": train, "test": test})
     else:
         if layout == "folder" and Path(data).is_file():
             layout = "csv"
+        options["test_data"] = test_data
         if layout in ("folder", "csv"):
             options["labels"] = labels
-        if test_data is not None:
-            options["test_data"] = test_data
+        options = {name: value for name, value in options.items() if value is not None}
         function = _FUNCTIONS[layout]
-        for name in options.keys() - inspect.signature(function).parameters.keys():
-            raise ArgumentError(name, f"left out for layout {layout!r}", options[name])
+        known = inspect.signature(function).parameters
+        for name, value in options.items():
+            check(name in known, name, f"left out for layout {layout!r}", value)
         files = function(kind, Path(data), **options)
     if labels and files.labels is None:
         raise ValueError(f"The files of '{data}' have no labels.")
     if split is not None:
         wanted = {split} if isinstance(split, str) else set(split)
         splits = files.splits or [""] * len(files)
-        unknown = wanted.difference(splits)
-        if unknown:
-            expected = f"among the splits {sorted(set(splits))}"
-            raise ArgumentError("split", expected, sorted(unknown))
+        expected = f"among the splits {sorted(set(splits))}"
+        check(wanted <= set(splits), "split", expected, sorted(wanted))
         files = files.take(i for i, name in enumerate(splits) if name in wanted)
     return files
 
@@ -186,14 +180,8 @@ def _are_splits(root: Path, names: list[str]) -> bool:
 _FUNCTIONS: dict[str, Callable[..., FileList]] = {
     "folder": _folder,
     "csv": csv_table,
-    "audioset": audioset,
-    "esc50": esc50,
-    "speech_commands": speech_commands,
-    "imagenet": imagenet,
-    "kinetics": kinetics,
+    **{x.__name__: x for x in (audioset, esc50, speech_commands, imagenet, kinetics)},
 }
-
-
 Splits = list[tuple[np.ndarray, np.ndarray]]
 
 
@@ -216,11 +204,24 @@ def splits_of(
     Files of the same content are tested alone, and not trained on. A line says so, in
     `report` or as a warning.
     """
-    pairs, held_out = _splits_of(files, test_split, folds, fold, seed)
+    if files.labels is None:
+        raise ValueError("The files have no labels.")
+    if not files.multi_label and len(files.class_names) < 2:
+        raise ValueError(
+            "There must be files of two or more classes. Found only "
+            f"{files.class_names[0]!r}, as of '{files.files[0]}'"
+        )
+    held_out = np.array([], int)
+    if test_split is None and all(map(str.isdecimal, files.splits or ())):
+        pairs = _pairs_of_folds(files, folds, fold, seed)
+    else:
+        for name, value in (("folds", folds), ("fold", fold)):
+            check(value is None, name, "left out where there is a test split", value)
+        pair, held_out = _named_splits(files, test_split)
+        pairs = [pair]
     same, found, left_out = copies(files), [], 0
     for train, test in pairs:
-        tested = same[test] if held_out is None else same[np.r_[test, held_out]]
-        is_copy = np.isin(same[train], tested)
+        is_copy = np.isin(same[train], same[np.r_[test, held_out]])
         left_out = max(left_out, int(is_copy.sum()))
         found.append((train[~is_copy], test))
         check(not is_copy.all(), "data", "files to train on besides the tested", "none")
@@ -232,53 +233,40 @@ def splits_of(
             warnings.warn(note, stacklevel=2)
         else:
             report.notes.append(note)
-    return found, held_out
+    return found, held_out if len(held_out) else None
 
 
-def _splits_of(
-    files: FileList,
-    test_split: str | None,
-    folds: int | None,
-    fold: int | None,
-    seed: int,
-) -> tuple[Splits, np.ndarray | None]:
-    """Splits labeled files as `splits_of()`, without a look at their contents."""
-    if files.labels is None:
-        raise ValueError("The files have no labels.")
-    if not files.multi_label and len(files.class_names) < 2:
-        raise ValueError(
-            "There must be files of two or more classes. Found only "
-            f"{files.class_names[0]!r}, as of '{files.files[0]}'"
-        )
-    names = sorted(set(files.splits or ()))
-    if test_split is None and all(name.isdecimal() for name in names):
-        if files.splits is None:
-            folds_of_files = deal_folds(files.labels, folds or 5, seed) + 1
-        else:
-            folds_of_files = np.array([int(name) for name in files.splits])
-        numbers = np.unique(folds_of_files).tolist()
-        if fold is not None and fold not in numbers:
-            raise ArgumentError("fold", f"one of {numbers}", fold)
-        chosen = numbers if fold is None else [fold]
-        is_test = [folds_of_files == number for number in chosen]
-        return [(np.flatnonzero(~x), np.flatnonzero(x)) for x in is_test], None
+def _pairs_of_folds(
+    files: FileList, folds: int | None, fold: int | None, seed: int
+) -> Splits:
+    if files.splits is None:
+        labels: Any = files.labels
+        number_of = deal_folds(labels, folds or 5, seed) + 1
+    else:
+        number_of = np.array(list(map(int, files.splits)))
+    numbers = np.unique(number_of).tolist()
+    check(fold in (None, *numbers), "fold", f"one of {numbers}", fold)
+    tested = [number_of == x for x in (numbers if fold is None else [fold])]
+    return [(np.flatnonzero(~x), np.flatnonzero(x)) for x in tested]
+
+
+def _named_splits(
+    files: FileList, test_split: str | None
+) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    splits = np.array(files.splits or [""] * len(files))
+    names = np.unique(splits).tolist()
     train, test, validation = _roles(names, test_split)
     if test is None:
         wanted = test_split or " or ".join(TEST_NAMES)
         raise ValueError(f"There is no split {wanted}, but {', '.join(names[:10])}")
-    for name, value in (("folds", folds), ("fold", fold)):
-        if value is not None:
-            raise ArgumentError(name, "left out where there is a test split", value)
-    splits = np.array(files.splits)
-    held_out = np.flatnonzero(splits == validation)
+    is_held_out = splits == validation
+    is_trained = splits == train
     if train is None:
-        trained = np.flatnonzero((splits != test) & (splits != validation))
-    else:
-        trained = np.flatnonzero(splits == train)
-    if not len(trained):
+        is_trained = (splits != test) & ~is_held_out
+    if not is_trained.any():
         raise ValueError(f"There is no split to train on, but {', '.join(names)}")
-    pair = (trained, np.flatnonzero(splits == test))
-    return [pair], held_out if len(held_out) else None
+    pair = (np.flatnonzero(is_trained), np.flatnonzero(splits == test))
+    return pair, np.flatnonzero(is_held_out)
 
 
 def _roles(names: Collection[str], test_split: str | None) -> list[str | None]:
@@ -294,8 +282,8 @@ def _roles(names: Collection[str], test_split: str | None) -> list[str | None]:
 
 def deal_folds(labels: Sequence[Any], folds: int, seed: int = 0) -> np.ndarray:
     """Deals files to folds 0, 1, ... at random, each with as many of every class."""
-    if not 2 <= folds <= len(labels):
-        raise ArgumentError("folds", f"from 2 to the {len(labels)} files", folds)
+    expected = f"from 2 to the {len(labels)} files"
+    check(2 <= folds <= len(labels), "folds", expected, folds)
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     # Of several classes, the first will do.
     classes = np.array(
