@@ -55,8 +55,7 @@ def list_files(
 
     - `"folder"`: all files below a folder. With `labels=True`, the folder holds one
       folder per class; or folders such as `train`, `test` and `val` that do.
-    - `"csv"`: a table with a header and one file per row. A CSV file is also what
-      `layout="folder"` may be given.
+    - `"csv"`: a table with a header and one file per row, which `"folder"` takes, too.
     - `"audioset"`: a folder of AudioSet's clips, and its tables of segments. Missing
       clips are listed in `missing`.
     - `"esc50"`: ESC-50, whose five folds are the splits.

@@ -44,18 +44,14 @@ def file_dataset(
 ) -> "FileDataset":
     """Builds a data set of clips of one shape from files, for `fit()`.
 
-    One clip is taken of each file and epoch. Files are decoded in parallel, and of a
-    long one little more than the part that is used.
+    Files are decoded in parallel, and give one clip an epoch. Unreadable ones are
+    listed in `report` and skipped. With `drop_remainder`, other files replace them, so
+    that every epoch has `len(dataset)` full batches. Without it, as in evaluation,
+    every readable file comes exactly once, and a batch is smaller by those skipped.
 
-    **Unreadable files** are listed in `report`, skipped, and not tried again. With
-    `drop_remainder`, another file replaces a skipped one, so that every epoch has
-    `len(dataset)` full batches. Without it, as in evaluation, every readable file comes
-    exactly once, and a batch is smaller by those that were skipped.
-
-    **Order and crops** follow from `(seed, epoch)` alone, however many threads read.
-    Without `repeat`, each iteration over the dataset is the next epoch. With `repeat`,
-    the dataset is one endless run of epochs: give `fit()`
-    `steps_per_epoch=len(files) // batch_size`.
+    Order and crops follow from `(seed, epoch)` alone, however many threads read. Each
+    iteration over the data set is the next epoch. With `repeat`, one iteration has
+    epochs without end: give `fit()` `steps_per_epoch=len(files) // batch_size`.
 
     Args:
         files: `FileList`, see `list_files()`.
@@ -64,18 +60,16 @@ def file_dataset(
             of the arrays that it returns.
         batch_size: int. Clips per batch.
         shuffle: bool. Whether each epoch has an order of its own, as for training.
-        crop: which part to take of a file that is longer or of other proportions:
-            `"random"` (another one every epoch), `"center"`, `"start"`, or numbers in
-            [0, 1] along time, height and width. Defaults to `"random"` with `shuffle`,
-            else `"center"`.
+        crop: which part to take of a file: `"random"` (another one every epoch),
+            `"center"`, `"start"`, or numbers in [0, 1] along time, height and width.
+            Defaults to `"random"` with `shuffle`, else `"center"`.
         repeat: bool. Whether to repeat without end.
-        drop_remainder: bool. Whether to leave out what does not fill a batch, so that
-            all shapes are static. Defaults to `shuffle or repeat`.
+        drop_remainder: bool. Whether to drop what does not fill a batch. Defaults to
+            `shuffle or repeat`.
         labels: bool. Whether to give labels if there are any.
         seed: int. Decides order and crops.
         initial_epoch: int. Number of the first epoch, to resume a run.
-        first_batch: int. With `repeat`, the batch of that epoch to start with. Those
-            before are not read.
+        first_batch: int. With `repeat`, the batch of that epoch to start with.
         strict: bool. Whether an unreadable file is an error instead.
         report: optional `ReadReport` to fill.
         num_parallel: int. Files read at the same time. Defaults to the number of CPUs.
@@ -90,9 +84,8 @@ def file_dataset(
         `tf.data.Dataset` of it.
 
     Raises:
-        UnreadableFileError: if no file can be read; or, with `strict`, if the first
-            file cannot; and while iterating. On the TensorFlow backend, `fit()` makes
-            another error of it; the `UnreadableFileError` is then `report.error`.
+        UnreadableFileError: if no file can be read, or, with `strict`, one cannot. On
+            TensorFlow, `fit()` makes another error of it; see `report.error`.
 
     Example:
     ```python
@@ -157,12 +150,7 @@ def file_dataset(
 class FileDataset(keras.utils.PyDataset):
     """The batches of `file_dataset()`, read ahead by threads.
 
-    A batch depends on its number alone, so any can be read first, and none is read to
-    skip it.
-
-    Attributes:
-        clock: `InputClock`, how long readers had to wait.
-        shard: tuple of ints, which shard of each batch this is, and of how many.
+    A batch depends on its number alone, so that any can be read first.
     """
 
     files: FileList
@@ -275,7 +263,7 @@ class FileDataset(keras.utils.PyDataset):
         raise self._error(0, self._unreadable[0], problem)
 
     def _clip(self, epoch: int, place: int) -> tuple[int, np.ndarray] | None:
-        """Reads a file's index and clip; `None` if it is skipped."""
+        """Reads a file's index and clip, from any thread; `None` if it is skipped."""
         position = self.position
         if position is None:
             generator = np.random.default_rng((self.seed, epoch, place, 1))
@@ -374,15 +362,7 @@ def _pool(num_threads: int, process: int) -> multiprocessing.pool.ThreadPool:
 
 @dataclasses.dataclass
 class InputClock:
-    """Measures how long training waits for its input.
-
-    Reading in the background, while the model computes, is no waiting.
-
-    Attributes:
-        seconds: float, waited so far.
-        batches: int, batches read.
-        examples: int, examples read.
-    """
+    """Seconds that training waited for its input, and what was read."""
 
     seconds: float = 0.0
     batches: int = 0

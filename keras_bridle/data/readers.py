@@ -141,13 +141,7 @@ class AudioReader:
         segment: tuple[float, float | None] | None = None,
         report: Any = None,
     ) -> np.ndarray:
-        cut = functools.partial(
-            plan_cut,
-            num_samples=self.num_samples,
-            sample_rate=self.sample_rate,
-            position=position[0],
-            segment=segment or (0.0, None),
-        )
+        cut = functools.partial(self.cut, position[0], segment or (0.0, None))
         waveform = self._decode(path, cut, self.sample_rate)[: self.num_samples]
         if not np.isfinite(waveform).all():
             raise ValueError("holds infinite or undefined samples")
@@ -157,37 +151,37 @@ class AudioReader:
         padded[: len(waveform)] = np.clip(waveform, -1.0, 1.0)
         return padded
 
-
-def plan_cut(
-    frames: int,
-    rate: int,
-    num_samples: int,
-    sample_rate: int,
-    position: float,
-    segment: tuple[float, float | None],
-) -> tuple[int, int, int]:
-    """Chooses the frames of a file to decode for one waveform, a `Cut`."""
-    if frames < 1:
-        raise ValueError("holds no samples")
-    first = round(segment[0] * rate)
-    last = frames if segment[1] is None else min(round(segment[1] * rate), frames)
-    if first >= last:
-        raise ValueError(
-            f"the segment starts at {segment[0]} s, the file ends at {frames / rate} s"
-        )
-    needed = math.ceil(num_samples * rate / sample_rate)
-    room = max(last - first - needed, 0)
-    start = first + min(math.floor(position * (room + 1)), room)
-    stop = min(start + needed, last)
-    if rate == sample_rate:
-        return start, stop - start, 0
-    # With a margin on either side, the waveform equals that part of the whole recording
-    # resampled. It has whole units, so that nothing moves by a fraction of a sample.
-    unit = rate // math.gcd(rate, sample_rate)
-    margin = math.ceil(_MARGIN_SECONDS * rate / unit) * unit
-    before = min(margin, (start - first) // unit * unit)
-    after = min(margin, last - stop)
-    return start - before, before + stop - start + after, before * sample_rate // rate
+    def cut(
+        self,
+        position: float,
+        segment: tuple[float, float | None],
+        frames: int,
+        rate: int,
+    ) -> tuple[int, int, int]:
+        """Chooses the frames of a file to decode for one waveform, as a `Cut` does."""
+        if frames < 1:
+            raise ValueError("holds no samples")
+        first = round(segment[0] * rate)
+        last = frames if segment[1] is None else min(round(segment[1] * rate), frames)
+        if first >= last:
+            end = f"{frames / rate} s"
+            raise ValueError(
+                f"the segment starts at {segment[0]} s, the file ends at {end}"
+            )
+        needed = math.ceil(self.num_samples * rate / self.sample_rate)
+        room = max(last - first - needed, 0)
+        start = first + min(math.floor(position * (room + 1)), room)
+        stop = min(start + needed, last)
+        if rate == self.sample_rate:
+            return start, stop - start, 0
+        # With a margin on either side, the waveform equals that part of the whole
+        # recording resampled. It has whole units, so that nothing moves by a fraction
+        # of a sample.
+        unit = rate // math.gcd(rate, self.sample_rate)
+        margin = math.ceil(_MARGIN_SECONDS * rate / unit) * unit
+        before = min(margin, (start - first) // unit * unit)
+        count = before + stop - start + min(margin, last - stop)
+        return start - before, count, before * self.sample_rate // rate
 
 
 def decode_with_soundfile(path: str, cut: Cut, sample_rate: int) -> np.ndarray:
@@ -293,8 +287,7 @@ class ImageReader:
     largest says what they mean. They are scaled until they cover the size (bicubic,
     with antialiasing) and cropped.
 
-    For augmentation, read images somewhat larger than needed (256 for 224), and let the
-    model crop and flip them.
+    For augmentation, read images somewhat larger than needed (256 for 224).
 
     Args:
         image_size: int or `(height, width)` of the images.
@@ -304,7 +297,7 @@ class ImageReader:
         path: a file that Pillow can read (JPEG, PNG, WebP and more).
         position: tuple of floats in [0, 1]. The last two say where the crop lies: 0.0
             is the top or left, 0.5 the middle, 1.0 the bottom or right.
-        segment: not used, as `report`.
+        segment, report: not used.
 
     Returns:
         uint8 array of shape `(height, width, channels)`.

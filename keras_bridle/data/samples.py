@@ -37,8 +37,8 @@ _DIRECTIONS = {
 }
 # The first so much of each video is for training.
 _TRAINING_SHARE = 0.7
-# The shorter side of the frames that a panning window moves over, and how far it moves
-# from one frame to the next, in sides of the window.
+# The shorter side of the frames that a window pans over, and its step from one frame to
+# the next, in sides of the window.
 _SCENE, _STEP = 2.25, 1 / 16
 
 Examples = tuple[np.ndarray, np.ndarray, tuple[str, ...]]
@@ -127,9 +127,8 @@ def load_clips(
 
     Gives uint8 `(n, num_frames, height, width, channels)`, clips of every
     `sampling_rate`-th frame that start every `stride` frames (by default half of what a
-    clip covers). The videos have 190 and 1,441 frames and are split by time: training
-    clips end within the first 70 % of each, test clips begin after them, and between
-    the two lies at least as much as one clip covers. CC0 and CC BY 4.0; see
+    clip covers). Training clips end within the first 70 % of each video, test clips
+    begin after them, and what one clip covers lies between. CC0 and CC BY 4.0; see
     `sample_files/NOTICE`.
     """
     size = as_size("image_size", image_size)
@@ -156,12 +155,12 @@ def synthetic_pans(
     """Makes clips in which a camera pans in one of 8 directions: a probe for motion.
 
     Gives uint8 clips `(num_clips, num_frames, height, width, channels)`, int32 labels
-    and the directions that they index. The pixels are real, **the motion is
-    synthetic**: a window moves over the frames of the sample videos (or of `videos`) in
-    a straight line, by 1/16 of its shorter side a frame, while the videos go on. The
-    middles of the paths are spread over the same area for all directions, so that the
-    position does not give the direction away. Splits are as in `load_clips()`. Chance
-    is 12.5 %; `benchmarks/pan_probe.py` has what simple classifiers of pixels reach.
+    and the directions that they index. The pixels are real, the motion is synthetic: a
+    window moves over the frames of the sample videos (or of `videos`) in a straight
+    line, by 1/16 of its shorter side a frame, while the videos go on. The middles of
+    the paths are spread alike for all directions, so that the position tells none.
+    Splits are as in `load_clips()`. `benchmarks/pan_probe.py` has what simple
+    classifiers of pixels reach.
     """
     size = as_size("image_size", image_size)
     step = max(round(_STEP * min(size)), 1)
@@ -193,10 +192,10 @@ def synthetic_pans(
 
 
 def extract_samples(directory: str | Path) -> Path:
-    """Writes the samples as ordinary files, to try the file readers on.
+    """Writes samples as ordinary files to folders of a directory, and gives that.
 
-    Makes folders `mandarin_syllables` (Ogg files and a CSV table), `sonic_pi`,
-    `fashion_mnist` (20 PNG files of each class) and `video`. Returns the directory.
+    They are called `mandarin_syllables` (with a CSV table), `sonic_pi`,
+    `fashion_mnist` (20 images of each class) and `video`.
     """
     directory = Path(directory)
     for name in ("mandarin_syllables", "sonic_pi"):

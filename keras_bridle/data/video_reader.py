@@ -25,12 +25,8 @@ class VideoReader:
 
     A clip is `num_frames` frames, every `sampling_rate`-th of the file in the order
     shown. Frames are turned as the file says, scaled until they cover the size
-    (bicubic) and cropped alike. Only what lies between the clip and the keyframe before
-    it is decoded. A video **shorter than a clip** ends in its last frame, repeated; a
-    **broken** one is read as far as it goes, if that is enough for a clip.
-
-    For augmentation, read clips somewhat larger than needed (256 for 224), and let the
-    model crop and flip them.
+    (bicubic) and cropped alike. A video shorter than a clip ends in its last frame,
+    repeated; a broken one is read as far as it goes, if that is enough for a clip.
 
     Args:
         image_size: int or `(height, width)` of the frames.
@@ -153,13 +149,11 @@ class PacketList(NamedTuple):
     stamps: np.ndarray
     # In bytes.
     sizes: np.ndarray
-    # How many frames are shown before; `None` if a packet has no time stamp, or two
-    # have the same.
+    # How many frames are shown before; `None` if time stamps are missing or alike.
     ranks: np.ndarray | None
     # Which packets are keyframes.
     keyframes: np.ndarray
-    # The ranks of the frames that are shown, in order. An edit list may hide others,
-    # which the decoder needs all the same.
+    # The ranks of the frames that no edit list hides, in order.
     shown: np.ndarray
     # How many of them the file's header announces; 0 if it does not say.
     announced: int
@@ -289,8 +283,7 @@ def _decode_from_keyframe(
 ) -> dict[int, np.ndarray] | None:
     """Decodes from the last keyframe shown before the first target.
 
-    Gives the targets' pixels by number, or `None` if the file is not as listed, or its
-    frames do not come in the order of their time stamps.
+    Gives the targets' pixels by number, or `None` if the file is not as listed.
     """
     ranks = packets.ranks
     if ranks is None:
@@ -352,11 +345,7 @@ def _open_at(
 def _decode_from_start(
     path: str, targets: set[int], to_pixels: PixelMaker
 ) -> dict[int, np.ndarray]:
-    """Decodes a file from its start and counts its frames.
-
-    Gives the pixels by number of those targets that exist; if none does, those of the
-    last frame.
-    """
+    """Decodes a file from its start: the targets that exist, or the last frame."""
     found: dict[int, np.ndarray] = {}
     number, last = 0, None
     video = _Video(path)
