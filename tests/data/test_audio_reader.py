@@ -58,23 +58,23 @@ def test_channels_are_averaged(tmp_path):
     path = write(tmp_path / "a.wav", sound, subtype="FLOAT")
     clip = read_clip(path, 3200, 16000)
     np.testing.assert_allclose(clip, sound.mean(axis=1), atol=1e-7)
+    # Values stay within full scale.
+    path = write(tmp_path / "b.wav", 1.5 * np.sign(sound), 44100, "FLOAT")
+    clip = read_clip(path, 2000, 16000)
+    assert clip.max() == 1.0 and clip.min() == -1.0
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
 def test_resampled_tone_is_the_tone(tmp_path, rate):
     time = np.arange(rate) / rate
-    path = write(tmp_path / "a.wav", 0.5 * np.sin(2000 * np.pi * time), rate, "FLOAT")
-    clip = read_clip(path, 16000, 16000)
+    tone = 0.5 * np.sin(2000 * np.pi * time)
+    if rate > 22050:
+        # Frequencies above half the rate are removed.
+        tone += 0.5 * np.sin(22000 * np.pi * time)
+    clip = read_clip(write(tmp_path / "a.wav", tone, rate, "FLOAT"), 16000, 16000)
     expected = 0.5 * np.sin(2000 * np.pi * np.arange(16000) / 16000)
     # The filter needs some samples of past and future.
     np.testing.assert_allclose(clip[400:-400], expected[400:-400], atol=5e-5)
-
-
-def test_frequencies_above_half_the_rate_are_removed(tmp_path):
-    time = np.arange(44100) / 44100
-    path = write(tmp_path / "a.wav", np.sin(2 * np.pi * 11000 * time), 44100, "FLOAT")
-    clip = read_clip(path, 16000, 16000)
-    assert np.abs(clip[400:-400]).max() < 1e-4
 
 
 @pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
@@ -101,11 +101,6 @@ def test_short_recordings_are_padded_with_exact_zeros(tmp_path, rate):
     np.testing.assert_allclose(clip[400:1200], 0.25, atol=1e-4)
 
 
-def test_silence_is_let_through(tmp_path):
-    path = write(tmp_path / "a.flac", np.zeros(8000))
-    assert not read_clip(path, 4000, 16000).any()
-
-
 @pytest.mark.parametrize("rate", [16000, 44100])
 def test_segment_is_the_recording(tmp_path, rate):
     values = np.repeat([0.1, 0.2, 0.3, 0.4], rate)
@@ -120,12 +115,6 @@ def test_segment_is_the_recording(tmp_path, rate):
     last = read_clip(path, 32000, 16000, 0.0, (3.0, None))
     np.testing.assert_allclose(last[400:15600], 0.4, atol=2e-4)
     assert not last[16000:].any()
-
-
-def test_values_stay_within_full_scale(tmp_path):
-    path = write(tmp_path / "a.wav", np.sign(noise(0.5, 44100)) * 1.5, 44100, "FLOAT")
-    clip = read_clip(path, 8000, 16000)
-    assert clip.max() == 1.0 and clip.min() == -1.0
 
 
 def test_only_the_needed_part_is_decoded(tmp_path, monkeypatch):
@@ -144,42 +133,30 @@ def test_only_the_needed_part_is_decoded(tmp_path, monkeypatch):
     assert counts == [8000, 8000 + 2 * 320]
 
 
-def truncated(tmp_path, name):
-    path = write(tmp_path / name, noise(6.0))
-    data = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(data[: len(data) // 2])
-    return path
-
-
-@pytest.mark.parametrize("name", ["a.flac", "a.mp3"])
-def test_files_broken_off_are_errors(tmp_path, name):
-    with pytest.raises((ValueError, soundfile.LibsndfileError)):
-        read_clip(truncated(tmp_path, name), 96000, 16000)
-
-
-@pytest.mark.parametrize("name", ["a.wav", "a.ogg"])
-def test_files_broken_off_without_a_trace_are_short(tmp_path, name):
-    """Libsndfile takes the length of these from what is there."""
-    clip = read_clip(truncated(tmp_path, name), 96000, 16000)
-    assert clip[:8000].any() and not clip[-8000:].any()
+@pytest.mark.parametrize("ending", ["flac", "mp3", "wav", "ogg"])
+def test_files_broken_off(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    write(path, noise(6.0))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    if ending in ("flac", "mp3"):
+        with pytest.raises((ValueError, soundfile.LibsndfileError)):
+            read_clip(str(path), 96000, 16000)
+    else:
+        # Libsndfile takes the length of these from what is there.
+        clip = read_clip(str(path), 96000, 16000)
+        assert clip[:8000].any() and not clip[-8000:].any()
 
 
 def test_other_unreadable_files(tmp_path):
-    text = tmp_path / "text.wav"
-    text.write_text("this is no sound")
-    empty = tmp_path / "empty.wav"
-    empty.write_bytes(b"")
-    for path in (text, empty):
-        with pytest.raises(soundfile.LibsndfileError):
-            read_clip(str(path), 100, 16000)
-    with pytest.raises(ValueError):
-        read_clip(write(tmp_path / "none.wav", np.zeros(0)), 100, 16000)
-    undefined = write(tmp_path / "nan.wav", np.array([0.0, np.nan]), subtype="FLOAT")
-    with pytest.raises(ValueError):
-        read_clip(undefined, 100, 16000)
-    short = write(tmp_path / "short.wav", np.zeros(16000))
-    with pytest.raises(ValueError):
-        read_clip(short, 100, 16000, segment=(2.0, 3.0))
+    (tmp_path / "text.wav").write_text("this is no sound")
+    (tmp_path / "empty.wav").write_bytes(b"")
+    write(tmp_path / "none.wav", np.zeros(0))
+    write(tmp_path / "nan.wav", np.array([0.0, np.nan]), subtype="FLOAT")
+    write(tmp_path / "short.wav", np.zeros(16000))
+    for path in tmp_path.iterdir():
+        segment = (2.0, 3.0) if path.stem == "short" else None
+        with pytest.raises((ValueError, soundfile.LibsndfileError)):
+            read_clip(str(path), 100, 16000, segment=segment)
 
 
 def test_margin_is_a_whole_number_of_samples():
@@ -193,17 +170,6 @@ def test_margin_is_a_whole_number_of_samples():
             assert first <= cut[0] <= start
             assert start + rate <= cut[0] + cut[1] <= last
             assert (start - cut[0]) * 16000 == cut[2] * rate
-
-
-def test_rates_and_formats_may_be_mixed(tmp_path):
-    reader = AudioReader(seconds=0.5)
-    for name, rate in (("a.wav", 8000), ("b.flac", 44100), ("c.ogg", 22050)):
-        time = np.arange(rate) / rate
-        path = write(tmp_path / name, 0.5 * np.sin(2000 * np.pi * time), rate)
-        clip = reader(path)
-        # 1 kHz is bin 500 of a 0.5 s clip at 16 kHz.
-        assert np.abs(np.fft.rfft(clip)).argmax() == 500
-        np.testing.assert_allclose(np.abs(clip).max(), 0.5, atol=0.03)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,10 @@
 import contextlib
-import struct
-import zlib
 
 import numpy as np
 import pytest
 from image_files import gradient
 from PIL import Image
 
-from keras_bridle.data.files import FileList
-from keras_bridle.data.pipeline import file_dataset
 from keras_bridle.data.readers import ImageReader
 
 pytestmark = pytest.mark.one_backend
@@ -19,8 +15,6 @@ def read_image(path, size=None, channels=3, position=(0.5, 0.5)):
     if size is None:
         with Image.open(path) as image:
             size = image.size[::-1]
-            if image.getexif().get(0x0112, 1) > 4:
-                size = size[::-1]
     return ImageReader(size, channels)(path, (0.5, *position))
 
 
@@ -30,36 +24,14 @@ def resized(pixels, size):
     return np.asarray(image)
 
 
-LOSSY = {"jpg": {"quality": 95}, "webp": {"quality": 95}}
-
-
 def save(path, pixels, **options):
     Image.fromarray(pixels).save(path, **options)
     return path
 
 
-def png_of_16_bits(path, values):
-    """Writes a gray PNG of 16 bits by hand, as cameras and scanners make them."""
-
-    def chunk(name, body):
-        check = zlib.crc32(name + body)
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", check)
-
-    height, width = values.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0)
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
-    return path
-
-
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
 def test_formats(tmp_path, ending):
-    path = save(tmp_path / f"a.{ending}", gradient(), **LOSSY.get(ending, {}))
+    path = save(tmp_path / f"a.{ending}", gradient(), quality=95)
     image = read_image(path)
     assert image.shape == (40, 60, 3) and image.dtype == np.uint8
     difference = np.abs(image.astype(int) - gradient())
@@ -108,27 +80,27 @@ def test_orientation(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = save(tmp_path / "a.jpg", np.ascontiguousarray(stored), exif=exif, quality=95)
-    image = read_image(path)
-    assert image.shape == upright.shape
-    assert np.abs(image.astype(int) - upright).mean() < 2
-    small = read_image(path, (10, 16))
-    expected = resized(upright, (10, 16))
-    assert np.abs(small.astype(int) - expected).mean() < 3
-
-
-def test_broken_orientation_is_ignored(tmp_path):
+    assert np.abs(read_image(path, (40, 64)).astype(int) - upright).mean() < 2
+    small = read_image(path, (10, 16)).astype(int)
+    assert np.abs(small - resized(upright, (10, 16))).mean() < 3
+    # One that is broken is ignored.
     exif = b"Exif\0\0II*\0\xff\xff\xff\xff"
-    path = save(tmp_path / "a.jpg", gradient(), exif=exif, quality=95)
-    assert np.abs(read_image(path).astype(int) - gradient()).mean() < 2
+    save(path, upright, exif=exif, quality=95)
+    assert np.abs(read_image(path).astype(int) - upright).mean() < 2
 
 
 def test_gray_and_color(tmp_path):
     gray = save(tmp_path / "gray.png", gradient()[..., 0])
     assert (read_image(gray) == gradient()[..., :1]).all()
     assert (read_image(gray, channels=1)[..., 0] == gradient()[..., 0]).all()
-    color = save(tmp_path / "color.png", gradient())
+    # The contents decide, not the name.
+    color = save(tmp_path / "color.jpg", gradient(), format="PNG")
     expected = np.asarray(Image.fromarray(gradient()).convert("L"))
     np.testing.assert_array_equal(read_image(color, channels=1)[..., 0], expected)
+    values = np.linspace(0, 65535, 600).reshape(30, 20).astype("uint16")
+    deep = save(tmp_path / "deep.png", values)
+    np.testing.assert_array_equal(read_image(deep, channels=1)[..., 0], values >> 8)
+    assert read_image(deep, 8).shape == (8, 8, 3)
 
 
 def test_transparent_pixels_show_white(tmp_path):
@@ -147,13 +119,6 @@ def test_transparent_pixels_show_white(tmp_path):
     np.testing.assert_array_equal(image[1, 1], [1, 2, 3])
 
 
-def test_16_bits_keep_their_upper_8(tmp_path):
-    values = np.linspace(0, 65535, 30 * 20).reshape(30, 20).astype("uint16")
-    path = png_of_16_bits(tmp_path / "a.png", values)
-    np.testing.assert_array_equal(read_image(path, channels=1)[..., 0], values >> 8)
-    assert read_image(path, 8).shape == (8, 8, 3)
-
-
 def test_cmyk_and_one_bit(tmp_path):
     Image.fromarray(gradient()).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
     image = read_image(tmp_path / "a.jpg")
@@ -163,11 +128,6 @@ def test_cmyk_and_one_bit(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "b.png")[..., 2], bits * 255)
 
 
-def test_the_contents_decide_not_the_name(tmp_path):
-    Image.fromarray(gradient()).save(tmp_path / "a.jpg", format="PNG")
-    np.testing.assert_array_equal(read_image(tmp_path / "a.jpg"), gradient())
-
-
 def test_large_jpegs_are_decoded_smaller_but_look_the_same(tmp_path):
     path = save(tmp_path / "a.jpg", gradient(1200, 1600), quality=95)
     expected = resized(gradient(1200, 1600)[:, 200:1400], (60, 60))
@@ -175,7 +135,7 @@ def test_large_jpegs_are_decoded_smaller_but_look_the_same(tmp_path):
     assert difference.mean() < 2
 
 
-def test_broken_files(tmp_path):
+def test_broken_files(tmp_path, monkeypatch):
     good = save(tmp_path / "good.png", gradient(200, 200)).read_bytes()
     jpeg = save(tmp_path / "good.jpg", gradient(200, 200)).read_bytes()
     for name, contents in {
@@ -189,6 +149,9 @@ def test_broken_files(tmp_path):
         (tmp_path / name).write_bytes(contents)
         with pytest.raises(ValueError):
             read_image(tmp_path / name, 16)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match="Bomb"):
+        read_image(tmp_path / "good.png", 16)
 
 
 def test_random_damage_gives_a_picture_or_a_value_error(tmp_path):
@@ -206,32 +169,9 @@ def test_random_damage_gives_a_picture_or_a_value_error(tmp_path):
                 assert read_image(path, 16).shape == (16, 16, 3)
 
 
-def test_bombs_are_errors(tmp_path, monkeypatch):
-    path = save(tmp_path / "a.png", gradient())
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError):
-        read_image(path, 16)
-
-
 @pytest.mark.parametrize("size", [0, (3,), (3, -1), (2.5, 2)])
 def test_arguments_are_checked(size):
     with pytest.raises(ValueError):
         ImageReader(size)
     with pytest.raises(ValueError):
         ImageReader(4, channels=2)
-
-
-def test_center_and_random_crops_in_a_pipeline(tmp_path):
-    # The red of a pixel tells its column.
-    path = save(tmp_path / "a.png", gradient(20, 256))
-    files = FileList("image", [path] * 400)
-
-    def columns(**options):
-        dataset = file_dataset(files, ImageReader(20), batch_size=400, **options)
-        return next(iter(dataset))[:, 10, 10, 0].astype(int)
-
-    assert np.abs(columns() - 128).max() <= 2
-    found = columns(shuffle=True)
-    # Middles from column 10 to 246, all alike.
-    assert 8 <= found.min() < 20 and 236 < found.max() <= 248
-    assert np.histogram(found, bins=4, range=(9, 247))[0].min() > 70
