@@ -1,8 +1,13 @@
-"""Settings of the tests that read files."""
+"""Settings of the tests that read files: nothing here leaves a state in Keras."""
 
 import pytest
 
 
 @pytest.fixture(autouse=True)
 def clean_keras_state():
-    """Replaces the slower one: nothing here leaves a state in Keras."""
+    """Replaces a slower one, as the next."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_given_back():
+    """Nothing large is compiled."""
