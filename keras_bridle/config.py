@@ -281,12 +281,22 @@ class OptimizerOptions(Options):
 class TrainingOptions(OptimizerOptions):
     """How it is learned: the options of `InterleavedPretraining.fit()`."""
 
-    rounds: Natural = flag(2, "tokenizer and encoder phases after the cold start")
+    rounds: Natural | None = flag(
+        None,
+        "tokenizer and encoder phases after the cold start; by default 0, "
+        "from 50,000 examples on 1",
+    )
     cold_start_epochs: Count | None = flag(
         None, "epochs of the cold start, if not an encoder phase's"
     )
-    tokenizer_epochs: Count = flag(30, "epochs of a tokenizer phase")
-    encoder_epochs: Count = flag(100, "epochs of an encoder phase")
+    tokenizer_epochs: Count | None = flag(
+        None, "epochs of a tokenizer phase; by default a quarter of an encoder phase's"
+    )
+    encoder_epochs: Count | None = flag(
+        None,
+        "epochs of an encoder phase; by default as many as make 10,000 steps, "
+        "from 20 to 400",
+    )
     joint: bool = option(False, "train tokenizer and encoder in one phase")
     tokenizer_every: Count = option(
         4, "steps of a joint phase between those of the tokenizer"

@@ -4,10 +4,10 @@ On the sample recordings that come with the package (5 minutes on 2 CPU cores):
 
     KERAS_BACKEND=jax python recipes/pretrain_audio.py
 
-On your own, with the published size and schedule:
+On your own, with an encoder of the published size:
 
     KERAS_BACKEND=jax python recipes/pretrain_audio.py --data my_recordings/ \
-        --preset base --rounds 2 --directory runs/mine --dtype-policy mixed_bfloat16
+        --preset base --directory runs/mine --dtype-policy mixed_bfloat16
 
 The same command with `--resume` resumes a run that was stopped. A run without `--data`
 ends with linear probes: how well one linear layer on the frozen encoder's features
@@ -48,10 +48,7 @@ SAMPLE = {
     "decoder_layers": 1,
     "directory": "runs/audio_sample",
 }
-PUBLISHED = {
-    "cold_start_epochs": 140,
-    "tokenizer_epochs": 31,
-    "encoder_epochs": 200,
+OWN = {
     "seconds": 10.24,
     "directory": "runs/audio",
 }
@@ -66,7 +63,7 @@ class Options(PretrainingOptions, AudioReading):
 
 
 def main(arguments=None):
-    with Pretraining(AUDIO, Options, __doc__, SAMPLE, PUBLISHED, arguments) as recipe:
+    with Pretraining(AUDIO, Options, __doc__, SAMPLE, OWN, arguments) as recipe:
         options = recipe.options
         recipe.load(lambda reading: sample_recordings(reading, options.sounds))
         augmentation = [kb.RandomWaveformGain(seed=options.seed)]

@@ -5,10 +5,10 @@ cores):
 
     KERAS_BACKEND=jax python recipes/pretrain_image.py
 
-On your own, with the published size and schedule:
+On your own, with an encoder of the published size:
 
     KERAS_BACKEND=jax python recipes/pretrain_image.py --data my_images/ \
-        --preset base --rounds 2 --directory runs/mine --dtype-policy mixed_bfloat16
+        --preset base --directory runs/mine --dtype-policy mixed_bfloat16
 
 The same command with `--resume` resumes a run that was stopped. A run without `--data`
 ends with probes: how well one linear layer on the frozen encoder's features, or a vote
@@ -52,12 +52,9 @@ SAMPLE = {
     "decoder_layers": 1,
     "directory": "runs/image_sample",
 }
-PUBLISHED = {
-    "cold_start_epochs": 200,
+OWN = {
     # Not published, and better by far on the sample data.
     "cold_start_centered": True,
-    "tokenizer_epochs": 50,
-    "encoder_epochs": 200,
     "image_size": 224,
     "directory": "runs/image",
 }
@@ -83,7 +80,7 @@ class Options(PretrainingOptions, ImageReading):
 
 
 def main(arguments=None):
-    with Pretraining(IMAGE, Options, __doc__, SAMPLE, PUBLISHED, arguments) as recipe:
+    with Pretraining(IMAGE, Options, __doc__, SAMPLE, OWN, arguments) as recipe:
         options = recipe.options
         recipe.load(sample_images)
         scale = (options.smallest_crop, 1.0)

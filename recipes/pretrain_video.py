@@ -4,10 +4,10 @@ On clips of the two sample videos that come with the package (5 minutes on 2 CPU
 
     KERAS_BACKEND=jax python recipes/pretrain_video.py
 
-On your own, with the published size and schedule:
+On your own, with an encoder of the published size:
 
     KERAS_BACKEND=jax python recipes/pretrain_video.py --data my_videos/ \
-        --preset base --rounds 2 --directory runs/mine --dtype-policy mixed_bfloat16
+        --preset base --directory runs/mine --dtype-policy mixed_bfloat16
 
 The same command with `--resume` resumes a run that was stopped. A run without `--data`
 ends with probes: in which of 8 directions the camera pans. The pixels are real, of
@@ -58,15 +58,10 @@ SAMPLE = {
     "decoder_layers": 1,
     "directory": "runs/video_sample",
 }
-PUBLISHED = {
-    "rounds": 1,
-    "cold_start_epochs": 801,
+OWN = {
     # Not published, and better by far on the sample data.
     "cold_start_centered": True,
-    "tokenizer_epochs": 50,
-    "encoder_epochs": 801,
     "batch_size": 32,
-    "encoder_learning_rate": 1.2e-3,
     "tokenize": "masked",
     "mask_ratio": 0.9,
     "image_size": 224,
@@ -86,7 +81,7 @@ class Options(PretrainingOptions, VideoReading):
 
 
 def main(arguments=None):
-    with Pretraining(VIDEO, Options, __doc__, SAMPLE, PUBLISHED, arguments) as recipe:
+    with Pretraining(VIDEO, Options, __doc__, SAMPLE, OWN, arguments) as recipe:
         options = recipe.options
         recipe.load(sample_clips)
         augmentation = [kb.RandomMultiScaleCrop(options.image_size, seed=options.seed)]

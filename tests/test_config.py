@@ -40,7 +40,7 @@ def test_values_come_in_the_type_of_their_option(kind, name, value, expected):
         (TrainingOptions, "rounds", True),
         (TrainingOptions, "rounds", 1.0),
         (TrainingOptions, "rounds", "1"),
-        (TrainingOptions, "rounds", None),
+        (TrainingOptions, "tokenizer_every", None),
         (TrainingOptions, "warmup", 1),
         (TrainingOptions, "warmup", float("nan")),
         (TrainingOptions, "encoder_learning_rate", 0),
@@ -96,4 +96,4 @@ def test_texts_of_a_command_line(kind, name, text, expected):
 @pytest.mark.parametrize("text", ["1.5", "", "one", "none", "-1", "true"])
 def test_texts_that_are_no_count(text):
     with pytest.raises(ArgumentError):
-        checked(TrainingOptions.fields()["encoder_epochs"], text, is_text=True)
+        checked(TrainingOptions.fields()["tokenizer_every"], text, is_text=True)

@@ -5,11 +5,13 @@ r"""Which teacher makes codes that are worth learning, and for how long?
     KERAS_BACKEND=jax python benchmarks/quality/teachers.py clips --steps 4000
     KERAS_BACKEND=jax python benchmarks/quality/teachers.py plateau --steps 4000
     KERAS_BACKEND=jax python benchmarks/quality/teachers.py speech --steps 800 \
-        --cpu 6000 600 1500
+        --study informed --cpu 6000 600 1500
+    KERAS_BACKEND=jax python benchmarks/quality/teachers.py clips --steps 800 \
+        --study round --cpu 6000 800 1500
     KERAS_BACKEND=jax python benchmarks/quality/teachers.py plateau --steps 1500 \
         --ways "tubes 0.75, centered" --rates 1e-3 --seeds 0 1 --cpu 6000 800 1500
 
-Needs JAX and, but for the last two, an accelerator, and the data that
+Needs JAX and, but for those with `--cpu`, an accelerator, and the data that
 `synthetic_data.py` names. Tiny encoders (128 x 3 x 4) are pretrained in many ways,
 three seeds each, and probed with 20 and 100 labels a class and by nearest neighbors, on
 validation and on test examples; settings are to be chosen by the former and claims made
@@ -984,6 +986,45 @@ class Targets(Study):
             self.lab.write(name)
 
 
+class OneRound(Study):
+    """One round against the cold start and masked regression at equal total steps.
+
+    The round is as by default: the tokenizer learns from the cold start's encoder,
+    which goes on with its codes and the cold start's; with 4 x 256 and 1 x 1024 codes.
+    """
+
+    def __call__(self):
+        self.untrained()
+        total = 2 * self.steps + self.tokenizer_steps
+        for levels, size in ((4, 256), (1, 1024)):
+            name, sizes = f"cold start, {levels} x {size}", (levels, size)
+            self.cold_codes = self.lab.cold_codes(*sizes)
+            shares = dict(zip(("levels", "size"), sizes, strict=True))
+            cold = self.alone(name, (1,), self.cold_codes, **shares)
+            ways = [
+                ("cold start", run["backbone"], False, seed)
+                for seed, run in zip(SEEDS, cold, strict=True)
+            ]
+            codes = self.lab.learned_codes(ways, self.tokenizer_steps, *sizes)
+            codes = {(way[0], way[3]): x for way, x in zip(ways, codes, strict=True)}
+            self.both_codes(codes, dict(zip(SEEDS, cold, strict=True)), sizes, total)
+            self.lab.write(f"a round of {levels} x {size}")
+            if levels > 1:
+                self.alone(name, (2.25,), self.cold_codes)
+                self.lab.write("cold start alone")
+                self.regression((2.25,))
+                self.lab.write("regression")
+
+    def both_codes(self, codes, before, sizes, total):
+        """Encoders that go on with learned codes and the cold start's."""
+        kinds, steps = [("cold start", "continued")], (self.steps, total)
+        levels = 2 * sizes[0]
+        self.after(kinds, codes, before, steps, levels, sizes[1], keep=True)
+
+
+STUDIES = {"whole": Study, "informed": Informed, "round": OneRound, "targets": Targets}
+
+
 def plateau(data, args):
     """How long moving pictures teach nothing, and what shortens that."""
     variants = {
@@ -1061,8 +1102,8 @@ def main():
     parser.add_argument("--out", default="benchmarks/quality/results")
     parser.add_argument("--clothes", default="/usr/share/datasets/fashion-mnist")
     parser.add_argument("--espeak", default="espeak-ng")
-    parser.add_argument("--targets", action="store_true", help="what matters in them")
     add = parser.add_argument
+    add("--study", choices=STUDIES, default="whole", help="stages to run")
     add("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3], help="of plateau")
     add("--ways", nargs="+", help="of plateau alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -1071,7 +1112,7 @@ def main():
         type=int,
         nargs=3,
         metavar=("TRAIN", "VALIDATION", "TEST"),
-        help="so few examples, one run at a time, and the informed teacher alone",
+        help="so few examples, and one run at a time",
     )
     args = parser.parse_args()
     args.began = time.perf_counter()
@@ -1095,8 +1136,7 @@ def main():
     if args.data == "plateau":
         plateau(data, args)
     else:
-        study = Informed if args.cpu else Targets if args.targets else Study
-        study(Lab(data, args), args.steps, args.minutes)()
+        STUDIES[args.study](Lab(data, args), args.steps, args.minutes)()
 
 
 if __name__ == "__main__":

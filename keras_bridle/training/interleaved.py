@@ -37,7 +37,13 @@ from keras_bridle.training.batches import (
     in_floatx,
 )
 from keras_bridle.training.optimizers import check_accumulation
-from keras_bridle.training.phases import FitCall, Phase, phases, warning_of_short
+from keras_bridle.training.phases import (
+    FitCall,
+    Phase,
+    by_size,
+    phases,
+    remarks,
+)
 from keras_bridle.training.run import (
     cached_codes,
     check_cacheable,
@@ -170,18 +176,19 @@ class InterleavedPretraining:
             Preempted: which ends the program with code 143, after SIGTERM, when the
                 state is saved.
         """
-        training = TrainingOptions.make(config, **options)
-        plan = phases(training, self.teacher is not None)
+        given = TrainingOptions.make(config, **options)
         by_epoch = functools.partial(
             batches_by_epoch,
             inputs,
             self.backbone.input_dims,
-            training.batch_size,
+            given.batch_size,
             seed=self.config.seed,
         )
         make_batches = by_epoch(steps_per_epoch=steps_per_epoch)
         batches = make_batches(0)
         num_batches = count_batches(batches, steps_per_epoch)
+        training = by_size(given, num_batches, self.teacher is not None)
+        plan = phases(training, self.teacher is not None)
         check_accumulation(training, num_batches)
         if training.cache_codes:
             check_cacheable(batches, self.augmentation, self.config.tokenize)
@@ -198,9 +205,9 @@ class InterleavedPretraining:
             reading_speed=batches.reading_speed() if measures_speed else None,
         )
 
-        warning = warning_of_short(plan, num_batches, training)
-        if warning is not None and call.verbose > 0:
-            print(warning)
+        if call.verbose > 0:
+            for remark in remarks(plan, num_batches, training, given):
+                print(remark)
 
         def settings():
             return {

@@ -1,6 +1,7 @@
 """The plan of phases, and the training of one."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,8 +25,31 @@ class Phase(NamedTuple):
     learning_rate: float
 
 
+# Where these are from: docs/how_long.md.
+EXAMPLES_FOR_ROUNDS = 50_000
+ENCODER_STEPS = 10_000
+ENCODER_EPOCHS = 20, 400
+
+
+def by_size(options, num_batches, has_teacher=False):
+    """Fills in the rounds and epochs that options leave to the size of the data."""
+    rounds, epochs = options.rounds, options.encoder_epochs
+    if rounds is None:
+        is_large = num_batches * options.batch_size >= EXAMPLES_FOR_ROUNDS
+        rounds = int(is_large or has_teacher or options.joint)
+    if epochs is None:
+        batches = ENCODER_STEPS * (options.gradient_accumulation_steps or 1)
+        least, most = ENCODER_EPOCHS
+        epochs = min(max(math.ceil(batches / num_batches), least), most)
+    return options.replace(
+        rounds=rounds,
+        encoder_epochs=epochs,
+        tokenizer_epochs=options.tokenizer_epochs or math.ceil(epochs / 4),
+    )
+
+
 def phases(options, has_teacher=False):
-    """Lists the phases of a run with these `TrainingOptions`.
+    """Lists the phases of a run with these `TrainingOptions`, see `by_size()`.
 
     With a teacher, the tokenizer that learns from it takes the cold start's place.
     """
@@ -55,17 +79,23 @@ def phases(options, has_teacher=False):
 ENOUGH_STEPS = 1000
 
 
-def warning_of_short(plan, num_batches, options):
-    """Says in a line that encoders learn for too few steps; `None` if they do not."""
+def remarks(plan, num_batches, options, given):
+    """Lists what to say about a plan that was made from the `given` options."""
     epochs = sum(phase.epochs for phase in plan if phase.kind != "tokenizer")
     steps = epochs * num_batches // (options.gradient_accumulation_steps or 1)
-    if steps >= ENOUGH_STEPS:
-        return None
-    return (
-        f"The encoder has {steps:,} steps in all. With fewer than about "
-        f"{ENOUGH_STEPS:,} it may tell less than an untrained one: take more epochs or "
-        "smaller batches, and compare."
-    )
+    found = []
+    if given.rounds is None and options.rounds == 0:
+        found.append(
+            f"With fewer than {EXAMPLES_FOR_ROUNDS:,} examples the cold start alone is "
+            "best: there are no tokenizer phases unless `rounds` asks for them."
+        )
+    if steps < ENOUGH_STEPS:
+        found.append(
+            f"The encoder has {steps:,} steps in all. With fewer than about "
+            f"{ENOUGH_STEPS:,} it may be worse than an untrained one: take more epochs "
+            "or smaller batches, and compare."
+        )
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

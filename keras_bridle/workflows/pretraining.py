@@ -70,7 +70,7 @@ class Pretraining(Setup):
         kind: class of `PretrainingOptions`.
         description: string, what `--help` starts with.
         sample: dict, the recipe's defaults on the sample data.
-        published: dict, its defaults on `--data`.
+        own: dict, its defaults on `--data`.
         arguments: optional list of strings; the command line's by default.
 
     Attributes:
@@ -79,15 +79,15 @@ class Pretraining(Setup):
         examples: array of some raw inputs.
     """
 
-    def __init__(self, modality, kind, description, sample, published, arguments=None):
+    def __init__(self, modality, kind, description, sample, own, arguments=None):
         self.modality = modality
         self.encoder: Any = None
-        self.profiles = {"Without --data": sample, "With --data": published}
+        self.profiles = {"Without --data": sample, "With --data": own}
         super().__init__(kind, description, arguments, self.profiles)
 
     def defaults(self, given):
-        sample, published = self.profiles.values()
-        found = sample if given.get("data") is None else published
+        sample, own = self.profiles.values()
+        found = sample if given.get("data") is None else own
         preset = given.get("preset", "")
         if not preset or not ("://" in preset or Path(preset).exists()):
             return found

@@ -26,7 +26,7 @@ from keras_bridle.config import ArgumentError, TrainingOptions
 from keras_bridle.data.files import FileList
 from keras_bridle.data.pipeline import file_dataset
 from keras_bridle.training.interleaved import InterleavedPretraining
-from keras_bridle.training.phases import phases, warning_of_short
+from keras_bridle.training.phases import by_size, phases, remarks
 
 PHASES = ["0_cold_start", "1_tokenizer", "2_encoder"]
 SETTINGS = {
@@ -283,7 +283,9 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(finished, tmp_path):
 )
 def test_options_of_the_quantizer(options, expected):
     pretraining = InterleavedPretraining(backbone(), **options)
-    made = pretraining.new_tokenizer(phases(TrainingOptions())[0]).quantizer
+    made = pretraining.new_tokenizer(
+        phases(by_size(TrainingOptions(), 16))[0]
+    ).quantizer
     assert (made.normalize, made.restart_threshold) == expected
 
 
@@ -491,8 +493,33 @@ def test_steps_of_encoder_phases_count_and_those_of_tokenizers_do_not(
         tokenizer_epochs=50,
         gradient_accumulation_steps=accumulated,
     )
-    warning = warning_of_short(phases(options), batches, options)
-    assert (warning is not None) == is_short
+    assert bool(remarks(phases(options), batches, options, options)) == is_short
+
+
+@pytest.mark.parametrize(
+    ("batches", "given", "has_teacher", "expected"),
+    [
+        # 1,000, 10,000 and 100,000 examples.
+        (16, {}, False, (0, None, 100, 400)),
+        (157, {}, False, (0, None, 16, 64)),
+        (1563, {}, False, (1, None, 5, 20)),
+        (16, {}, True, (1, None, 100, 400)),
+        (16, {"joint": True}, False, (1, None, 100, 400)),
+        (16, {"gradient_accumulation_steps": 2}, False, (0, None, 100, 400)),
+        (157, {"gradient_accumulation_steps": 2}, False, (0, None, 32, 128)),
+        (16, {"rounds": 2, "encoder_epochs": 90}, False, (2, None, 23, 90)),
+        (1563, {"rounds": 0, "cold_start_epochs": 7}, False, (0, 7, 5, 20)),
+    ],
+)
+def test_rounds_and_epochs_follow_the_size_of_the_data(
+    batches, given, has_teacher, expected
+):
+    options = TrainingOptions(batch_size=64, **given)
+    found = by_size(options, batches, has_teacher)
+    names = "rounds", "cold_start_epochs", "tokenizer_epochs", "encoder_epochs"
+    assert tuple(getattr(found, name) for name in names) == expected
+    left_open = options.rounds is None and found.rounds == 0
+    assert len(remarks(phases(found), batches, found, options)) == left_open
 
 
 @pytest.mark.parametrize(
