@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from keras_bridle.training.progress import keep_freed_memory
+from keras_bridle.training.progress import tune_jax
 
 COMMANDS = {
     "pretrain audio": "pretrain_audio",
@@ -25,7 +25,7 @@ def main(arguments=None):
         words = command.split()
         if arguments[: len(words)] == words:
             sys.argv[0] = f"keras-bridle {command}"
-            keep_freed_memory()
+            tune_jax()
             _load(recipe).main(arguments[len(words) :])
             return
     lines = "\n".join(f"  keras-bridle {command} --help" for command in COMMANDS)

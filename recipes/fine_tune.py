@@ -38,7 +38,7 @@ from keras_bridle.config import (
     flag,
     option,
 )
-from keras_bridle.training.progress import keep_freed_memory
+from keras_bridle.training.progress import tune_jax
 from keras_bridle.training.trackers import TRACKERS
 from keras_bridle.workflows import FineTuning
 
@@ -202,5 +202,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
+    tune_jax()
     main()

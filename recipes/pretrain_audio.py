@@ -11,7 +11,7 @@ On your own, with an encoder of the published size:
 
 The same command with `--resume` resumes a run that was stopped. A run without `--data`
 ends with linear probes: how well one linear layer on the frozen encoder's features
-tells initials and finals of syllables that training never saw.
+tells the initials of syllables that training never saw.
 """
 
 import os
@@ -29,7 +29,7 @@ from keras_bridle.data import samples
 from keras_bridle.evaluation.features import FeatureExtractor, InputFeatures
 from keras_bridle.evaluation.probes import linear_probe
 from keras_bridle.modalities import AUDIO
-from keras_bridle.training.progress import keep_freed_memory
+from keras_bridle.training.progress import tune_jax
 from keras_bridle.workflows import Pretraining, PretrainingOptions
 
 SAMPLE = {
@@ -90,40 +90,36 @@ def sample_recordings(reading, per_sound):
 
 
 def syllable_probes(reading, backbone):
-    """Linear probes for initials and finals: of eighths in order, and of their mean."""
-    splits, length = ("train", "test"), AUDIO.input_shape(reading)[0]
-    waveforms = [samples.load_syllables(x, "initial", length)[0] for x in splits]
-    labels = {
-        field: [samples.load_syllables(x, field)[1] for x in splits]
-        for field in ("initial", "final", "syllable")
-    }
+    """Linear probes for initials: of eighths of a syllable in order, and their mean."""
+    length = AUDIO.input_shape(reading)[0]
+    train, labels, _ = samples.load_syllables("train", "initial", length)
+    test, test_labels, _ = samples.load_syllables("test", "initial", length)
+    syllables = samples.load_syllables("train", "syllable")[1]
     extract = FeatureExtractor(backbone, segments=8)
 
     def of_encoder():
-        in_order = [extract(x, batch_size=89) for x in waveforms]
+        in_order = [extract(x, batch_size=89) for x in (train, test)]
         # The segments are equally long, so that their mean is that of the syllable.
         return probes(in_order, [x.reshape(len(x), 8, -1).mean(1) for x in in_order])
 
     def of_log_mel():
         in_order = InputFeatures(backbone, shape=(64, 16))
         mean = InputFeatures(backbone)
-        return probes(list(map(in_order, waveforms)), list(map(mean, waveforms)))
+        return probes([in_order(train), in_order(test)], [mean(train), mean(test)])
 
     def probes(in_order, mean):
         probe = functools.partial(
             linear_probe,
-            groups=labels["syllable"][0],
+            groups=syllables,
             regularizations=(1e-3, 1e-2, 1e-1, 1.0),
             folds=3,
         )
-        for suffix, (train, test) in (("", in_order), (", mean", mean)):
-            for field in ("initial", "final"):
-                of_train, of_test = labels[field]
-                yield field + suffix, probe, train, of_train, test, of_test
+        for name, (train, test) in (("in order", in_order), ("mean", mean)):
+            yield f"initial, {name}", probe, train, labels, test, test_labels
 
     return of_encoder, {"log-mel": of_log_mel}
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
+    tune_jax()
     main()

@@ -29,7 +29,7 @@ from keras_bridle.evaluation.features import FeatureExtractor
 from keras_bridle.evaluation.probes import knn_probe, linear_probe
 from keras_bridle.modalities import IMAGE
 from keras_bridle.training.examples import draw_few
-from keras_bridle.training.progress import keep_freed_memory
+from keras_bridle.training.progress import tune_jax
 from keras_bridle.workflows import Pretraining, PretrainingOptions
 
 SAMPLE = {
@@ -140,5 +140,5 @@ def linear(train, labels, *test):
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
+    tune_jax()
     main()

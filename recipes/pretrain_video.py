@@ -33,7 +33,7 @@ from keras_bridle.data import samples
 from keras_bridle.evaluation.features import FeatureExtractor
 from keras_bridle.evaluation.probes import linear_probe
 from keras_bridle.modalities import VIDEO
-from keras_bridle.training.progress import keep_freed_memory
+from keras_bridle.training.progress import tune_jax
 from keras_bridle.workflows import Pretraining, PretrainingOptions
 
 SAMPLE = {
@@ -140,5 +140,5 @@ def svm_probe(train, labels, test, test_labels):
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
+    tune_jax()
     main()

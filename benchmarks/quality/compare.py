@@ -52,7 +52,7 @@ from keras_bridle.models.presets import decoder_size
 from keras_bridle.training.examples import ArrayExamples, draw_few
 from keras_bridle.training.fine_tune import FineTuner, fine_tune
 from keras_bridle.training.optimizers import adamw, warmup_cosine
-from keras_bridle.training.progress import keep_freed_memory
+from keras_bridle.training.progress import tune_jax
 
 DECODER = {"hidden_dim": 96, "num_layers": 1, "num_heads": 3, "mlp_dim": 384}
 
@@ -410,7 +410,7 @@ def main():
     if args.jobs > 1:
         run_side_by_side(args, missing)
     elif missing:
-        keep_freed_memory()
+        tune_jax()
         data = DATA[args.modality](args.development)
         data.epochs = {k: args.budget * count for k, count in data.epochs.items()}
         kind = "other_cold_starts" if args.development else "cold_starts"

@@ -23,6 +23,7 @@ from keras_bridle.models.inputs import (
     as_array,
     as_batch,
     as_examples,
+    filled_up,
     open_sides,
 )
 from keras_bridle.training.checkpoint import atomic_file, write_json
@@ -131,9 +132,7 @@ class FeatureExtractor:
     def batches(self, inputs, batch_size=32):
         """Yields a dict of arrays for each batch, and what came with its inputs."""
         for batch, size, others in _batches(inputs, batch_size, self.backbone):
-            # The last batch is filled up to the size of the others.
-            filling = np.repeat(batch[-1:], max(0, size - len(batch)), axis=0)
-            found = self.model.predict_on_batch(np.concatenate([batch, filling]))
+            found = self.model.predict_on_batch(filled_up(batch, size))
             # In the order asked for: JAX sorts the keys.
             names = self.model.wanted
             found = {name: np.asarray(found[name])[: len(batch)] for name in names}
@@ -255,12 +254,13 @@ class InputFeatures:
     def batches(self, inputs, batch_size=32):
         """Yields dicts and others like those of a `FeatureExtractor`."""
         is_audio = len(self.backbone.input_dims) == 1
-        for batch, _, others in _batches(inputs, batch_size, self.backbone):
-            maps, mask = self.backbone.features(batch)
-            maps = keras.ops.convert_to_numpy(maps).astype("float32")
+        for batch, size, others in _batches(inputs, batch_size, self.backbone):
+            maps, mask = self.backbone.features(filled_up(batch, size))
+            maps = keras.ops.convert_to_numpy(maps)[: len(batch)].astype("float32")
             if is_audio:
                 mask = np.ones(maps.shape[:2], bool) if mask is None else mask
-                pairs = zip(maps, keras.ops.convert_to_numpy(mask), strict=True)
+                mask = keras.ops.convert_to_numpy(mask)[: len(batch)]
+                pairs = zip(maps, mask, strict=True)
                 rows = [self._of_frames(x[is_real, :, 0]) for x, is_real in pairs]
             else:
                 rows = [self._of_pixels(x) for x in maps.mean(axis=-1)]

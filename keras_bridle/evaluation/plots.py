@@ -21,6 +21,7 @@ from keras_bridle.data.files import printable
 from keras_bridle.evaluation.features import optional_package
 from keras_bridle.evaluation.probes import standardized
 from keras_bridle.layers.masks import RandomMask
+from keras_bridle.models.inputs import filled_up
 
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -371,8 +372,10 @@ def draw_codes(pretraining, inputs, folder, most_examples=512):
         inputs = keras.ops.convert_to_numpy(augmentation(inputs, training=False))
     is_audio = len(backbone.input_dims) == 1
     if is_audio:
-        # One after another, as a batch of long recordings would fill the memory.
-        maps = [backbone.features(example[None])[0] for example in inputs]
+        # A few at a time, as a batch of long recordings would fill the memory.
+        size = min(16, len(inputs))
+        batches = np.split(inputs, range(size, len(inputs), size))
+        maps = [backbone.features(filled_up(batch, size))[0] for batch in batches]
         inputs = np.concatenate([keras.ops.convert_to_numpy(x) for x in maps])
     patch_size = backbone.patch_size
     grid = backbone.patch_embedding.grid(inputs.shape[1:-1])

@@ -124,7 +124,7 @@ def linear_probe(
             inputs, targets, groups, sorted(map(float, regularizations)), folds, seed
         )
         # To the end: where it stops early depends on rounding.
-        classifier = LogisticRegression(C=chosen, max_iter=5000, tol=1e-6)
+        classifier = LogisticRegression(C=chosen, solver="newton-cg", tol=1e-6)
         classifier.fit(inputs, targets)
         logits = classifier.decision_function(test_inputs)
     if logits.ndim == 1:  # of two classes
@@ -198,7 +198,7 @@ def _cross_validated(inputs, targets, groups, regularizations, num_folds, seed):
         # Nothing can be known of a class that is held out as a whole.
         held_out = ~training & np.isin(targets, targets[training])
         if len(np.unique(targets[training])) > 1 and held_out.any():
-            model = LogisticRegression(max_iter=200, tol=3e-4, warm_start=True)
+            model = LogisticRegression(solver="newton-cg", tol=1e-3, warm_start=True)
             folds.append((model, training, held_out))
     if not folds:
         raise ArgumentError("groups", "two or more for each class", groups)

@@ -163,3 +163,9 @@ def _numbers_of(labels, class_names):
         raise ValueError(f"{sorted(unknown)[:5]}")
     found = [numbers.get(x, x) for x in names]
     return np.array(found, "float64").reshape(labels.shape)
+
+
+def filled_up(batch, size):
+    """Repeats the last row of a batch up to the size of the others, for one compile."""
+    filling = np.repeat(batch[-1:], max(0, size - len(batch)), axis=0)
+    return np.concatenate([batch, filling])

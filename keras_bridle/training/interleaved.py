@@ -25,7 +25,7 @@ from keras_bridle.models.arguments import nameless_config
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.feature_extractor import FeatureModel
 from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
-from keras_bridle.models.inputs import as_batch, open_sides
+from keras_bridle.models.inputs import as_batch, filled_up, open_sides
 from keras_bridle.models.presets import decoder_size, estimator_size, fixed_layout
 from keras_bridle.models.teachers import as_teacher, check_grids, see_the_same
 from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
@@ -119,6 +119,8 @@ class InterleavedPretraining:
         self.decoder: Any = None
         self.estimator: Any = None
         self.history: dict[str, dict[str, list[float]]] = {}
+        # The last tokenizer and its function, by the names of outputs.
+        self._functions: dict[tuple[str, ...], tuple] = {}
         self._check_parts()
 
     def __getattr__(self, name):
@@ -282,23 +284,26 @@ class InterleavedPretraining:
             raise ValueError("There is no tokenizer yet: call `fit()` first.")
         inputs = as_batch(inputs, open_sides(self.backbone.input_dims))
         outputs = self._feature_function(self.tokenizer, "codes", "distances")
+        size = min(batch_size, len(inputs))
         found = [
-            outputs(in_floatx(inputs[start : start + batch_size]))
-            for start in range(0, len(inputs), batch_size)
+            outputs(in_floatx(filled_up(inputs[start : start + size], size)))
+            for start in range(0, len(inputs), size)
         ]
         codes, distances = (
-            np.concatenate([batch[name] for batch in found])
+            np.concatenate([batch[name] for batch in found])[: len(inputs)]
             for name in ("codes", "distances")
         )
         return (codes, distances) if with_distances else codes
 
     def _feature_function(self, tokenizer, *wanted):
-        """Makes the function from a batch of raw input to outputs of a tokenizer."""
-        return local_function(
-            FeatureModel(
+        """Gives the function from a batch of raw input to outputs of a tokenizer."""
+        known = self._functions.get(wanted)
+        if known is None or known[0] is not tokenizer:
+            model = FeatureModel(
                 self.backbone, tokenizer, wanted, augmentation=self.augmentation
             )
-        )
+            known = self._functions[wanted] = tokenizer, local_function(model)
+        return known[1]
 
     def _run_phase(self, index, phase, call, files):
         """Trains a phase, or loads it if it is done."""

@@ -1,7 +1,9 @@
 """Progress, speed and traces."""
 
 import ctypes
+import hashlib
 import os
+import platform
 import resource
 import socket
 import sys
@@ -74,6 +76,32 @@ def start_trace(folder):
     profile = torch.profiler.profile(on_trace_ready=write)
     profile.start()
     return profile.stop
+
+
+def tune_jax():
+    """Lets this process keep the memory that it frees, and what JAX has compiled.
+
+    Later runs, and phases of the same shapes, load compiled steps from the folder
+    `JAX_COMPILATION_CACHE_DIR`, or from one below `~/.cache/keras_bridle`. Call it
+    before anything is computed.
+    """
+    keep_freed_memory()
+    if keras.backend.backend() != "jax":
+        return
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        # Code for one processor may not run on another that shares this folder.
+        info = Path("/proc/cpuinfo")
+        text = info.read_text() if info.exists() else platform.processor()
+        features = text.partition("flags")[2].partition("\n")[0]
+        machine = hashlib.sha256(features.encode()).hexdigest()[:8]
+        folder = Path(cache, "keras_bridle", f"jax-{machine}")
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", 2**30)
+    # The hundreds of small programs take as long as the large ones.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def keep_freed_memory():

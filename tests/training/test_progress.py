@@ -1,6 +1,7 @@
 """The progress line, speed in numbers and in TensorBoard, traces and memory."""
 
 import io
+import os
 import subprocess
 import sys
 import types
@@ -171,3 +172,26 @@ def test_freed_memory_is_there_for_the_next_step():
     given_back, kept = map(int, done.stdout.split()[-2:])
     # 64 MB of pages of 4 KB, ten times; of larger pages, fewer.
     assert kept < given_back / 10
+
+
+COMPILING = """
+import keras
+from keras_bridle.training.progress import tune_jax
+
+tune_jax()
+print(keras.random.normal((3, 5), seed=1))
+"""
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="only JAX has a cache")
+@pytest.mark.parametrize("own", [False, True])
+def test_what_is_compiled_is_kept(tmp_path, own):
+    folder = tmp_path / ("mine" if own else "keras_bridle")
+    env = {name: os.environ[name] for name in os.environ if "CACHE" not in name}
+    env["XDG_CACHE_HOME"] = str(tmp_path)
+    if own:
+        env["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    done = subprocess.run([sys.executable, "-c", COMPILING], env=env, timeout=300)
+    assert done.returncode == 0
+    assert own != (tmp_path / "keras_bridle").exists()
+    assert any(path.is_file() for path in folder.rglob("*"))
