@@ -3,56 +3,17 @@
 import functools
 import importlib
 import inspect
+import pkgutil
 import warnings
 
-# Where a name may be now, by the package that had it.
+# The packages that may have a name now, by the package that had it.
 _ROOMS = {
-    "layers": (
-        "quantizer.residual_quantizer",
-        "layers.log_mel",
-        "layers.masks",
-        "layers.patches",
-        "layers.pixels",
-        "layers.positions",
-        "layers.transformer",
-        "augmentation.audio",
-        "augmentation.base",
-        "augmentation.image",
-    ),
-    "models": (
-        "models.backbone",
-        "models.classifier",
-        "models.converters",
-        "models.heads",
-        "models.tokenizers",
-    ),
-    "data": ("data.files", "data.pipeline", "data.samples"),
-    "pretraining": (
-        "training.trainers",
-        "training.losses",
-        "training.interleaved",
-        "training.phases",
-        "training.batches",
-        "training.checkpoint",
-        "training.run",
-        "training.optimizers",
-        "training.progress",
-        "quantizer.usage",
-    ),
-    "fine_tuning": (
-        "training.fine_tune",
-        "training.examples",
-        "training.batches",
-        "training.optimizers",
-        "evaluation.report",
-    ),
-    "evaluation": (
-        "evaluation.features",
-        "evaluation.metrics",
-        "evaluation.plots",
-        "evaluation.probes",
-        "evaluation.report",
-    ),
+    "layers": ("layers", "quantizer", "augmentation"),
+    "models": ("models",),
+    "data": ("data",),
+    "pretraining": ("training", "quantizer"),
+    "fine_tuning": ("training", "evaluation"),
+    "evaluation": ("evaluation",),
 }
 _NEW_NAMES = {
     "AudioManifest": "FileList",
@@ -76,12 +37,18 @@ def _dataset(kind, source, **options):
     return kb.file_dataset(files, reader, **options).as_tf_data()
 
 
-def old_address(package):
-    """Makes the `__getattr__` of a package that had public names in version 0.1.
+def _modules(package):
+    """The names of the modules where a name of an old package may be now."""
+    rooms = [f"keras_bridle.{room}" for room in _ROOMS[package.rpartition(".")[2]]]
+    return [
+        f"{room}.{module.name}"
+        for room in rooms
+        for module in pkgutil.iter_modules(importlib.import_module(room).__path__)
+    ]
 
-    Args:
-        package: string, the package's `__name__`.
-    """
+
+def old_address(package):
+    """Makes the `__getattr__` of a package that had public names in version 0.1."""
 
     def find(name):
         kind = name.removesuffix("_dataset")
@@ -90,12 +57,14 @@ def old_address(package):
             warnings.warn(f"{text}(...))`", DeprecationWarning, stacklevel=2)
             return functools.partial(_dataset, kind)
         new_name = _NEW_NAMES.get(name, name)
-        for room in _ROOMS[package.rpartition(".")[2]]:
-            module = importlib.import_module(f"keras_bridle.{room}")
-            found = vars(module).get(new_name)
-            if getattr(found, "__module__", None) == module.__name__:
+        modules = _modules(package)
+        # Python asks for a package's modules and for names of its own, too.
+        is_own = name.startswith("__") or f"{package}.{name}" in modules
+        for address in [] if is_own else modules:
+            found = vars(importlib.import_module(address)).get(new_name)
+            if getattr(found, "__module__", None) == address:
                 warnings.warn(
-                    f"`{package}.{name}` is now `{module.__name__}.{new_name}`. "
+                    f"`{package}.{name}` is now `{address}.{new_name}`. "
                     "The old address goes with the next version",
                     DeprecationWarning,
                     stacklevel=2,
