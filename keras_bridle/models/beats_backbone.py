@@ -11,7 +11,7 @@ from keras_bridle.layers.beats import (
 )
 from keras_bridle.layers.masks import gather_patches
 from keras_bridle.layers.patches import PatchEmbedding
-from keras_bridle.models.patch_backbone import PatchBackbone
+from keras_bridle.models.backbone import PatchBackbone, rising_rates
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
@@ -138,12 +138,12 @@ class BeatsBackbone(PatchBackbone):
                 num_heads,
                 mlp_dim,
                 layer_norm_epsilon,
-                drop_path_rate * index / max(1, num_layers - 1),
+                rate,
                 (2 * num_layers) ** 0.25 if deep_norm else 1.0,
                 dtype=dtype,
                 name=f"transformer_block_{index}",
             )
-            for index in range(num_layers)
+            for index, rate in enumerate(rising_rates(drop_path_rate, num_layers))
         ]
 
         # === Config ===
@@ -168,8 +168,7 @@ class BeatsBackbone(PatchBackbone):
         if visible is not None:
             places = ops.arange(ops.shape(tokens)[1], dtype="int32")
             is_visible = ops.any(visible[:, :, None] == places, axis=1)
-            is_both = is_real is not None
-            is_real = ops.logical_and(is_visible, is_real) if is_both else is_visible
+            is_real = is_visible if is_real is None else is_visible & is_real
         tokens = self.position_norm(self.position_encoding(tokens, is_real=is_real))
         if visible is not None:
             tokens = gather_patches(tokens, visible)

@@ -11,7 +11,7 @@ from keras_bridle.layers.transformer import (
     run_blocks,
 )
 from keras_bridle.models.arguments import Configured
-from keras_bridle.models.patch_backbone import with_class_token
+from keras_bridle.models.backbone import with_class_token
 
 
 class _Head(Configured, keras.Model):
