@@ -59,6 +59,8 @@ _SHARED_BIAS = f"{_BIAS}relative_position_bias_table"
 _HEADS_OF_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 # Of AudioMAE's recordings.
 _AUDIO_MEAN, _AUDIO_STD = -4.2677393, 4.5689974
+# What `encoder_config()` read last, until `load_checkpoint()` takes it.
+_READ: dict[Path, Any] = {}
 
 
 def is_checkpoint(preset):
@@ -107,22 +109,26 @@ def fetched(preset):
         raise ValueError(f"{preset!r} cannot be fetched: {reason}") from error
 
 
-def load_checkpoint(cls, preset, **kwargs):
+def load_checkpoint(cls, preset, load_weights=True, **kwargs):
     """Builds a `BridleBackbone` from a public encoder.
 
     Args:
         cls: class of the backbone.
         preset: string or path of a folder or file.
+        load_weights: bool. `False` keeps the initial weights.
         **kwargs: arguments of the constructor that replace those of the encoder, such
             as `input_dims`, to whose grid learned positions are resized; and
             `num_heads`, where a file does not tell it.
     """
     path = Path(preset)
     config = {} if path.is_file() else _json(path / "config.json")
-    kind, arguments, state = _encoder(path, config, kwargs)
+    content = _READ.pop(path, None) or _read(path)
+    kind, arguments, state = _encoder(path, config, kwargs, *content)
     if not issubclass(kind, cls) and not issubclass(cls, kind):
         raise ValueError(f"'{path}' is one for {kind.__name__}, not {cls.__name__}")
     backbone = (cls if issubclass(cls, kind) else kind)(**arguments)
+    if not load_weights:
+        return backbone
     if kind is BridleBackbone:
         _fit_positions(backbone, config, state)
     used = load_published(backbone, state)
@@ -139,9 +145,8 @@ def load_checkpoint(cls, preset, **kwargs):
     return backbone
 
 
-def _encoder(path, config, given):
+def _encoder(path, config, given, state, settings):
     """The class and the arguments of an encoder, and its weights as they are read."""
-    state, settings = _read(path)
     if is_beats(state):
         state = beats_weights(path, state)
         given = {name: value for name, value in given.items() if value is not None}
@@ -170,8 +175,11 @@ def encoder_config(preset):
     """The arguments of the encoder in a folder or file, as a saved preset has them."""
     path = Path(preset)
     config = {} if path.is_file() else _json(path / "config.json")
+    content = _READ.get(path) or _read(path)
+    _READ.clear()
+    _READ[path] = content
     heads = {"num_heads": config.get("num_attention_heads")}
-    _, arguments, _ = _encoder(path, config, heads)
+    _, arguments, _ = _encoder(path, config, heads, *content)
     front_end = keras.saving.serialize_keras_object(arguments["front_end"])
     return arguments | {"front_end": front_end}
 

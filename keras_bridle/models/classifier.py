@@ -23,9 +23,8 @@ from keras_bridle.models.converters import (
 from keras_bridle.models.data_sets import TakesAnyData, is_data_set
 from keras_bridle.models.inputs import as_array, as_batch, as_labels
 from keras_bridle.models.presets import (
-    backbone_preset,
+    MODALITIES_BY_RANK,
     preset_folder,
-    preset_modality,
     saved_classifier_config,
 )
 
@@ -126,8 +125,6 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
             dtype="float32",
             name="head",
         )
-
-        # === Config ===
         self.num_classes = num_classes
         self.class_names = class_names
         self.pooling = pooling
@@ -137,7 +134,6 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
         self.token_mask = token_mask
         self.feature_augmentation = feature_augmentation
 
-        # === Functional model ===
         inputs = keras.Input(backbone.input.shape[1:], name="inputs")
         outputs = self.head(self.output_dropout(self.pooled_encoder(inputs)))
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
@@ -276,36 +272,44 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
                 weights or classes, or other classes than those of the saved head.
             FileNotFoundError: if the directory of a run has no preset yet.
         """
-        is_size = backbone_preset(preset) is not None
-        preset = preset_folder(preset)
-        modality = preset_modality(preset)
-        if modality is not None and cls.modality not in (None, modality):
+        # Here, as it builds on this module.
+        from keras_bridle.conversion import checkpoints
+
+        preset = preset_folder(checkpoints.fetched(preset))
+        config = saved_classifier_config(preset)
+        if "num_classes" in kwargs:
+            kwargs.setdefault("class_names", None)
+        elif config is not None and kwargs.get("class_names") is not None:
+            _check_names_of_head(config, preset, kwargs["class_names"])
+        changes = {"drop_path_rate": drop_path_rate, "dtype": dtype}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        is_address = "://" in preset
+        if changes or not is_address:
+            backbone = BridleBackbone.from_preset(preset, load_weights, **changes)
+            kwargs.setdefault("backbone", backbone)
+        if is_address:
+            return super().from_preset(preset, load_weights, **kwargs)
+        modality = MODALITIES_BY_RANK.get(len(backbone.input_dims))
+        if cls.modality not in (None, modality):
             raise ValueError(
                 f"`{cls.__name__}` needs an encoder for {cls.modality}. Received: "
                 f"preset={preset!r}, which is one for {modality}"
             )
-        if "num_classes" in kwargs:
-            kwargs.setdefault("class_names", None)
-        else:
-            _check_names_of_head(preset, kwargs.get("class_names"))
-        changes = {"drop_path_rate": drop_path_rate, "dtype": dtype}
-        changes = {name: value for name, value in changes.items() if value is not None}
-        is_for_hub = not is_size and _is_for_keras_hub(preset)
-        config = {} if is_for_hub else saved_classifier_config(preset) or {}
-        has_preprocessor = _has_converter(preset) if is_for_hub else config
-        needs_preprocessor = "preprocessor" not in kwargs and not has_preprocessor
-        if not is_for_hub or changes or needs_preprocessor:
-            backbone = BridleBackbone.from_preset(preset, load_weights, **changes)
-            kwargs.setdefault("backbone", backbone)
-        if needs_preprocessor:
-            make = cls.preprocessor_cls.for_backbone
-            kwargs["preprocessor"] = make(kwargs["backbone"])
-        if is_for_hub:
-            return super().from_preset(preset, load_weights, **kwargs)
-        classifier = cls.from_config({**config, **kwargs})
-        if config and load_weights and "num_classes" not in kwargs:
+        if config is None and "preprocessor" not in kwargs:
+            kwargs["preprocessor"] = cls._preprocessor(preset, backbone)
+        classifier = cls.from_config({**(config or {}), **kwargs})
+        if config is not None and load_weights and "num_classes" not in kwargs:
             classifier.load_task_weights(str(Path(preset, "task.weights.h5")))
         return classifier
+
+    @classmethod
+    def _preprocessor(cls, preset, backbone):
+        """The preprocessor in a preset, or else one made for the encoder."""
+        path = Path(preset, f"{cls.modality}_converter.json")
+        if not path.exists():
+            return cls.preprocessor_cls.for_backbone(backbone)
+        config = json.loads(path.read_text())
+        return cls.preprocessor_cls(keras.saving.deserialize_keras_object(config))
 
     # KerasHub would put the optimizer's state into the preset.
 
@@ -397,11 +401,8 @@ def _mean(tokens, is_real):
     return ops.sum(tokens * weights, axis=1) / count
 
 
-def _check_names_of_head(preset, class_names):
+def _check_names_of_head(config, preset, class_names):
     """Raises a `ValueError` if a saved head, which would be kept, is for others."""
-    config = saved_classifier_config(preset)
-    if config is None or class_names is None:
-        return
     given, saved = [str(name) for name in class_names], config.get("class_names")
     if len(given) != config["num_classes"] or saved not in (None, given):
         raise ValueError(
@@ -410,22 +411,6 @@ def _check_names_of_head(preset, class_names):
             f"a new head pass num_classes={len(given)} as well; to rename its classes "
             "set `class_names` afterwards"
         )
-
-
-def _is_for_keras_hub(preset):
-    """Whether KerasHub finds the classifier's class, which knows one of encoders."""
-    if "://" in str(preset):
-        return True
-    path = Path(preset, "config.json")
-    config = json.loads(path.read_text()) if path.is_file() else {}
-    return config.get("class_name") == BridleBackbone.__name__
-
-
-def _has_converter(preset):
-    """Whether a preset has its own converter, which is assumed of an address."""
-    ends = ("task.json", "preprocessor.json", "_converter.json")
-    files = Path(preset).glob("*.json")
-    return "://" in str(preset) or any(path.name.endswith(ends) for path in files)
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")

@@ -86,8 +86,12 @@ def preset_names(modality=None):
 
 def preset_folder(preset):
     """The preset's directory if given that of a run; anything else as it is."""
+    # Here, as it builds on the encoder.
+    from keras_bridle.conversion.checkpoints import is_checkpoint
+
     path = Path(preset)
-    if not path.is_dir() or (path / "config.json").exists():
+    is_preset = (path / "config.json").exists() or is_checkpoint(path)
+    if not path.is_dir() or is_preset:
         return str(preset)
     if (path / "preset" / "config.json").exists():
         return str(path / "preset")
@@ -99,13 +103,12 @@ def preset_folder(preset):
 
 def saved_encoder_config(preset):
     """The encoder's arguments in a local preset; `None` for what is not local."""
-    # Here, as it builds on the encoder.
     from keras_bridle.conversion import checkpoints
 
-    preset = checkpoints.fetched(preset)
+    preset = preset_folder(checkpoints.fetched(preset))
     if checkpoints.is_checkpoint(preset):
         return checkpoints.encoder_config(preset)
-    path = Path(preset_folder(preset), "config.json")
+    path = Path(preset, "config.json")
     if not path.exists():
         return None
     config = json.loads(path.read_text())["config"]
@@ -120,8 +123,6 @@ def saved_classifier_config(preset):
 
 def preset_modality(preset):
     """The modality of a preset's encoder, `None` if it is another or not local."""
-    if backbone_preset(preset) is not None:
-        return str(preset).split("_")[1]
     config = saved_encoder_config(preset)
     return config and MODALITIES_BY_RANK.get(len(config["input_dims"]))
 
