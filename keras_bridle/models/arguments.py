@@ -1,17 +1,23 @@
-"""Configurations from the arguments of constructors."""
+"""Constructors' arguments as attributes and configurations."""
 
 import inspect
 
 import keras
 
-_OTHER = ("args", "kwargs", "dtype", "name")
+_OTHER = ("self", "args", "kwargs", "dtype", "name", "__class__")
 
 
 class Configured:
-    """Keeps the arguments of a model's constructors in its configuration.
+    """Has the arguments of a model's constructors as attributes, and saves them.
 
-    They are attributes of the same names; those without one are left out.
+    Those without an attribute are left out of the configuration.
     """
+
+    def keep_arguments(self, values):
+        """Sets the attributes, given the `locals()` a constructor starts with."""
+        for name, value in values.items():
+            if name not in _OTHER:
+                setattr(self, name, value)
 
     def get_config(self):
         config = super().get_config()  # type: ignore[misc]
@@ -20,18 +26,16 @@ class Configured:
                 continue
             for name in inspect.signature(kind).parameters:
                 if name not in _OTHER and hasattr(self, name):
-                    config[name] = _serialized(getattr(self, name))
+                    value = getattr(self, name)
+                    if isinstance(value, keras.layers.Layer):
+                        value = keras.saving.serialize_keras_object(value)
+                    config[name] = value
         return config
 
     @classmethod
     def from_config(cls, config):
         config = {name: _deserialized(value) for name, value in config.items()}
         return super().from_config(config)  # type: ignore[misc]
-
-
-def _serialized(value):
-    is_layer = isinstance(value, keras.layers.Layer)
-    return keras.saving.serialize_keras_object(value) if is_layer else value
 
 
 def _deserialized(value):
@@ -45,9 +49,7 @@ def nameless_config(value):
 
 
 def _without_names(config):
-    if isinstance(config, dict) and "DTypePolicy" in str(config.get("class_name")):
-        return config
-    if isinstance(config, dict):
+    if isinstance(config, dict) and "DTypePolicy" not in str(config.get("class_name")):
         return {k: _without_names(v) for k, v in config.items() if k != "name"}
     if isinstance(config, (list, tuple)):
         return [_without_names(value) for value in config]

@@ -37,6 +37,7 @@ class PatchBackbone(SumsItself, Exportable, Configured, keras_hub.models.Backbon
     # What not every encoder has.
     class_token: Any = None
     norm: Any = None
+    position_encoding: Any = None
 
     def __init__(self, **kwargs):
         # Sides differ from input to input; the channels of a map do not.
@@ -47,12 +48,13 @@ class PatchBackbone(SumsItself, Exportable, Configured, keras_hub.models.Backbon
         self.maps_shape = self.features_shape = tuple(maps.shape)
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
 
-    def _take_inputs(self, front_end, input_dims):
-        self.front_end = front_end
+    def _take_arguments(self, values):
+        """Keeps the arguments of a subclass' constructor."""
+        self.keep_arguments(values)
+        self.input_dims = tuple(self.input_dims)
         self.front_end_padding_mask = None
-        if hasattr(front_end, "padding_mask"):
-            self.front_end_padding_mask = _FrontEndPaddingMask(front_end)
-        self.input_dims = tuple(input_dims)
+        if hasattr(self.front_end, "padding_mask"):
+            self.front_end_padding_mask = _FrontEndPaddingMask(self.front_end)
 
     def maps(self, inputs):
         """Turns raw inputs into the maps that are cut into patches.
@@ -83,8 +85,7 @@ class PatchBackbone(SumsItself, Exportable, Configured, keras_hub.models.Backbon
             visible: optional int32 tensor of shape `(batch, num_visible)`, the indices
                 of the patches to encode.
             normalize: bool, whether to apply the last norm, if there is one.
-            training: bool, whether examples skip blocks at random. A layer's `call()`
-                has to pass its own on.
+            training: bool, whether examples skip blocks at random.
 
         Returns:
             Tensor of shape `(batch, num_tokens, hidden_dim)`, the class token first.
@@ -130,12 +131,11 @@ class PatchBackbone(SumsItself, Exportable, Configured, keras_hub.models.Backbon
     def pooled_features(self, inputs, segments=1):
         """Computes one vector for each input: the mean of its real patches.
 
-        Where the order in time matters, as in a spoken word, use several `segments`.
-
         Args:
             inputs: tensor of shape `(batch, *input_dims)`.
             segments: int, equal segments of the real length of the first side (the time
-                of a clip, the height of an image). Their means are concatenated.
+                of a clip, the height of an image), whose means are concatenated. Use
+                several where the order in time matters, as in a spoken word.
 
         Returns:
             Tensor of shape `(batch, segments * hidden_dim)`.
@@ -181,8 +181,7 @@ class PatchBackbone(SumsItself, Exportable, Configured, keras_hub.models.Backbon
 class BridleBackbone(PatchBackbone):
     """The encoder that BRIDLE pretrains: a pre-norm ViT over patches.
 
-    Called on raw inputs, it returns one vector per patch. In pretraining, `encode()`
-    runs on the visible patches only.
+    In pretraining, `encode()` runs on the visible patches only.
 
     Args:
         patch_size: int or tuple of ints, the sides of a patch: `(frames, mel bins)`,
@@ -201,10 +200,10 @@ class BridleBackbone(PatchBackbone):
             `"learned"` for a table of weights; or `"relative"` for a
             `RelativePositionBias` in each block, `"shared_relative"` for one in all.
         trained_grid: optional tuple of ints, the grid of patches onto which the
-            positions of other grids are stretched, `None` for sides that are not:
-            there a shorter input has the first positions of a longer one. `"input"` is
-            the grid of `input_dims`, with `None` for a clip's time. For `"learned"` and
-            relative positions, the grid of the table: by default that of `input_dims`.
+            positions of other grids are stretched, `None` for sides that are not: there
+            a shorter input has the first positions of a longer one. `"input"` is the
+            grid of `input_dims`, with `None` for a clip's time. Of tables of weights,
+            their grid: by default that of `input_dims`.
         layer_norm_epsilon: float, added to the variance in the norms.
         drop_path_rate: float in [0, 1), how likely an example skips a half of the last
             block in training; it rises linearly from 0 at the first block.
@@ -260,29 +259,28 @@ class BridleBackbone(PatchBackbone):
         dtype=None,
         **kwargs,
     ):
+        self._take_arguments(locals())
         layouts = (*LAYOUTS, "learned", "relative", "shared_relative")
         is_layout = position_layout in layouts
         check(is_layout, "position_layout", f"one of {layouts}", position_layout)
         check_layout(position_layout, patch_size)
-
-        # === Layers ===
-        self._take_inputs(front_end, input_dims)
         self.patch_embedding = PatchEmbedding(
             hidden_dim, patch_size, dtype=dtype, name="patch_embedding"
         )
-        trained_grid = self._trained_grid(position_layout, trained_grid)
-        self.position_encoding = None
+        self.patch_size = self.patch_embedding.patch_size
+        self.trained_grid = self._trained_grid(position_layout, trained_grid)
         settings = {"dtype": dtype, "name": "position_encoding"}
         if position_layout in LAYOUTS:
             self.position_encoding = SineCosinePositionEncoding(
-                position_layout, trained_grid, **settings
+                position_layout, self.trained_grid, **settings
             )
         elif position_layout == "learned":
-            self.position_encoding = LearnedPositionEncoding(trained_grid, **settings)
+            self.position_encoding = LearnedPositionEncoding(
+                self.trained_grid, **settings
+            )
         self.flatten_grid = keras.layers.Reshape(
             (-1, hidden_dim), dtype=dtype, name="flatten_grid"
         )
-        self.class_token = None
         if use_class_token:
             self.class_token = ClassToken(dtype=dtype, name="class_token")
         self.position_biases, self.blocks = [], []
@@ -291,7 +289,7 @@ class BridleBackbone(PatchBackbone):
         for index in range(num_layers):
             bias_name = _bias_name(position_layout, index)
             if bias_name is not None:
-                sizes = num_heads, trained_grid, use_class_token
+                sizes = num_heads, self.trained_grid, use_class_token
                 bias = RelativePositionBias(*sizes, dtype=dtype, name=bias_name)
                 self.position_biases.append(bias)
             block = TransformerBlock(
@@ -304,26 +302,10 @@ class BridleBackbone(PatchBackbone):
                 name=f"transformer_block_{index}",
             )
             self.blocks.append(block)
-        self.norm = None
         if use_final_norm:
             self.norm = keras.layers.LayerNormalization(
                 epsilon=layer_norm_epsilon, dtype=dtype, name="norm"
             )
-
-        # === Config ===
-        self.patch_size = self.patch_embedding.patch_size
-        self.hidden_dim = hidden_dim
-        self.num_layers = num_layers
-        self.num_heads = num_heads
-        self.mlp_dim = mlp_dim
-        self.use_class_token = use_class_token
-        self.position_layout = position_layout
-        self.trained_grid = trained_grid
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.drop_path_rate = drop_path_rate
-        self.layer_scale = layer_scale
-        self.use_final_norm = use_final_norm
-
         super().__init__(dtype=dtype, **kwargs)
 
     def _tokens_and_biases(self, maps, visible=None, is_real=None):
@@ -357,9 +339,9 @@ class BridleBackbone(PatchBackbone):
         """Builds a backbone from a preset.
 
         Args:
-            preset: string, the name of a size that comes with the library, such as
-                `"bridle_audio_base"`, a folder or address of a saved preset, or the
-                directory of a run that saved one. Or a public encoder of MAE, VideoMAE,
+            preset: string, a folder or address of a saved preset, the directory of a
+                run that saved one, or the name of a size that comes with the library,
+                such as `"bridle_audio_base"`. Or a public encoder of MAE, VideoMAE,
                 AudioMAE, BEiT, data2vec or BEATs: an address such as
                 `"hf://facebook/vit-mae-base"`, or a folder or file in the layout of
                 transformers, timm or the original code.

@@ -18,11 +18,10 @@ from keras_bridle.models.backbone import PatchBackbone, rising_rates
 class BeatsBackbone(PatchBackbone):
     """The encoder of BEATs and OpenBEATs: of audio, used as a `BridleBackbone` is.
 
-    It is there for the weights that others have trained: `from_preset()` reads their
-    files, and the arguments follow from these. Its blocks have norms behind them. What
-    it knows of positions are a convolution over the sequence of patches and biases of
-    attention, by the distance in the sequence, that each query gates. There is no class
-    token and no last norm.
+    `BridleBackbone.from_preset()` makes one of the files that others have trained. Its
+    blocks have norms behind them. What it knows of positions are a convolution over the
+    sequence of patches and biases of attention, by the distance in the sequence, that
+    each query gates. There is no class token and no last norm.
 
     With `visible` patches, `encode()` convolves the whole sequence, with zeros in the
     place of the others, as in that of padding, and distances are those in the whole
@@ -105,10 +104,8 @@ class BeatsBackbone(PatchBackbone):
         dtype=None,
         **kwargs,
     ):
+        self._take_arguments(locals())
         norm = {"epsilon": layer_norm_epsilon, "dtype": dtype}
-
-        # === Layers ===
-        self._take_inputs(front_end, input_dims)
         self.patch_embedding = PatchEmbedding(
             embedding_dim, patch_size, dtype=dtype, name="patch_embedding"
         )
@@ -145,20 +142,6 @@ class BeatsBackbone(PatchBackbone):
             )
             for index, rate in enumerate(rising_rates(drop_path_rate, num_layers))
         ]
-
-        # === Config ===
-        self.hidden_dim = hidden_dim
-        self.num_layers = num_layers
-        self.num_heads = num_heads
-        self.mlp_dim = mlp_dim
-        self.embedding_dim = embedding_dim
-        self.kernel_size = kernel_size
-        self.groups = groups
-        self.num_buckets = num_buckets
-        self.max_distance = max_distance
-        self.deep_norm = deep_norm
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.drop_path_rate = drop_path_rate
         super().__init__(dtype=dtype, **kwargs)
 
     def _tokens_and_biases(self, maps, visible=None, is_real=None):

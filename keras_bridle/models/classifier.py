@@ -19,14 +19,11 @@ from keras_bridle.models.converters import (
     BridleAudioPreprocessor,
     BridleImagePreprocessor,
     BridleVideoPreprocessor,
+    check_modality,
 )
 from keras_bridle.models.data_sets import TakesAnyData, is_data_set
 from keras_bridle.models.inputs import as_array, as_batch, as_labels
-from keras_bridle.models.presets import (
-    MODALITIES_BY_RANK,
-    preset_folder,
-    saved_classifier_config,
-)
+from keras_bridle.models.presets import preset_folder, saved_classifier_config
 
 
 class ClassScore(NamedTuple):
@@ -49,18 +46,17 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
     """Base of the classifiers: an encoder, the mean of its patches, a norm, a head.
 
     `from_preset()` attaches a preprocessor, so that raw inputs of any size go into
-    `fit()`, `evaluate()` and `predict()`. The encoder computes its maps, also in what
-    `export()` writes, which takes inputs as the preprocessor returns them.
+    `fit()`, `evaluate()` and `predict()`. What `export()` writes takes inputs as the
+    preprocessor returns them.
 
     Args:
         backbone: `BridleBackbone`, the encoder.
         num_classes: int; optional if there are `class_names`.
         preprocessor: optional preprocessor that converts raw inputs.
         class_names: optional list of strings, one for each class.
-        pooling: string. `"mean"`: the mean of the real patches, then a norm, as
-            published; the encoder's own norm is not used and not trainable. `"first"`:
-            the encoder's own norm, then the class token or, without one, the first
-            patch.
+        pooling: string. `"mean"`: the mean of the real patches, then a norm, in place
+            of the encoder's own. `"first"`: the encoder's own norm, then the class
+            token or, without one, the first patch.
         multi_label: bool, whether an input can have several classes or none.
         activation: optional string or function that the head ends with. `None` returns
             logits.
@@ -82,7 +78,6 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
 
     backbone_cls = BridleBackbone
     preprocessor_cls: Any = None
-    # What its encoder must be for; `None` leaves that open.
     modality: str | None = None
 
     def __init__(
@@ -108,10 +103,7 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
             raise ArgumentError("num_classes", "1 or more", num_classes)
         if pooling not in ("mean", "first"):
             raise ArgumentError("pooling", '"mean" or "first"', pooling)
-
-        # === Layers ===
-        self.backbone = backbone
-        self.preprocessor = preprocessor
+        self.keep_arguments(locals())
         self.pooled_encoder = _PooledEncoder(
             backbone, pooling, token_mask, feature_augmentation
         )
@@ -125,14 +117,6 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
             dtype="float32",
             name="head",
         )
-        self.num_classes = num_classes
-        self.class_names = class_names
-        self.pooling = pooling
-        self.multi_label = multi_label
-        self.activation = activation
-        self.dropout = dropout
-        self.token_mask = token_mask
-        self.feature_augmentation = feature_augmentation
 
         inputs = keras.Input(backbone.input.shape[1:], name="inputs")
         outputs = self.head(self.output_dropout(self.pooled_encoder(inputs)))
@@ -148,17 +132,7 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
         return self.pooled_encoder.pooled(maps, padding_mask, noise, training)
 
     def classify(self, maps, padding_mask=None, noise=None, training=None):
-        """Classifies maps, for trainers that change them or their labels before.
-
-        Args:
-            maps: tensor of shape `(batch, *sides, channels)`, from `backbone.maps()`.
-            padding_mask: optional bool tensor of shape `(batch, rows)`, from there too.
-            noise: optional numbers for `token_mask` instead of random ones.
-            training: bool, whether to augment maps and to leave out patches.
-
-        Returns:
-            float32 tensor of shape `(batch, num_classes)`.
-        """
+        """Classifies maps of `backbone.maps()`, with `noise` for the `token_mask`."""
         pooled = self.pooled(maps, padding_mask, noise, training)
         return self.head(self.output_dropout(pooled, training=training))
 
@@ -226,7 +200,7 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
             batch_size: int, inputs per step.
 
         Returns:
-            A list with one list for each input, of `ClassScore`, the likeliest first.
+            For each input a list of `ClassScore`, the likeliest first.
         """
         if not 1 <= top <= self.num_classes:
             raise ArgumentError("top", f"between 1 and {self.num_classes}", top)
@@ -252,20 +226,15 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
         """Builds a classifier on a pretrained encoder, or loads a saved classifier.
 
         Args:
-            preset: string, the directory of a run, a folder or address of a saved
-                preset, or a public encoder's folder or file; or, with
-                `load_weights=False`, the name of a size that comes with the library,
-                such as `"bridle_audio_base"`.
-            load_weights: bool. `False` starts from scratch.
+            preset: string, as of `BridleBackbone.from_preset()`, or a saved classifier.
+            load_weights: bool. `False` starts from scratch; sizes that come with the
+                library, such as `"bridle_audio_base"`, need it.
             drop_path_rate: optional float, that of the encoder.
             dtype: optional string or `keras.DTypePolicy`.
             **kwargs: arguments of the constructor, such as `class_names`. The head of a
                 saved classifier is kept unless `num_classes` is among them. The
                 `preprocessor` is by default the saved one, or else one made for the
                 encoder.
-
-        Returns:
-            A classifier.
 
         Raises:
             ValueError: for an unknown name, an encoder of another modality, missing
@@ -289,12 +258,7 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
             kwargs.setdefault("backbone", backbone)
         if is_address:
             return super().from_preset(preset, load_weights, **kwargs)
-        modality = MODALITIES_BY_RANK.get(len(backbone.input_dims))
-        if cls.modality not in (None, modality):
-            raise ValueError(
-                f"`{cls.__name__}` needs an encoder for {cls.modality}. Received: "
-                f"preset={preset!r}, which is one for {modality}"
-            )
+        check_modality(cls, backbone)
         if config is None and "preprocessor" not in kwargs:
             kwargs["preprocessor"] = cls._preprocessor(preset, backbone)
         classifier = cls.from_config({**(config or {}), **kwargs})
@@ -311,10 +275,9 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
         config = json.loads(path.read_text())
         return cls.preprocessor_cls(keras.saving.deserialize_keras_object(config))
 
-    # KerasHub would put the optimizer's state into the preset.
-
     def save_task_weights(self, filepath):
         """Saves the weights that are not the encoder's, see `keras_hub.models.Task`."""
+        # KerasHub would put the optimizer's state into the preset.
         skipped = [self.backbone, self.optimizer]
         keras.saving.save_weights(self, filepath, objects_to_skip=skipped)
 
@@ -422,10 +385,7 @@ class BridleAudioClassifier(BridleClassifier):
 
     Args:
         backbone: `BridleBackbone` that takes waveforms.
-        **kwargs: `num_classes`, `preprocessor`, `class_names`, `pooling`,
-            `multi_label`, `activation`, `dropout`, `token_mask` and
-            `feature_augmentation`, see
-            `keras_bridle.models.classifier.BridleClassifier`.
+        **kwargs: see `keras_bridle.models.classifier.BridleClassifier`.
 
     Example:
     ```python

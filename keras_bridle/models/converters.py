@@ -20,7 +20,7 @@ _BRIGHTNESS = np.array([[0.299], [0.587], [0.114]], "float32")
 
 
 class _Converter(Configured):
-    """What all converters share: inputs of any form become NumPy batches."""
+    """Base of the converters: inputs of any form become NumPy batches."""
 
     backbone_cls = BridleBackbone
     convert: Any
@@ -72,19 +72,18 @@ class BridleAudioConverter(_Converter, keras_hub.layers.AudioConverter):
     """Makes one batch of mono waveforms from clips of any length.
 
     Short clips get zeros at the end, which the encoder takes for padding; of long ones,
-    without such zeros, the middle is kept, as when files are read. The encoder computes
-    the log-mel spectrogram.
+    without such zeros, the middle is kept, as when files are read.
 
     Args:
         sampling_rate: int, samples per second that the encoder takes. Nothing is
-            resampled here: `keras_bridle.data` does it as it reads files.
+            resampled here: readers of files do that.
         num_samples: optional int, the length of all waveforms. `None` makes a batch as
             long as its longest clip.
-        dtype: dtype policy; float32 by default, whatever the global one is.
-        **kwargs: keyword arguments of `keras_hub.layers.AudioConverter`.
+        **kwargs: keyword arguments of `keras_hub.layers.AudioConverter`. The dtype is
+            float32 unless one is given.
 
     Call arguments:
-        inputs: list of arrays of shape `(samples,)` or `(samples, channels)`; or an
+        inputs: list of clips of shape `(samples,)` or `(samples, channels)`; or an
             array or tensor of shape `(samples,)`, `(batch, samples)` or
             `(batch, samples, channels)`; or a ragged tensor. Floats in [-1, 1], or
             16-bit integers.
@@ -94,8 +93,7 @@ class BridleAudioConverter(_Converter, keras_hub.layers.AudioConverter):
         tensor in a `tf.data` pipeline.
 
     Raises:
-        ValueError: if a length is not positive, or for empty clips, clips of another
-            rank or of other integers.
+        ValueError: for lengths below 1, empty clips, other ranks or integers.
 
     Example:
     ```python
@@ -110,8 +108,7 @@ class BridleAudioConverter(_Converter, keras_hub.layers.AudioConverter):
 
     def __init__(self, sampling_rate=16000, num_samples=None, **kwargs):
         super().__init__(**kwargs)
-        self.sampling_rate = sampling_rate
-        self.num_samples = num_samples
+        self.keep_arguments(locals())
         self.check_positive("sampling_rate", "num_samples")
 
     def audio_shape(self):
@@ -162,17 +159,15 @@ def _fitted(clip, length):
 class BridleImageConverter(_Converter, keras_hub.layers.ImageConverter):
     """Resizes images until they cover a size, and crops them to it.
 
-    Gray becomes color, or color gray, as the encoder needs it. Pixels keep their range
-    from 0 to 255: the encoder normalizes them. Images that fit already stay as they
-    are.
+    Pixels keep their range from 0 to 255, which the encoder normalizes. Images that fit
+    already stay as they are.
 
     Args:
         image_size: optional tuple of 2 ints, `(height, width)`. `None` does not resize.
         channels: optional int, 1 for gray or 3 for color. `None` changes nothing.
         interpolation: string, such as `"bicubic"` or `"bilinear"`.
-        dtype: dtype policy; float32 by default, whatever the global one is.
         **kwargs: keyword arguments of `keras_hub.layers.ImageConverter`, except `scale`
-            and `offset`.
+            and `offset`. The dtype is float32 unless one is given.
 
     Call arguments:
         inputs: array or tensor of shape `(height, width, channels)`,
@@ -264,13 +259,12 @@ class BridleVideoConverter(_Converter, keras_hub.layers.VideoConverter):
     Frames are converted as by `BridleImageConverter`.
 
     Args:
-        image_size: optional tuple of 2 ints, `(height, width)`. `None` does not resize.
-        channels: optional int, 1 for gray or 3 for color. `None` changes nothing.
+        image_size: as of `BridleImageConverter`.
+        channels: as of `BridleImageConverter`.
         num_frames: optional int. `None` keeps all frames.
         sampling_rate: int, the step from one frame to the next that is kept of a longer
-            clip, as in `keras_bridle.data.VideoReader`.
-        interpolation: string, such as `"bicubic"` or `"bilinear"`.
-        dtype: dtype policy; float32 by default, whatever the global one is.
+            clip, as in `VideoReader`.
+        interpolation: as of `BridleImageConverter`.
         **kwargs: keyword arguments of `keras_hub.layers.VideoConverter`, except `scale`
             and `offset`.
 
@@ -280,9 +274,7 @@ class BridleVideoConverter(_Converter, keras_hub.layers.VideoConverter):
             former shape. Pixels from 0 to 255.
 
     Returns:
-        Array of shape `(batch, frames, height, width, channels)`, or without the batch
-        axis for a single clip, float32 if frames changed; a float32 tensor in a
-        `tf.data` pipeline.
+        As `BridleImageConverter`, with an axis of frames.
 
     Raises:
         ValueError: for clips of another rank, or numbers of channels that cannot be
@@ -310,13 +302,10 @@ class BridleVideoConverter(_Converter, keras_hub.layers.VideoConverter):
     ):
         image_size = None if image_size is None else tuple(image_size)
         super().__init__(image_size=image_size, **kwargs)
+        self.keep_arguments(locals())
         self.image_converter = BridleImageConverter(
             image_size, channels, interpolation, dtype=self.dtype_policy
         )
-        self.channels = channels
-        self.num_frames = num_frames
-        self.sampling_rate = sampling_rate
-        self.interpolation = interpolation
         self.check_positive("num_frames", "sampling_rate")
 
     def compute_output_shape(self, shape):
@@ -348,8 +337,18 @@ class BridleVideoConverter(_Converter, keras_hub.layers.VideoConverter):
         return np.minimum(first + rate * np.arange(kept), count - 1)
 
 
+def check_modality(kind, backbone):
+    """Raises a `ValueError` unless an encoder is of the modality of a class."""
+    found = MODALITIES_BY_RANK.get(len(backbone.input_dims), "no modality")
+    if kind.modality not in (None, found):
+        raise ValueError(
+            f"`{kind.__name__}` needs an encoder for {kind.modality}. Received: one "
+            f"for {found}, with input_dims={backbone.input_dims}"
+        )
+
+
 class _Preprocessor:
-    """What the preprocessors share: a converter, and labels that pass through."""
+    """Base of the preprocessors: a converter, and labels that pass through."""
 
     backbone_cls = BridleBackbone
     modality: str
@@ -361,26 +360,15 @@ class _Preprocessor:
 
     @classmethod
     def for_backbone(cls, backbone, **kwargs):
-        """Makes the preprocessor for an encoder.
+        """Makes the preprocessor for an encoder of the same modality.
 
         Args:
-            backbone: `BridleBackbone` of the same modality.
+            backbone: `BridleBackbone`.
             **kwargs: arguments of the converter that replace the encoder's, such as
                 `num_samples` or `image_size`.
-
-        Returns:
-            A preprocessor.
-
-        Raises:
-            ValueError: for an encoder of another modality.
         """
+        check_modality(cls, backbone)
         dims = backbone.input_dims
-        if MODALITIES_BY_RANK.get(len(dims)) != cls.modality:
-            raise ValueError(
-                f"`{cls.__name__}` is for encoders of {cls.modality}. Received: one "
-                f"with input_dims={dims}. Pass `preprocessor=None` to a classifier to "
-                "give it inputs as they are"
-            )
         if cls.modality == "audio":
             rate = getattr(backbone.front_end, "sample_rate", 16000)
             settings = {"sampling_rate": rate, "num_samples": dims[0]}
@@ -439,10 +427,6 @@ class BridleImagePreprocessor(
 ):
     """Converts images with a `BridleImageConverter`, as `BridleAudioPreprocessor`.
 
-    Args:
-        image_converter: `BridleImageConverter`.
-        **kwargs: keyword arguments of `keras_hub.models.Preprocessor`.
-
     Example:
     ```python
     import numpy as np
@@ -467,10 +451,6 @@ class BridleImagePreprocessor(
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class BridleVideoPreprocessor(_Preprocessor, keras_hub.models.Preprocessor):
     """Converts clips with a `BridleVideoConverter`, as `BridleAudioPreprocessor`.
-
-    Args:
-        video_converter: `BridleVideoConverter`.
-        **kwargs: keyword arguments of `keras_hub.models.Preprocessor`.
 
     Example:
     ```python

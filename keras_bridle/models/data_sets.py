@@ -124,7 +124,8 @@ def readable(data, convert, steps=None, epochs=1):
     if length_of(data) == 0:
         raise ArgumentError("x", "a data set with batches", data)
     if is_tf_data(data):  # where -1 means AUTOTUNE
-        data = data.map(convert, num_parallel_calls=-1).prefetch(-1)
+        data = data.map(lambda *batch: convert(batch), num_parallel_calls=-1)
+        data = data.prefetch(-1)
         return data if steps is None else data.repeat()
     if isinstance(data, keras.utils.PyDataset):
         return LaterBatches(data, 0, steps not in (None, data.num_batches), convert)
@@ -192,33 +193,25 @@ class TakesAnyData:
         """
         epochs = kwargs.get("epochs", 1)
         steps, weight = kwargs.get("steps_per_epoch"), kwargs.pop("sample_weight", None)
-        found = self._data(x, y, weight, steps, epochs)
-        if is_data_set(x):
+        given = x
+        x, y, weight = self._data(x, y, weight, steps, epochs)
+        if is_data_set(given):
             # They have an order of their own, and Keras would warn of it.
-            is_indexed = isinstance(x, keras.utils.PyDataset) and found[0].num_batches
+            is_indexed = isinstance(given, keras.utils.PyDataset) and x.num_batches
             kwargs.setdefault("shuffle", bool(is_indexed))
         if isinstance(validation_data, tuple):
             validation_data = self._data(*validation_data)
         elif validation_data is not None:
             steps = kwargs.get("validation_steps")
-            found_data = self._data(validation_data, None, None, steps, epochs)
-            validation_data = found_data[0]
+            validation_data, *_ = self._data(
+                validation_data, steps=steps, epochs=epochs
+            )
         callbacks = kwargs.pop("callbacks", None) or []
-        if isinstance(callbacks, keras.callbacks.Callback):
-            callbacks = [callbacks]
-        if isinstance(callbacks, list | tuple):
-            callbacks = [*callbacks, EpochsWithBatches()]
-        x, y, sample_weight = found
-        return keras.Model.fit(
-            self,
-            x,
-            y,
-            batch_size=batch_size,
-            sample_weight=sample_weight,
-            validation_data=validation_data,
-            callbacks=callbacks,
-            **kwargs,
-        )
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = [*keras.tree.flatten(callbacks), EpochsWithBatches()]
+        kwargs |= {"batch_size": batch_size, "sample_weight": weight}
+        kwargs |= {"validation_data": validation_data, "callbacks": callbacks}
+        return keras.Model.fit(self, x, y, **kwargs)
 
     def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
         """Evaluates on raw inputs, see `keras.Model.evaluate()` and `fit()`."""
@@ -238,7 +231,8 @@ class TakesAnyData:
         unpack = keras.utils.unpack_x_y_sample_weight
         if not is_data_set(x):
             return unpack(self.prepared(x, y, sample_weight))
-        if is_tf_data(x):
-            return readable(x, self.prepared, steps), y, sample_weight
-        convert = lambda batch: self.prepared(*unpack(batch))  # noqa: E731
+
+        def convert(batch):
+            return self.prepared(*unpack(batch))
+
         return readable(x, convert, steps, epochs), y, sample_weight

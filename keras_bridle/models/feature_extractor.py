@@ -46,14 +46,10 @@ class FeatureModel(SumsItself, Exportable, Configured, keras.Model):
         **kwargs,
     ):
         super().__init__(**{"autocast": False, "name": "feature_model", **kwargs})
+        self.keep_arguments(locals())
         known = OUTPUTS if tokenizer is not None else OUTPUTS[:3]
         if not wanted or not set(wanted) <= set(known):
             raise ArgumentError("wanted", f"some of {known}", wanted)
-        self.backbone = backbone
-        self.tokenizer = tokenizer
-        self.wanted = tuple(wanted)
-        self.segments = segments
-        self.augmentation = augmentation
         self.built = True
 
     def call(self, inputs):

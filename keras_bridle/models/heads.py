@@ -19,7 +19,6 @@ class _Head(Configured, keras.Model):
 
     def __init__(
         self,
-        head_dim,
         hidden_dim,
         num_layers,
         num_heads,
@@ -32,16 +31,9 @@ class _Head(Configured, keras.Model):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.keep_arguments(locals())
         check_attention(attention)
-        self.hidden_dim = hidden_dim
-        self.num_layers = num_layers
-        self.num_heads = num_heads
-        self.mlp_dim = mlp_dim
-        self.attention = attention
-        self.window_size = tuple(window_size)
-        self.window_shift = tuple(window_shift)
-        self.position_layout = position_layout
-        self.layer_norm_epsilon = layer_norm_epsilon
+        self.window_size, self.window_shift = tuple(window_size), tuple(window_shift)
         dtype = self.dtype_policy
         self.embedding = keras.layers.Dense(hidden_dim, dtype=dtype, name="embedding")
         self.position_encoding = SineCosinePositionEncoding(
@@ -51,7 +43,9 @@ class _Head(Configured, keras.Model):
         self.norm = keras.layers.LayerNormalization(
             epsilon=layer_norm_epsilon, dtype=dtype, name="norm"
         )
-        self.head = keras.layers.Dense(head_dim, dtype=dtype, name="head")
+
+    def _add_head(self, output_dim):
+        self.head = keras.layers.Dense(output_dim, dtype=self.dtype_policy, name="head")
 
     def build(self, tokens_shape):
         self.embedding.build(tokens_shape)
@@ -133,18 +127,9 @@ class CodeDecoder(_Head):
         keep_class_token=True,
         **kwargs,
     ):
-        super().__init__(
-            num_levels * codebook_size,
-            hidden_dim,
-            num_layers,
-            num_heads,
-            mlp_dim,
-            **kwargs,
-        )
-        self.num_levels = num_levels
-        self.codebook_size = codebook_size
-        self.use_class_token = use_class_token
-        self.keep_class_token = keep_class_token
+        super().__init__(hidden_dim, num_layers, num_heads, mlp_dim, **kwargs)
+        self.keep_arguments(locals())
+        self._add_head(num_levels * codebook_size)
 
     def build(self, tokens_shape):
         self.mask_token = self.add_weight(
@@ -256,10 +241,9 @@ class FeatureEstimator(_Head):
         mlp_dim=3072,
         **kwargs,
     ):
-        super().__init__(
-            output_dim, hidden_dim, num_layers, num_heads, mlp_dim, **kwargs
-        )
+        super().__init__(hidden_dim, num_layers, num_heads, mlp_dim, **kwargs)
         self.output_dim = output_dim
+        self._add_head(output_dim)
 
     def call(self, vectors, grid, padding_mask=None):
         tokens = self.position_encoding(self.embedding(vectors), grid=grid)

@@ -1,6 +1,5 @@
 """What raw inputs and labels mean, in whatever form they come."""
 
-import functools
 import importlib
 
 import numpy as np
@@ -110,16 +109,13 @@ def as_labels(labels, num_classes, class_names=None, rows=None, name="labels"):
     """
     if is_symbolic(labels):
         is_rows = rows or (labels.shape.rank == 2 and labels.shape[1] != 1)
-        known = functools.partial(
-            as_labels,
-            num_classes=num_classes,
-            class_names=class_names,
-            rows=rows,
-            name=name,
-        )
         tf = importlib.import_module("tensorflow")
+        found = tf.numpy_function(
+            lambda x: as_labels(x, num_classes, class_names, rows, name),
+            [labels],
+            "float32" if is_rows else "int32",
+        )
         shape = [labels.shape[0] if labels.shape.rank else None]
-        found = tf.numpy_function(known, [labels], "float32" if is_rows else "int32")
         return tf.ensure_shape(found, [*shape, num_classes] if is_rows else shape)
     choices = [f"whole numbers from 0 to {num_classes - 1}"]
     if class_names is not None:

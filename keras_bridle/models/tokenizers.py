@@ -78,8 +78,7 @@ class BridleTokenizer(_Tokenizer):
 
     def __init__(self, backbone, quantizer, **kwargs):
         super().__init__(quantizer, **kwargs)
-        self.backbone = backbone
-        self.quantizer = quantizer
+        self.keep_arguments(locals())
         dtype = self.dtype_policy
         self.hidden = keras.layers.Dense(
             backbone.hidden_dim, "tanh", dtype=dtype, name="hidden"
@@ -148,11 +147,7 @@ class RandomProjectionTokenizer(_Tokenizer):
         **kwargs,
     ):
         super().__init__(quantizer, **kwargs)
-        self.patch_size = patch_size
-        self.hidden_dim = hidden_dim
-        self.quantizer = quantizer
-        self.position_layout = position_layout
-        self.center_patches = center_patches
+        self.keep_arguments(locals())
         # In half precision, rounding errors would be as large as faint patches.
         self.patch_embedding = PatchEmbedding(
             hidden_dim, patch_size, dtype="float32", name="patch_embedding"
