@@ -1,7 +1,6 @@
 """Lists of the files of well-known data sets."""
 
 import csv
-from collections.abc import Collection
 from pathlib import Path
 
 from keras_bridle.data.files import (
@@ -16,13 +15,7 @@ from keras_bridle.data.files import (
 )
 
 
-def audioset(
-    kind: str,
-    data: Path,
-    segments: str | Path | None = None,
-    test_segments: str | Path | None = None,
-    test_data: str | Path | None = None,
-) -> FileList:
+def audioset(kind, data, segments=None, test_segments=None, test_data=None):
     """AudioSet, multi-label: Gemmeke et al., ICASSP 2017."""
     check(segments is not None, "segments", "AudioSet's table of segments", segments)
     labels = Path(str(segments)).parent / "class_labels_indices.csv"
@@ -38,9 +31,7 @@ def audioset(
     )
 
 
-def _audioset_clips(
-    kind: str, root: Path, table: Path, classes: list[dict[str, str]]
-) -> FileList:
+def _audioset_clips(kind, root, table, classes):
     number = {row["mid"]: i for i, row in enumerate(classes)}
     labels: dict[str, tuple[int, ...]] = {}
     with table.open(newline="", encoding="utf-8") as file:
@@ -71,7 +62,7 @@ def _audioset_clips(
     )
 
 
-def _paths_by_id(paths: list[Path], wanted: Collection[str]) -> dict[str, Path]:
+def _paths_by_id(paths, wanted):
     """Maps YouTube ids (11 characters, which may be `_` or `-`) to their files.
 
     Files may be called `Y--PJHxphWEs.wav` or `--PJHxphWEs_30.000_40.000.flac`.
@@ -86,7 +77,7 @@ def _paths_by_id(paths: list[Path], wanted: Collection[str]) -> dict[str, Path]:
     return by_id
 
 
-def esc50(kind: str, data: Path) -> FileList:
+def esc50(kind, data):
     """ESC-50, 2,000 recordings of 5 s in 50 classes: Piczak, ACM MM 2015."""
     columns = ["filename", "fold", "target", "category"]
     rows = read_table(data / "meta" / "esc50.csv", columns)
@@ -97,7 +88,7 @@ def esc50(kind: str, data: Path) -> FileList:
     return FileList(kind, files, labels, names, splits=[row["fold"] for row in rows])
 
 
-def speech_commands(kind: str, data: Path) -> FileList:
+def speech_commands(kind, data):
     """Speech Commands version 2, one of 35 words per second: arXiv 1804.03209."""
     split_of = {
         name: split
@@ -116,12 +107,7 @@ def speech_commands(kind: str, data: Path) -> FileList:
     return FileList(kind, files, labels, names, splits=splits)
 
 
-def imagenet(
-    kind: str,
-    data: Path,
-    ground_truth: str | Path | None = None,
-    meta: str | Path | None = None,
-) -> FileList:
+def imagenet(kind, data, ground_truth=None, meta=None):
     """ImageNet-1K, whose classes are synsets: arXiv 1409.0575."""
     train, val = data / "train", data / "val"
     synsets = subfolders(train)
@@ -138,9 +124,7 @@ def imagenet(
     return joined(parts)
 
 
-def _ground_truth(
-    path: Path, meta: str | Path | None, synsets: list[str], images: list[Path]
-) -> dict[str, str]:
+def _ground_truth(path, meta, synsets, images):
     """Reads the synsets of images, by the stem of the file's name."""
     if path.suffix == ".csv":
         rows = read_table(path, ["ImageId", "PredictionString"])
@@ -161,7 +145,7 @@ def _ground_truth(
     return {Path(line[0]).stem: names.get(line[-1], line[-1]) for line in lines}
 
 
-def kinetics(kind: str, path: Path, root: str | Path | None = None) -> FileList:
+def kinetics(kind, path, root=None):
     """A table of Kinetics, or a list without a header."""
     lines = path.read_text("utf-8-sig").splitlines()
     lines = [line.strip() for line in lines if line.strip()]
@@ -187,7 +171,7 @@ def kinetics(kind: str, path: Path, root: str | Path | None = None) -> FileList:
     return FileList(kind, files, labels, names)
 
 
-def _kinetics_table(kind: str, path: Path, folder: Path) -> FileList:
+def _kinetics_table(kind, path, folder):
     rows = read_table(path, ["youtube_id", "time_start", "time_end"])
     by_stem = {file.stem: str(folder / file) for file in find_files(kind, folder)[0]}
     files, classes, missing = [], [], []

@@ -32,7 +32,7 @@ EXTENSIONS = {
 _COLUMNS = ("files", "labels", "segments", "splits")
 
 
-def check(is_right: bool, argument: str, expected: str, received: Any) -> None:
+def check(is_right, argument, expected, received):
     """Raises an `ArgumentError` unless an argument is right."""
     if not is_right:
         raise ArgumentError(argument, expected, received)
@@ -142,7 +142,7 @@ class FileList:
 _COMPANIONS = (".csv", ".tsv", ".txt", ".json", ".md", ".yaml", ".yml", ".xml", "")
 
 
-def find_files(kind: str, root: Path) -> tuple[list[Path], list[Path]]:
+def find_files(kind, root):
     """Lists the files of a kind below a folder, and others, sorted, relative to it.
 
     Follows links, but not in circles; skips names that begin with a dot.
@@ -172,18 +172,13 @@ def find_files(kind: str, root: Path) -> tuple[list[Path], list[Path]]:
     return sorted(found, key=Path.as_posix), sorted(others, key=Path.as_posix)
 
 
-def subfolders(root: Path) -> list[str]:
+def subfolders(root):
     """Names of the folders in a folder, but hidden ones."""
     paths = (path for path in root.iterdir() if path.is_dir())
     return sorted(path.name for path in paths if not path.name.startswith("."))
 
 
-def list_folder(
-    kind: str,
-    root: Path,
-    labels: bool = False,
-    class_names: Sequence[str] | None = None,
-) -> FileList:
+def list_folder(kind, root, labels=False, class_names=None):
     """Lists all files of a kind below a folder, of one folder per class if labeled."""
     paths, others = find_files(kind, root)
     unlike = [path for path in others if path.suffix.lower() not in _COMPANIONS]
@@ -206,12 +201,12 @@ def list_folder(
     return dataclasses.replace(files, labels=numbers, class_names=names)
 
 
-def _count_endings(paths: Iterable[Path]) -> str:
+def _count_endings(paths):
     endings = Counter(sorted(path.suffix.lower() for path in paths)).most_common(10)
     return ", ".join(f"{n} {x or 'without an ending'}" for x, n in endings)
 
 
-def joined(parts: dict[str, FileList]) -> FileList:
+def joined(parts):
     """Joins the lists of splits to one, whose classes are those of all."""
     lists = list(parts.values())
     labels = None
@@ -233,15 +228,15 @@ def joined(parts: dict[str, FileList]) -> FileList:
 
 
 def csv_table(
-    kind: str,
-    path: Path,
-    labels: bool = False,
-    root: str | Path | None = None,
-    file_column: str = "file",
-    label_column: str | None = None,
-    label_separator: str | None = None,
-    split_column: str | None = None,
-) -> FileList:
+    kind,
+    path,
+    labels=False,
+    root=None,
+    file_column="file",
+    label_column=None,
+    label_separator=None,
+    split_column=None,
+):
     """Lists the files of a table with a header, as `list_files()` says."""
     if labels and label_column is None:
         label_column = "label"
@@ -271,7 +266,7 @@ def csv_table(
     return FileList(kind, files, numbers, names, splits=splits)
 
 
-def _as_path(name: str, folder: Path) -> Path:
+def _as_path(name, folder):
     """Reads a name as spreadsheets and other systems write it."""
     path = Path(name).expanduser()
     if "\\" in name and not (folder / path).exists():
@@ -279,7 +274,7 @@ def _as_path(name: str, folder: Path) -> Path:
     return path
 
 
-def read_table(path: str | Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
+def read_table(path, columns=()):
     """Reads a table with a header line, which must have some columns.
 
     It is one as spreadsheets write them: columns end with commas, semicolons or tabs,
@@ -310,9 +305,7 @@ def read_table(path: str | Path, columns: Sequence[str] = ()) -> list[dict[str, 
     return rows
 
 
-def number_labels(
-    classes: Sequence[Any], class_names: Sequence[str] | None = None
-) -> tuple[Any, tuple[str, ...]]:
+def number_labels(classes, class_names=None):
     """Numbers classes, a name or a tuple of names per file; gives their names as well.
 
     Names come in the given order, or sorted.
@@ -334,14 +327,14 @@ def number_labels(
     return labels, names
 
 
-def _composed(names: Any) -> Any:
+def _composed(names):
     """Writes names as Unicode composes them, each once."""
     if isinstance(names, tuple):
         return tuple(dict.fromkeys(map(_composed, names)))
     return unicodedata.normalize("NFC", names)
 
 
-def digest_of(files: FileList) -> dict[str, Any]:
+def digest_of(files):
     """Counts files, and sums up their names, sizes and dates in a short text."""
     digest = hashlib.sha256()
     for name in files.files:
@@ -352,7 +345,7 @@ def digest_of(files: FileList) -> dict[str, Any]:
     return {"files": len(files), "digest": digest.hexdigest()[:16]}
 
 
-def copies(files: FileList) -> np.ndarray:
+def copies(files):
     """Numbers recordings and pictures so that equal ones have equal numbers.
 
     Files are compared by size, then by their ends, then by content; those that cannot
@@ -375,26 +368,26 @@ def copies(files: FileList) -> np.ndarray:
     return np.array(found, "int64")
 
 
-def _size(name: str) -> Any:
+def _size(name):
     try:
         return Path(name).stat().st_size or name
     except OSError:
         return name
 
 
-def _ends(name: str) -> bytes:
+def _ends(name):
     with Path(name).open("rb") as file:
         first = file.read(4096)
         file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
         return hashlib.sha256(first + file.read()).digest()
 
 
-def _whole(name: str) -> bytes:
+def _whole(name):
     with Path(name).open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def printable(text: str) -> str:
+def printable(text):
     """A text that can be shown, of one that may hold bytes that are no UTF-8."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
@@ -402,7 +395,7 @@ def printable(text: str) -> str:
 class UnreadableFileError(ValueError):
     """A file cannot be read; `kind`, `path` and `reason` say which and why."""
 
-    def __init__(self, kind: str, path: str, reason: str, problem: str | None = None):
+    def __init__(self, kind, path, reason, problem=None):
         problem = problem or f"Cannot read {kind} file"
         super().__init__(f"{problem} '{path}': {reason}")
         self.kind, self.path, self.reason = kind, path, reason

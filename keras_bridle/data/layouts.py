@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from keras_bridle.data.data_sets import (
 )
 from keras_bridle.data.files import (
     FileList,
-    ReadReport,
     check,
     copies,
     csv_table,
@@ -148,9 +147,7 @@ def list_files(
     return files
 
 
-def _folder(
-    kind: str, data: Path, labels: bool = False, test_split: str | None = None
-) -> FileList:
+def _folder(kind, data, labels=False, test_split=None):
     """A folder; with labels, class folders or folders of splits that hold these."""
     if not labels:
         return list_folder(kind, data)
@@ -167,7 +164,7 @@ def _folder(
     return list_folder(kind, data, True)
 
 
-def _are_splits(root: Path, names: list[str]) -> bool:
+def _are_splits(root, names):
     """Whether some folders, or all, are splits of a data set and not classes."""
     # A class may be called so, whose folder holds files alone.
     with_folders = {name for name in names if subfolders(root / name)}
@@ -181,17 +178,9 @@ _FUNCTIONS: dict[str, Callable[..., FileList]] = {
     "csv": csv_table,
     **{x.__name__: x for x in (audioset, esc50, speech_commands, imagenet, kinetics)},
 }
-Splits = list[tuple[np.ndarray, np.ndarray]]
 
 
-def splits_of(
-    files: FileList,
-    test_split: str | None = None,
-    folds: int | None = None,
-    fold: int | None = None,
-    seed: int = 0,
-    report: ReadReport | None = None,
-) -> tuple[Splits, np.ndarray | None]:
+def splits_of(files, test_split=None, folds=None, fold=None, seed=0, report=None):
     """Splits labeled files: gives `(train, test)` pairs of indices, and validation's.
 
     A list with a test split (`test_split`, or the first there is of `TEST_NAMES`) is
@@ -235,12 +224,9 @@ def splits_of(
     return found, held_out if len(held_out) else None
 
 
-def _pairs_of_folds(
-    files: FileList, folds: int | None, fold: int | None, seed: int
-) -> Splits:
+def _pairs_of_folds(files, folds, fold, seed):
     if files.splits is None:
-        labels: Any = files.labels
-        number_of = deal_folds(labels, folds or 5, seed) + 1
+        number_of = deal_folds(files.labels, folds or 5, seed) + 1
     else:
         number_of = np.array(list(map(int, files.splits)))
     numbers = np.unique(number_of).tolist()
@@ -249,9 +235,7 @@ def _pairs_of_folds(
     return [(np.flatnonzero(~x), np.flatnonzero(x)) for x in tested]
 
 
-def _named_splits(
-    files: FileList, test_split: str | None
-) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+def _named_splits(files, test_split):
     splits = np.array(files.splits or [""] * len(files))
     names = np.unique(splits).tolist()
     train, test, validation = _roles(names, test_split)
@@ -268,10 +252,10 @@ def _named_splits(
     return pair, np.flatnonzero(is_held_out)
 
 
-def _roles(names: Collection[str], test_split: str | None) -> list[str | None]:
+def _roles(names, test_split):
     """Names of the train, test and validation splits, `None` where there is none."""
 
-    def first(wanted: Sequence[str]) -> str | None:
+    def first(wanted):
         return next((name for name in wanted if name in names), None)
 
     test = first(TEST_NAMES if test_split is None else (test_split,))
@@ -279,7 +263,7 @@ def _roles(names: Collection[str], test_split: str | None) -> list[str | None]:
     return [first(TRAIN_NAMES), test, first(validation)]
 
 
-def deal_folds(labels: Sequence[Any], folds: int, seed: int = 0) -> np.ndarray:
+def deal_folds(labels, folds, seed=0):
     """Deals files to folds 0, 1, ... at random, each with as many of every class."""
     expected = f"from 2 to the {len(labels)} files"
     check(2 <= folds <= len(labels), "folds", expected, folds)

@@ -7,7 +7,6 @@ import multiprocessing.pool
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +168,7 @@ class FileDataset(keras.utils.PyDataset):
     num_parallel: int
     shard: tuple[int, int]
 
-    def __post_init__(self) -> None:
+    def __post_init__(self):
         super().__init__()
         self.clock = InputClock()
         # Places of an epoch: of its full batches alone, where they are all there are.
@@ -184,22 +183,22 @@ class FileDataset(keras.utils.PyDataset):
         self._lock = threading.Lock()
 
     @property
-    def num_batches(self) -> int | None:
+    def num_batches(self):
         """The batches of an epoch; `None` if they never end."""
         return None if self.repeat else -(-self._places // self.batch_size)
 
-    def __len__(self) -> int:
+    def __len__(self):
         if self.num_batches is None:
             raise TypeError("A data set with `repeat` has no length")
         return self.num_batches
 
-    def on_epoch_end(self) -> None:
+    def on_epoch_end(self):
         """Starts the next epoch, unless Keras only looked at the first batch."""
         if self._is_read and not self.repeat:
             self.epoch += 1
         self._is_read = False
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self):
         """Yields the batches of an epoch, and starts the next."""
         epoch = self.epoch
         self.epoch += not self.repeat
@@ -209,14 +208,14 @@ class FileDataset(keras.utils.PyDataset):
             if len(batch[0] if self.labels else batch):
                 yield batch
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index):
         if self.num_batches is not None:
             if index >= self.num_batches:
                 raise IndexError(f"There are {self.num_batches} batches, not {index}")
             self._is_read = self._is_read or index == self.num_batches - 1
         return self._batch(self.epoch, index)
 
-    def _batch(self, epoch: int, number: int) -> Any:
+    def _batch(self, epoch, number):
         start = time.perf_counter()
         wanted = [(epoch, n) for n in range(number, number + _AHEAD + 1)]
         with self._lock:
@@ -240,7 +239,7 @@ class FileDataset(keras.utils.PyDataset):
             batch = batch, np.array(labels, example.dtype).reshape(-1, *example.shape)
         return batch
 
-    def _start(self, epoch: int, number: int) -> list:
+    def _start(self, epoch, number):
         """Lets threads read a batch; gives what will hold its files and clips."""
         shard, num_shards = self.shard
         size = self.batch_size // num_shards
@@ -254,7 +253,7 @@ class FileDataset(keras.utils.PyDataset):
                 reading.append(pool.apply_async(self._clip, arguments))
         return reading
 
-    def check_readable(self) -> None:
+    def check_readable(self):
         """Reads up to the first readable file; raises if there is none."""
         for index in range(len(self.files)):
             if self._read(index, (0.0, 0.0, 0.0)) is not None:
@@ -262,7 +261,7 @@ class FileDataset(keras.utils.PyDataset):
         problem = f"None of the {len(self.files)} {self.files.kind} files can be read:"
         raise self._error(0, self._unreadable[0], problem)
 
-    def _clip(self, epoch: int, place: int) -> tuple[int, np.ndarray] | None:
+    def _clip(self, epoch, place):
         """Reads a file's index and clip, from any thread; `None` if it is skipped."""
         position = self.position
         if position is None:
@@ -284,13 +283,13 @@ class FileDataset(keras.utils.PyDataset):
             raise self._error(index, self._unreadable[index], problem)
         return None
 
-    def _order_of(self, epoch: int) -> np.ndarray:
+    def _order_of(self, epoch):
         order = np.arange(len(self.files))
         if self.shuffle:
             np.random.default_rng((self.seed, epoch)).shuffle(order)
         return order
 
-    def _read(self, index: int, position: Position) -> np.ndarray | None:
+    def _read(self, index, position):
         if index in self._unreadable:
             return None
         path, segments = self.files.files[index], self.files.segments
@@ -317,15 +316,13 @@ class FileDataset(keras.utils.PyDataset):
             raise self._error(index, reason, problem)
         return None
 
-    def _error(
-        self, index: int, reason: str, problem: str | None = None
-    ) -> UnreadableFileError:
+    def _error(self, index, reason, problem=None):
         path = self.files.files[index]
         error = UnreadableFileError(self.files.kind, path, reason, problem)
         self.report.error = error
         return error
 
-    def as_tf_data(self) -> Any:
+    def as_tf_data(self):
         """Returns a `tf.data.Dataset` of the same batches."""
         tf = import_tensorflow()
         size = self.batch_size // self.shard[1] if self.drop_remainder else None
@@ -339,9 +336,7 @@ class FileDataset(keras.utils.PyDataset):
             dataset = dataset.apply(tf.data.experimental.assert_cardinality(length))
         return dataset.prefetch(tf.data.AUTOTUNE)
 
-    def reading_speed(
-        self, seconds: float = 2.0, max_batches: int = 64
-    ) -> float | None:
+    def reading_speed(self, seconds=2.0, max_batches=64):
         """Examples read each second when nothing else runs; `None` for one batch."""
         batches, before = iter(self), self.clock.examples
         # The first one comes after files were opened for the first time.
@@ -355,7 +350,7 @@ class FileDataset(keras.utils.PyDataset):
 
 
 @functools.cache
-def _pool(num_threads: int, process: int) -> multiprocessing.pool.ThreadPool:
+def _pool(num_threads, process):
     """The threads that read, shared by all data sets of a process."""
     return multiprocessing.pool.ThreadPool(num_threads)
 

@@ -6,7 +6,7 @@ import math
 import os
 import struct
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ Position = tuple[float, float, float]
 CENTER: Position = (0.5, 0.5, 0.5)
 
 
-def import_tensorflow() -> Any:
+def import_tensorflow():
     """Imports TensorFlow, and keeps it off the GPUs if another backend needs them."""
     import tensorflow as tf
 
@@ -58,10 +58,6 @@ _MOST_TAGS = 8192
 _CANCELLED = 1e-4
 # Beyond this, the resampling filter no longer feels where a clip was cut.
 _MARGIN_SECONDS = 0.02
-
-# Chooses, by a file's number of frames and sample rate, `(start, frames, skip)`: the
-# frames to decode, and the resampled samples to drop from their front.
-Cut = Callable[[int, int], tuple[int, int, int]]
 
 
 class AudioReader:
@@ -151,14 +147,11 @@ class AudioReader:
         padded[: len(waveform)] = np.clip(waveform, -1.0, 1.0)
         return padded
 
-    def cut(
-        self,
-        position: float,
-        segment: tuple[float, float | None],
-        frames: int,
-        rate: int,
-    ) -> tuple[int, int, int]:
-        """Chooses the frames of a file to decode for one waveform, as a `Cut` does."""
+    def cut(self, position, segment, frames, rate):
+        """Chooses the frames of a file to decode: `(start, frames, skip)`.
+
+        `skip` counts the resampled samples to drop from their front.
+        """
         if frames < 1:
             raise ValueError("holds no samples")
         first = round(segment[0] * rate)
@@ -184,7 +177,7 @@ class AudioReader:
         return start - before, count, before * self.sample_rate // rate
 
 
-def decode_with_soundfile(path: str, cut: Cut, sample_rate: int) -> np.ndarray:
+def decode_with_soundfile(path, cut, sample_rate):
     """Decodes and resamples a part of a file, its channels mixed down."""
     # libsndfile takes names that are not UTF-8 as bytes.
     name = path if path == printable(path) else os.fsencode(path)
@@ -210,7 +203,7 @@ def decode_with_soundfile(path: str, cut: Cut, sample_rate: int) -> np.ndarray:
     return mono[skip:]
 
 
-def _mixed_down(sound: np.ndarray) -> np.ndarray:
+def _mixed_down(sound):
     """Averages channels; of those that cancel each other it takes the loudest."""
     mono = sound.mean(axis=1)
     powers = np.square(sound).mean(axis=0)
@@ -220,7 +213,7 @@ def _mixed_down(sound: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=100_000)
-def _tells_its_length(path: str) -> bool:
+def _tells_its_length(path):
     """Whether an MP3 file's first frame holds a table with the length of the whole."""
     with Path(path).open("rb") as file:
         head, start = file.read(10), 0
@@ -241,13 +234,13 @@ def _tells_its_length(path: str) -> bool:
 
 
 @functools.lru_cache(maxsize=100_000)
-def _decodable_frames(path: str) -> int:
+def _decodable_frames(path):
     """Counts the frames of a file whose length nothing tells, by decoding it."""
     with av.open(path) as container:
         return sum(frame.samples for frame in _audio_frames(container))
 
 
-def _decode_from_start(path: str, start: int, frames: int) -> np.ndarray:
+def _decode_from_start(path, start, frames):
     """Decodes a file from its start, and gives some frames, `(frames, channels)`."""
     parts, number = [], 0
     with av.open(path) as container:
@@ -260,7 +253,7 @@ def _decode_from_start(path: str, start: int, frames: int) -> np.ndarray:
     return np.concatenate(parts).astype("float32")
 
 
-def _audio_frames(container: Any) -> Iterator[Any]:
+def _audio_frames(container):
     """Decodes all that can be decoded, in planes of floats."""
     resampler = av.AudioResampler(format="fltp")
     packets = container.demux(container.streams.audio[0])
@@ -352,7 +345,7 @@ class ImageReader:
         return np.asarray(pixels).reshape(self.shape)
 
 
-def as_size(name: str, size: int | Sequence[int]) -> tuple[int, int]:
+def as_size(name, size):
     """Returns an int or a pair as `(height, width)`."""
     height, width = (size, size) if isinstance(size, int) else size
     is_size = all(int(side) == side and side > 0 for side in (height, width))
@@ -360,13 +353,13 @@ def as_size(name: str, size: int | Sequence[int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def check_channels(channels: int) -> int:
+def check_channels(channels):
     """Returns a number of channels if it is 1 or 3."""
     check(channels in (1, 3), "channels", "1 (gray) or 3 (color)", channels)
     return channels
 
 
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+def _to_mode(image, mode):
     if image.mode[0] in "IF":
         # Pillow itself would cut all above 255 off.
         return Image.fromarray(as_pixels(np.asarray(image), "pixels")).convert(mode)

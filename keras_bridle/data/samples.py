@@ -4,7 +4,6 @@ import functools
 import io
 import shutil
 import tarfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +40,8 @@ _TRAINING_SHARE = 0.7
 # the next, in sides of the window.
 _SCENE, _STEP = 2.25, 1 / 16
 
-Examples = tuple[np.ndarray, np.ndarray, tuple[str, ...]]
 
-
-def load_syllables(
-    split: str | None = None, field: str = "initial", num_samples: int = 8000
-) -> Examples:
+def load_syllables(split=None, field="initial", num_samples=8000):
     """Loads the spoken Mandarin syllables: one speaker, 0.2 to 0.43 s each, 16 kHz.
 
     Gives float32 waveforms `(n, num_samples)`, int32 labels and class names, of
@@ -67,7 +62,7 @@ def load_syllables(
     return waveforms, np.array(labels, "int32")[rows], class_names
 
 
-def load_sonic_pi(seconds: float = 0.5, per_sound: int | None = None) -> np.ndarray:
+def load_sonic_pi(seconds=0.5, per_sound=None):
     """Loads the Sonic Pi samples, 165 unlabeled sounds of 324 s in all, in segments.
 
     Gives float32 `(n, round(16000 * seconds))` at 16 kHz. The last segment of a sound
@@ -89,9 +84,7 @@ def load_sonic_pi(seconds: float = 0.5, per_sound: int | None = None) -> np.ndar
     return np.stack(segments)
 
 
-def load_fashion(
-    split: str | None = None, per_class: int | None = None, seed: int = 0
-) -> Examples:
+def load_fashion(split=None, per_class=None, seed=0):
     """Loads 10,000 images of Fashion-MNIST: clothes in 10 classes, 28 x 28, gray.
 
     Gives uint8 images `(n, 28, 28, 1)`, int32 labels and class names, of `"train"`
@@ -116,13 +109,13 @@ def load_fashion(
 
 
 def load_clips(
-    split: str = "train",
-    num_frames: int = 16,
-    image_size: int | Sequence[int] = 64,
-    sampling_rate: int = 2,
-    stride: int | None = None,
-    channels: int = 3,
-) -> np.ndarray:
+    split="train",
+    num_frames=16,
+    image_size=64,
+    sampling_rate=2,
+    stride=None,
+    channels=3,
+):
     """Loads clips of the two sample videos, a street and a concert.
 
     Gives uint8 `(n, num_frames, height, width, channels)`, clips of every
@@ -138,20 +131,20 @@ def load_clips(
         video[start : start + span : sampling_rate]
         for path in _VIDEOS
         for video in [_frames(path, size, channels)]
-        for start in range(*_starts(len(video), split, span), stride)
+        for start in _starts(len(video), split, span)[::stride]
     ]
     return np.stack(clips)
 
 
 def synthetic_pans(
-    split: str = "train",
-    num_clips: int = 1000,
-    num_frames: int = 8,
-    image_size: int | Sequence[int] = 64,
-    channels: int = 3,
-    seed: int = 0,
-    videos: Sequence[str | Path] | None = None,
-) -> Examples:
+    split="train",
+    num_clips=1000,
+    num_frames=8,
+    image_size=64,
+    channels=3,
+    seed=0,
+    videos=None,
+):
     """Makes clips in which a camera pans in one of 8 directions: a probe for motion.
 
     Gives uint8 clips `(num_clips, num_frames, height, width, channels)`, int32 labels
@@ -171,7 +164,7 @@ def synthetic_pans(
     paths = _VIDEOS if videos is None else list(map(str, videos))
     scenes = [_frames(path, _scene_size(path, scene), channels) for path in paths]
     ranges = [_starts(len(frames), split, num_frames) for frames in scenes]
-    counts = np.array([stop - start for start, stop in ranges])
+    counts = np.array([len(starts) for starts in ranges])
     expected = f"longer for clips of {num_frames} frames"
     check(counts.sum() > 0, "videos", expected, paths)
     generator = np.random.default_rng((seed, split == "test"))
@@ -180,7 +173,8 @@ def synthetic_pans(
     clips = np.empty((num_clips, num_frames, *size, channels), "uint8")
     for clip, label in zip(clips, labels, strict=True):
         index = generator.choice(len(scenes), p=counts / counts.sum())
-        frames, first = scenes[index], generator.integers(*ranges[index])
+        frames, starts = scenes[index], ranges[index]
+        first = generator.integers(starts.start, starts.stop)
         room = np.array(frames.shape[1:3]) - np.array(size) - travel
         middle = generator.integers(0, room + 1)
         corner = middle + (travel - moves[label] * travel) // 2
@@ -191,7 +185,7 @@ def synthetic_pans(
     return clips, labels, tuple(_DIRECTIONS)
 
 
-def extract_samples(directory: str | Path) -> Path:
+def extract_samples(directory):
     """Writes samples as ordinary files to folders of a directory, and gives that.
 
     They are called `mandarin_syllables` (with a CSV table), `sonic_pi`,
@@ -215,7 +209,7 @@ def extract_samples(directory: str | Path) -> Path:
 
 
 @functools.cache
-def _archive(name: str) -> dict[str, Any]:
+def _archive(name):
     """Decodes a sorted archive of recordings or arrays once per process."""
     found = {}
     with tarfile.open(_FOLDER / name) as archive:
@@ -230,17 +224,17 @@ def _archive(name: str) -> dict[str, Any]:
     return found
 
 
-def _starts(length: int, split: str, span: int) -> tuple[int, int]:
-    """Returns the range of the frames where clips of a split of a video may start."""
+def _starts(length, split, span):
+    """The frames where clips of a split of a video may start."""
     check(split in _SPLITS[:2], "split", f"one of {_SPLITS[:2]}", split)
     border = int(_TRAINING_SHARE * length)
     if split == "train":
-        return 0, max(border - 2 * span + 1, 0)
-    return border, max(length - span + 1, border)
+        return range(max(border - 2 * span + 1, 0))
+    return range(border, max(length - span + 1, border))
 
 
 @functools.cache
-def _scene_size(path: str, shorter: int) -> tuple[int, int]:
+def _scene_size(path, shorter):
     """Returns a video's `(height, width)`, scaled to a shorter side."""
     with av.open(path) as container:
         stream = container.streams.video[0]
@@ -250,7 +244,7 @@ def _scene_size(path: str, shorter: int) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=4)
-def _frames(path: str, size: tuple[int, int], channels: int) -> np.ndarray:
+def _frames(path, size, channels):
     """Decodes a whole video, and keeps it for the next call."""
     reader = VideoReader(size, len(list_packets(path).sizes), 1, channels)
     frames, _ = reader.read_at(path, 0)

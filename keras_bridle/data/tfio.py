@@ -3,13 +3,11 @@
 import functools
 import math
 import warnings
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import soundfile
 
-from keras_bridle.data.readers import Cut, import_tensorflow
+from keras_bridle.data.readers import import_tensorflow
 
 # By format and subtype: the operation that decodes, the type that it gives, full scale.
 _DECODERS = {
@@ -27,7 +25,7 @@ _DECODERS = {
 
 
 @functools.cache
-def import_tensorflow_io() -> Any:
+def import_tensorflow_io():
     """Imports tensorflow-io and checks that its native operations load."""
     tf = import_tensorflow()
     try:
@@ -46,7 +44,7 @@ def import_tensorflow_io() -> Any:
     return tensorflow_io
 
 
-def decode(path: str, cut: Cut, sample_rate: int) -> np.ndarray:
+def decode(path, cut, sample_rate):
     """Decodes and resamples a part of a file, as `decode_with_soundfile()` does."""
     # tensorflow-io's decoders do not tell the sample rate, and its `AudioIOTensor`,
     # which does, mixes files up when several threads open them.
@@ -64,7 +62,7 @@ def decode(path: str, cut: Cut, sample_rate: int) -> np.ndarray:
     return mono[skip:]
 
 
-def resample(waveform: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
+def resample(waveform, rate_in, rate_out):
     """Resamples a waveform, and takes out the delay that tensorflow-io leaves in.
 
     Its Speex filter (quality 4) comes 32 samples late or more, by a fraction of a
@@ -86,7 +84,7 @@ def resample(waveform: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
 
 
 @functools.cache
-def _resampler(rate_in: int, rate_out: int) -> Callable[[np.ndarray], Any]:
+def _resampler(rate_in, rate_out):
     """Compiles the resampler; eager, it would be traced anew for every clip."""
     tf, tfio = import_tensorflow(), import_tensorflow_io()
     return tf.function(
@@ -96,7 +94,7 @@ def _resampler(rate_in: int, rate_out: int) -> Callable[[np.ndarray], Any]:
 
 
 @functools.cache
-def _decoder(file_format: str, subtype: str) -> Callable[[str], Any]:
+def _decoder(file_format, subtype):
     """Compiles the graph from a file's name to its mono float32 samples."""
     key = (file_format.replace("WAVEX", "WAV"), subtype)
     if key not in _DECODERS:
@@ -107,7 +105,7 @@ def _decoder(file_format: str, subtype: str) -> Callable[[str], Any]:
     decode_file = getattr(tfio.audio, name)
 
     @tf.function(input_signature=[tf.TensorSpec((), tf.string)])
-    def run(path: Any) -> Any:
+    def run(path):
         samples = decode_file(tf.io.read_file(path), **options)
         if subtype == "PCM_32":
             # The operation takes the bits of 32-bit integers for those of floats.

@@ -6,7 +6,7 @@ import math
 import operator
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import av
@@ -127,7 +127,7 @@ class VideoReader:
             )
         return clip, "; ".join(missing)
 
-    def _packets(self, path: str) -> "PacketList":
+    def _packets(self, path):
         with self._lock:
             if path in self._lists:
                 self._lists.move_to_end(path)
@@ -159,12 +159,12 @@ class PacketList(NamedTuple):
     announced: int
 
     @property
-    def breaks_off(self) -> str:
+    def breaks_off(self):
         """Says where a broken file ends."""
         return f"broken off after {len(self.shown)} of {self.announced} frames"
 
 
-def list_packets(path: str) -> PacketList:
+def list_packets(path):
     """Lists a file's video packets without decoding any."""
     video = _Video(path)
     columns = ("pts", "size", "is_keyframe", "is_discard", "is_corrupt")
@@ -195,7 +195,7 @@ def list_packets(path: str) -> PacketList:
 class _Video:
     """An open file and its video stream; FFmpeg's errors become a `ValueError`."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path):
         try:
             self.container = av.open(path)
         except av.FFmpegError as error:
@@ -214,32 +214,26 @@ class _Video:
         stream.thread_type, stream.thread_count = "NONE", 1
         self.stream = stream
 
-    def packets(self) -> Iterator[Any]:
+    def packets(self):
         """Yields the packets from here on, up to the end or what cannot be read."""
-        try:
+        with contextlib.suppress(av.FFmpegError):
             # The last one is empty and makes the decoder give out what it holds.
             yield from self.container.demux(self.stream)
-        except av.FFmpegError:
-            return
 
-    def decode(self, packet: Any) -> list[Any]:
+    def decode(self, packet):
         """Returns the frames that come out when a packet goes in."""
-        try:
+        with contextlib.suppress(av.FFmpegError):
             return self.stream.codec_context.decode(packet if packet.size else None)
-        except av.FFmpegError:
-            # Broken data: the frame before stays on the screen.
-            return []
+        # Broken data: the frame before stays on the screen.
+        return []
 
 
-PixelMaker = Callable[[Any], np.ndarray]
-
-
-def _pixel_maker(shape: Sequence[int], position: Sequence[float]) -> PixelMaker:
+def _pixel_maker(shape, position):
     """Makes a function that turns decoded frames into arrays of one size."""
     _, *size, channels = shape
     reformatter = VideoReformatter()
 
-    def to_pixels(frame: Any) -> np.ndarray:
+    def to_pixels(frame):
         (right, down), (across, along) = _display_matrix(frame)
         # Rows become columns.
         turned = abs(down) > abs(right)
@@ -270,7 +264,7 @@ def _pixel_maker(shape: Sequence[int], position: Sequence[float]) -> PixelMaker:
     return to_pixels
 
 
-def _display_matrix(frame: Any) -> np.ndarray:
+def _display_matrix(frame):
     """Where a frame's axes, to the right and down, lead on the screen."""
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
@@ -278,9 +272,7 @@ def _display_matrix(frame: Any) -> np.ndarray:
     return np.frombuffer(bytes(data), "int32").reshape(3, 3)[:2, :2] / 2**16
 
 
-def _decode_from_keyframe(
-    path: str, packets: PacketList, targets: set[int], to_pixels: PixelMaker
-) -> dict[int, np.ndarray] | None:
+def _decode_from_keyframe(path, packets, targets, to_pixels):
     """Decodes from the last keyframe shown before the first target.
 
     Gives the targets' pixels by number, or `None` if the file is not as listed.
@@ -308,11 +300,10 @@ def _decode_from_keyframe(
                 # Decoders hand a packet's stamp on to its frame.
                 packet.pts = int(ranks[number])
             for frame in video.decode(packet):
-                if frame.pts is None or expected >= len(shown):
+                next_one = shown[expected] if expected < len(shown) else -1
+                if frame.pts is None or frame.pts > next_one:
                     return None
-                if frame.pts > shown[expected]:
-                    return None
-                if frame.pts < shown[expected]:
+                if frame.pts < next_one:
                     continue
                 if expected in targets:
                     found[expected] = to_pixels(frame)
@@ -322,9 +313,7 @@ def _decode_from_keyframe(
     return None
 
 
-def _open_at(
-    path: str, packets: PacketList, keyframe: int
-) -> tuple[_Video, Iterator[Any]]:
+def _open_at(path, packets, keyframe):
     """Opens a video, and gives the packets from a keyframe on."""
     video = _Video(path)
     source = video.packets()
@@ -342,9 +331,7 @@ def _open_at(
     return video, itertools.islice(video.packets(), keyframe, None)
 
 
-def _decode_from_start(
-    path: str, targets: set[int], to_pixels: PixelMaker
-) -> dict[int, np.ndarray]:
+def _decode_from_start(path, targets, to_pixels):
     """Decodes a file from its start: the targets that exist, or the last frame."""
     found: dict[int, np.ndarray] = {}
     number, last = 0, None
