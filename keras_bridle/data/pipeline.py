@@ -171,7 +171,7 @@ class FileDataset(keras.utils.PyDataset):
     def __post_init__(self):
         super().__init__()
         self.clock = InputClock()
-        # Places of an epoch: of its full batches alone, where they are all there are.
+        # Places of an epoch; with `drop_remainder`, of its full batches alone.
         rest = len(self.files) % self.batch_size if self.drop_remainder else 0
         self._places = len(self.files) - rest
         # Threads may be at the end of one epoch and the start of the next.
@@ -266,8 +266,7 @@ class FileDataset(keras.utils.PyDataset):
         position = self.position
         if position is None:
             generator = np.random.default_rng((self.seed, epoch, place, 1))
-            time, vertical, horizontal = generator.random(3).tolist()
-            position = (time, vertical, horizontal)
+            position = tuple(generator.random(3).tolist())
         order = self._order(epoch)
         # Others come from half an epoch away, so that no batch holds a file twice.
         other = place + len(order) // 2
