@@ -43,16 +43,6 @@ def test_lossy_formats_come_near_what_was_written(tmp_path, name):
     assert decibels(clip - sound[:, 0], sound) < -15
 
 
-@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3"])
-@pytest.mark.parametrize("position", [0.0, 0.37, 0.5, 1.0])
-def test_partial_reads_equal_that_part_of_a_whole_read(tmp_path, name, position):
-    path = write(tmp_path / name, noise(3.0, highest=5000))
-    whole = soundfile.read(path, dtype="float32")[0]
-    start = min(int(position * (len(whole) - 8000 + 1)), len(whole) - 8000)
-    clip = read_clip(path, 8000, 16000, position)
-    np.testing.assert_allclose(clip, whole[start : start + 8000], atol=1e-6)
-
-
 def test_channels_are_averaged(tmp_path):
     sound = noise(0.2, channels=3)
     path = write(tmp_path / "a.wav", sound, subtype="FLOAT")

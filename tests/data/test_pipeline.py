@@ -120,25 +120,38 @@ def test_segments_of_one_file_are_recordings_of_their_own(tmp_path):
 # Crops
 
 
-def starts(dataset):
-    """Where the clips of a ramp start, in one epoch."""
-    return np.round(np.concatenate(batches(dataset))[:, 0] * 2**15)
+class Positions:
+    """A reader of where a clip lies."""
+
+    shape, dtype = (3,), "float64"
+
+    def __call__(self, path, position, segment, report):
+        return np.array(position)
 
 
 def test_crops_are_fixed_or_uniform_and_others_in_every_epoch(tmp_path):
     ramp = write(tmp_path / "ramp.wav", np.arange(1003) / 2**15, subtype="PCM_16")
-    for crop, start in (("start", 0), ("center", 452), ((1.0, 0.5, 0.5), 903)):
-        dataset = read([ramp], 100, batch_size=1, crop=crop)
-        assert [starts(dataset) for _ in range(2)] == [start] * 2
-    dataset = read([ramp] * 1000, 100, batch_size=1000, shuffle=True)
-    first, second = starts(dataset), starts(dataset)
-    # 1,000 draws: a tenth holds 100 with a deviation of 9.5.
-    counts = np.histogram(first, bins=10, range=(0, 904))[0]
-    assert counts.min() > 60 and counts.max() < 140
-    assert (first != second).mean() > 0.9
+    place = (1.0, 0.2, 0.7)
+    for crop, expected in (
+        ("start", (0, 0.5, 0.5)),
+        (None, (0.5,) * 3),
+        (place, place),
+    ):
+        files = list_files("audio", [ramp])
+        dataset = file_dataset(files, Positions(), batch_size=1, crop=crop)
+        for epoch in epochs(dataset, 2):
+            np.testing.assert_array_equal(epoch, [expected])
+    files = list_files("audio", [ramp] * 1000)
+    dataset = file_dataset(files, Positions(), batch_size=1000, shuffle=True)
+    first, second = epochs(dataset, 2)
+    assert (first != second).all() and np.abs(np.corrcoef(first.T)).sum() < 3.6
+    for column in first.T:
+        # 1,000 draws: a tenth holds 100 with a deviation of 9.5.
+        counts = np.histogram(column, bins=10, range=(0, 1))[0]
+        assert counts.min() > 60 and counts.max() < 140
     # Both ends can be drawn.
-    ends = starts(read([ramp] * 200, 1000, batch_size=200, crop="random"))
-    assert sorted(set(ends)) == [0, 1, 2, 3]
+    (clips,) = epochs(read([ramp] * 200, 1000, batch_size=200, crop="random"), 1)
+    assert set(np.round(clips[:, 0] * 2**15)) == {0, 1, 2, 3}
 
 
 # Seeds and epochs

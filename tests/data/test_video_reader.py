@@ -6,8 +6,7 @@ import pytest
 from video_files import decode_all, scene, write_sound, write_video
 
 from keras_bridle.data import video_reader as video_file
-from keras_bridle.data.files import FileList, ReadReport
-from keras_bridle.data.pipeline import file_dataset
+from keras_bridle.data.files import ReadReport
 from keras_bridle.data.video_reader import VideoReader, list_packets
 
 pytestmark = pytest.mark.one_backend
@@ -243,51 +242,3 @@ def test_packet_lists_are_kept_up_to_a_number_of_packets(folder, monkeypatch):
 def test_arguments_are_checked(argument):
     with pytest.raises(ValueError, match=argument):
         VideoReader(16, **{argument: 0})
-
-
-# In a pipeline
-
-
-def clips_of(files, reader, **options):
-    dataset = file_dataset(FileList("video", files), reader, **options)
-    return np.concatenate(list(iter(dataset)))
-
-
-def test_evaluation_gives_the_middle_of_every_file_in_order(folder):
-    files = [str(folder / name) for name in ("h264.mp4", "mpeg1.mpg", "vp8.webm")]
-    reader = VideoReader(16, num_frames=4, sampling_rate=3)
-    for crop, start in (("center", 35), ("start", 0)):
-        found = clips_of(files, reader, batch_size=2, crop=crop)
-        assert found.dtype == np.uint8 and len(found) == 3
-        for file, clip in zip(files, found, strict=True):
-            # 10 frames of 80: the clip may start at 0 to 70.
-            np.testing.assert_array_equal(clip, reader.read_at(file, start)[0])
-
-
-def test_training_takes_random_clips(tmp_path):
-    # Each frame is lighter than the one before.
-    frames = scene(40) // 4 + 4 * np.arange(40, dtype="uint8")[:, None, None, None]
-    file = write_video(tmp_path / "a.mp4", "libx264", frames)
-    reader = VideoReader((48, 64), num_frames=2, sampling_rate=5)
-    found = clips_of([file] * 200, reader, batch_size=200, shuffle=True)
-    everything = np.stack(decode_all(file))
-    starts = []
-    for clip in found:
-        (start,) = np.flatnonzero((everything == clip[0]).all(axis=(1, 2, 3)))
-        np.testing.assert_array_equal(clip[1], everything[start + 5])
-        starts.append(start)
-    # 35 starts, and both ends can be drawn.
-    counts = np.bincount(starts, minlength=35)
-    assert len(counts) == 35 and counts.max() < 20 and (counts > 0).sum() > 30
-
-
-def test_a_clips_frames_are_cropped_alike_and_clips_differently(tmp_path):
-    # Columns grow lighter; nothing moves.
-    ramp = np.linspace(0, 255, 96).astype("uint8")
-    frames = np.broadcast_to(ramp[None, None, :, None], (12, 16, 96, 3))
-    path = write_video(tmp_path / "a.mp4", "mpeg4", np.ascontiguousarray(frames))
-    reader = VideoReader(16, num_frames=4)
-    found = clips_of([path] * 64, reader, batch_size=64, shuffle=True)
-    means = found.mean(axis=(2, 3, 4))
-    assert np.ptp(means, axis=1).max() < 4
-    assert means.min() < 50 and means.max() > 200
