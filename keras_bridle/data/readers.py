@@ -236,35 +236,33 @@ def _tells_its_length(path):
 @functools.lru_cache(maxsize=100_000)
 def _decodable_frames(path):
     """Counts the frames of a file whose length nothing tells, by decoding it."""
-    with av.open(path) as container:
-        return sum(frame.samples for frame in _audio_frames(container))
+    return sum(map(len, _decoded(path)))
 
 
 def _decode_from_start(path, start, frames):
     """Decodes a file from its start, and gives some frames, `(frames, channels)`."""
     parts, number = [], 0
-    with av.open(path) as container:
-        for frame in _audio_frames(container):
-            sound = frame.to_ndarray().T
-            parts.append(sound[max(start - number, 0) : start + frames - number])
-            number += len(sound)
-            if number >= start + frames:
-                break
+    for sound in _decoded(path):
+        parts.append(sound[max(start - number, 0) : start + frames - number])
+        number += len(sound)
+        if number >= start + frames:
+            break
     return np.concatenate(parts).astype("float32")
 
 
-def _audio_frames(container):
-    """Decodes all that can be decoded, in planes of floats."""
+def _decoded(path):
+    """Decodes all of a file that can be decoded, piece by piece, to floats."""
     resampler = av.AudioResampler(format="fltp")
-    packets = container.demux(container.streams.audio[0])
-    while True:
-        try:
-            for frame in next(packets).decode():
-                yield from resampler.resample(frame)
-        except StopIteration:
-            return
-        except av.InvalidDataError:
-            continue
+    with av.open(path) as container:
+        packets = container.demux(container.streams.audio[0])
+        while True:
+            try:
+                for frame in next(packets).decode():
+                    yield from (x.to_ndarray().T for x in resampler.resample(frame))
+            except StopIteration:
+                return
+            except av.InvalidDataError:
+                continue
 
 
 # JPEG files are decoded at a half, a quarter or an eighth of their size where this many

@@ -131,13 +131,9 @@ class Positions:
 
 def test_crops_are_fixed_or_uniform_and_others_in_every_epoch(tmp_path):
     ramp = write(tmp_path / "ramp.wav", np.arange(1003) / 2**15, subtype="PCM_16")
-    place = (1.0, 0.2, 0.7)
-    for crop, expected in (
-        ("start", (0, 0.5, 0.5)),
-        (None, (0.5,) * 3),
-        (place, place),
-    ):
-        files = list_files("audio", [ramp])
+    files, place = list_files("audio", [ramp]), (1.0, 0.2, 0.7)
+    fixed = {"start": (0.0, 0.5, 0.5), None: (0.5, 0.5, 0.5), place: place}
+    for crop, expected in fixed.items():
         dataset = file_dataset(files, Positions(), batch_size=1, crop=crop)
         for epoch in epochs(dataset, 2):
             np.testing.assert_array_equal(epoch, [expected])
