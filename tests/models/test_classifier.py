@@ -18,7 +18,12 @@ from keras_bridle.models.classifier import (
     BridleVideoClassifier,
     ClassScore,
 )
-from keras_bridle.models.converters import BridleAudioConverter, BridleAudioPreprocessor
+from keras_bridle.models.converters import (
+    BridleAudioConverter,
+    BridleAudioPreprocessor,
+    BridleImageConverter,
+    BridleImagePreprocessor,
+)
 
 SIZES = {"hidden_dim": 16, "num_heads": 2, "mlp_dim": 32}
 
@@ -50,15 +55,6 @@ def clips(*frames, longest=12):
     return made.astype("float32")
 
 
-def head(model, vectors):
-    """Norm and dense layer in float64."""
-    centered = vectors - vectors.mean(-1, keepdims=True)
-    normed = centered / np.sqrt(vectors.var(-1, keepdims=True) + 1e-6)
-    norm = model.fc_norm
-    normed = normed * to_numpy(norm.gamma) + to_numpy(norm.beta)
-    return normed @ to_numpy(model.head.kernel) + to_numpy(model.head.bias)
-
-
 def outputs(model, inputs):
     return run(lambda: model(inputs), model)
 
@@ -67,52 +63,22 @@ def close(found, expected, tolerance=1e-5):
     np.testing.assert_allclose(found, expected, tolerance, tolerance)
 
 
-def test_logits_are_what_the_formula_says():
-    model, x = classifier(), clips(12, 8)
-    maps, mask = model.backbone.maps(x)
-
-    def values():
-        tokens = model.backbone.encode(maps, mask, normalize=False)
-        return tokens, model(x), model.classify(maps, mask)
-
-    tokens, found, steps = run(values, model)
-    # Two patches to each row of four frames; the class token is left out.
-    means = np.stack([tokens[0, 1:7].mean(0), tokens[1, 1:5].mean(0)])
-    close(found, head(model, means.astype("float64")), 2e-5)
-    close(steps, found)
-    # A padded clip has the logits it has alone.
-    close(found[1:], outputs(model, x[1:, : 400 + 7 * 160]), 2e-5)
-
-
-def test_first_token():
-    model, x = classifier(pooling="first"), clips(12)
-    tokens, found = run(lambda: (model.backbone(x), model(x)), model)
-    kernel, bias = map(to_numpy, (model.head.kernel, model.head.bias))
-    close(found, tokens[:, 0] @ kernel + bias)
-    assert model.fc_norm is None
-    assert model.backbone.norm.trainable
-
-
-def test_masked_tokens_are_left_out_in_training_only():
+def test_padding_has_no_say():
     model, x = classifier(token_mask=RandomMask(0.5)), clips(12, 4)
     maps, mask = model.backbone.maps(x)
+    # The second clip, of which patches 0 and 1 are real, shows both and a padded one.
     noise = np.float32([[5, 0, 3, 1, 4, 2], [1, 0, 2, 3, 4, 5]])
-    visible = np.int32([[1, 3, 5], [1, 0, 2]])
 
     def values():
-        masked, whole = (
-            model.classify(maps, mask, noise=noise, training=training)
-            for training in (True, False)
-        )
-        tokens = model.backbone.encode(maps, mask, visible, normalize=False)
-        return tokens, masked, whole, model(x)
+        masked = model.classify(maps, mask, noise=noise, training=True)
+        return model(x), model.classify(maps, mask), masked
 
-    tokens, masked, whole, called = run(values, model)
-    # Of the second clip only the first row, patches 0 and 1, is real.
-    means = np.stack([tokens[0, 1:].mean(0), tokens[1, 1:3].mean(0)])
-    close(masked, head(model, means.astype("float64")), 2e-5)
-    close(whole, called)
-    assert np.abs(whole - masked).max() > 1e-2
+    called, whole, masked = run(values, model)
+    close(called, whole)
+    alone = outputs(model, x[1:, : 400 + 3 * 160])
+    close(called[1:], alone, 2e-5)
+    close(masked[1:], alone, 2e-5)
+    assert np.abs(whole - masked)[0].max() > 1e-2
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle_tests")
@@ -146,22 +112,22 @@ def test_what_happens_in_training_only(settings, rate, random):
         close(drawn[0], run(lambda: plain.classify(maps + 1.0, mask), plain))
 
 
-def tones(frequencies):
-    """Clips of unequal lengths of a tone in noise."""
+def tones():
+    """Clips of unequal lengths of a low or a high tone in noise."""
     rng = np.random.default_rng(1)
     made = []
-    for index, frequency in enumerate(frequencies):
+    for index in range(8):
         time = np.arange(1600 + 100 * (index % 5)) / 16000
-        clip = 0.5 * np.sin(2 * np.pi * frequency * time)
+        clip = 0.5 * np.sin(2 * np.pi * (200, 5000)[index % 2] * time)
         made.append((clip + rng.normal(scale=0.1, size=len(time))).astype("float32"))
     return made
 
 
-def images(channels=3):
+def images():
     """Dark and light images of unequal sizes."""
     rng = np.random.default_rng(0)
     return [
-        rng.integers(0, 128, (20 + 2 * i, 30, channels)).astype("uint8") + 127 * (i % 2)
+        rng.integers(0, 128, (20 + 2 * i, 30, 3)).astype("uint8") + 127 * (i % 2)
         for i in range(8)
     ]
 
@@ -178,31 +144,25 @@ def video():
     return made
 
 
-def image_backbone(**settings):
-    front_end = PixelNormalization(0.5, 0.25)
-    settings = {"trained_grid": "input", "input_dims": (8, 12, 1), **settings}
-    return BridleBackbone(4, num_layers=1, front_end=front_end, **SIZES, **settings)
-
-
-def video_backbone():
+def pixel_backbone(patch_size, *input_dims, **settings):
+    settings = {"num_layers": 1, "input_dims": input_dims, **SIZES, **settings}
     return BridleBackbone(
-        (2, 4, 4),
-        num_layers=1,
-        input_dims=(4, 8, 8, 1),
-        front_end=PixelNormalization(0.5, 0.25),
-        use_class_token=False,
-        position_layout="sequence",
-        **SIZES,
+        patch_size, front_end=PixelNormalization(0.5, 0.25), **settings
     )
 
 
+def image_backbone():
+    return pixel_backbone(4, 8, 12, 1, trained_grid="input")
+
+
+def video_backbone():
+    settings = {"use_class_token": False, "position_layout": "sequence"}
+    return pixel_backbone((2, 4, 4), 4, 8, 8, 1, **settings)
+
+
+AUDIO_MASK = {"token_mask": TimeFrequencyMask(0.2, 0.2, seed=1)}
 FITS = {
-    "audio": (
-        BridleAudioClassifier,
-        backbone,
-        lambda: tones([200.0, 5000.0] * 4),
-        {"token_mask": TimeFrequencyMask(0.2, 0.2, seed=1)},
-    ),
+    "audio": (BridleAudioClassifier, backbone, tones, AUDIO_MASK),
     "image": (BridleImageClassifier, image_backbone, images, {}),
     "video": (
         BridleVideoClassifier,
@@ -211,10 +171,9 @@ FITS = {
         {"token_mask": TubeMask(0.5, seed=1)},
     ),
 }
-each_modality = pytest.mark.parametrize("modality", FITS)
 
 
-@each_modality
+@pytest.mark.parametrize("modality", FITS)
 def test_fit_raw_inputs_and_name_their_classes(tmp_path, modality):
     kind, make, inputs, settings = FITS[modality]
     encoder, inputs, labels = make(), inputs(), [0, 1] * 4
@@ -226,11 +185,9 @@ def test_fit_raw_inputs_and_name_their_classes(tmp_path, modality):
         drop_path_rate=0.0,
         **settings,
     )
-    for ours, right in zip(model.backbone.weights, encoder.weights, strict=True):
-        np.testing.assert_array_equal(to_numpy(ours), to_numpy(right))
-    model.optimizer.learning_rate = 5e-3
-    validation = {"validation_data": (inputs, labels), "validation_freq": 40}
-    fit = {"batch_size": 4, "epochs": 40, "verbose": 0, **validation}
+    model.optimizer.learning_rate = 1e-2
+    validation = {"validation_data": (inputs, labels), "validation_freq": 20}
+    fit = {"batch_size": 4, "epochs": 20, "verbose": 0, **validation}
     history = model.fit(inputs, labels, **fit).history
     assert history["loss"][-1] < 0.3
     assert history["val_accuracy"][-1] == 1.0
@@ -244,17 +201,30 @@ def test_fit_raw_inputs_and_name_their_classes(tmp_path, modality):
     # Its optimizer's state has no place in a preset.
     model.save_to_preset(str(tmp_path / "classifier"))
     loaded = kind.from_preset(str(tmp_path / "classifier"))
-    expected = model.predict(inputs, verbose=0)
-    close(loaded.predict(inputs, verbose=0), expected)
+    close(loaded.predict(inputs, verbose=0), model.predict(inputs, verbose=0))
 
 
 def test_presets_of_other_modalities(tmp_path):
     image_backbone().save_to_preset(str(tmp_path / "run" / "preset"))
     BridleImageClassifier(image_backbone(), 3).save_to_preset(str(tmp_path / "whole"))
     for folder in ("run", "run/preset", "whole"):
-        for kind in (BridleVideoClassifier, BridleAudioClassifier):
-            with pytest.raises(ValueError, match="image"):
-                kind.from_preset(str(tmp_path / folder), num_classes=2)
+        with pytest.raises(ValueError, match="image"):
+            BridleAudioClassifier.from_preset(str(tmp_path / folder), num_classes=2)
+
+
+def test_presets_in_half_precision_and_with_a_preprocessor(tmp_path):
+    encoder = pixel_backbone(4, 8, 12, 1, dtype="mixed_bfloat16")
+    BridleImageClassifier(encoder, 3).save_to_preset(str(tmp_path / "whole"))
+    for policy in (None, "mixed_bfloat16"):
+        loaded = BridleImageClassifier.from_preset(
+            str(tmp_path / "whole"), dtype=policy
+        )
+        assert loaded.backbone.dtype_policy.name == (policy or "float32")
+    encoder.save_to_preset(str(tmp_path / "encoder"))
+    converter = BridleImageConverter((16, 16), channels=1)
+    BridleImagePreprocessor(converter).save_to_preset(str(tmp_path / "encoder"))
+    loaded = BridleImageClassifier.from_preset(str(tmp_path / "encoder"), num_classes=2)
+    assert loaded.preprocessor.image_converter.image_size == (16, 16)
 
 
 def test_data_sets_are_preprocessed_batch_by_batch():
@@ -270,35 +240,13 @@ def test_data_sets_are_preprocessed_batch_by_batch():
     close(model.predict(data, verbose=0), expected)
     close(model.predict(x, verbose=0), expected)
     shares = np.exp(expected) / np.exp(expected).sum(axis=1, keepdims=True)
-    for row, scores in zip(shares, model.predict_classes(data, top=2), strict=True):
-        order = np.argsort(-row)[:2]
-        for score, index in zip(scores, order, strict=True):
-            right = ClassScore(str(index), index, pytest.approx(row[index], rel=1e-4))
-            assert score == right
+    for row, (best,) in zip(shares, model.predict_classes(data), strict=True):
+        index = row.argmax()
+        right = ClassScore(str(index), index, pytest.approx(row[index], rel=1e-4))
+        assert best == right
     right = float(np.mean(expected.argmax(axis=1) == labels))
     found = model.evaluate(data, verbose=0, return_dict=True)
     assert found["accuracy"] == pytest.approx(right)
-    history = model.fit(data, validation_data=data, verbose=0).history
-    assert np.isfinite([history["loss"], history["val_loss"]]).all()
-
-
-def test_arrays_are_shuffled():
-    if keras.backend.backend() == "jax":
-        pytest.skip("layers see tracers, no numbers")
-    seen = []
-
-    class Front(LogMelSpectrogram):
-        def call(self, waveforms):
-            seen.append(to_numpy(waveforms)[:, 0].tolist())
-            return super().call(waveforms)
-
-    model = classifier(backbone(front_end=Front))
-    model.compile(run_eagerly=True)
-    x = clips(*[4] * 8, longest=4)
-    model.fit(x, np.arange(8) % 3, batch_size=8, verbose=0)
-    order = x[:, 0].tolist()
-    assert sorted(seen[-1]) == sorted(order)
-    assert seen[-1] != order
 
 
 def test_defaults_of_compile():
@@ -366,26 +314,9 @@ def test_preset_of_a_classifier(tmp_path):
         assert (kernel == right).all() == same
 
 
-def test_softmax_of_its_own(tmp_path):
+def test_softmax_of_its_own():
     model, x = classifier(activation="softmax"), clips(12, 8)
     expected = outputs(model, x)
     np.testing.assert_allclose(expected.sum(axis=1), 1.0, 1e-5)
     scores = model.predict_classes(x)
     assert [s[0].probability for s in scores] == pytest.approx(expected.max(axis=1))
-
-
-def test_exported_classifier_takes_waveforms(tmp_path):
-    model, x = classifier(), clips(12, 8)
-    spec = [keras.InputSpec(shape=(2, x.shape[1]), dtype="float32")]
-    if keras.backend.backend() == "torch":
-        import torch
-
-        path = tmp_path / "exported.pt2"
-        model.export(path, format="torch", input_signature=spec, verbose=False)
-        served = to_numpy(torch.export.load(path).module()(torch.from_numpy(x)))
-    else:
-        path = tmp_path / "exported"
-        model.export(path, input_signature=spec, verbose=False)
-        loaded = tf.saved_model.load(str(path))
-        served = loaded.serve(x).numpy()
-    close(served, outputs(model, x), 1e-4)

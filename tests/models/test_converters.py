@@ -48,20 +48,9 @@ def in_pipeline(converter, inputs):
     return found
 
 
-def test_list_of_audio():
-    short, stereo = noise(3), noise(6, 2)
-    found = BridleAudioConverter(num_samples=5)([short, stereo])
-    expected = np.stack([np.pad(short, (0, 2)), stereo.mean(axis=1)[1:6]])
-    assert isinstance(found, np.ndarray)
-    np.testing.assert_allclose(found, expected, 1e-6)
-    longest = BridleAudioConverter()([short, stereo])
-    np.testing.assert_allclose(longest[0], np.pad(short, (0, 3)))
-    assert longest.shape == (2, 6)
-
-
 @pytest.mark.parametrize("length", [4, 7, 9])
 @pytest.mark.parametrize("shape", [(2, 7), (2, 7, 2), (7,)])
-def test_arrays_tensors_and_pipelines_of_audio(shape, length):
+def test_audio_in_any_form(shape, length):
     x = noise(*shape)
     mono = x.mean(axis=-1) if len(shape) == 3 else x
     padding = [(0, 0)] * (mono.ndim - 1) + [(0, max(0, length - 7))]
@@ -74,23 +63,23 @@ def test_arrays_tensors_and_pipelines_of_audio(shape, length):
     np.testing.assert_allclose(in_pipeline(converter, x), expected, 1e-6)
 
 
-def test_padding_of_audio_is_no_part_of_its_middle():
-    x = np.pad(noise(6), (0, 4))
-    found = BridleAudioConverter(num_samples=4)(x)
-    np.testing.assert_array_equal(found, x[1:5])
-
-
-def test_audio_of_unknown_length():
-    clips = [noise(3), noise(8)]
+def test_audio_of_several_lengths():
+    short, stereo = noise(3), noise(6, 2)
+    longest = BridleAudioConverter()([short, stereo])
+    expected = np.stack([np.pad(short, (0, 3)), stereo.mean(axis=1)])
+    np.testing.assert_allclose(longest, expected, 1e-6)
+    clips, converter = [short, noise(8)], BridleAudioConverter(num_samples=5)
+    expected = np.stack([np.pad(short, (0, 2)), clips[1][2:7]])
     data = tf.data.Dataset.from_generator(
         lambda: iter(clips), output_signature=tf.TensorSpec((None,), tf.float32)
     ).padded_batch(1)
-    found = [*data.map(BridleAudioConverter(num_samples=5))]
-    assert [x.shape for x in found] == [(1, 5), (1, 5)]
-    np.testing.assert_allclose(found[0][0], np.pad(clips[0], (0, 2)))
-    np.testing.assert_allclose(found[1][0], clips[1][2:7])
-    ragged = BridleAudioConverter(num_samples=5)(tf.ragged.constant(clips))
-    np.testing.assert_allclose(ragged, np.concatenate(found), 1e-6)
+    batches = np.concatenate([*data.map(converter)])
+    for found in (batches, converter(clips), converter(tf.ragged.constant(clips))):
+        np.testing.assert_allclose(found, expected, 1e-6)
+    # Padding is no part of the middle.
+    x = np.pad(noise(6), (0, 4))
+    found = BridleAudioConverter(num_samples=4)(x)
+    np.testing.assert_array_equal(found, x[1:5])
 
 
 def test_dtypes_of_audio():
@@ -149,14 +138,28 @@ def test_gray_and_color():
         BridleImageConverter(channels=3)(x[None, ..., :2])
 
 
-def test_arrays_tensors_and_pipelines_of_images():
-    images = np.stack([image(30, 20, 3), image(30, 20, 3)[::-1]])
-    converter = BridleImageConverter((16, 24), channels=1)
-    expected = converter(images)
-    found = converter(ops.convert_to_tensor(images))
-    np.testing.assert_allclose(found, expected, 1e-5, 1e-3)
-    np.testing.assert_allclose(in_pipeline(converter, images), expected, 1e-5, 1e-3)
-    np.testing.assert_allclose(converter(images[0]), expected[0], 1e-5, 1e-3)
+@pytest.mark.parametrize(
+    ("converter", "inputs"),
+    [
+        (
+            BridleImageConverter((16, 24), channels=1),
+            np.stack([image(30, 20, 3), image(30, 20, 3)[::-1]]),
+        ),
+        (
+            BridleVideoConverter((6, 6), channels=1, num_frames=4),
+            np.stack([clip(5, 12, 10), clip(5, 12, 10, seed=1)]),
+        ),
+    ],
+    ids=["image", "video"],
+)
+def test_tensors_pipelines_and_single_inputs(converter, inputs):
+    expected = converter(inputs)
+    for found in (
+        converter(ops.convert_to_tensor(inputs)),
+        in_pipeline(converter, inputs),
+        np.stack([converter(x) for x in inputs]),
+    ):
+        np.testing.assert_allclose(found, expected, 1e-5, 1e-3)
 
 
 def test_pixels_keep_their_range():
@@ -183,14 +186,13 @@ def test_frames_are_cut_or_repeated(rate, frames, kept):
     x = clip(frames, 6, 8)
     converter = BridleVideoConverter(num_frames=4, sampling_rate=rate)
     converter = BridleVideoConverter.from_config(converter.get_config())
-    np.testing.assert_array_equal(converter(x[None])[0], x[kept])
     np.testing.assert_array_equal(converter(x), x[kept])
-    converter = BridleVideoConverter(sampling_rate=rate)
-    np.testing.assert_array_equal(converter(x), x[::rate])
-    np.testing.assert_array_equal(in_pipeline(converter, x), x[::rate])
+    every = BridleVideoConverter(sampling_rate=rate)
+    np.testing.assert_array_equal(every(x), x[::rate])
+    assert every.compute_output_shape(x.shape)[0] == len(x[::rate])
 
 
-@pytest.mark.parametrize("count", [6, 10, 11, 12, 13, 23])
+@pytest.mark.parametrize("count", [6, 11, 12, 23])
 def test_frames_are_those_of_files(tmp_path, count):
     frames = np.tile(10 * np.arange(count).reshape(count, 1, 1, 1), (1, 16, 16, 3))
     frames = frames.astype("uint8")
@@ -203,15 +205,9 @@ def test_frames_are_those_of_files(tmp_path, count):
 
 def test_frames_are_resized_as_images():
     x = np.stack([clip(5, 12, 10), clip(5, 12, 10, seed=1)])
-    converter = BridleVideoConverter((6, 6), channels=1, num_frames=4)
-    found = converter(x)
+    found = BridleVideoConverter((6, 6), channels=1, num_frames=4)(x)
     images = BridleImageConverter((6, 6), channels=1)(x[:, 1:].reshape(8, 12, 10, 3))
     np.testing.assert_allclose(found.reshape(8, 6, 6, 1), images, 1e-5)
-    np.testing.assert_allclose(converter(ops.convert_to_tensor(x)), found, 1e-5, 1e-3)
-    np.testing.assert_allclose(in_pipeline(converter, x), found, 1e-5, 1e-3)
-
-
-def test_list_of_clips():
     clips = [clip(3, 6, 8), clip(7, 12, 12)]
     converter = BridleVideoConverter((6, 6), num_frames=4)
     found = converter(clips)
@@ -245,7 +241,7 @@ VIDEO = (
     ],
     ids=["audio", "image", "video"],
 )
-def test_preprocessor_of_an_encoder(tmp_path, case, other, inputs, shape):
+def test_preprocessor_of_an_encoder(case, other, inputs, shape):
     kind, patch_size, dims, settings = case
     preprocessor = kind.for_backbone(backbone(patch_size, *dims, **settings))
     x, y, weights = preprocessor(inputs, [0, 1], [1.0, 2.0])
@@ -253,8 +249,6 @@ def test_preprocessor_of_an_encoder(tmp_path, case, other, inputs, shape):
     assert (y, weights) == ([0, 1], [1.0, 2.0])
     copy = kind.from_config(preprocessor.get_config())
     np.testing.assert_array_equal(to_numpy(copy(inputs)), to_numpy(x))
-    preprocessor.save_to_preset(str(tmp_path))
-    assert (tmp_path / f"{kind.modality}_converter.json").exists()
     with pytest.raises(ValueError):
         kind.for_backbone(backbone(other[1], *other[2], **other[3]))
 

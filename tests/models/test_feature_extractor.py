@@ -67,8 +67,5 @@ def test_an_augmentation_brings_inputs_to_their_size():
     np.testing.assert_allclose(
         _numpy(found["features"]), _numpy(expected["features"]), 1e-5, 1e-6
     )
-
-
-def test_outputs_without_their_tokenizer():
     with pytest.raises(ValueError):
-        FeatureModel(backbone(), wanted=("features", "codes"))
+        FeatureModel(backbone(), wanted=("features", "codes"))  # without a tokenizer

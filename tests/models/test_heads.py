@@ -78,11 +78,6 @@ def test_padded_map_has_the_outputs_it_has_alone(settings):
     np.testing.assert_allclose(padded, alone, 1e-5, 1e-5)
 
 
-def test_windows_are_shifted_in_every_other_block():
-    made = estimator(**WINDOWS, window_shift=(1, 0))
-    assert [block.shift for block in made.blocks] == [(0, 0), (1, 0)]
-
-
 def test_copy_of_the_body_and_the_last_levels():
     made, other, x = decoder(), decoder(), random(2, 4, 12)
     perturb(other.weights, seed=5)

@@ -54,6 +54,12 @@ def classifier(**options):
     return BridleImageClassifier(backbone(), class_names=NAMES, **options)
 
 
+def compiled_tuner(model):
+    tuner = FineTuner(model)
+    tuner.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
+    return tuner
+
+
 @pytest.mark.parametrize("labels", GOOD_LABELS.values(), ids=GOOD_LABELS)
 def test_labels_that_mean_the_same(labels):
     found = as_labels(labels, 3, NAMES)
@@ -65,8 +71,7 @@ def test_labels_without_a_meaning():
     """Refused before a weight moves, and what refused them works on."""
     model = classifier()
     before = [np.copy(weight) for weight in model.get_weights()]
-    tuner = FineTuner(classifier())
-    tuner.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
+    tuner = compiled_tuner(classifier())
     good = GOOD_LABELS["names"]
     quiet = {"verbose": 0}
     tuning = {"epochs": 1, "batch_size": 2, **quiet}
@@ -139,17 +144,13 @@ def test_inputs_that_mean_the_same():
         found = model.predict(inputs, verbose=0)
         np.testing.assert_allclose(found, scores, rtol=1e-5)
         np.testing.assert_allclose(extract(inputs), features, rtol=1e-5)
+    # One input is a batch of one.
+    found = model.predict(IMAGES[0], verbose=0)
+    np.testing.assert_allclose(found, scores[:1], rtol=1e-5)
+    assert extract(IMAGES[0]).shape == (1, 8)
+    assert as_batch(np.zeros(5), (None,)).shape == (1, 5)
     for inputs in forms:
         model.fit(inputs, np.arange(6) % 3, verbose=0)
-
-
-def test_one_input_is_a_batch_of_one():
-    model = classifier()
-    expected = model.predict(IMAGES[:1], verbose=0)
-    np.testing.assert_allclose(model.predict(IMAGES[0], verbose=0), expected, rtol=1e-5)
-    features = FeatureExtractor(backbone())(IMAGES[0])
-    assert features.shape == (1, 8)
-    assert as_batch(np.zeros(5), (None,)).shape == (1, 5)
 
 
 BAD_INPUTS = {
@@ -169,6 +170,7 @@ def test_inputs_without_a_meaning():
     extract = FeatureExtractor(encoder)
     pretraining = InterleavedPretraining(encoder, num_levels=1, codebook_size=4)
     options = {"rounds": 0, "cold_start_epochs": 1, "verbose": 0}
+    tuner = compiled_tuner(model)
     calls = [
         lambda inputs: model.predict(inputs, verbose=0),
         lambda inputs: model.fit(inputs, [0], verbose=0),
@@ -179,17 +181,12 @@ def test_inputs_without_a_meaning():
         for call in calls:
             with pytest.raises(ArgumentError):
                 call(inputs)
-    np.testing.assert_array_equal(model.predict(IMAGES, verbose=0), expected)
-    assert to_numpy(encoder(IMAGES)).shape == (6, 5, 8)
-
-
-def test_wrong_ranks_inside_of_a_trainer():
-    tuner = FineTuner(classifier())
-    tuner.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
+    # Within a trainer, Keras makes errors anew.
     for wrong in (np.zeros((6, 8, 8)), np.zeros((6, 8, 8, 3))):
         with pytest.raises(ValueError, match="input_dims"):
             tuner.fit(wrong, np.arange(6) % 3, verbose=0)
-    tuner.fit(IMAGES, np.arange(6) % 3, verbose=0)
+    np.testing.assert_array_equal(model.predict(IMAGES, verbose=0), expected)
+    assert to_numpy(encoder(IMAGES)).shape == (6, 5, 8)
 
 
 def test_pixels_of_16_bits_in_any_form():
@@ -197,8 +194,7 @@ def test_pixels_of_16_bits_in_any_form():
     shallow = (deep >> 8).astype("uint8")
     labels = np.arange(6) % 3
     model, extract = classifier(), FeatureExtractor(backbone())
-    tuner = FineTuner(model)
-    tuner.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
+    tuner = compiled_tuner(model)
     calls = [
         lambda x: model.predict(x, verbose=0),
         lambda x: extract([x[:4], x[4:]]),

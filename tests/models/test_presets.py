@@ -3,35 +3,36 @@ from pathlib import Path
 
 import pytest
 
+from keras_bridle.conversion import checkpoints
+from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.presets import (
     backbone_preset,
     decoder_size,
     estimator_size,
     preset_folder,
     preset_names,
+    saved_encoder_config,
 )
 
 SIZES = ("hidden_dim", "num_layers", "num_heads", "mlp_dim")
 pytestmark = pytest.mark.one_backend
 
 
-def test_published_sizes():
-    published = {
-        "bridle_audio_small": (384, 12, 6, 1536, (16, 16)),
-        "bridle_audio_base": (768, 12, 12, 3072, (16, 16)),
-        "bridle_audio_large": (1024, 24, 16, 4096, (16, 16)),
-        "bridle_image_base": (768, 12, 12, 3072, (16, 16)),
-        "bridle_video_base": (768, 12, 12, 3072, (2, 16, 16)),
-        "bridle_video_huge": (1280, 32, 16, 5120, (2, 16, 16)),
-    }
-    for name, size in published.items():
-        config = backbone_preset(name)
-        assert tuple(config[key] for key in (*SIZES, "patch_size")) == size
-    assert backbone_preset("bridle_image_base")["input_dims"] == (224, 224, 3)
-    video = backbone_preset("bridle_video_base")
-    assert video["input_dims"] == (16, 224, 224, 3)
-    assert not video["use_class_token"]
-    assert video["position_layout"] == "sequence"
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("audio_small", (384, 12, 6, 1536, (16, 16), (None,))),
+        ("audio_large", (1024, 24, 16, 4096, (16, 16), (None,))),
+        ("image_base", (768, 12, 12, 3072, (16, 16), (224, 224, 3))),
+        ("video_huge", (1280, 32, 16, 5120, (2, 16, 16), (16, 224, 224, 3))),
+    ],
+)
+def test_published_sizes(name, size):
+    config = backbone_preset(f"bridle_{name}")
+    assert tuple(config[key] for key in (*SIZES, "patch_size", "input_dims")) == size
+    is_video = name.startswith("video")
+    assert config.get("use_class_token", True) != is_video
+    assert (config.get("position_layout") == "sequence") == is_video
 
 
 def test_names(tmp_path, monkeypatch):
@@ -39,7 +40,6 @@ def test_names(tmp_path, monkeypatch):
         f"bridle_video_{size}" for size in ("tiny", "small", "base", "large", "huge")
     ]
     assert set(preset_names("image")) < set(preset_names())
-    assert backbone_preset("some/folder") is None
     for name in ("bridle_image_huge", "bridle_smell_base", "bridle_birds"):
         with pytest.raises(ValueError):
             backbone_preset(name)
@@ -47,7 +47,6 @@ def test_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bridle_birds").mkdir()
     assert backbone_preset("bridle_birds") is None
-    assert backbone_preset(Path("bridle_audio_tiny"))["hidden_dim"] == 128
 
 
 def encoder(layout="grid", patch_size=(16, 16)):
@@ -83,3 +82,20 @@ def test_directory_of_a_run_and_of_a_preset(tmp_path):
     (preset / "config.json").write_text("{}")
     assert preset_folder(str(run)) == preset_folder(preset) == str(preset)
     assert preset_folder("hf://user/model") == "hf://user/model"
+
+
+def test_public_encoders_are_read_once(monkeypatch):
+    beats = str(Path(__file__).parents[1] / "fixtures" / "beats.pt")
+    read, files = checkpoints.read_published_file, []
+    monkeypatch.setattr(
+        checkpoints,
+        "read_published_file",
+        lambda path: files.append(path) or read(path),
+    )
+    config = saved_encoder_config(beats)
+    trained = BridleBackbone.from_preset(beats)
+    assert files == [Path(beats)]
+    fresh = BridleBackbone.from_preset(beats, load_weights=False)
+    assert fresh.num_layers == trained.num_layers == config["num_layers"]
+    first, other = (x.blocks[0].qkv.get_weights()[0] for x in (fresh, trained))
+    assert (first != other).any()

@@ -22,11 +22,7 @@ def random_projection(**settings):
     return RandomProjectionTokenizer((4, 8), 16, quantizer(), **settings)
 
 
-KINDS = {"trained": trained, "random": random_projection}
-
-
-def made(kind):
-    tokenizer = KINDS[kind]()
+def built(tokenizer):
     tokenizer.build((None, None, 16, 1))
     perturb(tokenizer.trainable_variables)
     return tokenizer
@@ -37,9 +33,9 @@ def maps(rows, batch=2):
     return rng.normal(size=(batch, rows, 16, 1)).astype("float32")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_padded_map_has_the_codes_it_has_alone(kind):
-    tokenizer, x = made(kind), maps(20)
+@pytest.mark.parametrize("make", [trained, random_projection])
+def test_padded_map_has_the_codes_it_has_alone(make):
+    tokenizer, x = built(make()), maps(20)
     rows = np.arange(20) < np.array([[12], [20]])
     padded = run(lambda: tokenizer(x, padding_mask=rows).codes, tokenizer)
     alone = run(lambda: tokenizer(x[:1, :12]).codes, tokenizer)
@@ -48,14 +44,17 @@ def test_padded_map_has_the_codes_it_has_alone(kind):
     assert (padded[1] >= 0).all()
 
 
-def test_random_projection_depends_on_positions_only_if_asked():
-    x = np.broadcast_to(maps(4)[:, :, :8], (2, 4, 8, 1))
-    x = np.tile(x, (1, 3, 2, 1))  # the same patch six times
-    for layout, alike in ((None, True), ("grid", False)):
-        tokenizer = random_projection(position_layout=layout)
-        vectors = to_numpy(tokenizer.vectors(x))
-        spread = np.abs(vectors - vectors[:, :1]).max()
-        assert (spread < 1e-5) == alike
+@pytest.mark.parametrize("layout", [None, "grid"])
+@pytest.mark.parametrize("center", [True, False])
+def test_random_projection_sees_positions_and_brightness_if_asked(layout, center):
+    # The same patch six times, and brighter.
+    x = np.tile(maps(4)[:, :, :8], (1, 3, 2, 1))
+    tokenizer = random_projection(position_layout=layout, center_patches=center)
+    vectors, brighter = (to_numpy(tokenizer.vectors(v)) for v in (x, x + 3))
+    assert np.abs(vectors).max() > 0.1
+    spread = np.abs(vectors - vectors[:, :1]).max()
+    assert (spread < 1e-5) == (layout is None)
+    assert (np.abs(brighter - vectors).max() < 1e-4) == center
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
@@ -73,17 +72,8 @@ def test_flat_patches_have_codes_of_their_own_whatever_their_brightness(policy):
     assert (codes[:32, :, 0] != codes[32, 0, 0]).all()
 
 
-@pytest.mark.parametrize("center", [True, False])
-def test_random_projection_sees_no_brightness_if_asked(center):
-    x = maps(4)
-    tokenizer = random_projection(center_patches=center)
-    vectors, brighter = (to_numpy(tokenizer.vectors(v)) for v in (x, x + 3))
-    assert np.abs(vectors).max() > 0.1
-    assert (np.abs(brighter - vectors).max() < 1e-4) == center
-
-
 def test_visible_patches_of_the_random_projection_have_the_codes_of_all():
-    tokenizer, x = made("random"), maps(20)
+    tokenizer, x = built(random_projection()), maps(20)
     rows = np.arange(20) < np.array([[12], [20]])
     visible = np.int32([[4, 0, 8], [9, 1, 3]])
     every = run(lambda: tokenizer(x, rows).codes, tokenizer)
@@ -91,17 +81,3 @@ def test_visible_patches_of_the_random_projection_have_the_codes_of_all():
     expected = np.take_along_axis(every, visible[:, :, None], axis=1)
     np.testing.assert_array_equal(some, expected)
     assert (some[0, 2] == -1).all()  # patch 8 of the first map is padding
-
-
-def test_trained_tokenizer_attends_to_visible_patches_alone():
-    tokenizer, x = made("trained"), maps(12)
-    visible = np.int32([[4, 0, 5], [2, 1, 3]])
-    other = x.copy()
-    other[0, 4:8] += 1.0  # the patches 2 and 3
-    first = run(lambda: tokenizer.vectors(x, visible=visible), tokenizer)
-    second = run(lambda: tokenizer.vectors(other, visible=visible), tokenizer)
-    np.testing.assert_array_equal(first, second)
-    assert first.shape == (2, 3, 6)
-    every = run(lambda: tokenizer.vectors(x), tokenizer)
-    every = np.take_along_axis(every, visible[:, :, None], axis=1)
-    assert np.abs(first - every).max() > 1e-3
