@@ -10,6 +10,11 @@ from keras_bridle.layers.base import ConfiguredLayer, check
 from keras_bridle.layers.transformer import TransformerBlock
 
 
+def _normal(stddev):
+    """An initializer by its name, which loading replaces."""
+    return {"class_name": "RandomNormal", "config": {"stddev": stddev}}
+
+
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class ConvolutionalPositionEncoding(ConfiguredLayer):
     """Adds to a sequence what a grouped convolution finds around each token.
@@ -31,9 +36,7 @@ class ConvolutionalPositionEncoding(ConfiguredLayer):
             self.kernel_size,
             groups=self.groups,
             # As published.
-            kernel_initializer=keras.initializers.RandomNormal(
-                stddev=2.0 / (self.kernel_size * dim) ** 0.5
-            ),
+            kernel_initializer=_normal(2.0 / (self.kernel_size * dim) ** 0.5),
             dtype=self.dtype_policy,
             name="convolution",
         )
@@ -68,7 +71,7 @@ class BucketedPositionBias(ConfiguredLayer):
     def build(self, tokens_shape):
         self.positions = self.add_weight(
             (self.num_buckets, self.num_heads),
-            keras.initializers.RandomNormal(stddev=0.02),
+            _normal(0.02),
             name="positions",
         )
 

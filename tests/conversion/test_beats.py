@@ -3,10 +3,11 @@
 `python tests/conversion/test_beats.py` writes `tests/fixtures/beats.*` anew.
 """
 
-import shutil
+import random
 import zipfile
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -122,6 +123,19 @@ def test_tokens_and_log_mel_are_those_of_the_reference(tmp_path, capsys):
     assert isinstance(kb.BeatsBackbone.from_preset(str(tmp_path)), kb.BeatsBackbone)
 
 
+def test_no_weights_are_drawn_where_others_follow(monkeypatch):
+    backbone = kb.BeatsBackbone.from_preset(SAVED)
+    keras.utils.set_random_seed(1)
+    kb.BeatsBackbone.from_config(backbone.get_config())
+    expected = random.random()
+    for kind in (keras.initializers.GlorotUniform, keras.initializers.RandomNormal):
+        monkeypatch.setattr(kind, "__call__", None)
+    keras.utils.set_random_seed(1)
+    kb.BeatsBackbone.from_preset(SAVED)
+    # Later draws are the same as after weights that were drawn.
+    assert random.random() == expected
+
+
 @pytest.mark.parametrize("settings", [{}, OTHERS])
 def test_random_encoders(tmp_path, settings):
     model, content = reference(**settings)
@@ -217,29 +231,6 @@ def test_classifiers_keep_their_head(tmp_path):
         np.testing.assert_array_equal(
             ops.convert_to_numpy(ours), ops.convert_to_numpy(theirs)
         )
-
-
-def test_addresses_without_a_configuration(tmp_path, monkeypatch):
-    """BEATs' folders on the hub have a file of PyTorch alone."""
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError
-
-    shutil.copy(SAVED, tmp_path / "model.epoch.pt")
-
-    def missing(name, file):
-        raise EntryNotFoundError(f"no {file} in {name}")
-
-    def snapshot(name, allow_patterns):
-        assert name == "someone/beats" and "*.pt" in allow_patterns
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", missing)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    backbone = kb.BridleBackbone.from_preset("hf://someone/beats")
-    assert isinstance(backbone, kb.BeatsBackbone)
-    (tmp_path / "model.epoch.pt").unlink()
-    with pytest.raises(FileNotFoundError):
-        kb.BridleBackbone.from_preset("hf://someone/beats")
 
 
 @pytest.mark.full_matrix
