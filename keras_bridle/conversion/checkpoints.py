@@ -84,29 +84,50 @@ def _torch_file(folder):
 
 
 def fetched(preset):
-    """The folder of a public encoder's address; any other preset as it is."""
+    """The folder or file of a public encoder's address; any other preset as it is."""
     if not str(preset).startswith("hf://"):
         return preset
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        HFValidationError,
-    )
+    from huggingface_hub import snapshot_download
 
-    name = preset.removeprefix("hf://")
-    names = ["*.json", "README.md", "model*.safetensors", "pytorch_model*.bin"]
+    parts = preset.removeprefix("hf://").split("/")
+    name, file = "/".join(parts[:2]), "/".join(parts[2:])
+
+    def folder(*patterns):
+        # An unreachable hub is an error at once; the download of a file is retried.
+        wanted = ["*.json", "README.md", *patterns]
+        return Path(snapshot_download(name, allow_patterns=wanted))
+
     try:
-        try:
-            if "config" in _json(Path(hf_hub_download(name, "config.json"))):
-                return preset
-        except EntryNotFoundError:
-            names = ["README.md", "*.pt", "*.pth"]
-        return snapshot_download(name, allow_patterns=names)
-    # Offline, no cached file is an OSError.
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        if file:
+            path = folder(file) / file
+            if not path.exists():
+                raise FileNotFoundError(f"there is no {file}")
+            return path
+        config = _json(folder() / "config.json")
+        if "config" in config:
+            return preset
+        if config:
+            return folder("model*.safetensors", "pytorch_model*.bin")
+        return folder("*.pt", "*.pth")
+    # Of many kinds, by what the hub's library is built on.
+    except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{preset!r} cannot be fetched: {reason}") from error
+
+
+class _Replaced:
+    """Gives zeros, as JAX would compile random weights for each of their shapes."""
+
+    def __call__(self, shape, dtype=None):
+        return keras.ops.convert_to_tensor(np.zeros(shape, "float32"), dtype)
+
+
+class _GlorotUniform(_Replaced, keras.initializers.GlorotUniform):
+    """Draws its seed, and no weights."""
+
+
+class _RandomNormal(_Replaced, keras.initializers.RandomNormal):
+    """Draws its seed, and no weights."""
 
 
 def load_checkpoint(cls, preset, load_weights=True, **kwargs):
@@ -126,9 +147,12 @@ def load_checkpoint(cls, preset, load_weights=True, **kwargs):
     kind, arguments, state = _encoder(path, config, kwargs, *content)
     if not issubclass(kind, cls) and not issubclass(cls, kind):
         raise ValueError(f"'{path}' is one for {kind.__name__}, not {cls.__name__}")
-    backbone = (cls if issubclass(cls, kind) else kind)(**arguments)
+    cls = cls if issubclass(cls, kind) else kind
     if not load_weights:
-        return backbone
+        return cls(**arguments)
+    replaced = {"glorot_uniform": _GlorotUniform, "RandomNormal": _RandomNormal}
+    with keras.saving.custom_object_scope(replaced):
+        backbone = cls(**arguments)
     if kind is BridleBackbone:
         _fit_positions(backbone, config, state)
     used = load_published(backbone, state)
@@ -190,7 +214,7 @@ def _json(path):
 
 def _licence(path):
     """What the front matter of a folder's README says."""
-    card = path / "README.md"
+    card = (path.parent if path.is_file() else path) / "README.md"
     text = card.read_text("utf-8") if card.is_file() else ""
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     return re.findall(r"^license:\s*(.+)$", front[1], re.MULTILINE) if front else []

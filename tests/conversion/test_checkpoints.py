@@ -228,29 +228,3 @@ def test_classifiers_start_from_public_encoders(mae, tmp_path):
     classifier.save_to_preset(str(tmp_path / "ours"))
     again = BridleImageClassifier.from_preset(str(tmp_path / "ours"))
     np.testing.assert_allclose(again.predict(images, verbose=0), expected, atol=1e-5)
-
-
-def test_addresses(mae, tmp_path, monkeypatch):
-    import huggingface_hub
-
-    mae.save_pretrained(tmp_path)
-    asked = []
-
-    def file(name, file):
-        asked.append((name, file))
-        return str(tmp_path / file)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", file)
-    monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda name, **options: str(tmp_path)
-    )
-    backbone = BridleBackbone.from_preset("hf://someone/vit-mae")
-    assert asked == [("someone/vit-mae", "config.json")]
-    assert backbone.hidden_dim == 24
-
-    def offline(*args, **kwargs):
-        raise OSError("no network\nat all")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
-    with pytest.raises(ValueError, match="cannot be fetched: no network at all"):
-        BridleBackbone.from_preset("hf://someone/vit-mae")
