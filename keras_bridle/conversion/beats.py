@@ -52,7 +52,9 @@ def beats_weights(path, state):
     found.setdefault("patch_embedding.bias", np.zeros(len(state[first]), "float32"))
     if {f"pos_conv.{_LENGTH}", f"pos_conv.{_DIRECTION}"} <= found.keys():
         kernel = found.pop(f"pos_conv.{_DIRECTION}")
-        norm = np.sqrt(np.square(kernel).sum(axis=(0, 1), keepdims=True))
+        norm = np.linalg.norm(kernel, axis=(0, 1), keepdims=True)
+        # Where only shapes are read, all of it is zero.
+        norm = np.maximum(norm, np.finfo("float32").tiny)
         found["pos_conv.weight"] = kernel / norm * found.pop(f"pos_conv.{_LENGTH}")
     for index, layer in sorted(layers.items()):
         bias = layer.pop(_BIAS, None)

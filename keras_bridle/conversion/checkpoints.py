@@ -4,6 +4,7 @@ Every layout is brought to timm's names, which `load_published()` reads: folders
 transformers and of timm, and files of the original training code.
 """
 
+import functools
 import json
 import math
 import re
@@ -59,8 +60,6 @@ _SHARED_BIAS = f"{_BIAS}relative_position_bias_table"
 _HEADS_OF_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 # Of AudioMAE's recordings.
 _AUDIO_MEAN, _AUDIO_STD = -4.2677393, 4.5689974
-# What `encoder_config()` read last, until `load_checkpoint()` takes it.
-_READ: dict[Path, Any] = {}
 
 
 def is_checkpoint(preset):
@@ -143,10 +142,12 @@ def load_checkpoint(cls, preset, load_weights=True, **kwargs):
     """
     path = Path(preset)
     config = {} if path.is_file() else _json(path / "config.json")
-    content = _READ.pop(path, None) or _read(path)
-    kind, arguments, state = _encoder(path, config, kwargs, *content)
+    kind, arguments, state = _encoder(path, config, kwargs)
     if not issubclass(kind, cls) and not issubclass(cls, kind):
         raise ValueError(f"'{path}' is one for {kind.__name__}, not {cls.__name__}")
+    if arguments["num_heads"] is None:
+        expected = f"given for a width of {arguments['hidden_dim']}"
+        raise ArgumentError("num_heads", expected, None)
     cls = cls if issubclass(cls, kind) else kind
     if not load_weights:
         return cls(**arguments)
@@ -169,11 +170,11 @@ def load_checkpoint(cls, preset, load_weights=True, **kwargs):
     return backbone
 
 
-def _encoder(path, config, given, state, settings):
+def _encoder(path, config, given, only_shapes=False):
     """The class and the arguments of an encoder, and its weights as they are read."""
+    state, settings = _read(path, only_shapes)
     if is_beats(state):
         state = beats_weights(path, state)
-        given = {name: value for name, value in given.items() if value is not None}
         return BeatsBackbone, beats_arguments(path, settings, state) | given, state
     state = _timm_names(state)
     return BridleBackbone, _arguments(path, config, state, given), state
@@ -199,11 +200,7 @@ def encoder_config(preset):
     """The arguments of the encoder in a folder or file, as a saved preset has them."""
     path = Path(preset)
     config = {} if path.is_file() else _json(path / "config.json")
-    content = _READ.get(path) or _read(path)
-    _READ.clear()
-    _READ[path] = content
-    heads = {"num_heads": config.get("num_attention_heads")}
-    _, arguments, _ = _encoder(path, config, heads, *content)
+    _, arguments, _ = _encoder(path, config, {}, only_shapes=True)
     front_end = keras.saving.serialize_keras_object(arguments["front_end"])
     return arguments | {"front_end": front_end}
 
@@ -220,10 +217,10 @@ def _licence(path):
     return re.findall(r"^license:\s*(.+)$", front[1], re.MULTILINE) if front else []
 
 
-def _read(path):
+def _read(path, only_shapes):
     """The weights of a file or folder, maybe of several files, and BEATs' settings."""
     if path.is_file():
-        content = read_published_file(path)
+        content = read_published_file(path, only_shapes)
         settings = content.get("cfg") if isinstance(content, dict) else None
         try:
             return weights_of(content, path), settings or {}
@@ -232,11 +229,12 @@ def _read(path):
     for name in WEIGHTS:
         if (path / name).is_file() and name.endswith(".json"):
             files = sorted(set(_json(path / name)["weight_map"].values()))
-            return {k: v for x in files for k, v in _read(path / x)[0].items()}, {}
+            parts = [_read(path / file, only_shapes)[0] for file in files]
+            return functools.reduce(dict.__or__, parts), {}
         if (path / name).is_file():
-            return _read(path / name)
+            return _read(path / name, only_shapes)
     if _torch_file(path) is not None:
-        return _read(_torch_file(path))
+        return _read(_torch_file(path), only_shapes)
     raise FileNotFoundError(
         f"'{path}' holds no weights. Looked for {', '.join(WEIGHTS)}"
     )
@@ -281,8 +279,6 @@ def _arguments(path, config, state, given):
     biases = [name for name in state if name.startswith(_BIAS)]
     heads = config.get("num_attention_heads", _HEADS_OF_WIDTH.get(hidden_dim))
     heads = state[biases[0]].shape[1] if biases else heads
-    if heads is None and "num_heads" not in given:
-        raise ArgumentError("num_heads", f"given for a width of {hidden_dim}", None)
     is_clip, has_token = len(patch) == 3, "cls_token" in state
     grid: Any = None
     if "pos_embed" in state or biases:

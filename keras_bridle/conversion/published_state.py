@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from keras_bridle.conversion.torch_file import read_torch_file
 
 
@@ -43,14 +45,17 @@ def read_published_state(path, key=None):
     return weights_of(read_published_file(path), path, key)
 
 
-def read_published_file(path):
-    """Reads all that a file of weights holds, which may be settings, too."""
+def read_published_file(path, only_shapes=False):
+    """Reads all that a file of weights holds, which may be settings, too.
+
+    With `only_shapes`, arrays are zeros, which take no memory before they are used.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}")
     read = _read_safetensors if path.suffix == ".safetensors" else read_torch_file
     try:
-        return read(path)
+        return read(path, only_shapes)
     except ImportError as error:
         raise ImportError(
             f"{path.name} needs a package that is not installed: `pip install "
@@ -63,10 +68,15 @@ def read_published_file(path):
         ) from error
 
 
-def _read_safetensors(path):
-    from safetensors.numpy import load_file
+def _read_safetensors(path, only_shapes):
+    from safetensors import safe_open
 
-    return load_file(path)
+    with safe_open(path, "np") as file:
+        names = file.keys()
+        if only_shapes:
+            shapes = {name: file.get_slice(name).get_shape() for name in names}
+            return {name: np.zeros(shape, "f") for name, shape in shapes.items()}
+        return {name: file.get_tensor(name) for name in names}
 
 
 def weights_of(content, path, key=None):

@@ -22,7 +22,7 @@ _TYPES = {
 }
 
 
-def read_torch_file(path):
+def read_torch_file(path, only_shapes=False):
     """Reads what `torch.save()` has written, with NumPy arrays for tensors.
 
     Only arrays, plain containers and the arguments of a command line are let in.
@@ -31,16 +31,18 @@ def read_torch_file(path):
     with zipfile.ZipFile(path) as archive:
         (contents,) = [x for x in archive.namelist() if x.endswith("/data.pkl")]
         with archive.open(contents) as file:
-            return _Reader(file, archive, contents.removesuffix("data.pkl")).load()
+            folder = contents.removesuffix("data.pkl")
+            return _Reader(file, archive, folder, only_shapes).load()
 
 
 class _Reader(pickle.Unpickler):
     """An unpickler that makes objects of a few known kinds alone."""
 
-    def __init__(self, file, archive, folder):
+    def __init__(self, file, archive, folder, only_shapes):
         super().__init__(file)
         self.archive = archive
         self.folder = folder
+        self.only_shapes = only_shapes
 
     def find_class(self, module, name):
         """Looks up one of the names that are let in."""
@@ -53,8 +55,13 @@ class _Reader(pickle.Unpickler):
     def persistent_load(self, pid):
         """Reads the numbers that lie beside the pickle."""
         _, kind, key, *_ = pid
-        contents = self.archive.read(f"{self.folder}data/{key}")
-        numbers = np.frombuffer(contents, _TYPES[kind])
+        entry = self.archive.getinfo(f"{self.folder}data/{key}")
+        numbers = np.zeros(
+            entry.file_size // np.dtype(_TYPES[kind]).itemsize, _TYPES[kind]
+        )
+        if not self.only_shapes:
+            with self.archive.open(entry) as file:
+                file.readinto(numbers.view("u1"))
         if kind == "BFloat16Storage":
             numbers = (numbers.astype("uint32") << 16).view("float32")
         return numbers
@@ -68,10 +75,8 @@ def _tensor(numbers, offset, shape, strides, *_):
     if min((offset, reached, *strides, *shape)) < 0 or reached >= len(numbers):
         raise pickle.UnpicklingError("a tensor reaches beyond its numbers")
     size = numbers.itemsize
-    view = np.lib.stride_tricks.as_strided(
-        numbers[offset:], shape, [step * size for step in strides]
-    )
-    return view.copy()
+    strides = [step * size for step in strides]
+    return np.lib.stride_tricks.as_strided(numbers[offset:], shape, strides)
 
 
 _KNOWN = {

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from public_encoders import ENCODERS, FOLDER, STORED, pixels, written
 
+from keras_bridle.conversion.checkpoints import encoder_config
 from keras_bridle.layers.masks import RandomMask
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.classifier import BridleImageClassifier
@@ -39,6 +40,17 @@ def check_folder(folder):
 @pytest.mark.parametrize("name", STORED)
 def test_stored(name):
     check_folder(FOLDER / name)
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("name", [*STORED, "../beats.pt"])
+def test_arguments_are_read_without_weights(name):
+    backbone = BridleBackbone.from_preset(FOLDER / name)
+    other = type(backbone).from_config(encoder_config(FOLDER / name))
+    config, expected = other.get_config(), backbone.get_config()
+    for one in (config, expected):
+        del one["name"], one["front_end"]["build_config"]
+    assert config == expected
 
 
 @pytest.mark.parametrize("name", ENCODERS)
