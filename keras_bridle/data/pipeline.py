@@ -104,45 +104,7 @@ def file_dataset(
         print(next(iter(dataset)).shape, len(dataset), report)
     ```
     """
-    if drop_remainder is None:
-        drop_remainder = shuffle or repeat
-    crop = crop or ("random" if shuffle else "center")
-    is_crop = not isinstance(crop, str) or crop in CROPS
-    check(is_crop, "crop", f"one of {', '.join(CROPS)}", crop)
-    check(batch_size >= 1, "batch_size", "at least 1", batch_size)
-    check(seed >= 0, "seed", "at least 0", seed)
-    check(initial_epoch >= 0, "initial_epoch", "at least 0", initial_epoch)
-    starts_well = first_batch == 0 or (repeat and first_batch > 0)
-    check(starts_well, "first_batch", "0, or more with `repeat`", first_batch)
-    if drop_remainder:
-        expected = f"at most {len(files)}, the files"
-        check(batch_size <= len(files), "batch_size", expected, batch_size)
-    own_shard, num_shards = shard
-    is_shard = 0 <= own_shard < num_shards and batch_size % num_shards == 0
-    check(is_shard, "shard", f"one of the equal shards of {batch_size} files", shard)
-    fits = drop_remainder or num_shards == 1
-    check(fits, "drop_remainder", "`True` with shards", drop_remainder)
-    report = ReadReport() if report is None else report
-    report.add_missing(files)
-    dataset = FileDataset(
-        files,
-        reader,
-        batch_size=batch_size,
-        shuffle=shuffle,
-        position=CROPS[crop] if isinstance(crop, str) else crop,
-        repeat=repeat,
-        drop_remainder=drop_remainder,
-        labels=labels and files.labels is not None,
-        seed=seed,
-        epoch=initial_epoch,
-        first_batch=first_batch,
-        strict=strict,
-        report=report,
-        num_parallel=num_parallel or os.cpu_count() or 1,
-        shard=shard,
-    )
-    dataset.check_readable()
-    return dataset
+    return FileDataset(**locals())
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -156,24 +118,49 @@ class FileDataset(keras.utils.PyDataset):
     reader: Any
     batch_size: int
     shuffle: bool
-    position: Position | None
+    crop: str | Position | None
     repeat: bool
-    drop_remainder: bool
+    drop_remainder: bool | None
     labels: bool
     seed: int
-    epoch: int
+    initial_epoch: int
     first_batch: int
     strict: bool
-    report: ReadReport
-    num_parallel: int
+    report: Any
+    num_parallel: int | None
     shard: tuple[int, int]
 
     def __post_init__(self):
         super().__init__()
+        if self.drop_remainder is None:
+            self.drop_remainder = self.shuffle or self.repeat
+        self.position: Any = self.crop or ("random" if self.shuffle else "center")
+        if isinstance(self.position, str):
+            expected = f"one of {', '.join(CROPS)}"
+            check(self.position in CROPS, "crop", expected, self.crop)
+            self.position = CROPS[self.position]
+        for name, least in (("batch_size", 1), ("seed", 0), ("initial_epoch", 0)):
+            value = getattr(self, name)
+            check(value >= least, name, f"at least {least}", value)
+        starts_well = self.first_batch == 0 or (self.repeat and self.first_batch > 0)
+        expected = "0, or more with `repeat`"
+        check(starts_well, "first_batch", expected, self.first_batch)
+        count, size = len(self.files), self.batch_size
+        fits = size <= count or not self.drop_remainder
+        check(fits, "batch_size", f"at most {count}, the files", size)
+        shard, num_shards = self.shard
+        is_shard = 0 <= shard < num_shards and size % num_shards == 0
+        expected = f"one of the equal shards of {size} files"
+        check(is_shard, "shard", expected, self.shard)
+        fits = self.drop_remainder or num_shards == 1
+        check(fits, "drop_remainder", "`True` with shards", self.drop_remainder)
+        self.report = ReadReport() if self.report is None else self.report
+        self.report.add_missing(self.files)
+        self.labels = self.labels and self.files.labels is not None
+        self.epoch = self.initial_epoch
         self.clock = InputClock()
         # Places of an epoch; with `drop_remainder`, of its full batches alone.
-        rest = len(self.files) % self.batch_size if self.drop_remainder else 0
-        self._places = len(self.files) - rest
+        self._places = count // size * size if self.drop_remainder else count
         # Threads may be at the end of one epoch and the start of the next.
         self._order = functools.lru_cache(maxsize=2)(self._order_of)
         self._unreadable: dict[int, str] = {}
@@ -181,6 +168,7 @@ class FileDataset(keras.utils.PyDataset):
         self._is_read = False
         self._ahead: dict[tuple[int, int], list] = {}
         self._lock = threading.Lock()
+        self._check_readable()
 
     @property
     def num_batches(self):
@@ -244,7 +232,7 @@ class FileDataset(keras.utils.PyDataset):
         shard, num_shards = self.shard
         size = self.batch_size // num_shards
         first = (self.first_batch + number) * self.batch_size + shard * size
-        pool = _pool(self.num_parallel, os.getpid())
+        pool = _pool(self.num_parallel or os.cpu_count() or 1, os.getpid())
         reading = []
         for count in range(first, first + size):
             later, place = divmod(count, self._places)
@@ -253,7 +241,7 @@ class FileDataset(keras.utils.PyDataset):
                 reading.append(pool.apply_async(self._clip, arguments))
         return reading
 
-    def check_readable(self):
+    def _check_readable(self):
         """Reads up to the first readable file; raises if there is none."""
         for index in range(len(self.files)):
             if self._read(index, (0.0, 0.0, 0.0)) is not None:
