@@ -16,7 +16,6 @@ from keras_bridle.data.samples import (
     load_syllables,
     synthetic_pans,
 )
-from keras_bridle.data.video_reader import VideoReader
 
 pytestmark = pytest.mark.one_backend
 FOLDER = resources.files("keras_bridle.data") / "sample_files"
@@ -117,28 +116,31 @@ def test_clothes():
 # Videos
 
 
-def test_clips_come_from_their_split_of_the_videos():
-    options = {"num_frames": 4, "image_size": 16, "sampling_rate": 3, "stride": 5}
+def test_clips_come_from_their_split_of_the_videos(monkeypatch):
+    real = load_clips("train", 8, image_size=(8, 12), channels=1)
+    assert real.shape[1:] == (8, 8, 12, 1) and real.dtype == np.uint8
+    counts = {"city.mp4": 190, "concert.mp4": 1441}
+
+    def numbers(path, *_):
+        return np.arange(counts[Path(path).name])
+
+    monkeypatch.setattr(samples, "_frames", numbers)
+    # Half of the 15 frames that a clip covers.
+    assert len(real) == len(load_clips("train", 8, stride=7))
     expected = {"train": [], "test": []}
-    for name, count in (("city.mp4", 190), ("concert.mp4", 1441)):
-        reader = VideoReader(16, count, 1)
-        video = reader.read_at(str(FOLDER / "video" / name), 0)[0]
+    for count in counts.values():
         border = int(0.7 * count)
         # A clip covers 10 frames. The last training clip ends 10 before the border.
         for start in range(0, border - 20 + 1, 5):
-            expected["train"].append(video[start : start + 10 : 3])
+            expected["train"].append(range(start, start + 10, 3))
         for start in range(border, count - 10 + 1, 5):
-            expected["test"].append(video[start : start + 10 : 3])
+            expected["test"].append(range(start, start + 10, 3))
     for split in ("train", "test"):
-        np.testing.assert_array_equal(load_clips(split, **options), expected[split])
+        found = load_clips(split, 4, sampling_rate=3, stride=5)
+        np.testing.assert_array_equal(found, expected[split])
     # A video too short for a clip gives none: the last 30 % of the street are 57.
-    test = load_clips("test", 16, image_size=16, sampling_rate=4, stride=1)
+    test = load_clips("test", 16, sampling_rate=4, stride=1)
     assert len(test) == 1441 - int(0.7 * 1441) - 61 + 1
-    gray = load_clips("train", 8, image_size=(8, 12), channels=1)
-    assert gray.shape[1:] == (8, 8, 12, 1)
-    # Half of the 15 frames that a clip covers.
-    with_stride = load_clips("train", 8, (8, 12), channels=1, stride=7)
-    np.testing.assert_array_equal(gray, with_stride)
 
 
 @pytest.mark.parametrize("shape", [(8, 32), (21, 32)])
@@ -192,16 +194,12 @@ def test_the_position_does_not_tell_the_direction(monkeypatch):
     assert clips[..., 0].min() == 0 and clips[..., 0].max() == 71
 
 
-def test_pans_over_videos_of_ones_own(tmp_path, extracted):
+def test_pans_over_videos_of_ones_own(tmp_path):
     options = {"num_clips": 8, "num_frames": 4, "image_size": 16}
     path = write_video(tmp_path / "scene.mp4", "mpeg4", scene(60))
     clips = synthetic_pans(videos=[path], **options)[0]
     assert clips.shape == (8, 4, 16, 16, 3)
     assert (clips != synthetic_pans(**options)[0]).any()
-    copies = [extracted / "video" / name for name in ("city.mp4", "concert.mp4")]
-    np.testing.assert_array_equal(
-        synthetic_pans(videos=copies, **options)[0], synthetic_pans(**options)[0]
-    )
     short = write_video(tmp_path / "short.mp4", "mpeg4", scene(8))
     for wrong in ({"videos": [short]}, {"split": "valid"}, {"num_frames": 22}):
         with pytest.raises(ValueError):

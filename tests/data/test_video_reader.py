@@ -85,18 +85,17 @@ def test_clips_are_frame_accurate(folder, name, monkeypatch):
         assert len(sequential) == (0 if expected else len(starts))
 
 
-def test_clips_of_the_samples_are_frame_accurate(monkeypatch):
+def test_clips_of_a_sample_are_frame_accurate(monkeypatch):
     sequential = count_calls(monkeypatch, "_decode_from_start")
-    for name, last in (("city.mp4", 189), ("concert.mp4", 1440)):
-        path = SAMPLES / name
-        starts = [0, 1, *np.linspace(2, last, 8).astype(int).tolist()]
-        assert len(list_packets(str(path)).sizes) == last + 1
-        check_against_plain_decoding(path, starts, rate=2)
+    starts = [0, 1, *np.linspace(2, 189, 8).astype(int).tolist()]
+    check_against_plain_decoding(SAMPLES / "city.mp4", starts, rate=2)
     assert not sequential
     # The last keyframe is not far before; decoders hold a few frames back.
     decoded = count_calls(monkeypatch, "decode", video_file._Video)
     read_clip(SAMPLES / "city.mp4", start=180, num_frames=2)
     assert len(decoded) < 12
+    for name, count in (("city.mp4", 190), ("concert.mp4", 1441)):
+        assert len(list_packets(str(SAMPLES / name)).sizes) == count
 
 
 @pytest.mark.parametrize(
