@@ -7,7 +7,6 @@ import hashlib
 import io
 import itertools
 import os
-import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -433,7 +432,6 @@ class ReadReport:
     def __init__(self) -> None:
         self.read = 0
         self.error: UnreadableFileError | None = None
-        self._lock = threading.Lock()
         self._skipped: dict[str, str] = {}
         self._incomplete: dict[str, str] = {}
         self.notes: list[str] = []
@@ -447,11 +445,6 @@ class ReadReport:
     def incomplete(self) -> list[ReportedFile]:
         """The files read although they are too short or broken, sorted by path."""
         return [ReportedFile(*item) for item in sorted(self._incomplete.copy().items())]
-
-    def add_read(self) -> None:
-        """Counts one clip as read."""
-        with self._lock:
-            self.read += 1
 
     def add_skipped(self, path: str, reason: str) -> None:
         """Lists a file as skipped."""

@@ -217,6 +217,7 @@ class FileDataset(keras.utils.PyDataset):
         self.clock.seconds += time.perf_counter() - start
         self.clock.batches += 1
         self.clock.examples += len(clips)
+        self.report.read += len(clips)
         # A batch may be empty, but has a shape.
         batch: Any = np.zeros((len(clips), *self.reader.shape), self.reader.dtype)
         for row, (_, clip) in zip(batch, clips, strict=True):
@@ -263,7 +264,6 @@ class FileDataset(keras.utils.PyDataset):
             index = int(order[number % len(order)])
             clip = self._read(index, position)
             if clip is not None:
-                self.report.add_read()
                 return index, clip
         if self.drop_remainder:
             problem = f"No {self.files.kind} file can be read any more, such as"
