@@ -20,6 +20,7 @@ def _as_list(match):
     """Its lines belong to an argument unless they begin one: `name: what it is`."""
     indent, lines = match[1] + 4 * " ", match[2].splitlines()
     items = [
-        re.sub(rf"^{indent}(\S+?): ", rf"{match[1]}- **`\1`**: ", line) for line in lines
+        re.sub(rf"^{indent}(\S+?): ", rf"{match[1]}- **`\1`**: ", line)
+        for line in lines
     ]
     return "\n".join([f"{match[1]}**Call arguments**", "", *items, ""])

@@ -131,22 +131,30 @@ def with_value_of_batch(share):
     if num_replicas() == 1:
         return share
     own = ops.stop_gradient(share)
-    return share - own + metric_share(sum_over_replicas(own))
+    value = sum_over_replicas(own)
+    if keras.backend.backend() == "tensorflow":
+        value = value / num_replicas()
+    return share - own + value
+
+
+def metrics_are_summed():
+    """Tells whether Keras sums metrics' states over replicas when it reads them.
+
+    It does on TensorFlow, and from version 3.16 on in torch's processes.
+    """
+    version = tuple(map(int, keras.__version__.split(".")[:2]))
+    backend = keras.backend.backend()
+    return backend == "tensorflow" or (backend == "torch" and version >= (3, 16))
 
 
 def metric_share(value):
-    """What each replica adds to a metric's state of a number that all of them know.
-
-    On TensorFlow Keras sums states over replicas when it reads them.
-    """
-    is_summed = keras.backend.backend() == "tensorflow"
-    return value / num_replicas() if is_summed else value
+    """What each replica adds to a metric's state of a number that all of them know."""
+    return value / num_replicas() if metrics_are_summed() else value
 
 
 def metric_increment(values):
     """What each replica adds to a metric's state of what it has counted itself."""
-    is_summed = keras.backend.backend() == "tensorflow"
-    return values if is_summed else sum_over_replicas(values)
+    return values if metrics_are_summed() else sum_over_replicas(values)
 
 
 def cond(predicate, true_function, false_function):

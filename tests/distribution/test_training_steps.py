@@ -39,6 +39,7 @@ def test_joint_steps(tmp_path):
     # Weights moved, and padding was unevenly spread.
     logs = one_device("joint")
     assert logs["log loss"][1] < logs["log loss"][0]
+    assert logs["log skipped_steps"].tolist() == [1, 1]
     is_padded = (steps.inputs() < -50).any(axis=(1, 2, 3))
     halves = is_padded.reshape(-1, 2, steps.BATCH // 2).sum(axis=2)
     assert (halves[:, 0] != halves[:, 1]).any()
