@@ -10,6 +10,8 @@ from recipe_runs import ENCODERS, fails_in_one_line, load_recipe
 from sound_files import write as write_sound
 from video_files import scene, write_video
 
+from keras_bridle.workflows import probing
+
 recipe = load_recipe("probe")
 
 
@@ -101,7 +103,7 @@ def test_settings_reach_the_probes(encoders, few_samples, monkeypatch, tmp_path)
     def probe_encoder(*args, options, **others):
         raise Reached(options)
 
-    monkeypatch.setattr(recipe, "probe_encoder", probe_encoder)
+    monkeypatch.setattr(probing, "probe_encoder", probe_encoder)
     flags = "--probe=dense --no-baselines --epochs=250 --learning-rate=4e-3"
     flags += " --set=weight_decay=0.1 --probe-batch-size=256"
     with pytest.raises(Reached) as found:
@@ -114,9 +116,9 @@ def test_settings_reach_the_probes(encoders, few_samples, monkeypatch, tmp_path)
 
 def test_recordings_are_as_long_as_their_layout_has_them():
     def reading(*flags, source="bridle_audio_tiny"):
-        probing = recipe.Probing(recipe.Options, "", [f"--from={source}", *flags])
-        probing.modality = recipe.AUDIO
-        return probing.reading(recipe.load_encoder(source).backbone)["seconds"]
+        found = recipe.Probing(recipe.Options, "", [f"--from={source}", *flags])
+        found.modality = probing.AUDIO
+        return found.reading(probing.load_encoder(source).backbone)["seconds"]
 
     assert reading() == 0.36
     assert reading("--data=.") == reading("--data=.", "--layout=audioset") == 10.24
