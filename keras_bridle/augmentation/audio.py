@@ -49,7 +49,7 @@ class RandomWaveformGain(Augmentation):
     checked = staticmethod(as_waveforms)
 
     def __init__(self, concentration=10, seed=None, **kwargs):
-        super().__init__(seed, **kwargs)
+        super().__init__(locals())
         is_right = concentration >= 1 and concentration == int(concentration)
         check(is_right, "concentration", "a positive int", concentration)
         self.concentration = int(concentration)
@@ -106,10 +106,8 @@ class RandomWaveformRoll(Augmentation):
     def __init__(
         self, factor=0.5, trailing_zeros_are_padding=True, seed=None, **kwargs
     ):
-        super().__init__(seed, **kwargs)
+        super().__init__(locals())
         check(0 <= factor <= 1, "factor", "in [0, 1]", factor)
-        self.factor = factor
-        self.trailing_zeros_are_padding = trailing_zeros_are_padding
 
     def augment(self, waveforms):
         batch_size, num_samples = ops.shape(waveforms)
@@ -174,7 +172,7 @@ class RandomWaveformMix(Mixing):
     checked = staticmethod(as_waveforms)
 
     def __init__(self, rate=0.5, alpha=10.0, seed=None, **kwargs):
-        super().__init__(rate, {"alpha": alpha}, seed, **kwargs)
+        super().__init__(locals())
 
     def mix(self, waveforms, partners):
         batch_size = ops.shape(waveforms)[0]
@@ -238,14 +236,11 @@ class SpecAugment(Augmentation):
         **kwargs,
     ):
         # It only hides, so that any dtype will do.
-        super().__init__(seed, **{"dtype": None, **kwargs})
+        kwargs.setdefault("dtype", None)
+        super().__init__(locals())
         check(max_bins >= 0, "max_bins", "0 or more", max_bins)
         check(max_frames >= 0, "max_frames", "0 or more", max_frames)
         check(num_masks >= 1, "num_masks", "1 or more", num_masks)
-        self.max_bins = max_bins
-        self.max_frames = max_frames
-        self.num_masks = num_masks
-        self.fill_value = fill_value
 
     def checked(self, features):
         expected = "maps of shape (batch, frames, bins, channels)"

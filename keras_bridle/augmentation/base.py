@@ -18,12 +18,11 @@ class Augmentation(ConfiguredLayer):
     draw for each example of the whole batch, however many devices share it.
     """
 
-    def __init__(self, seed=None, **kwargs):
+    def __init__(self, arguments):
         # Half precision is too coarse for samples and pixels.
-        kwargs.setdefault("dtype", "float32")
-        super().__init__(**kwargs)
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        arguments["kwargs"].setdefault("dtype", "float32")
+        super().__init__(arguments)
+        self.seed_generator = keras.random.SeedGenerator(self.seed)
 
     def call(self, inputs, training=None):
         inputs = self.checked(inputs)
@@ -69,13 +68,12 @@ class Mixing(Augmentation):
     Subclasses define `mix(inputs, partners)`, which gives the mixture and the shares.
     """
 
-    def __init__(self, rate, alphas, seed=None, **kwargs):
-        super().__init__(seed, **kwargs)
-        check(0 <= rate <= 1, "rate", "in [0, 1]", rate)
-        self.rate = rate
+    def __init__(self, arguments):
+        super().__init__(arguments)
+        check(0 <= self.rate <= 1, "rate", "in [0, 1]", self.rate)
+        alphas = {name: x for name, x in arguments.items() if name.endswith("alpha")}
         for name, alpha in alphas.items():
             check(alpha >= 0, name, "0 or more", alpha)
-            setattr(self, name, alpha)
         check(any(alphas.values()), " and ".join(alphas), "positive", alphas)
         edges = np.linspace(0.0, 1.0, 4097)
         self._quantiles = {

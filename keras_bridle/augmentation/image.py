@@ -76,15 +76,15 @@ class _RandomCrop(Augmentation):
 
     checked = staticmethod(as_pixels)
 
-    def __init__(self, size, interpolation, seed=None, **kwargs):
-        super().__init__(seed, **kwargs)
+    def __init__(self, arguments):
+        super().__init__(arguments)
+        size, interpolation = self.size, self.interpolation
         sides = (size, size) if isinstance(size, int) else tuple(size)
         is_right = len(sides) == 2 and min(sides) >= 1
         check(is_right, "size", "a positive int or (height, width)", size)
         is_right = interpolation in INTERPOLATIONS
         check(is_right, "interpolation", f"one of {INTERPOLATIONS}", interpolation)
         self.size = int(sides[0]), int(sides[1])
-        self.interpolation = interpolation
 
     def augment(self, images):
         sides = images.shape[-3:-1]
@@ -137,9 +137,8 @@ class RandomHorizontalFlip(Augmentation):
     checked = staticmethod(as_pixels)
 
     def __init__(self, rate=0.5, seed=None, **kwargs):
-        super().__init__(seed, **kwargs)
+        super().__init__(locals())
         check(0 <= rate <= 1, "rate", "in [0, 1]", rate)
-        self.rate = rate
 
     def augment(self, images):
         is_flipped = self.uniform((ops.shape(images)[0],)) < self.rate
@@ -198,13 +197,11 @@ class RandomResizedCrop(_RandomCrop):
         seed=None,
         **kwargs,
     ):
-        super().__init__(size, interpolation, seed, **kwargs)
+        super().__init__(locals())
         is_right = 0 < scale[0] <= scale[1] <= 1
         check(is_right, "scale", "(smallest, largest), both in (0, 1]", scale)
         is_right = 0 < ratio[0] <= ratio[1]
         check(is_right, "ratio", "(smallest, largest), both positive", ratio)
-        self.scale = tuple(scale)
-        self.ratio = tuple(ratio)
 
     def random_boxes(self, batch_size, height, width):
         area = self.uniform((batch_size, _TRIES), *self.scale) * (height * width)
@@ -281,12 +278,10 @@ class RandomMultiScaleCrop(_RandomCrop):
         seed=None,
         **kwargs,
     ):
-        super().__init__(size, interpolation, seed, **kwargs)
+        super().__init__(locals())
         is_right = scales and all(0 < scale <= 1 for scale in scales)
         check(is_right, "scales", "numbers in (0, 1]", scales)
         check(max_distortion >= 0, "max_distortion", "0 or more", max_distortion)
-        self.scales = tuple(scales)
-        self.max_distortion = max_distortion
 
     def random_boxes(self, batch_size, height, width):
         sides = [max(int(scale * min(height, width)), 1) for scale in self.scales]
@@ -347,11 +342,9 @@ class RandAugment(Augmentation):
     """
 
     def __init__(self, num_ops=2, factor=0.9, seed=None, **kwargs):
-        super().__init__(seed, **kwargs)
+        super().__init__(locals())
         check(num_ops >= 1, "num_ops", "1 or more", num_ops)
         check(0 <= factor <= 1, "factor", "in [0, 1]", factor)
-        self.num_ops = num_ops
-        self.factor = factor
         self.ways = _ways(factor, {"seed": seed, "dtype": self.dtype_policy})
         for way in self.ways:
             allow_compiling(way)
@@ -502,8 +495,7 @@ class RandomImageMix(Mixing):
     def __init__(
         self, mixup_alpha=0.8, cutmix_alpha=1.0, rate=1.0, seed=None, **kwargs
     ):
-        alphas = {"mixup_alpha": mixup_alpha, "cutmix_alpha": cutmix_alpha}
-        super().__init__(rate, alphas, seed, **kwargs)
+        super().__init__(locals())
 
     def mix(self, images, partners):
         batch_size = ops.shape(images)[0]
@@ -594,15 +586,15 @@ class ImageAugmentation(ConfiguredLayer):
     """
 
     def __init__(self, layer, **kwargs):
-        super().__init__(**{"dtype": "float32", **kwargs})
         if isinstance(layer, dict):
             layer = keras.saving.deserialize_keras_object(layer)
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(locals())
         # Keras' public methods for whoever writes such a layer.
         methods = ("get_random_transformation", "transform_images")
         is_right = all(hasattr(layer, name) for name in methods)
         expected = "an image augmentation, such as `keras.layers.RandomErasing()`"
         check(is_right, "layer", expected, layer)
-        self.layer = layer
         allow_compiling(layer)
 
     def build(self, images_shape):

@@ -14,6 +14,14 @@ class ConfiguredLayer(keras.layers.Layer):
     Its output has the shape of its input, unless a subclass says otherwise.
     """
 
+    def __init__(self, arguments):
+        """Takes the `locals()` that a subclass' constructor starts with."""
+        super().__init__(**arguments["kwargs"])
+        for name, value in arguments.items():
+            if name not in ("self", "kwargs", "__class__"):
+                # JSON has no tuples.
+                setattr(self, name, tuple(value) if isinstance(value, list) else value)
+
     def get_config(self):
         names = list(inspect.signature(type(self)).parameters)
         own = {name: getattr(self, name) for name in names if name != "kwargs"}

@@ -23,9 +23,7 @@ class ConvolutionalPositionEncoding(ConfiguredLayer):
     """
 
     def __init__(self, kernel_size, groups, **kwargs):
-        super().__init__(**kwargs)
-        self.kernel_size = kernel_size
-        self.groups = groups
+        super().__init__(locals())
 
     def build(self, tokens_shape):
         dim = tokens_shape[-1]
@@ -60,13 +58,10 @@ class BucketedPositionBias(ConfiguredLayer):
     """
 
     def __init__(self, num_heads, num_buckets=320, max_distance=800, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(locals())
         check(num_buckets >= 4, "num_buckets", "at least 4", num_buckets)
         expected = f"above a quarter of num_buckets={num_buckets}"
         check(max_distance > num_buckets // 4, "max_distance", expected, max_distance)
-        self.num_heads = num_heads
-        self.num_buckets = num_buckets
-        self.max_distance = max_distance
 
     def build(self, tokens_shape):
         self.positions = self.add_weight(

@@ -117,25 +117,7 @@ class LogMelSpectrogram(ConfiguredLayer):
     ):
         # Half precision would lose quiet samples before they are analyzed.
         kwargs.setdefault("autocast", False)
-        super().__init__(**kwargs)
-        self.sample_rate = sample_rate
-        self.num_mel_bins = num_mel_bins
-        self.num_frames = num_frames
-        self.frame_length_ms = frame_length_ms
-        self.frame_step_ms = frame_step_ms
-        self.fft_length = fft_length
-        self.min_frequency = min_frequency
-        self.max_frequency = max_frequency
-        self.preemphasis = preemphasis
-        self.mean = mean
-        self.std = std
-        self.trailing_zeros_are_padding = trailing_zeros_are_padding
-        self.padding_value = padding_value
-        self.fourier = fourier
-        self.window = window
-        self.scale = scale
-        self.multiple_of = multiple_of
-
+        super().__init__(locals())
         self._frame_length = int(sample_rate * frame_length_ms / 1000)
         self._frame_step = int(sample_rate * frame_step_ms / 1000)
         self._check_settings()

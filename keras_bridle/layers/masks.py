@@ -61,16 +61,14 @@ class _Mask(ConfiguredLayer):
     Subclasses say in `num_visible(grid)` how many patches an example keeps.
     """
 
-    min_sides: float = 2
     max_sides: float = 2
 
-    def __init__(self, seed, kwargs, **ratios):
-        super().__init__(**kwargs)
-        for name, ratio in ratios.items():
-            check(0.0 < ratio < 1.0, name, "between 0 and 1, both excluded", ratio)
-            setattr(self, name, ratio)
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+    def __init__(self, arguments):
+        super().__init__(arguments)
+        for name, value in arguments.items():
+            is_right = not name.endswith("mask_ratio") or 0.0 < value < 1.0
+            check(is_right, name, "between 0 and 1, both excluded", value)
+        self.seed_generator = keras.random.SeedGenerator(self.seed)
 
     def num_visible(self, grid):
         """Counts the patches of a grid that stay visible."""
@@ -79,11 +77,9 @@ class _Mask(ConfiguredLayer):
     def _sizes(self, patches, grid):
         """The batch size and the grid, which must be that of the patches."""
         grid = tuple(grid)
-        fits = self.min_sides <= len(grid) <= self.max_sides
-        sides = f"{self.min_sides} sides" + " or more" * (self.max_sides > 2)
-        expected = (
-            f"a grid of {sides} with {patches.shape[1]} cells, one for each patch"
-        )
+        fits = 2 <= len(grid) <= self.max_sides
+        sides = "2 sides" + " or more" * (self.max_sides > 2)
+        expected = f"of {sides}, with {patches.shape[1]} cells, one for each patch"
         check(fits and math.prod(grid) == patches.shape[1], "grid", expected, grid)
         return ops.shape(patches)[0], grid
 
@@ -141,7 +137,7 @@ class RandomMask(_Mask):
     """
 
     def __init__(self, mask_ratio=0.8, seed=None, **kwargs):
-        super().__init__(seed, kwargs, mask_ratio=mask_ratio)
+        super().__init__(locals())
 
     def call(self, patches, grid=None, noise=None):
         batch, num_patches = ops.shape(patches)[:2]
@@ -183,7 +179,7 @@ class TubeMask(_Mask):
     max_sides: float = math.inf
 
     def __init__(self, mask_ratio=0.9, seed=None, **kwargs):
-        super().__init__(seed, kwargs, mask_ratio=mask_ratio)
+        super().__init__(locals())
 
     def num_visible(self, grid):
         return grid[0] * super().num_visible(grid[1:])
@@ -302,13 +298,11 @@ class BlockMask(_BlockMask):
         seed=None,
         **kwargs,
     ):
-        super().__init__(seed, kwargs, mask_ratio=mask_ratio)
+        super().__init__(locals())
         is_right = 0.0 < block_share[0] <= block_share[1] <= 1.0
         check(is_right, "block_share", "two rising numbers in (0, 1]", block_share)
         is_right = 0.0 < aspect_ratio[0] <= aspect_ratio[1]
         check(is_right, "aspect_ratio", "two rising positive numbers", aspect_ratio)
-        self.block_share = tuple(block_share)
-        self.aspect_ratio = tuple(aspect_ratio)
 
     def _block_sizes(self, batch, grid):
         shape = batch, self._num_blocks(self.mask_ratio, sum(self.block_share) / 2)
@@ -355,9 +349,8 @@ class InverseBlockMask(_BlockMask):
     hides_blocks = False
 
     def __init__(self, mask_ratio=0.8, block_size=3, seed=None, **kwargs):
-        super().__init__(seed, kwargs, mask_ratio=mask_ratio)
+        super().__init__(locals())
         check(block_size >= 1, "block_size", "positive", block_size)
-        self.block_size = block_size
 
     def _block_sizes(self, batch, grid):
         height, width = (min(self.block_size, side) for side in grid)
@@ -407,9 +400,7 @@ class TimeFrequencyMask(_Mask):
     def __init__(
         self, time_mask_ratio=0.7, frequency_mask_ratio=0.3, seed=None, **kwargs
     ):
-        ratios = {"time_mask_ratio": time_mask_ratio}
-        ratios["frequency_mask_ratio"] = frequency_mask_ratio
-        super().__init__(seed, kwargs, **ratios)
+        super().__init__(locals())
 
     def _kept(self, grid):
         """Counts the rows and the columns that stay visible."""
@@ -421,21 +412,12 @@ class TimeFrequencyMask(_Mask):
 
     def call(self, patches, grid, noise=None):
         batch, grid = self._sizes(patches, grid)
-        kept, num_visible = self._kept(grid), self.num_visible(grid)
-        lines, is_kept = [], []
-        for axis, side in enumerate(grid):
+        is_kept = []
+        for axis, (side, kept) in enumerate(zip(grid, self._kept(grid), strict=True)):
             drawn = self._noise(None if noise is None else noise[axis], batch, side)
-            line = ops.cast(ops.top_k(-drawn, kept[axis])[1], "int32")
-            line = ops.sort(line, axis=1)
-            cells = ops.arange(side, dtype="int32")
-            lines.append(line)
-            is_kept.append(ops.any(ops.expand_dims(line, 2) == cells, axis=1))
-        visible = ops.expand_dims(lines[0] * grid[1], 2) + ops.expand_dims(lines[1], 1)
-        visible = ops.reshape(visible, (batch, num_visible))
+            rank = ops.argsort(ops.argsort(drawn, axis=1), axis=1)
+            is_kept.append(rank < kept)
         is_visible = ops.logical_and(is_kept[0][:, :, None], is_kept[1][:, None])
-        num_patches = math.prod(grid)
-        is_visible = ops.reshape(is_visible, (batch, num_patches))
-        index = ops.arange(num_patches, dtype="int32")
-        # Visible patches sort behind all others, which stay in their natural order.
-        masked = ops.sort(ops.where(is_visible, num_patches, index), axis=1)
-        return PatchMask(visible, masked[:, : num_patches - num_visible])
+        is_masked = ops.cast(ops.logical_not(is_visible), "float32")
+        scores = ops.reshape(is_masked, (batch, math.prod(grid)))
+        return _split(scores, self.num_visible(grid), sort=True)

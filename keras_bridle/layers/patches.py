@@ -51,11 +51,10 @@ class PatchEmbedding(ConfiguredLayer):
     """
 
     def __init__(self, hidden_dim, patch_size, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(locals())
         sides = (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size)
         is_right = len(sides) in (2, 3) and min(sides) >= 1
         check(is_right, "patch_size", "a positive int, or 2 or 3 of them", patch_size)
-        self.hidden_dim = hidden_dim
         self.patch_size = sides
 
     def build(self, inputs_shape):

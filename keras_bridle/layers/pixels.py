@@ -82,10 +82,9 @@ class PixelNormalization(ConfiguredLayer):
     def __init__(self, mean=IMAGENET_MEAN, std=IMAGENET_STD, scale=255.0, **kwargs):
         # Half precision would round the pixels before they are normalized.
         kwargs.setdefault("autocast", False)
-        super().__init__(**kwargs)
+        super().__init__(locals())
         self.mean = _as_config(mean)
         self.std = _as_config(std)
-        self.scale = scale
         self._mean = np.atleast_1d(np.asarray(mean, "float64"))
         self._std = np.atleast_1d(np.asarray(std, "float64"))
         lengths = {len(self._mean), len(self._std)} - {1}
@@ -116,9 +115,6 @@ class PixelNormalization(ConfiguredLayer):
         offset = ops.convert_to_tensor(-mean / std, dtype="float32")
         pixels = ops.cast(pixels, "float32") * factor + offset
         return ops.cast(pixels, self.compute_dtype)
-
-    def compute_output_shape(self, pixels_shape):
-        return tuple(pixels_shape)
 
 
 def _as_config(value):

@@ -64,10 +64,8 @@ class SineCosinePositionEncoding(ConfiguredLayer):
     """
 
     def __init__(self, layout="grid", trained_grid=None, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(locals())
         check(layout in LAYOUTS, "layout", f"one of {LAYOUTS}", layout)
-        self.layout = layout
-        self.trained_grid = None if trained_grid is None else tuple(trained_grid)
 
     def build(self, patches_shape):
         dim = patches_shape[-1]
@@ -93,9 +91,6 @@ class SineCosinePositionEncoding(ConfiguredLayer):
         # Graphs for inputs of any size compute it as they run.
         table = _table(ops, self.layout, self.trained_grid, grid, dim)
         return ops.cast(table, "float32")
-
-    def compute_output_shape(self, patches_shape):
-        return tuple(patches_shape)
 
 
 def check_layout(layout, sides):
@@ -201,8 +196,7 @@ class LearnedPositionEncoding(ConfiguredLayer):
     """
 
     def __init__(self, trained_grid, **kwargs):
-        super().__init__(**kwargs)
-        self.trained_grid = tuple(trained_grid)
+        super().__init__(locals())
 
     def build(self, patches_shape):
         self.positions = self.add_weight(
@@ -212,8 +206,7 @@ class LearnedPositionEncoding(ConfiguredLayer):
         )
 
     def call(self, patches, grid=None, visible=None):
-        grid = ops.shape(patches)[1:-1] if grid is None else tuple(grid)
-        check_within(grid, self.trained_grid)
+        grid = _checked_grid(patches, grid, self.trained_grid)
         positions = ops.convert_to_tensor(self.positions, dtype=patches.dtype)
         positions = ops.reshape(positions, (*self.trained_grid, patches.shape[-1]))
         positions = positions[tuple(slice(0, side) for side in grid)]
@@ -221,9 +214,6 @@ class LearnedPositionEncoding(ConfiguredLayer):
             return patches + ops.expand_dims(positions, 0)
         positions = ops.reshape(positions, (-1, patches.shape[-1]))
         return patches + ops.take(positions, visible, axis=0)
-
-    def compute_output_shape(self, patches_shape):
-        return tuple(patches_shape)
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
@@ -267,10 +257,7 @@ class RelativePositionBias(ConfiguredLayer):
     """
 
     def __init__(self, num_heads, trained_grid, use_class_token=True, **kwargs):
-        super().__init__(**kwargs)
-        self.num_heads = num_heads
-        self.trained_grid = tuple(trained_grid)
-        self.use_class_token = use_class_token
+        super().__init__(locals())
 
     def build(self, patches_shape):
         self.num_offsets = math.prod(2 * side - 1 for side in self.trained_grid)
@@ -281,8 +268,7 @@ class RelativePositionBias(ConfiguredLayer):
         )
 
     def call(self, patches, grid=None, visible=None):
-        grid = ops.shape(patches)[1:-1] if grid is None else tuple(grid)
-        check_within(grid, self.trained_grid)
+        grid = _checked_grid(patches, grid, self.trained_grid)
         if visible is None:
             visible = ops.arange(math.prod(grid), dtype="int32")[None]
         offsets = self._offsets(ops.cast(visible, "int32"), grid)
@@ -318,11 +304,13 @@ class RelativePositionBias(ConfiguredLayer):
         return (batch, self.num_heads, length, length)
 
 
-def check_within(grid, trained_grid):
-    """Raises a `ValueError` for a grid that a table of positions does not cover."""
+def _checked_grid(patches, grid, trained_grid):
+    """The grid of patches, which a table of positions must cover."""
+    grid = ops.shape(patches)[1:-1] if grid is None else tuple(grid)
     # Within TensorFlow's graphs some sides are known only as it runs.
     fits = len(grid) == len(trained_grid) and not any(
         isinstance(side, int) and side > trained
         for side, trained in zip(grid, trained_grid, strict=True)
     )
     check(fits, "grid", f"within {trained_grid}", grid)
+    return grid

@@ -28,9 +28,6 @@ class _Block(ConfiguredLayer):
         hidden = by_rows(self.mlp_hidden, tokens)
         return by_rows(self.mlp_output, ops.gelu(hidden, approximate=False))
 
-    def compute_output_shape(self, tokens_shape):
-        return tuple(tokens_shape)
-
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class TransformerBlock(_Block):
@@ -86,13 +83,10 @@ class TransformerBlock(_Block):
         layer_scale=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
-        check_drop_path_rate(drop_path_rate)
-        self.num_heads = num_heads
-        self.mlp_dim = mlp_dim
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.drop_path_rate = drop_path_rate
-        self.layer_scale = layer_scale
+        super().__init__(locals())
+        check(
+            0.0 <= drop_path_rate < 1.0, "drop_path_rate", "in [0, 1)", drop_path_rate
+        )
         self.attention_scale = self.mlp_scale = None
         # It has no weights, so files fit whether it is there or not.
         self.drop_path = None
@@ -150,11 +144,6 @@ class TransformerBlock(_Block):
     def _bias_for(self, query, bias):
         """What is added to the logits: subclasses let queries change it."""
         return bias
-
-
-def check_drop_path_rate(rate):
-    """Raises a `ValueError` for a rate that drops everything, or is none."""
-    check(0.0 <= rate < 1.0, "drop_path_rate", "in [0, 1)", rate)
 
 
 def check_heads(num_heads, dim):
@@ -220,13 +209,7 @@ class WindowTransformerBlock(_Block):
         bias_dim=384,
         **kwargs,
     ):
-        super().__init__(**kwargs)
-        self.num_heads = num_heads
-        self.mlp_dim = mlp_dim
-        self.window_size = tuple(window_size)
-        self.shift = tuple(shift)
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.bias_dim = bias_dim
+        super().__init__(locals())
 
     def build(self, tokens_shape):
         dim = tokens_shape[-1]

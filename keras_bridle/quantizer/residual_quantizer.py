@@ -160,24 +160,10 @@ class ResidualQuantizer(ConfiguredLayer):
         seed=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(locals())
         # Inputs come as they are and are cast to float32 in the step: the policy's
         # half precision would round them first.
         self.autocast = False
-        self.num_levels = num_levels
-        self.codebook_size = codebook_size
-        self.dim = dim
-        self.normalize = normalize
-        self.normalize_codes = normalize_codes
-        self.codebook_update = codebook_update
-        self.decay = decay
-        self.commitment_weight = commitment_weight
-        self.restart_threshold = restart_threshold
-        self.shared_codebooks = shared_codebooks
-        self.top_k = top_k
-        self.quantizer_dropout = quantizer_dropout
-        self.sampling_temperature = sampling_temperature
-        self.seed = seed
         threshold = restart_threshold or 0.0
         keeps_counts = codebook_update != "gradient"
         for name, is_right, expected in (
