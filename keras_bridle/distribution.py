@@ -7,13 +7,12 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
 import keras
 import numpy as np
 
 from keras_bridle.config import ArgumentError
-from keras_bridle.replicas import WorkerLostError
+from keras_bridle.replicas import WorkerLostError, process_shard
 
 if keras.backend.backend() == "torch":
     import torch
@@ -26,24 +25,6 @@ else:
 # Bytes of a file that are shared at a time.
 _PIECE = 2**22
 _SCRATCH: list[tempfile.TemporaryDirectory] = []
-
-
-class Shard(NamedTuple):
-    """Which of how many equal parts of every batch a process reads, from 0."""
-
-    part: int
-    parts: int
-
-
-def process_shard():
-    """Tells which of how many processes this one is, as a `Shard`."""
-    if keras.backend.backend() == "torch":
-        group = torch.distributed
-        if group.is_available() and group.is_initialized():
-            return Shard(group.get_rank(), group.get_world_size())
-    if keras.backend.backend() == "jax":
-        return Shard(jax.process_index(), jax.process_count())
-    return Shard(0, 1)
 
 
 def is_chief():
@@ -92,10 +73,7 @@ def _exchange(own):
 
 
 def broadcast(value):
-    """Gives every process the chief's value: an array, or anything JSON can hold.
-
-    Arrays must have the same shape and dtype in all processes.
-    """
+    """Gives every process the chief's value: an equal array, or what JSON can hold."""
     if is_alone():
         return value
     if isinstance(value, np.ndarray):
@@ -132,10 +110,7 @@ def share_file(path):
 
 
 def local_function(model):
-    """Makes the function that computes a model's outputs in each process by itself.
-
-    It takes a NumPy batch, the same in all processes, and returns NumPy arrays.
-    """
+    """Makes a function of NumPy batches that every process computes by itself."""
     if keras.backend.backend() != "tensorflow" or num_devices() == 1:
         return model.predict_on_batch
 

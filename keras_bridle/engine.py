@@ -26,6 +26,10 @@ def after(tensor, *others):
         return tf.identity(tensor)
 
 
+def _is_jax_on_cpu():
+    return keras.backend.backend() == "jax" and jax.default_backend() == "cpu"
+
+
 def attention(query, key, value, mask=None, bias=None):
     """Lets queries `(batch, length, heads, dim)` see keys, scaled as usual.
 
@@ -35,7 +39,7 @@ def attention(query, key, value, mask=None, bias=None):
     """
     if mask is not None and bias is not None:  # Keras takes one of them
         mask, bias = None, ops.where(mask, bias, ops.cast(-3e4, bias.dtype))
-    if keras.backend.backend() != "jax" or jax.default_backend() != "cpu":
+    if not _is_jax_on_cpu():
         return ops.dot_product_attention(query, key, value, bias=bias, mask=mask)
     query, key, value = (ops.swapaxes(x, 1, 2) for x in (query, key, value))
     logits = ops.matmul(query * query.shape[-1] ** -0.5, ops.swapaxes(key, 2, 3))
@@ -53,7 +57,7 @@ def by_rows(layer, tokens):
 
     XLA on CPUs takes up to twice as long for gradients of weights of longer shapes.
     """
-    if keras.backend.backend() != "jax" or jax.default_backend() != "cpu":
+    if not _is_jax_on_cpu():
         return layer(tokens)
     shape = ops.shape(tokens)
     rows = layer(ops.reshape(tokens, (-1, shape[-1])))
@@ -67,9 +71,7 @@ def residual_sum(tokens, branch):
     that up anew in every block, in the time of a third of a step: it shifts additions
     into whatever needs their sum, but not out of a condition.
     """
-    if keras.backend.backend() != "jax" or jax.default_backend() != "cpu":
-        return tokens + branch
-    return _held_gradient(tokens + branch)
+    return _held_gradient(tokens + branch) if _is_jax_on_cpu() else tokens + branch
 
 
 if keras.backend.backend() == "jax":

@@ -5,12 +5,15 @@ On JAX, and wherever there is one device, there is one replica and nothing to su
 """
 
 import math
+from typing import NamedTuple
 
 import keras
 from keras import ops
 
 if keras.backend.backend() == "torch":
     import torch
+elif keras.backend.backend() == "jax":
+    import jax
 elif keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
@@ -26,12 +29,28 @@ class WorkerLostError(RuntimeError):
         self.reason = reason
 
 
+class Shard(NamedTuple):
+    """Which of how many equal parts of every batch a process reads, from 0."""
+
+    part: int
+    parts: int
+
+
+def process_shard():
+    """Tells which of how many processes this one is, as a `Shard`."""
+    if keras.backend.backend() == "torch":
+        group = torch.distributed
+        if group.is_available() and group.is_initialized():
+            return Shard(group.get_rank(), group.get_world_size())
+    if keras.backend.backend() == "jax":
+        return Shard(jax.process_index(), jax.process_count())
+    return Shard(0, 1)
+
+
 def num_replicas():
     """Counts the replicas among which the current step divides its batch."""
     if keras.backend.backend() == "torch":
-        group = torch.distributed
-        has_group = group.is_available() and group.is_initialized()
-        return group.get_world_size() if has_group else 1
+        return process_shard().parts
     if keras.backend.backend() == "tensorflow":
         context = tf.distribute.get_replica_context()
         return 1 if context is None else context.num_replicas_in_sync
@@ -40,7 +59,7 @@ def num_replicas():
 
 def _replica_id():
     if keras.backend.backend() == "torch":
-        return torch.distributed.get_rank()
+        return process_shard().part
     return tf.distribute.get_replica_context().replica_id_in_sync_group
 
 
@@ -87,16 +106,11 @@ def draw_rows(draw, shape, *args, **kwargs):
 
     All replicas share a seed, so that numbers are the same on any number of devices.
     """
-    return own_rows(draw((num_replicas() * shape[0], *shape[1:]), *args, **kwargs))
-
-
-def own_rows(values):
-    """Takes this replica's rows of a tensor with those of the whole batch."""
     replicas = num_replicas()
+    values = draw((replicas * shape[0], *shape[1:]), *args, **kwargs)
     if replicas == 1:
         return values
-    rows = ops.shape(values)[0] // replicas
-    return ops.reshape(values, (replicas, rows, *values.shape[1:]))[_replica_id()]
+    return ops.reshape(values, (replicas, *shape))[_replica_id()]
 
 
 def all_rows(values):

@@ -88,17 +88,7 @@ def counts_and_sums(targets, codes, codebook_size):
 
 
 def moved_tables(tables, counts, sums, decay, unit_means=False, unit_codes=False):
-    """Moves codebooks by what a batch has assigned to their codes.
-
-    Args:
-        tables: Dict with `code_vectors`, `counts` and, if they move by the rule
-            `"sums"`, `sums`.
-        counts: Float tensor like `tables["counts"]`, from this batch.
-        sums: Float tensor like `tables["code_vectors"]`, from this batch.
-        decay: Float.
-        unit_means: Boolean or array of them, which means belong on the unit sphere.
-        unit_codes: Boolean, whether codes stay on the unit sphere.
-    """
+    """Moves codebooks by a batch's counts and sums; `unit_means` may be an array."""
     new = {"counts": decay * tables["counts"] + (1.0 - decay) * counts}
     codes = tables["code_vectors"]
     if "sums" in tables:
@@ -120,17 +110,9 @@ def restarted_tables(
 ):
     """Re-seats hardly used codes on vectors of the batch, none drawn twice if possible.
 
-    The batch is that of all replicas: all of them draw the same vectors.
-
-    Args:
-        tables: Dict as from `moved_tables()`.
-        targets: List of float tensors `(rows, dim)`, what each level looked up. A
-            codebook takes those of its level, a shared one those of all in turn.
-        order: Float tensor of random numbers, one for each row of the whole batch.
-        threshold: Float, the share of the mean count below which a code is re-seated.
-        real: Boolean tensor `(rows,)`, or `None` if all rows are real.
-        num_used: int32 scalar, the number of levels in use, or `None` for all.
-        unit_codes: Boolean, whether codes stay on the unit sphere.
+    The batch is that of all replicas: all of them draw the same vectors by `order`, a
+    random number for each row of it. `targets` is what each level looked up. Below the
+    share `threshold` of the mean count a code is re-seated.
     """
     mean = ops.mean(tables["counts"], axis=-1, keepdims=True)
     dead = tables["counts"] < threshold * mean

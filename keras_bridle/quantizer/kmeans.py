@@ -13,27 +13,12 @@ ROUNDING = np.float32(1e-12)
 def kmeans(
     samples, num_clusters, iterations=10, cosine=False, initial_ids=None, seed=None
 ):
-    """Lloyd's k-means, from chosen samples, in bounded memory.
+    """Lloyd's k-means in bounded memory: means, and the samples of each cluster.
 
-    A cluster without samples begins anew at one of those that fit their means worst. So
-    no cluster is lost, not even where many samples are equal. With `initial_ids` it
-    keeps its mean, as always in the published code. As there, the first of several
-    equal means takes the samples.
-
-    Args:
-        samples: Float array of shape `(num_samples, dim)`.
-        num_clusters: Integer.
-        iterations: Integer, how often samples are assigned and means moved.
-        cosine: Boolean. If `True`, a sample goes to the mean with the largest dot
-            product and means are brought to unit length; otherwise it goes to the
-            nearest mean.
-        initial_ids: Integer array of shape `(num_clusters,)`, the samples to start
-            from. `None` draws them, without repeats where there are enough samples.
-        seed: Integer, seeds all that is drawn.
-
-    Returns:
-        Tuple of the means, float32 of shape `(num_clusters, dim)`, and the samples of
-        each cluster in the last assignment, which came before the last move.
+    It starts from drawn samples, or those of `initial_ids`. A cluster without samples
+    begins anew at one of those that fit their means worst, so that none is lost. With
+    `initial_ids` it keeps its mean, as in the published code. `cosine` compares by dot
+    products and brings means to unit length.
     """
     samples = np.ascontiguousarray(samples, dtype="float32")
     if samples.ndim != 2 or not samples.size or not np.isfinite(samples).all():
@@ -59,14 +44,7 @@ def kmeans(
 def residual_kmeans(quantizer, vectors, iterations, seed):
     """Clusters vectors, then level by level what the levels before have left of them.
 
-    Args:
-        quantizer: `ResidualQuantizer`, whose options say how.
-        vectors: Float32 array of shape `(num_vectors, dim)`.
-        iterations: Integer.
-        seed: Integer.
-
-    Returns:
-        Tuple of arrays as from `kmeans()`, with an axis of the codebooks in front.
+    Returns what `kmeans()` does, with an axis of the codebooks in front.
     """
     levels, top_k = quantizer.num_levels, quantizer.top_k
     by_level = quantizer.normalize == "level"
@@ -152,17 +130,7 @@ def _moved_means(samples, labels, means, cosine):
 
 
 def sample_vectors(data, max_vectors, seed):
-    """Draws at most `max_vectors` vectors, each with the same chance.
-
-    Args:
-        data: An array or tensor of shape `(..., dim)`, or an iterable of batches, each
-            such an array or a tuple `(vectors, padding_mask)`.
-        max_vectors: Integer.
-        seed: Integer.
-
-    Returns:
-        Float32 array of shape `(num_vectors, dim)`, `1 <= num_vectors <= max_vectors`.
-    """
+    """Draws at most `max_vectors` of an array or batches, each with the same chance."""
     if isinstance(data, np.ndarray) or ops.is_tensor(data):
         data = [data]
     elif isinstance(data, keras.utils.PyDataset):

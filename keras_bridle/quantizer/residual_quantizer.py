@@ -29,16 +29,21 @@ from keras_bridle.replicas import draw_rows, num_replicas, sum_over_replicas
 # small, so that the code moves freely, but far above the smoothing.
 COUNT_OF_EMPTY = 0.01
 NORMALIZATIONS = ("input", "level", None)
-RULES = ("sums", "mean", "gradient")
+# How codebooks learn, and the weights that this moves.
+RULES: dict[str, tuple] = {
+    "sums": ("code_vectors", "counts", "sums"),
+    "mean": ("code_vectors", "counts"),
+    "gradient": (),
+}
 
 
 class ResidualQuantizerOutput(NamedTuple):
     """What a `ResidualQuantizer` returns.
 
     Attributes:
-        quantized: Tensor of shape `(..., dim)` in the layer's compute dtype, the sum
-            of the chosen code vectors. Its gradient goes straight through to the
-            (normalized) input. Zero where `padding_mask` is `False`.
+        quantized: Tensor of shape `(..., dim)` in the compute dtype, the sum of the
+            chosen code vectors. Its gradient goes straight through to the (normalized)
+            input. Zero where `padding_mask` is `False`.
         codes: int32 tensor of shape `(..., num_levels)`, or
             `(..., num_levels, top_k)` for `top_k > 1`. -1 means that no code was
             chosen: for padding, and for levels that quantizer dropout left out.
@@ -58,60 +63,53 @@ class ResidualQuantizer(ConfiguredLayer):
     """Quantizes vectors as sums of code vectors, one from each level's codebook.
 
     Level 1 picks the code vector nearest to the input, level 2 the one nearest to what
-    is left, and so on. One level is plain vector quantization. In training the
-    codebooks follow the vectors assigned to them, without gradients (unless asked);
+    is left, and so on. In training the codebooks follow the vectors assigned to them;
     call `adapt()` first to start them from k-means.
 
     Everything is computed in float32 whatever the dtype policy, since rounded
-    distances pick other codes. `trainable=False` freezes the codebooks entirely: the
-    layer then behaves as in inference. A batch with infinite or NaN vectors leaves the
-    layer's state as it is.
+    distances pick other codes. `trainable=False` freezes the codebooks: the layer then
+    behaves as in inference. A batch with infinite or NaN vectors moves nothing.
 
     Args:
         num_levels: Integer, number of levels (codes per vector).
         codebook_size: Integer, number of code vectors per level.
         dim: Integer, size of the vectors. `None` takes it from the input.
-        normalize: `"input"` brings the vectors to unit length once and then quantizes
-            residuals as they are, so that the sum of codes approximates the unit
-            vector. `"level"` brings each level's residual to unit length for the
-            look-up only and subtracts the code from the raw residual (as the published
-            BRIDLE code does; the sum then approximates the vector only if its length
-            happens to fit). `None` normalizes nothing.
+        normalize: `"input"` brings the vectors to unit length once, so that the sum of
+            codes approximates the unit vector. `"level"` brings each level's residual
+            to unit length for the look-up only, as the published BRIDLE code does; the
+            sum then approximates the vector only if its length happens to fit. `None`
+            normalizes nothing.
         normalize_codes: Boolean, whether to keep the code vectors at unit length.
-        codebook_update: How the codebooks learn. `"sums"`: exponential moving averages
-            of each code's count and of the sum of its vectors; the code is their
-            quotient, with Laplace smoothing. `"mean"`: a code moves by `1 - decay`
-            towards the mean of its vectors in this batch (brought to unit length where
-            the looked-up vectors have unit length); codes without vectors stay.
-            `"gradient"`: trainable weights, moved by the optimizer through `loss`.
+        codebook_update: How the codebooks learn. `"sums"`: a code is the quotient of
+            moving averages of the sum and the count of its vectors, with Laplace
+            smoothing. `"mean"`: a code moves by `1 - decay` towards the mean of its
+            vectors in this batch (brought to unit length where the looked-up vectors
+            have it). `"gradient"`: trainable weights, moved by the optimizer through
+            `loss`.
         decay: Float in `[0, 1)`, of the moving averages.
         commitment_weight: Float, weight of the term that pulls the input towards its
             codes.
         restart_threshold: Float or `None`. A code whose moving-average count falls
-            below this share of its level's mean count (0.1: a tenth of an even use) is
-            re-seated on a vector that its level looked up in this batch, drawn without
-            repeats where the batch is large enough, and given the mean count. `None`
-            or 0 never restarts.
+            below this share of its level's mean count (0.1: a tenth of an even use)
+            gets the mean count and a vector that its level looked up in this batch.
+            `None` or 0 never restarts.
         shared_codebooks: Boolean, whether all levels share one codebook. It then moves
             once a step, by the vectors of all levels.
         top_k: Integer, number of codes per level: the `top_k` nearest, summed. Each
-            then learns its share, `1 / top_k`, of the vectors (not with
-            `normalize="level"`, where lengths have no meaning).
+            learns `1 / top_k` of the vectors (all with `normalize="level"`, where
+            lengths have no meaning).
         quantizer_dropout: Boolean. If `True`, each training step uses only the first
-            `n` levels, `n` drawn evenly from `1..num_levels`. The other levels have
-            code -1 and take no part in the output, the loss and the statistics.
+            `n` levels, `n` drawn evenly from `1..num_levels`. The others have code -1
+            and take no part in the output, the loss and the statistics.
         sampling_temperature: Float. If positive, codes in training are drawn from
-            `softmax(-squared distance / sampling_temperature)` rather than the nearest
-            taken.
+            `softmax(-squared distance / sampling_temperature)`.
         seed: Integer, seeds the initial code vectors, `adapt()` and every draw.
-            `None` draws one.
         **kwargs: Further arguments of `keras.layers.Layer`.
 
     Call arguments:
         vectors: Float tensor of shape `(..., dim)`.
         padding_mask: Boolean tensor of shape `(...)`, `True` for real vectors. The
-            others take no part in the statistics, draws and loss; their codes are -1
-            and their quantized vectors 0. `None` means that all are real.
+            others take no part in the statistics, draws and loss; their codes are -1.
         training: Boolean, whether codebooks move (and dropout and sampling act).
 
     Returns:
@@ -166,26 +164,24 @@ class ResidualQuantizer(ConfiguredLayer):
         self.autocast = False
         threshold = restart_threshold or 0.0
         keeps_counts = codebook_update != "gradient"
-        for name, is_right, expected in (
-            ("num_levels", num_levels >= 1, "at least 1"),
-            ("normalize", normalize in NORMALIZATIONS, f"one of {NORMALIZATIONS}"),
-            ("codebook_update", codebook_update in RULES, f"one of {RULES}"),
-            ("decay", 0.0 <= decay < 1.0, "at least 0 and below 1"),
-            ("commitment_weight", commitment_weight >= 0.0, "at least 0"),
-            ("restart_threshold", threshold >= 0.0, "at least 0"),
-            (
-                "restart_threshold",
-                keeps_counts or not threshold,
-                'None with codebook_update="gradient", which keeps no counts',
+        most = 1 if sampling_temperature else codebook_size
+        rules = {
+            "num_levels": (num_levels >= 1, "at least 1"),
+            "normalize": (normalize in NORMALIZATIONS, f"one of {NORMALIZATIONS}"),
+            "codebook_update": (codebook_update in RULES, f"one of {tuple(RULES)}"),
+            "decay": (0.0 <= decay < 1.0, "at least 0 and below 1"),
+            "commitment_weight": (commitment_weight >= 0.0, "at least 0"),
+            "restart_threshold": (
+                threshold == 0.0 or (threshold > 0.0 and keeps_counts),
+                "at least 0, and None with the update 'gradient'",
             ),
-            ("sampling_temperature", sampling_temperature >= 0.0, "at least 0"),
-            ("top_k", 1 <= top_k <= codebook_size, "1 to `codebook_size`"),
-            (
-                "top_k",
-                top_k == 1 or not sampling_temperature,
-                "1 with `sampling_temperature`, which draws one code a level",
+            "sampling_temperature": (sampling_temperature >= 0.0, "at least 0"),
+            "top_k": (
+                1 <= top_k <= most,
+                "1 to `codebook_size`, and 1 with `sampling_temperature`",
             ),
-        ):
+        }
+        for name, (is_right, expected) in rules.items():
             check(is_right, name, expected, getattr(self, name))
         # Follows keras.utils.set_random_seed when no seed is given.
         self._seed = random.randrange(2**31) if seed is None else seed
@@ -267,9 +263,7 @@ class ResidualQuantizer(ConfiguredLayer):
     def compute_output_spec(self, vectors, padding_mask=None, training=False):
         """Describes the output for symbolic inputs."""
         self._check_vectors(vectors, padding_mask)
-        codes_shape = (*vectors.shape[:-1], self.num_levels)
-        if self.top_k > 1:
-            codes_shape = (*codes_shape, self.top_k)
+        codes_shape = self._codes_shape(vectors.shape[:-1])
         return ResidualQuantizerOutput(
             quantized=keras.KerasTensor(vectors.shape, dtype=self.compute_dtype),
             codes=keras.KerasTensor(codes_shape, dtype="int32"),
@@ -281,12 +275,8 @@ class ResidualQuantizer(ConfiguredLayer):
 
     def _state_weights(self):
         """The weights that a training step moves, by name."""
-        weights = {"code_histogram": self.code_histogram}
-        if self.codebook_update != "gradient":
-            weights |= {"code_vectors": self.code_vectors, "counts": self.counts}
-        if self.codebook_update == "sums":
-            weights["sums"] = self.sums
-        return weights
+        names = ("code_histogram", *RULES[self.codebook_update])
+        return {name: getattr(self, name) for name in names}
 
     def state(self):
         """Returns what a training step moves, a dict of tensors by weight name."""
@@ -301,14 +291,7 @@ class ResidualQuantizer(ConfiguredLayer):
             weight.assign(state[name])
 
     def draws(self):
-        """Draws the seeds of one training step's random numbers.
-
-        Call it outside `keras.ops.cond`, whose branches must not move a seed.
-
-        Returns:
-            A dict of seeds (tensors of shape `(2,)`) by what they are for; empty if the
-            layer's options need none.
-        """
+        """Draws a step's seeds, outside branches, which must not: a dict by purpose."""
         wanted = self._wanted_draws()
         return {name: self.seed_generator.next() for name in wanted if wanted[name]}
 
@@ -317,32 +300,16 @@ class ResidualQuantizer(ConfiguredLayer):
     ):
         """Quantizes `vectors` without assigning anything.
 
-        With `draws` given it is a pure function, fit for `keras.ops.cond`.
-
         Args:
             vectors: Float tensor of shape `(..., dim)`.
             padding_mask: Boolean tensor of shape `(...)`, or `None`.
-            training: Boolean, whether to move the state (even if the layer is not
-                trainable).
-            draws: Dict from `draws()`. `None` draws here.
+            training: Boolean, whether to move the state.
+            draws: Dict from `draws()`, which makes this a pure function, fit for
+                `keras.ops.cond`. `None` draws here.
             state: Dict as from `state()`. `None` takes the layer's own.
 
         Returns:
-            Tuple `(output, new_state)`: a `ResidualQuantizerOutput`, and a dict as from
-            `state()`, unchanged if not training.
-
-        Example:
-        ```python
-        import numpy as np
-        import keras_bridle as kb
-
-        vectors = np.random.default_rng(0).normal(size=(100, 8)).astype("float32")
-        quantizer = kb.ResidualQuantizer(2, 16, dim=8, restart_threshold=0.1)
-        quantizer.build(vectors.shape)
-        draws = quantizer.draws()
-        output, state = quantizer.stateless_step(vectors, draws=draws)
-        quantizer.assign_state(state)
-        ```
+            A `ResidualQuantizerOutput` and the new state, a dict as from `state()`.
         """
         tables = self._tables()
         vectors, real, lead = self._flat_vectors(vectors, padding_mask)
@@ -402,10 +369,12 @@ class ResidualQuantizer(ConfiguredLayer):
             level_losses=level_losses,
         )
 
-    def _shaped_codes(self, codes, lead):
+    def _codes_shape(self, lead):
         shape = (*lead, self.num_levels)
-        shape = (*shape, self.top_k) if self.top_k > 1 else shape
-        return ops.reshape(ops.cast(codes, "int32"), shape)
+        return (*shape, self.top_k) if self.top_k > 1 else shape
+
+    def _shaped_codes(self, codes, lead):
+        return ops.reshape(ops.cast(codes, "int32"), self._codes_shape(lead))
 
     def _check_vectors(self, vectors, padding_mask=None):
         shape = tuple(vectors.shape)
@@ -565,19 +534,14 @@ class ResidualQuantizer(ConfiguredLayer):
         return ops.cast(vectors, self.compute_dtype)
 
     def adapt(self, data, padding_mask=None, max_vectors=65_536, iterations=10):
-        """Sets the codebooks by k-means on data, level after level.
-
-        The same data and seed give the same codebooks on every backend. A layer that
-        is not built yet is built. An evenly used code starts with an EMA count of 1.
+        """Sets the codebooks by k-means on data, alike on every backend.
 
         Args:
-            data: An array or tensor of shape `(..., dim)`, or any number of them as
-                batches: a `tf.data.Dataset`, `keras.utils.PyDataset`, `DataLoader`,
-                list or generator. A batch may also be a tuple
-                `(vectors, padding_mask)`.
+            data: An array or tensor of shape `(..., dim)`, or batches of them: a
+                `tf.data.Dataset`, `keras.utils.PyDataset`, `DataLoader`, list or
+                generator. A batch may also be a tuple `(vectors, padding_mask)`.
             padding_mask: Boolean array of shape `(...)`, if `data` is one array.
-            max_vectors: Integer. If there are more vectors, k-means runs on this many
-                drawn from all of them.
+            max_vectors: Integer. Of more vectors k-means takes as many, drawn evenly.
             iterations: Integer, k-means iterations per level.
         """
         if padding_mask is not None:
@@ -590,6 +554,7 @@ class ResidualQuantizer(ConfiguredLayer):
         self.code_vectors.assign(tables)
         if self.codebook_update == "gradient":
             return
+        # An evenly used code starts with a count of 1.
         shares = samples / samples.mean(axis=1, keepdims=True)
         counts = np.maximum(shares, COUNT_OF_EMPTY).astype("float32")
         self.counts.assign(counts)
@@ -597,16 +562,14 @@ class ResidualQuantizer(ConfiguredLayer):
             self.sums.assign(tables * counts[..., None])
 
     def usage(self):
-        """Tells how well each codebook was used in training since `reset_usage()`.
+        """Tells how training has used each codebook since `reset_usage()`.
 
         Returns:
-            A `CodebookUsage` of float32 NumPy arrays of shape `(num_levels,)`: `usage`,
-            `perplexity` and `dead_codes`.
+            A `CodebookUsage` of float32 NumPy arrays of shape `(num_levels,)`.
         """
         usage = usage_of_counts(self.code_histogram)
         return CodebookUsage(*map(ops.convert_to_numpy, usage))
 
     def reset_usage(self):
         """Forgets the codes counted for `usage()`."""
-        shape, dtype = self.code_histogram.shape, self.code_histogram.dtype
-        self.code_histogram.assign(ops.zeros(shape, dtype=dtype))
+        self.code_histogram.assign(ops.zeros_like(self.code_histogram))

@@ -39,12 +39,7 @@ def usage_of_counts(counts):
 
 
 def named_usage(counts, prefix=""):
-    """Computes usage as a dict of scalars: `usage_1`, `perplexity_1`, `dead_codes_1`...
-
-    Args:
-        counts: Tensor of shape `(num_levels, codebook_size)`.
-        prefix: String in front of every name.
-    """
+    """Computes usage as a dict of scalars: `usage_1`, `perplexity_1` and so on."""
     usage = usage_of_counts(counts)
     return {
         f"{prefix}{name}_{level + 1}": values[level]
@@ -55,10 +50,7 @@ def named_usage(counts, prefix=""):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class CodeUsage(keras.metrics.Metric):
-    """Usage, perplexity and dead codes of each level since the last reset.
-
-    The names of its results, those of `named_usage()`, do not contain its own.
-    """
+    """Usage, perplexity and dead codes of each level since the last reset."""
 
     def __init__(self, num_levels, codebook_size, name="code_usage", dtype=None):
         super().__init__(name=name, dtype=dtype)
@@ -73,13 +65,7 @@ class CodeUsage(keras.metrics.Metric):
         )
 
     def update_state(self, codes, mask=None):
-        """Counts codes `(..., num_levels)`, but negative ones and those masked out.
-
-        Args:
-            codes: Integer tensor.
-            mask: Boolean tensor of shape `(...)`, `True` for codes that count. `None`
-                counts all.
-        """
+        """Counts codes `(..., num_levels)`, but negative ones and those masked out."""
         codes = ops.convert_to_tensor(codes)
         if mask is not None:
             codes = ops.where(ops.cast(mask, "bool")[..., None], codes, -1)
@@ -94,7 +80,7 @@ class CodeUsage(keras.metrics.Metric):
         self.counts.assign_add(ops.cast(counts, self.counts.dtype))
 
     def result(self):
-        """Returns a flat dict of float32 scalars; see `named_usage`."""
+        """Returns the dict of `named_usage`."""
         return named_usage(self.counts)
 
     def get_config(self):
@@ -106,11 +92,9 @@ class CodeUsage(keras.metrics.Metric):
 class CodeUsageLogger(keras.callbacks.Callback):
     """Adds usage, perplexity and dead codes of every codebook to the epoch's logs.
 
-    Works in the plain `fit()` of any model with `ResidualQuantizer` layers: they count
-    the codes they choose in training, and this callback reads the counts at the end of
-    each epoch. Layers that are frozen or not in training count nothing and are left
-    out. The numbers are in the `History` and the progress bar; put this callback
-    before those that read logs, such as `CSVLogger`.
+    For the plain `fit()` of any model with `ResidualQuantizer` layers, which count the
+    codes they choose in training; frozen ones are left out. Put it before callbacks
+    that read logs, such as `CSVLogger`.
 
     The names are `usage_1`, `perplexity_1`, `dead_codes_1`, `usage_2` and so on; in a
     model with several quantizers each starts with its layer's name and `_`.
@@ -141,7 +125,7 @@ class CodeUsageLogger(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         """Starts to count anew."""
         for histogram in self._histograms():
-            histogram.assign(ops.zeros(histogram.shape, dtype=histogram.dtype))
+            histogram.assign(ops.zeros_like(histogram))
 
     def on_train_batch_end(self, batch, logs=None):
         """Checks that there is something to log, once all layers are built."""

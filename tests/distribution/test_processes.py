@@ -7,7 +7,6 @@ import pytest
 
 from keras_bridle import distribution
 from keras_bridle.distribution import (
-    Shard,
     WorkerLostError,
     bridle_layout_map,
     broadcast,
@@ -20,6 +19,7 @@ from keras_bridle.distribution import (
     own_directory,
     process_shard,
 )
+from keras_bridle.replicas import Shard
 
 BACKEND = keras.backend.backend()
 
