@@ -261,45 +261,44 @@ class BridleBackbone(PatchBackbone):
     ):
         self._take_arguments(locals())
         layouts = (*LAYOUTS, "learned", "relative", "shared_relative")
-        is_layout = position_layout in layouts
-        check(is_layout, "position_layout", f"one of {layouts}", position_layout)
+        is_right = position_layout in layouts
+        check(is_right, "position_layout", f"one of {layouts}", position_layout)
         check_layout(position_layout, patch_size)
         self.patch_embedding = PatchEmbedding(
             hidden_dim, patch_size, dtype=dtype, name="patch_embedding"
         )
         self.patch_size = self.patch_embedding.patch_size
         self.trained_grid = self._trained_grid(position_layout, trained_grid)
+        grid = self.trained_grid
         settings = {"dtype": dtype, "name": "position_encoding"}
         if position_layout in LAYOUTS:
             self.position_encoding = SineCosinePositionEncoding(
-                position_layout, self.trained_grid, **settings
+                position_layout, grid, **settings
             )
         elif position_layout == "learned":
-            self.position_encoding = LearnedPositionEncoding(
-                self.trained_grid, **settings
-            )
+            self.position_encoding = LearnedPositionEncoding(grid, **settings)
         self.flatten_grid = keras.layers.Reshape(
             (-1, hidden_dim), dtype=dtype, name="flatten_grid"
         )
         if use_class_token:
             self.class_token = ClassToken(dtype=dtype, name="class_token")
+        bias_names = []
+        if position_layout == "relative":
+            bias_names = [f"position_bias_{index}" for index in range(num_layers)]
+        elif position_layout == "shared_relative":
+            bias_names = ["position_bias"]
         self.position_biases, self.blocks = [], []
         drop_path_rates = rising_rates(drop_path_rate, num_layers)
         # In turn, so that weights have the order of Keras' graph on every backend.
         for index in range(num_layers):
-            bias_name = _bias_name(position_layout, index)
-            if bias_name is not None:
-                sizes = num_heads, self.trained_grid, use_class_token
-                bias = RelativePositionBias(*sizes, dtype=dtype, name=bias_name)
+            if index < len(bias_names):
+                sizes = num_heads, grid, use_class_token
+                bias = RelativePositionBias(*sizes, dtype=dtype, name=bias_names[index])
                 self.position_biases.append(bias)
+            settings = layer_norm_epsilon, drop_path_rates[index], layer_scale
+            name = f"transformer_block_{index}"
             block = TransformerBlock(
-                num_heads,
-                mlp_dim,
-                layer_norm_epsilon,
-                drop_path_rates[index],
-                layer_scale,
-                dtype=dtype,
-                name=f"transformer_block_{index}",
+                num_heads, mlp_dim, *settings, dtype=dtype, name=name
             )
             self.blocks.append(block)
         if use_final_norm:
@@ -368,13 +367,6 @@ class BridleBackbone(PatchBackbone):
                 "`load_weights=False`"
             )
         return cls(**{**config, "name": preset, **kwargs})
-
-
-def _bias_name(layout, index):
-    """The name of the bias of attention that a block is the first to use, if any."""
-    if layout == "shared_relative":
-        return None if index else "position_bias"
-    return f"position_bias_{index}" if layout == "relative" else None
 
 
 def rising_rates(rate, num_layers):

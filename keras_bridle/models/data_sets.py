@@ -5,6 +5,7 @@ import itertools
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 
@@ -171,8 +172,7 @@ class TakesAnyData:
     `prepared()` makes of inputs, labels and weights what the model takes.
     """
 
-    def prepared(self, x, y=None, sample_weight=None):
-        raise NotImplementedError
+    prepared: Any
 
     def fit(self, x=None, y=None, batch_size=None, *, validation_data=None, **kwargs):
         """Trains on raw inputs, see `keras.Model.fit()`.
@@ -182,14 +182,10 @@ class TakesAnyData:
                 `(x, y)`: `tf.data`, Grain, torch `DataLoader`, `PyDataset`, generator,
                 or whatever can be iterated over. With `steps_per_epoch`, one that ends
                 is read again.
-            y: labels: class numbers, names of classes, or one row of numbers for each
-                input.
+            y: class numbers, names of classes, or a row of numbers for each input.
             batch_size: optional int, batch size of arrays and lists.
             validation_data: optional tuple of raw inputs and labels, or data set.
             **kwargs: keyword arguments of `keras.Model.fit()`.
-
-        Returns:
-            A `keras.callbacks.History`.
         """
         epochs = kwargs.get("epochs", 1)
         steps, weight = kwargs.get("steps_per_epoch"), kwargs.pop("sample_weight", None)

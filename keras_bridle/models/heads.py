@@ -15,7 +15,7 @@ from keras_bridle.models.backbone import with_class_token
 
 
 class _Head(Configured, keras.Model):
-    """What decoder and estimator share: a transformer between two dense layers."""
+    """A transformer between two dense layers."""
 
     def __init__(
         self,
@@ -57,10 +57,9 @@ class _Head(Configured, keras.Model):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class CodeDecoder(_Head):
-    """A light transformer over all positions, with one classifier for each level.
+    """A light transformer over visible and mask tokens, with a classifier a level.
 
-    Visible tokens and mask tokens go through it together; the head runs on the masked
-    patches only.
+    The head runs on the masked patches only.
 
     Args:
         num_levels: int, levels of the tokenizer's quantizer.
@@ -69,8 +68,7 @@ class CodeDecoder(_Head):
         num_layers: int, number of blocks.
         num_heads: int, attention heads of each block.
         mlp_dim: int, width of the blocks' hidden layer.
-        use_class_token: bool, whether tokens start with a class token (the same as the
-            encoder's).
+        use_class_token: bool, whether tokens start with the encoder's class token.
         keep_class_token: bool, whether the class token goes through the blocks. Windows
             have no room for one and never keep it.
         attention: string. `"global"`: every token sees all others. `"window"`: windows

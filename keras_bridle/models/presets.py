@@ -19,35 +19,30 @@ _SIZES = {
     "large": (1024, 24, 16),
     "huge": (1280, 32, 16),
 }
+# Of an input and of a patch.
+_TINY_SIDES = {"image": (32, 4), "video": (64, 8)}
 
 
 def _modality_arguments(modality, size):
     """The arguments of a `BridleBackbone` that its modality decides."""
-    is_tiny = size == "tiny"
     if modality == "audio":
         return {
             # Tiny is for short clips: the consonant of a syllable takes 20 to 50 ms.
-            "patch_size": (2, 32) if is_tiny else (16, 16),
+            "patch_size": (2, 32) if size == "tiny" else (16, 16),
             "input_dims": (None,),
             "front_end": LogMelSpectrogram(name="log_mel"),
         }
-    tiny = {"image": (32, 4), "video": (64, 8)}
-    side, patch = tiny[modality] if is_tiny else (224, 16)
-    pixels = {
+    side, patch = _TINY_SIDES[modality] if size == "tiny" else (224, 16)
+    found = {
         "patch_size": (patch, patch),
         "input_dims": (side, side, 3),
         "front_end": PixelNormalization(name="pixel_normalization"),
         "trained_grid": "input",
     }
-    if modality == "image":
-        return pixels
-    return {
-        **pixels,
-        "patch_size": (2, patch, patch),
-        "input_dims": (16, side, side, 3),
-        "use_class_token": False,
-        "position_layout": "sequence",
-    }
+    if modality == "video":
+        found |= {"patch_size": (2, patch, patch), "input_dims": (16, side, side, 3)}
+        found |= {"use_class_token": False, "position_layout": "sequence"}
+    return found
 
 
 def backbone_preset(name):
@@ -58,19 +53,12 @@ def backbone_preset(name):
     if name not in preset_names():
         if Path(name).is_dir():
             return None
-        raise ValueError(
-            f"There is no preset {name!r}. Expected a directory or one of "
-            f"{preset_names()}"
-        )
+        expected = f"Expected a directory or one of {preset_names()}"
+        raise ValueError(f"There is no preset {name!r}. {expected}")
     _, modality, size = name.split("_")
-    hidden_dim, num_layers, num_heads = _SIZES[size]
-    return {
-        "hidden_dim": hidden_dim,
-        "num_layers": num_layers,
-        "num_heads": num_heads,
-        "mlp_dim": 4 * hidden_dim,
-        **_modality_arguments(modality, size),
-    }
+    sizes = zip(("hidden_dim", "num_layers", "num_heads"), _SIZES[size], strict=True)
+    mlp_dim = 4 * _SIZES[size][0]
+    return {**dict(sizes), "mlp_dim": mlp_dim, **_modality_arguments(modality, size)}
 
 
 def preset_names(modality=None):
@@ -130,8 +118,8 @@ def preset_modality(preset):
 def decoder_size(backbone, hidden_dim=None, num_layers=None):
     """Arguments of a `CodeDecoder` for an encoder, lighter than it.
 
-    The published sizes are 512 x 8 layers x 16 heads for the base encoders of audio and
-    images, and half the encoder's width x 4 layers for clips.
+    As published: 512 x 8 layers x 16 heads for base encoders of audio and images, half
+    the encoder's width x 4 layers for clips.
     """
     size = _half_size(backbone)
     if not _is_for_clips(backbone):
@@ -149,8 +137,7 @@ def decoder_size(backbone, hidden_dim=None, num_layers=None):
 def estimator_size(backbone):
     """Arguments of a `FeatureEstimator` for an encoder.
 
-    The published sizes are 3 layers of the encoder's width for audio and images, and 4
-    of half that width for clips.
+    As published: 3 layers of the encoder's width, and 4 of half that width for clips.
     """
     size = _half_size(backbone)
     if not _is_for_clips(backbone):

@@ -25,7 +25,6 @@ def as_teacher(teacher, student):
 
 def _loaded(preset, dims):
     """The encoder in a preset, for inputs of these dims."""
-    # Here, as it builds on this module's.
     from keras_bridle.conversion.checkpoints import fetched, is_checkpoint
 
     folder, changes = fetched(preset), {}
@@ -47,7 +46,7 @@ def _cut_alike(teacher, student):
     """
     name = "multiple_of"
     own, wanted = (getattr(x.front_end, name, None) for x in (teacher, student))
-    if own is None or wanted is None or own == wanted or min(own, wanted) > 1:
+    if None in (own, wanted) or own == wanted or min(own, wanted) > 1:
         return teacher
     config = teacher.get_config()
     config["front_end"]["config"][name] = wanted
@@ -59,26 +58,15 @@ def _cut_alike(teacher, student):
 def see_the_same(one, other):
     """Whether encoders cut the same patches from the same maps."""
     one, other = (nameless_config(backbone)["config"] for backbone in (one, other))
-    kinds = ("front_end", "patch_size")
-    return all(one.get(kind) == other.get(kind) for kind in kinds)
+    return all(one.get(x) == other.get(x) for x in ("front_end", "patch_size"))
 
 
 def features_on_grid(backbone, inputs, grid):
     """Computes an encoder's features of patches on the grid of another encoder.
 
     One feature stands for all patches that it covers, or several are averaged: along
-    each side one grid must be the other one divided by a whole number, rounded up.
-
-    Args:
-        backbone: `BridleBackbone`.
-        inputs: tensor of raw inputs. Gray pictures are shown to encoders of colors.
-        grid: tuple of ints, the other encoder's patches along each side.
-
-    Returns:
-        Tensor of shape `(batch, num_patches, hidden_dim)`.
-
-    Raises:
-        ArgumentError: if the grids do not fit.
+    each side one grid must be the other one divided by a whole number, rounded up. Gray
+    pictures are shown to encoders of colors.
     """
     if len(backbone.input_dims) > 1 and inputs.shape[-1] == 1:
         inputs = ops.repeat(inputs, backbone.input_dims[-1], axis=-1)

@@ -13,7 +13,7 @@ from keras_bridle.models.arguments import Configured
 
 
 class _Tokenizer(Configured, keras.Model):
-    """What both tokenizers share: vectors of patches, then a quantizer."""
+    """Vectors of patches, then a quantizer."""
 
     def __init__(self, quantizer, **kwargs):
         super().__init__(**kwargs)
@@ -52,9 +52,7 @@ class BridleTokenizer(_Tokenizer):
         training: bool, whether codebooks move and examples skip blocks at random.
 
     Returns:
-        `ResidualQuantizerOutput` with quantized vectors of shape
-        `(batch, num_patches, code_dim)` and codes of shape
-        `(batch, num_patches, num_levels)`.
+        `ResidualQuantizerOutput` for vectors of shape `(batch, num_patches, code_dim)`.
 
     Raises:
         ValueError: if the quantizer's `dim` is not known.
@@ -103,20 +101,18 @@ class BridleTokenizer(_Tokenizer):
 class RandomProjectionTokenizer(_Tokenizer):
     """Turns maps into codes by one fixed random projection of each patch.
 
-    The first encoder phase learns from it. Its codebooks are set once by
-    `quantizer.adapt()` on projected patches. It is called as `BridleTokenizer`, and
-    returns the same.
+    The first encoder phase learns from it. `quantizer.adapt()` on projected patches
+    sets its codebooks once. Called as `BridleTokenizer`, it returns the same.
 
     Args:
         patch_size: int or tuple of ints, as of `BridleBackbone`.
         hidden_dim: int, size of the random patch vectors.
         quantizer: `ResidualQuantizer` with a known `dim`.
         position_layout: optional string, the layout of the positions that are added to
-            the patch vectors, as published; codes then depend on the position of a
-            patch as well as on its content. `None` adds none.
+            the patch vectors, as published, so that codes depend on them, too.
         center_patches: bool, whether to subtract the mean of each channel from a patch,
-            so that codes describe shape and motion, not brightness. All patches of one
-            brightness alone then have the same codes.
+            so that codes describe shape and motion, not brightness: all flat patches
+            have the same codes.
         **kwargs: keyword arguments of `keras.Model`.
 
     Raises:
