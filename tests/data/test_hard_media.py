@@ -12,11 +12,9 @@ from PIL import Image
 from sound_files import noise, write
 from video_files import decode_all, scene, write_video
 
-from keras_bridle.config import ArgumentError
 from keras_bridle.data.readers import AudioReader, ImageReader
 from keras_bridle.data.video_reader import VideoReader
 from keras_bridle.models.converters import BridleImageConverter
-from keras_bridle.models.inputs import as_batch
 
 pytestmark = pytest.mark.one_backend
 
@@ -263,14 +261,3 @@ def test_arrays_mean_what_files_mean(data_format):
     for first in (np.zeros((3, 16, 16), "uint8"), np.zeros((2, 3, 16, 16), "uint8")):
         with pytest.raises(ValueError):
             convert(first)
-
-
-def test_arrays_to_train_on():
-    deep = (np.random.default_rng(0).random((4, 8, 8, 1)) * 65535).astype("uint16")
-    np.testing.assert_array_equal(as_batch(deep, (8, 8, 1)), deep >> 8)
-    floats = deep / 65535
-    assert as_batch(floats, (8, 8, 1)) is floats
-    with pytest.raises(ArgumentError):
-        as_batch(deep.astype("int64") - 40000, (8, 8, 1))
-    with pytest.raises(ArgumentError):
-        as_batch(np.zeros((4, 8, 8, 4), "uint8"), (8, 8, 3))

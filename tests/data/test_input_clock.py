@@ -88,8 +88,8 @@ def test_fit_sees_the_same_number_of_batches_every_epoch(tmp_path, repeat):
     )
     assert steps == [3, 3, 3]
     assert np.isfinite(history.history["val_loss"]).all()
-    # Keras may look at some batches before, which ends no epoch.
-    assert 9 <= train.clock.batches <= 9 + 3
+    # Keras may look at some batches before, which ends no epoch, or read ahead.
+    assert train.clock.batches >= 9 and (repeat or train.clock.batches <= 9 + 3)
     assert train.clock.examples == 3 * train.clock.batches
     assert train.clock.seconds > 0 and train.epoch == (0 if repeat else 3)
 

@@ -3,7 +3,7 @@ import pytest
 from file_lists import read, relative, touch
 
 from keras_bridle.data.files import FileList
-from keras_bridle.data.layouts import deal_folds, list_files, splits_of
+from keras_bridle.data.layouts import list_files, splits_of
 
 pytestmark = pytest.mark.one_backend
 
@@ -95,6 +95,11 @@ def test_class_folders_are_dealt_to_folds(tmp_path):
             splits_of(files, **options)
     with pytest.raises(ValueError):
         list_files("audio", tmp_path, labels=True, test_split="test")
+    # Of several labels, the first counts.
+    labels = [(0, 1)] * 6 + [()] * 4 + [(2,)] * 5
+    files = FileList("audio", [*"abcdefghijklmno"], labels, class_names="xyz")
+    ((_, first), (_, second)), _ = splits_of(files, folds=2)
+    assert (len(first), len(second)) == (8, 7) and (first < 6).sum() == 3
 
 
 def test_folder_of_splits(tmp_path):
@@ -171,12 +176,3 @@ def test_splits_of_a_table(tmp_path):
     table.write_text("file,label,split\n1.wav,x,dev\n2.wav,y,eval\n")
     with pytest.raises(ValueError):
         splits_of(list_files("audio", table, labels=True))
-
-
-def test_folds_of_files_with_several_labels():
-    labels = [(0, 1)] * 6 + [()] * 4 + [(2,)] * 5
-    folds = deal_folds(labels, 2)
-    assert np.bincount(folds).tolist() == [8, 7]
-    assert np.bincount(folds[:6]).tolist() == [3, 3]
-    files = FileList("audio", [*"abcdefghijklmno"], labels, class_names="xyz")
-    assert len(splits_of(files, folds=2)[0]) == 2
