@@ -1,10 +1,26 @@
 """Reads the files that weights are published in, without running what is in them."""
 
+import argparse
+import collections
+import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from keras_bridle.conversion.torch_file import read_torch_file
+# What PyTorch calls the numbers of a storage. NumPy has no bfloat16: its bits are read.
+_TYPES = {
+    "DoubleStorage": "<f8",
+    "FloatStorage": "<f4",
+    "HalfStorage": "<f2",
+    "BFloat16Storage": "<u2",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "?",
+}
 
 
 def read_published_state(path, key=None):
@@ -12,6 +28,7 @@ def read_published_state(path, key=None):
 
     A PyTorch file is a pickle, which could run any code when it is read. So only
     arrays, plain containers, numbers and the arguments of a command line are let in.
+    PyTorch itself is not needed.
 
     Args:
         path: string or path of the file. `.safetensors` need the package of that name.
@@ -22,7 +39,6 @@ def read_published_state(path, key=None):
         Dict of NumPy arrays by name, for `load_published()`. Halves are float32.
 
     Raises:
-        ImportError: if the package that reads the file is missing.
         ValueError: if the file is damaged, holds objects that might run code, or it is
             not clear which of its entries are the weights.
 
@@ -51,21 +67,38 @@ def read_published_file(path, only_shapes=False):
     With `only_shapes`, arrays are zeros, which take no memory before they are used.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {str(path)!r}")
-    read = _read_safetensors if path.suffix == ".safetensors" else read_torch_file
+    read = _read_safetensors if path.suffix == ".safetensors" else _read_torch_file
     try:
         return read(path, only_shapes)
-    except ImportError as error:
-        raise ImportError(
-            f"{path.name} needs a package that is not installed: `pip install "
-            f"{error.name}`"
-        ) from error
+    except (FileNotFoundError, ImportError):
+        raise
     # Damage shows in many kinds of errors, objects that are not let in, in one.
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read safely: it is damaged, or holds more than weights"
         ) from error
+
+
+def weights_of(content, path, key=None):
+    """Finds the dictionary of arrays: all there is, the `key`, or the only one."""
+    entries = content if isinstance(content, dict) else {}
+    found = [x for name, x in entries.items() if _is_state(x) and key in (None, name)]
+    if key is None and _is_state(content):
+        found = [content]
+    if len(found) != 1:
+        raise ValueError(
+            f"{path} must hold one dictionary of weights, or `key` name which. "
+            f"Received: key={key!r}, {len(found)} of them among {list(entries)}"
+        )
+    return {
+        name: x.astype("float32") if x.dtype.name in ("float16", "bfloat16") else x
+        for name, x in found[0].items()
+    }
+
+
+def _is_state(value):
+    is_full = isinstance(value, dict) and len(value) > 0
+    return is_full and all(hasattr(array, "shape") for array in value.values())
 
 
 def _read_safetensors(path, only_shapes):
@@ -79,32 +112,61 @@ def _read_safetensors(path, only_shapes):
         return {name: file.get_tensor(name) for name in names}
 
 
-def weights_of(content, path, key=None):
-    """Finds the dictionary of arrays: all there is, the `key`, or the only one."""
-    if key is None and _is_state(content):
-        return {name: _as_array(x) for name, x in content.items()}
-    entries = content if isinstance(content, dict) else {}
-    found = [
-        name
-        for name, value in entries.items()
-        if _is_state(value) and key in (None, name)
-    ]
-    if len(found) != 1:
-        raise ValueError(
-            f"{path} must hold one dictionary of weights, or `key` name which. "
-            f"Received: key={key!r}, {found or 'none'} among {list(entries)}"
-        )
-    return {name: _as_array(x) for name, x in content[found[0]].items()}
+def _read_torch_file(path, only_shapes):
+    """Reads what `torch.save()` has written, with NumPy arrays for tensors."""
+    with zipfile.ZipFile(path) as archive:
+        (contents,) = [x for x in archive.namelist() if x.endswith("/data.pkl")]
+        with archive.open(contents) as file:
+            folder = contents.removesuffix("data.pkl")
+            return _Reader(file, archive, folder, only_shapes).load()
 
 
-def _is_state(value):
-    return (
-        isinstance(value, dict)
-        and len(value) > 0
-        and all(hasattr(array, "shape") for array in value.values())
-    )
+class _Reader(pickle.Unpickler):
+    """An unpickler that makes objects of a few known kinds alone."""
+
+    def __init__(self, file, archive, folder, only_shapes):
+        super().__init__(file)
+        self.archive = archive
+        self.folder = folder
+        self.only_shapes = only_shapes
+
+    def find_class(self, module, name):
+        """Looks up one of the names that are let in."""
+        if module in ("torch", "torch.storage") and name in _TYPES:
+            return name
+        if (module, name) not in _KNOWN:
+            raise pickle.UnpicklingError(f"{module}.{name} is no weight")
+        return _KNOWN[module, name]
+
+    def persistent_load(self, pid):
+        """Reads the numbers that lie beside the pickle."""
+        _, kind, key, *_ = pid
+        dtype = np.dtype(_TYPES[kind])
+        entry = self.archive.getinfo(f"{self.folder}data/{key}")
+        numbers = np.zeros(entry.file_size // dtype.itemsize, dtype)
+        if not self.only_shapes:
+            with self.archive.open(entry) as file:
+                file.readinto(numbers.view("u1"))
+        if kind == "BFloat16Storage":
+            numbers = (numbers.astype("uint32") << 16).view("float32")
+        return numbers
 
 
-def _as_array(value):
-    is_half = value.dtype.itemsize == 2 and value.dtype.kind not in "iu"
-    return value.astype("float32") if is_half else value
+def _tensor(numbers, offset, shape, strides, *_):
+    """An array of some of the numbers of a storage."""
+    reached = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    if 0 in shape:
+        return np.zeros(shape, numbers.dtype)
+    if min((offset, reached, *strides, *shape)) < 0 or reached >= len(numbers):
+        raise pickle.UnpicklingError("a tensor reaches beyond its numbers")
+    strides = [step * numbers.itemsize for step in strides]
+    return np.lib.stride_tricks.as_strided(numbers[offset:], shape, strides)
+
+
+_KNOWN = {
+    ("argparse", "Namespace"): argparse.Namespace,
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch", "Size"): tuple,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+}

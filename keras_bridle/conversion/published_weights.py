@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_bridle.conversion.published_quantizer import load_published_quantizer
+from keras_bridle.layers.base import check
 from keras_bridle.layers.beats import GatedTransformerBlock
 from keras_bridle.layers.patches import PatchEmbedding
 from keras_bridle.layers.positions import LAYOUTS, RelativePositionBias
@@ -96,6 +97,9 @@ _NAMES: dict[type, dict[str, str]] = {
         "mlp.model.0": "mlp_hidden",
         "mlp.model.2": "mlp_output",
     },
+    keras.layers.Dense: {"weight": "kernel", "bias": "bias"},
+    keras.layers.Conv1D: {"weight": "kernel", "bias": "bias"},
+    keras.layers.LayerNormalization: {"weight": "gamma", "bias": "beta"},
 }
 
 
@@ -138,11 +142,7 @@ def published_weights(part):
     Codebooks are not among them: `load_published_quantizer` reads those.
     """
     kinds: Any = tuple(_NAMES)
-    if not (isinstance(part, kinds) and part.built):
-        raise ValueError(
-            f"`part` must be one of {[kind.__name__ for kind in _NAMES]}, and built. "
-            f"Received: {part}"
-        )
+    check(isinstance(part, kinds) and part.built, "part", "a built network", part)
     return _weights_of(part, "")
 
 
@@ -157,15 +157,19 @@ def _weights_of(part, name):
         tables = [_weights_of(x, f"{name}.{index}") for index, x in enumerate(part)]
         return reduce(dict.__or__, tables, {})
     if isinstance(part, keras.Variable):
-        return {name: PublishedWeight(part, _axes_of(part))}
+        axes = (*range(len(part.shape)),)
+        axes = axes[::-1] if part.name == "kernel" else axes
+        return {
+            name: PublishedWeight(part, None if part.name == "temperature" else axes)
+        }
     if isinstance(part, PatchEmbedding):
-        return _projection(part, name)
-    if isinstance(part, (keras.layers.Dense, keras.layers.Conv1D)):
-        table = {"weight": "kernel", "bias": "bias"}
-    elif isinstance(part, keras.layers.LayerNormalization):
-        table = {"weight": "gamma", "bias": "beta"}
-    else:
-        table = next(v for kind, v in _NAMES.items() if isinstance(part, kind))
+        # There a convolution: channels move to the end of a patch.
+        weights = _weights_of(part.projection, name)
+        kernel, patch = part.projection.kernel, part.patch_size
+        axes = (*range(2, 2 + len(patch)), 1, 0)
+        shape = (*patch, kernel.shape[0] // math.prod(patch), kernel.shape[1])
+        return weights | {f"{name}.weight": PublishedWeight(kernel, axes, shape)}
+    table = next(v for kind, v in _NAMES.items() if isinstance(part, kind))
     weights: dict[str, Any] = {}
     for theirs, ours in table.items():
         inner = reduce(lambda x, key: getattr(x, key, None), ours.split("."), part)
@@ -174,26 +178,6 @@ def _weights_of(part, name):
         # Published without the encoder's norm, which is not used.
         weights = {k: v for k, v in weights.items() if not k.startswith("norm.")}
     return weights
-
-
-def _axes_of(variable):
-    if variable.name == "temperature":
-        return None
-    axes = (*range(len(variable.shape)),)
-    return axes[::-1] if variable.name == "kernel" else axes
-
-
-def _projection(patch_embedding, name):
-    """The map of a patch, there a convolution: channels move to the end of a patch."""
-    projection, patch = patch_embedding.projection, patch_embedding.patch_size
-    numbers, hidden_dim = projection.kernel.shape
-    kernel = PublishedWeight(
-        projection.kernel,
-        (*range(2, 2 + len(patch)), 1, 0),
-        (*patch, numbers // math.prod(patch), hidden_dim),
-    )
-    bias = PublishedWeight(projection.bias, (0,))
-    return {f"{name}.weight": kernel, f"{name}.bias": bias}
 
 
 def load_published(part, state, prefix=""):
@@ -216,7 +200,7 @@ def load_published(part, state, prefix=""):
 
     Raises:
         ValueError: if a name is missing, a shape does not fit, or a classifier has
-            other positions than the published one.
+            other positions than the published one. The network stays as it was.
 
     Example:
     ```python
@@ -237,10 +221,8 @@ def load_published(part, state, prefix=""):
     print(len(load_published(backbone, state)))  # 17
     ```
     """
-    weights = {
-        prefix + name: weight for name, weight in published_weights(part).items()
-    }
-    missing = sorted(set(weights) - set(state))
+    weights = {f"{prefix}{name}": x for name, x in published_weights(part).items()}
+    missing = sorted(weights.keys() - state.keys())
     if missing:
         raise ValueError(
             f"`state` lacks {len(missing)} weights of {part.name!r}: {missing[:8]}. "
@@ -249,8 +231,12 @@ def load_published(part, state, prefix=""):
     _check_depth(part, state, weights)
     if isinstance(part, BridleClassifier):
         _check_positions(part.backbone, state, prefix)
-    if f"{prefix}pos_embed" in weights:
-        state = _with_class_token(state, prefix)
+    token, positions = f"{prefix}cls_token", f"{prefix}pos_embed"
+    if positions in weights and token in state:
+        # The first row, the class token's own, is added to it.
+        rows = np.asarray(state[positions])
+        added = np.asarray(state[token]) + rows[:, :1]
+        state = {**state, token: added, positions: rows[:, 1:]}
     arrays = {}
     for name, weight in weights.items():
         arrays[name] = weight.from_published(np.asarray(state[name]))
@@ -260,7 +246,6 @@ def load_published(part, state, prefix=""):
                 f"{tuple(weight.variable.shape)}. "
                 f"Received: shape {np.shape(state[name])}"
             )
-    # Only now, so that an error leaves the network as it was.
     for name, weight in weights.items():
         weight.variable.assign(arrays[name])
     names = set(weights)
@@ -279,31 +264,17 @@ load_published_random_projection = load_published
 load_published_tokenizer = load_published
 
 
-def _with_class_token(state, prefix):
-    """Adds the first row of learned positions, its own, to the class token."""
-    token, positions = f"{prefix}cls_token", f"{prefix}pos_embed"
-    if token not in state:
-        return state
-    table = np.asarray(state[positions])
-    tokens = np.asarray(state[token]) + table[:, :1]
-    return {**state, token: tokens, positions: table[:, 1:]}
-
-
 def _check_positions(backbone, state, prefix):
     """Other positions than those it was trained with would ruin a network silently."""
-    positions = state.get(f"{prefix}pos_embed")
-    if positions is None or backbone.position_layout not in LAYOUTS:
+    grid = backbone.grid_of_inputs()
+    is_fixed = backbone.position_layout in LAYOUTS
+    if f"{prefix}pos_embed" not in state or not is_fixed or None in grid[1:]:
         return
-    table = np.asarray(positions)
-    if backbone.use_class_token:
-        table = table[:, 1:]
-    table = table.reshape(-1, table.shape[-1])
-    rows, *columns = backbone.grid_of_inputs()
-    if None in columns:
-        return
+    table = np.asarray(state[f"{prefix}pos_embed"])
+    table = table.reshape(-1, table.shape[-1])[int(backbone.use_class_token) :]
     # Encoders of audio take any number of rows.
-    rows = len(table) // math.prod(columns) if rows is None else rows
-    ours = backbone.position_encoding.table((rows, *columns), table.shape[1])
+    rows = grid[0] or len(table) // math.prod(grid[1:])
+    ours = backbone.position_encoding.table((rows, *grid[1:]), table.shape[1])
     ours = keras.ops.convert_to_numpy(ours)
     if ours.shape != table.shape or np.abs(ours - table).max() > _SAME_POSITION:
         raise ValueError(
@@ -317,14 +288,14 @@ def _check_positions(backbone, state, prefix):
 
 def _check_depth(part, state, weights):
     """A deeper published network would load into a shallower one without a word."""
-    stems = {name.partition("blocks.")[0] for name in weights if "blocks." in name}
-    starts = tuple(f"{stem}blocks." for stem in stems)
+    starts = {name.partition("blocks.")[0] for name in weights if "blocks." in name}
     # What windows keep beside weights follows from their size and shift.
     tables = ("relative_coordinates_log", "attention_mask", "attn_mask")
     further = [
         name
         for name in state.keys() - weights
-        if name.startswith(starts) and not name.endswith(tables)
+        if name.startswith(tuple(f"{start}blocks." for start in starts))
+        and not name.endswith(tables)
     ]
     if further:
         raise ValueError(

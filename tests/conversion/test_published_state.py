@@ -1,8 +1,6 @@
 """Files of weights are read, and what might run code is refused."""
 
 import argparse
-import builtins
-import sys
 import zipfile
 
 import numpy as np
@@ -76,30 +74,6 @@ def test_objects_that_run_code_are_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be read safely"):
         read_published_state(tmp_path / "model.pth")
     assert Trap.ran == []
-
-
-@pytest.fixture
-def without(monkeypatch):
-    """A function that makes a package fail to import."""
-    real = builtins.__import__
-
-    def remove(package):
-        def imports(name, *args, **kwargs):
-            if name.partition(".")[0] == package:
-                raise ImportError(name, name=package)
-            return real(name, *args, **kwargs)
-
-        monkeypatch.delitem(sys.modules, package, raising=False)
-        monkeypatch.setattr(builtins, "__import__", imports)
-
-    return remove
-
-
-def test_a_missing_package_is_named(tmp_path, without):
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    without("safetensors")
-    with pytest.raises(ImportError, match="pip install safetensors"):
-        read_published_state(tmp_path / "model.safetensors")
 
 
 def test_pytorch_is_not_needed(tmp_path, monkeypatch):
