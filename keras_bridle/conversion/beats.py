@@ -1,20 +1,18 @@
 """Files of BEATs and OpenBEATs: a dictionary of `cfg`, the settings, and `model`."""
 
-import re
-from typing import Any
-
 import numpy as np
 
 from keras_bridle.config import ArgumentError
+from keras_bridle.conversion.published_video import join_qkv, renamed
 from keras_bridle.layers.log_mel import LogMelSpectrogram
 
-_BIAS = "self_attn.relative_attention_bias.weight"
-_LENGTH, _DIRECTION = "weight_g", "weight_v"
-# What newer versions of PyTorch call them.
-_NEWER = {
-    "parametrizations.weight.original0": _LENGTH,
-    "parametrizations.weight.original1": _DIRECTION,
-}
+_NAMES = (
+    (r"^encoder\.pos_conv\.0\.", "pos_conv."),
+    (r"^encoder\.layers\.", "blocks."),
+    # What newer versions of PyTorch call a length and a direction.
+    (r"\.parametrizations\.weight\.original0$", ".weight_g"),
+    (r"\.parametrizations\.weight\.original1$", ".weight_v"),
+)
 # Of all published encoders, in files without settings.
 _PUBLISHED = {"deep_norm": True, "max_distance": 800}
 
@@ -34,52 +32,39 @@ def beats_weights(path, state):
     """
     first = min((x for x in state if x.endswith("patch_embedding.weight")), key=len)
     prefix = first.removesuffix("patch_embedding.weight")
-    found: dict[str, Any] = {}
-    layers: dict[int, dict[str, Any]] = {}
-    for name, array in state.items():
-        if not name.startswith(prefix):
-            # ESPnet has heads beside the encoder.
-            found[f"head.{name}"] = array
-            continue
-        name = name.removeprefix(prefix).replace("encoder.pos_conv.0.", "pos_conv.")
-        for newer, older in _NEWER.items():
-            name = name.replace(newer, older)
-        inner = re.match(r"encoder\.layers\.(\d+)\.(.+)$", name)
-        if inner is not None:
-            layers.setdefault(int(inner[1]), {})[inner[2]] = array
-        elif "_pad." not in name:  # ones, which count what is padding
-            found[name] = array
+    # ESPnet has heads beside the encoder.
+    heads = {f"head.{x}": y for x, y in state.items() if not x.startswith(prefix)}
+    found = {
+        name.removeprefix(prefix): array
+        for name, array in state.items()
+        # Ones, which count what is padding.
+        if name.startswith(prefix) and "_pad." not in name
+    }
+    found = renamed(found, _NAMES)
     found.setdefault("patch_embedding.bias", np.zeros(len(state[first]), "float32"))
-    if {f"pos_conv.{_LENGTH}", f"pos_conv.{_DIRECTION}"} <= found.keys():
-        kernel = found.pop(f"pos_conv.{_DIRECTION}")
+    if {"pos_conv.weight_g", "pos_conv.weight_v"} <= found.keys():
+        kernel = found.pop("pos_conv.weight_v")
         norm = np.linalg.norm(kernel, axis=(0, 1), keepdims=True)
         # Where only shapes are read, all of it is zero.
         norm = np.maximum(norm, np.finfo("float32").tiny)
-        found["pos_conv.weight"] = kernel / norm * found.pop(f"pos_conv.{_LENGTH}")
-    for index, layer in sorted(layers.items()):
-        bias = layer.pop(_BIAS, None)
+        found["pos_conv.weight"] = kernel / norm * found.pop("pos_conv.weight_g")
+    for block in blocks_of(found):
+        stem = f"{block}.self_attn."
+        join_qkv(found, stem, "_proj")
+        for name in (f"{stem}grep_linear.weight", f"{stem}grep_linear.bias"):
+            if name in found:
+                array = found[name]
+                found[name] = array.reshape(2, 4, *array.shape[1:]).sum(axis=1)
+        bias = found.pop(f"{stem}relative_attention_bias.weight", None)
         if bias is not None and (found.setdefault("bias", bias) != bias).any():
             raise ValueError(f"'{path}' has position biases that blocks do not share")
-        _join(layer)
-        found |= {f"blocks.{index}.{name}": array for name, array in layer.items()}
-    return found
+    return found | heads
 
 
-def _join(layer):
-    """Joins weights of a block."""
-    parts = [f"self_attn.{part}_proj" for part in "qkv"]
-    if all(f"{part}.weight" in layer for part in parts):
-        # A key's bias changes nothing, so it may be missing.
-        none = np.zeros(len(layer[f"{parts[0]}.weight"]), "float32")
-        for kind, default in (("weight", None), ("bias", none)):
-            arrays = [layer.pop(f"{part}.{kind}", default) for part in parts]
-            layer[f"self_attn.qkv.{kind}"] = np.concatenate(arrays)
-    for kind in ("weight", "bias"):
-        name = f"self_attn.grep_linear.{kind}"
-        if name in layer:
-            layer[name] = layer[name].reshape(2, 4, *layer[name].shape[1:]).sum(axis=1)
-    if "self_attn.grep_a" in layer:
-        layer["self_attn.grep_a"] = layer["self_attn.grep_a"].reshape(-1)
+def blocks_of(state):
+    """How the names of each block start."""
+    blocks = {".".join(x.split(".")[:2]) for x in state if x.startswith("blocks.")}
+    return sorted(blocks)
 
 
 def beats_arguments(path, settings, state):
@@ -94,22 +79,20 @@ def beats_arguments(path, settings, state):
     if needed - state.keys():
         absent = sorted(needed - state.keys())
         raise ValueError(f"'{path}' holds no whole encoder of BEATs: it lacks {absent}")
-    expected = {"layer_norm_first": False, "activation_fn": "gelu"}
-    for name, value in expected.items():
+    for name, value in {"layer_norm_first": False, "activation_fn": "gelu"}.items():
         if settings.get(name, value) != value:
             raise ArgumentError(f"cfg[{name!r}]", f"{value!r}", settings[name])
     embedding_dim, _, *patch = state["patch_embedding.weight"].shape
     hidden_dim, group, kernel_size = state["pos_conv.weight"].shape
     num_buckets, num_heads = state["bias"].shape
-    blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
     if not settings:
         print(f"{path.name} has no `cfg`: taken for granted is {_PUBLISHED}")
     chosen = {"deep_norm": False, "max_distance": 1280} if settings else _PUBLISHED
-    chosen = {name: settings.get(name, value) for name, value in chosen.items()}
-    return chosen | {
+    return {
+        **{name: settings.get(name, value) for name, value in chosen.items()},
         "patch_size": tuple(patch),
         "hidden_dim": hidden_dim,
-        "num_layers": len(blocks),
+        "num_layers": len(blocks_of(state)),
         "num_heads": num_heads,
         "mlp_dim": len(state["blocks.0.fc1.bias"]),
         "input_dims": (None,),

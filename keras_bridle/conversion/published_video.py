@@ -5,18 +5,16 @@ import re
 import numpy as np
 
 # How names start in the video code, and in that of audio and images.
-_RENAMED = {
-    "encoder_decoder.encoder.": "encoder_decoder.",
-    "encoder_decoder.encoder_to_decoder.": "encoder_decoder.decoder_embed.",
-    "encoder_decoder.decoder.blocks.": "encoder_decoder.decoder_blocks.",
-    "encoder_decoder.decoder.norm.": "encoder_decoder.decoder_norm.",
-    "encoder_decoder.decoder.head.": "encoder_decoder.decoder_pred.",
-    "tokenizer.encoder.": "tokenizer.",
-    "tokenizer.encoder_to_decoder.": "tokenizer.estimator_embed.",
-    "tokenizer.decoder.blocks.": "tokenizer.estimator_blocks.",
-    "tokenizer.decoder.norm.": "tokenizer.estimator_norm.",
-    "tokenizer.decoder.head.": "tokenizer.estimator_pred.",
-}
+_NAMES = (
+    (r"^(encoder_decoder|tokenizer)\.encoder\.", r"\1."),
+    (r"^encoder_decoder\.encoder_to_decoder\.", "encoder_decoder.decoder_embed."),
+    (r"^encoder_decoder\.decoder\.(blocks|norm)\.", r"encoder_decoder.decoder_\1."),
+    (r"^encoder_decoder\.decoder\.head\.", "encoder_decoder.decoder_pred."),
+    (r"^tokenizer\.encoder_to_decoder\.", "tokenizer.estimator_embed."),
+    (r"^tokenizer\.decoder\.(blocks|norm)\.", r"tokenizer.estimator_\1."),
+    (r"^tokenizer\.decoder\.head\.", "tokenizer.estimator_pred."),
+    (r"\.attn\.([qv])_bias$", r".attn.\1.bias"),
+)
 # The layer whose output a block's scales multiply.
 _SCALED = {"gamma_1": "attn.proj", "gamma_2": "mlp.fc2"}
 
@@ -43,22 +41,19 @@ def from_published_video(state):
     from keras_bridle.conversion.published_video import from_published_video
 
     state = {
+        "encoder_decoder.encoder.blocks.0.attn.qkv.weight": np.ones((12, 4)),
         "encoder_decoder.encoder.blocks.0.attn.q_bias": np.ones(4),
         "encoder_decoder.encoder.blocks.0.attn.v_bias": np.ones(4),
     }
-    print(from_published_video(state))  # encoder_decoder.blocks.0.attn.qkv.bias
+    print(list(from_published_video(state)))  # of encoder_decoder.blocks.0.attn.qkv
     ```
     """
-    state = {_renamed(name): np.asarray(array) for name, array in state.items()}
-    for name in [name for name in state if name.endswith(".attn.q_bias")]:
-        query = state.pop(name)
-        value = state.pop(name.replace("q_bias", "v_bias"))
-        bias = np.concatenate([query, np.zeros_like(query), value])
-        state[name.replace("q_bias", "qkv.bias")] = bias
-    without_bias = ("_embed.weight", ".attn.qkv.weight")
-    for name in [name for name in state if name.endswith(without_bias)]:
-        bias = np.zeros(len(state[name]), state[name].dtype)
-        state.setdefault(name.replace("weight", "bias"), bias)
+    state = renamed(state, _NAMES)
+    for name in [name for name in state if name.endswith(".attn.qkv.weight")]:
+        join_qkv(state, name.removesuffix("qkv.weight"))
+    for name in [name for name in state if name.endswith("_embed.weight")]:
+        none = np.zeros(len(state[name]), "float32")
+        state.setdefault(name.replace("weight", "bias"), none)
     for name in [name for name in state if re.search(r"\.gamma_[12]$", name)]:
         scale = state.pop(name)
         block, _, which = name.rpartition(".")
@@ -68,8 +63,29 @@ def from_published_video(state):
     return state
 
 
-def _renamed(name):
-    for start, ours in _RENAMED.items():
-        if name.startswith(start):
-            return ours + name.removeprefix(start)
-    return name
+def renamed(state, patterns):
+    """A state dict with pairs of patterns and replacements applied to its names.
+
+    Where two names become one, the first in the alphabet stays.
+    """
+    found = {}
+    for name, array in sorted(state.items()):
+        for pattern, replacement in patterns:
+            name = re.sub(pattern, replacement, name)
+        found.setdefault(name, array)
+    return found
+
+
+def join_qkv(state, stem, end=""):
+    """Joins the maps to queries, keys and values under `qkv`.
+
+    Missing biases are zeros: a key's changes nothing.
+    """
+    parts, joined = [f"{stem}{part}{end}" for part in "qkv"], f"{stem}qkv"
+    if state.keys() >= {f"{part}.weight" for part in parts}:
+        arrays = [state.pop(f"{part}.weight") for part in parts]
+        state[f"{joined}.weight"] = np.concatenate(arrays)
+    if f"{joined}.weight" in state:
+        none = np.zeros(len(state[f"{joined}.weight"]) // 3, "float32")
+        biases = [state.pop(f"{part}.bias", none) for part in parts]
+        state.setdefault(f"{joined}.bias", np.concatenate(biases))

@@ -108,19 +108,19 @@ class PublishedWeight(NamedTuple):
 
     Attributes:
         variable: `keras.Variable`.
-        axes: tuple of ints, the axes of the published array in the order of ours, or
-            `None` if ours is the flattened published array.
+        axes: tuple of ints, the axes of the published array in the order of ours. An
+            array of one axis may be published with further ones of length 1.
         shape: optional tuple of ints, the shape of the published array in that order,
             if ours joins some of its axes.
     """
 
     variable: Any
-    axes: tuple[int, ...] | None
+    axes: tuple[int, ...]
     shape: tuple[int, ...] | None = None
 
     def from_published(self, array):
         """Brings a published array to the shape of ours; a wrong one keeps its own."""
-        if self.axes is None:
+        if len(self.axes) == 1:
             return array.reshape(-1)
         if array.ndim != len(self.axes):
             return array
@@ -130,8 +130,6 @@ class PublishedWeight(NamedTuple):
 
     def to_published(self, array):
         """Brings an array of our shape, such as a gradient, to the published layout."""
-        if self.axes is None:
-            return array
         array = array.reshape(self.shape or array.shape)
         return array.transpose(np.argsort(self.axes))
 
@@ -158,10 +156,8 @@ def _weights_of(part, name):
         return reduce(dict.__or__, tables, {})
     if isinstance(part, keras.Variable):
         axes = (*range(len(part.shape)),)
-        axes = axes[::-1] if part.name == "kernel" else axes
-        return {
-            name: PublishedWeight(part, None if part.name == "temperature" else axes)
-        }
+        is_kernel = part.name == "kernel"
+        return {name: PublishedWeight(part, axes[::-1] if is_kernel else axes)}
     if isinstance(part, PatchEmbedding):
         # There a convolution: channels move to the end of a patch.
         weights = _weights_of(part.projection, name)
