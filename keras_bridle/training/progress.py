@@ -99,7 +99,6 @@ def tune_jax():
         machine = hashlib.sha256(features.encode()).hexdigest()[:8]
         folder = Path(cache, "keras_bridle", f"jax-{machine}")
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_compilation_cache_max_size", 2**30)
     # The hundreds of small programs take as long as the large ones.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
