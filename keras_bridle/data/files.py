@@ -131,6 +131,11 @@ class FileList:
         }
         return dataclasses.replace(self, **taken)
 
+    def with_classes(self, classes, class_names=None) -> "FileList":
+        """Lists the same files with these classes, see `number_labels()`."""
+        labels, names = number_labels(classes, class_names)
+        return dataclasses.replace(self, labels=labels, class_names=names)
+
     def numbered(self) -> "FileList":
         """Lists the same files with their indices as labels."""
         numbers: Any = range(len(self))
@@ -196,8 +201,7 @@ def list_folder(kind, root, labels=False, class_names=None):
     for name in sorted(lost):
         found = _count_endings(path for path in others if path.parts[0] == name)
         notes.append(f"the class '{name}' has no {kind} file, only others: {found}")
-    numbers, names = number_labels(classes, class_names)
-    return dataclasses.replace(files, labels=numbers, class_names=names)
+    return files.with_classes(classes, class_names)
 
 
 def _count_endings(paths):
@@ -208,22 +212,18 @@ def _count_endings(paths):
 def joined(parts):
     """Joins the lists of splits to one, whose classes are those of all."""
     lists = list(parts.values())
-    labels = None
-    names: Sequence[str] = ()
-    if all(part.labels is not None for part in lists):
-        labels, names = number_labels(
-            [names for part in lists for names in part.classes()],
-            list(dict.fromkeys(name for part in lists for name in part.class_names)),
-        )
-    return FileList(
+    files = FileList(
         lists[0].kind,
         [file for part in lists for file in part.files],
-        labels,
-        names,
         splits=[name for name, part in parts.items() for _ in part.files],
         missing=[name for part in lists for name in part.missing],
         notes=[note for part in lists for note in part.notes],
     )
+    if any(part.labels is None for part in lists):
+        return files
+    classes = [names for part in lists for names in part.classes()]
+    names = dict.fromkeys(name for part in lists for name in part.class_names)
+    return files.with_classes(classes, tuple(names))
 
 
 def csv_table(
@@ -243,26 +243,24 @@ def csv_table(
     rows = read_table(path, [name for name in columns if name])
     if split_column is None and "split" in rows[0]:
         split_column = "split"
-    numbers, splits = None, None
-    names: tuple[str, ...] = ()
-    if label_column:
-        classes: list[Any] = [row[label_column] for row in rows]
-        if label_separator is not None:
-            several = [map(str.strip, x.split(label_separator)) for x in classes]
-            classes = [tuple(filter(None, names)) for names in several]
-        elif not all(classes):
-            # The header is row 1.
-            raise ValueError(
-                f"'{path}', row {classes.index('') + 2}: no class in the column "
-                f"'{label_column}'. Files with several classes or none need "
-                "`label_separator`"
-            )
-        numbers, names = number_labels(classes)
-    if split_column:
-        splits = [row[split_column] for row in rows]
     folder = path.parent if root is None else Path(root)
-    files = [str(folder / _as_path(row[file_column], folder)) for row in rows]
-    return FileList(kind, files, numbers, names, splits=splits)
+    paths = [str(folder / _as_path(row[file_column], folder)) for row in rows]
+    splits = [row[split_column] for row in rows] if split_column else None
+    files = FileList(kind, paths, splits=splits)
+    if not label_column:
+        return files
+    classes = [row[label_column] for row in rows]
+    if label_separator is not None:
+        several = [map(str.strip, x.split(label_separator)) for x in classes]
+        return files.with_classes([tuple(filter(None, names)) for names in several])
+    if not all(classes):
+        # The header is row 1.
+        raise ValueError(
+            f"'{path}', row {classes.index('') + 2}: no class in the column "
+            f"'{label_column}'. Files with several classes or none need "
+            "`label_separator`"
+        )
+    return files.with_classes(classes)
 
 
 def _as_path(name, folder):

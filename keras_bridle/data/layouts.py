@@ -17,7 +17,6 @@ from keras_bridle.data.files import (
     find_files,
     joined,
     list_folder,
-    number_labels,
     read_table,
     subfolders,
 )
@@ -238,9 +237,9 @@ def esc50(kind, data):
     rows = read_table(data / "meta" / "esc50.csv", columns)
     name_of = {int(row["target"]): row["category"] for row in rows}
     classes = [row["category"] for row in rows]
-    labels, names = number_labels(classes, [name_of[x] for x in sorted(name_of)])
-    files = [str(data / "audio" / row["filename"]) for row in rows]
-    return FileList(kind, files, labels, names, splits=[row["fold"] for row in rows])
+    paths = [str(data / "audio" / row["filename"]) for row in rows]
+    files = FileList(kind, paths, splits=[row["fold"] for row in rows])
+    return files.with_classes(classes, [name_of[x] for x in sorted(name_of)])
 
 
 def speech_commands(kind, data):
@@ -256,10 +255,9 @@ def speech_commands(kind, data):
         for path in find_files(kind, data)[0]
         if len(path.parts) == 2 and not path.parts[0].startswith("_")
     ]
-    labels, names = number_labels([path.parts[0] for path in paths])
-    files = [str(data / path) for path in paths]
     splits = [split_of.get(path.as_posix(), "train") for path in paths]
-    return FileList(kind, files, labels, names, splits=splits)
+    files = FileList(kind, [str(data / path) for path in paths], splits=splits)
+    return files.with_classes([path.parts[0] for path in paths])
 
 
 def imagenet(kind, data, ground_truth=None, meta=None):
@@ -274,8 +272,8 @@ def imagenet(kind, data, ground_truth=None, meta=None):
         synset = _ground_truth(Path(ground_truth), meta, synsets, paths)
         # What the list lacks is no class.
         classes = [synset.get(path.stem, path.name) for path in paths]
-        labels, names = number_labels(classes, synsets)
-        parts["val"] = FileList(kind, [str(val / x) for x in paths], labels, names)
+        files = FileList(kind, [str(val / path) for path in paths])
+        parts["val"] = files.with_classes(classes, synsets)
     return joined(parts)
 
 
@@ -320,7 +318,7 @@ def kinetics(kind, path, root=None):
         files.append(str(folder / parts[0]))
         classes.append(parts[1])
     if not all(name.isdecimal() for name in classes):
-        return FileList(kind, files, *number_labels(classes))
+        return FileList(kind, files).with_classes(classes)
     labels = [int(name) for name in classes]
     names = [str(number) for number in range(max(labels, default=-1) + 1)]
     return FileList(kind, files, labels, names)
@@ -344,10 +342,10 @@ def _kinetics_table(kind, path, folder):
             f"'{folder}' holds none of the {len(rows)} videos that '{path}' lists. "
             f"Expected names such as '{missing[0]}.mp4'; is `root` right?"
         )
+    found = FileList(kind, files, missing=missing)
     if "label" not in rows[0]:
-        return FileList(kind, files, missing=missing)
-    labels, names = number_labels(classes, sorted({row["label"] for row in rows}))
-    return FileList(kind, files, labels, names, missing=missing)
+        return found
+    return found.with_classes(classes, sorted({row["label"] for row in rows}))
 
 
 _FUNCTIONS: dict[str, Callable[..., FileList]] = {
