@@ -22,6 +22,20 @@ from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionToke
 # Positions differ by less only by rounding.
 _SAME_POSITION = 1e-4
 
+_BLOCK = {
+    "norm1": "attention_norm",
+    "attn.qkv": "qkv",
+    "attn.proj": "attention_output",
+    "norm2": "mlp_norm",
+}
+
+
+def _head(name):
+    """The names of a head's parts, which begin with its own."""
+    parts = {"embed": "embedding", "blocks": "blocks", "norm": "norm", "pred": "head"}
+    return {f"{name}_{theirs}": ours for theirs, ours in parts.items()}
+
+
 # How the published code names the parts of each network: its name, our attribute.
 _NAMES: dict[type, dict[str, str]] = {
     BridleBackbone: {
@@ -42,19 +56,8 @@ _NAMES: dict[type, dict[str, str]] = {
         "blocks": "blocks",
     },
     BridleClassifier: {"": "backbone", "fc_norm": "fc_norm", "head": "head"},
-    CodeDecoder: {
-        "mask_token": "mask_token",
-        "decoder_embed": "embedding",
-        "decoder_blocks": "blocks",
-        "decoder_norm": "norm",
-        "decoder_pred": "head",
-    },
-    FeatureEstimator: {
-        "estimator_embed": "embedding",
-        "estimator_blocks": "blocks",
-        "estimator_norm": "norm",
-        "estimator_pred": "head",
-    },
+    CodeDecoder: {"mask_token": "mask_token"} | _head("decoder"),
+    FeatureEstimator: _head("estimator"),
     BridleTokenizer: {
         "": "backbone",
         "quantize_layer.0": "hidden",
@@ -75,28 +78,22 @@ _NAMES: dict[type, dict[str, str]] = {
         "fc2": "mlp_output",
         "final_layer_norm": "mlp_norm",
     },
-    TransformerBlock: {
-        "norm1": "attention_norm",
-        "attn.qkv": "qkv",
-        "attn.proj": "attention_output",
-        "norm2": "mlp_norm",
+    TransformerBlock: _BLOCK
+    | {
         "mlp.fc1": "mlp_hidden",
         "mlp.fc2": "mlp_output",
         "gamma_1": "attention_scale",
         "gamma_2": "mlp_scale",
     },
-    RelativePositionBias: {"relative_position_bias_table": "positions"},
-    WindowTransformerBlock: {
+    WindowTransformerBlock: _BLOCK
+    | {
         "attn.tau": "temperature",
-        "norm1": "attention_norm",
-        "attn.qkv": "qkv",
-        "attn.proj": "attention_output",
         "attn.meta_mlp.model.0": "bias_hidden",
         "attn.meta_mlp.model.3": "bias_output",
-        "norm2": "mlp_norm",
         "mlp.model.0": "mlp_hidden",
         "mlp.model.2": "mlp_output",
     },
+    RelativePositionBias: {"relative_position_bias_table": "positions"},
     keras.layers.Dense: {"weight": "kernel", "bias": "bias"},
     keras.layers.Conv1D: {"weight": "kernel", "bias": "bias"},
     keras.layers.LayerNormalization: {"weight": "gamma", "bias": "beta"},

@@ -2,13 +2,13 @@
 
 import importlib
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 from keras import ops
 
 from keras_bridle.config import ArgumentError
+from keras_bridle.conversion.published_video import renamed
 from keras_bridle.conversion.published_weights import published_weights
 from keras_bridle.layers.pixels import PixelNormalization
 
@@ -61,8 +61,8 @@ def to_transformers(backbone, folder):
         print(sorted(os.listdir(folder)))
     ```
     """
-    _check(backbone)
     is_clip = len(backbone.patch_size) == 3
+    _check(backbone, is_clip)
     state = {
         name: weight.to_published(ops.convert_to_numpy(weight.variable))
         for name, weight in published_weights(backbone).items()
@@ -76,70 +76,65 @@ def to_transformers(backbone, folder):
         # The class token has no position here, or it is a part of the token.
         state["pos_embed"] = np.pad(table, ((0, 0), (1, 0), (0, 0)))
     _divide_attention(state, is_clip)
-    for pattern, replacement in _NAMES:
-        state = {re.sub(pattern, replacement, x): y for x, y in state.items()}
-    state = {x: np.ascontiguousarray(y, "float32") for x, y in state.items()}
+    state = {
+        name: np.ascontiguousarray(array, "float32")
+        for name, array in renamed(state, _NAMES).items()
+    }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     safetensors = importlib.import_module("safetensors.numpy")
     safetensors.save_file(state, folder / "model.safetensors", {"format": "pt"})
-    settings = {"config": _config, "preprocessor_config": _preprocessor}
-    for name, make in settings.items():
-        text = json.dumps(make(backbone, is_clip), indent=2)
-        (folder / f"{name}.json").write_text(text + "\n")
+    settings = _settings(backbone, is_clip)
+    for name, values in zip(("config", "preprocessor_config"), settings, strict=True):
+        (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n")
     return folder
 
 
-def _check(backbone):
+def _check(backbone, is_clip):
     """Raises an `ArgumentError` for encoders that transformers does not have."""
     dims, front_end = backbone.input_dims, backbone.front_end
-    is_clip, (rows, *_) = len(dims) == 4, dims[-3:]
-    plain = backbone.position_layout not in ("relative", "shared_relative")
+    layout = backbone.position_layout
+    is_square = None not in dims and len({*dims[-3:-1]}) == 1
+    is_square = is_square and len({*backbone.patch_size[-2:]}) == 1
     pixels = isinstance(front_end, PixelNormalization) and front_end.scale == 255
+    is_plain = backbone.layer_scale is None and backbone.use_final_norm
+    layouts = "with absolute positions", "relative" not in layout
+    if is_clip:
+        layouts = 'with position_layout="sequence"', layout == "sequence"
     wanted = {
-        "an encoder of images or clips": len(dims) in (3, 4),
-        "one of square inputs and patches": None not in dims
-        and dims[-3:-1] == (rows, rows)
-        and len({*backbone.patch_size[-2:]}) == 1,
-        "one with PixelNormalization of 255": pixels,
-        "one with absolute positions": plain,
-        "one without layer scale, and with its last norm": backbone.layer_scale is None
-        and backbone.use_final_norm,
-        "one of images with a class token, or of clips without": is_clip
+        "of images or clips": len(dims) in (3, 4),
+        "of square inputs and patches": is_square,
+        "with PixelNormalization of 255": pixels,
+        "without layer scale, and with its last norm": is_plain,
+        "with a class token for images, and without for clips": is_clip
         != backbone.use_class_token,
-        'one of clips with position_layout="sequence"': not is_clip
-        or backbone.position_layout == "sequence",
+        layouts[0]: layouts[1],
     }
     for expected, is_right in wanted.items():
         if not is_right:
-            raise ArgumentError("backbone", expected, backbone.name)
+            raise ArgumentError("backbone", f"an encoder {expected}", backbone.name)
 
 
 def _divide_attention(state, is_clip):
     """Divides the maps to queries, keys and values into three."""
     for name in [x for x in state if ".attn.qkv." in x]:
-        parts = np.split(state.pop(name), 3)
-        for part, array in zip(("query", "key", "value"), parts, strict=True):
-            new = name.replace("qkv", part)
-            if is_clip and name.endswith("bias"):
-                # A key's bias adds the same to all logits of a query.
-                if part == "key":
-                    continue
-                new = name.replace("qkv.bias", f"{part[0]}_bias")
-            state[new] = array
+        query, key, value = np.split(state.pop(name), 3)
+        if is_clip and name.endswith("bias"):
+            # A key's bias adds the same to all logits of a query.
+            stem = name.removesuffix("qkv.bias")
+            state |= {f"{stem}q_bias": query, f"{stem}v_bias": value}
+        else:
+            state[name.replace("qkv", "query")] = query
+            state[name.replace("qkv", "key")] = key
+            state[name.replace("qkv", "value")] = value
 
 
-def _config(backbone, is_clip):
-    *frames, rows, _, channels = backbone.input_dims
-    clip = {
-        "model_type": "videomae",
-        "architectures": ["VideoMAEModel"],
-        "use_mean_pooling": False,
-    }
-    if is_clip:
-        clip |= {"num_frames": frames[0], "tubelet_size": backbone.patch_size[0]}
-    image = {"model_type": "vit_mae", "architectures": ["ViTMAEModel"]}
-    return (clip if is_clip else image) | {
+def _settings(backbone, is_clip):
+    """The configurations of the model and of its images' processor."""
+    *frames, rows, columns, channels = backbone.input_dims
+    config = {
+        "model_type": "vit_mae",
+        "architectures": ["ViTMAEModel"],
         "image_size": rows,
         "patch_size": backbone.patch_size[-1],
         "num_channels": channels,
@@ -149,19 +144,20 @@ def _config(backbone, is_clip):
         "intermediate_size": backbone.mlp_dim,
         "layer_norm_eps": backbone.layer_norm_epsilon,
     }
-
-
-def _preprocessor(backbone, is_clip):
-    rows, columns, channels = backbone.input_dims[-3:]
-    mean, std = (
-        np.broadcast_to(x, channels).tolist()
-        for x in (backbone.front_end.mean, backbone.front_end.std)
-    )
-    kind = "VideoMAEImageProcessor" if is_clip else "ViTImageProcessor"
-    return {
-        "image_processor_type": kind,
+    if is_clip:
+        config |= {
+            "model_type": "videomae",
+            "architectures": ["VideoMAEModel"],
+            "use_mean_pooling": False,
+            "num_frames": frames[0],
+            "tubelet_size": backbone.patch_size[0],
+        }
+    front_end = backbone.front_end
+    processor = "VideoMAEImageProcessor" if is_clip else "ViTImageProcessor"
+    return config, {
+        "image_processor_type": processor,
         "rescale_factor": 1 / 255,
-        "image_mean": mean,
-        "image_std": std,
+        "image_mean": np.broadcast_to(front_end.mean, channels).tolist(),
+        "image_std": np.broadcast_to(front_end.std, channels).tolist(),
         "size": {"height": rows, "width": columns},
     }
