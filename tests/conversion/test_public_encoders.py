@@ -6,9 +6,16 @@ import shutil
 import keras
 import numpy as np
 import pytest
+from harness import to_numpy
+from programs import load
 from public_encoders import ENCODERS, FOLDER, STORED, pixels, written
 
+pytest.importorskip("safetensors")
+from safetensors.numpy import load_file, save_file
+
 from keras_bridle.conversion.checkpoints import encoder_config
+from keras_bridle.conversion.published_weights import published_weights
+from keras_bridle.evaluation.features import FeatureExtractor, load_file_features
 from keras_bridle.layers.masks import RandomMask
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.classifier import BridleImageClassifier
@@ -60,30 +67,133 @@ def test_reference(name, tmp_path):
     check_folder(written(name, tmp_path / name))
 
 
+@pytest.mark.every_backend
+@pytest.mark.parametrize("count", [1, 2])
+def test_files_of_pytorch(count, tmp_path, capsys):
+    """One, or several with an index."""
+    torch = pytest.importorskip("torch")
+    shutil.copy(FOLDER / "mae" / "config.json", tmp_path)
+    state = load_file(FOLDER / "mae" / "model.safetensors")
+    names = ["pytorch_model.bin", "other.bin"]
+    places = {name: names[index % count] for index, name in enumerate(state)}
+    for file in names[:count]:
+        tensors = {x: torch.tensor(state[x]) for x in state if places[x] == file}
+        torch.save(tensors, tmp_path / file)
+    if count == 2:
+        index = tmp_path / "pytorch_model.bin.index.json"
+        index.write_text(json.dumps({"weight_map": places}))
+        (tmp_path / names[0]).rename(tmp_path / "first.bin")
+        index.write_text(index.read_text().replace(names[0], "first.bin"))
+    backbone = BridleBackbone.from_preset(str(tmp_path))
+    assert "decoder" in capsys.readouterr().out
+    inputs, tokens = read(FOLDER / "mae", "inputs_0", "tokens_0")
+    check(backbone, inputs, tokens)
+    # What was loaded is saved as any encoder.
+    backbone.save_to_preset(str(tmp_path / "ours"))
+    check(BridleBackbone.from_preset(str(tmp_path / "ours")), inputs, tokens)
+
+
+def timm_state():
+    """Those of the stored MAE as timm and the original code name them."""
+    state = {
+        name: weight.to_published(to_numpy(weight.variable))
+        for name, weight in published_weights(
+            BridleBackbone.from_preset(FOLDER / "mae")
+        ).items()
+    }
+    state["pos_embed"] = np.pad(state["pos_embed"], ((0, 0), (1, 0), (0, 0)))
+    return {name: np.ascontiguousarray(array) for name, array in state.items()}
+
+
+@pytest.mark.parametrize("layout", ["timm", "original"])
+def test_mae_of_timm_and_the_original_code(layout, tmp_path):
+    state, path = timm_state(), tmp_path
+    if layout == "timm":
+        save_file(state, tmp_path / "model.safetensors")
+        about = {"architecture": "vit_base_patch16_224"}
+        about["pretrained_cfg"] = {"mean": [0.485, 0.456, 0.406]}
+        (tmp_path / "config.json").write_text(json.dumps(about))
+    else:
+        path = tmp_path / "mae_visualize_vit_base.pth"
+        save_torch(state | {"decoder_pred.weight": np.zeros(3)}, path)
+    options = {"num_heads": 3, "layer_norm_epsilon": 1e-12}
+    backbone = BridleBackbone.from_preset(str(path), **options)
+    check(backbone, *read(FOLDER / "mae", "inputs_0", "tokens_0"))
+    with pytest.raises(ValueError, match="num_heads"):
+        BridleBackbone.from_preset(str(path))
+
+
+def save_torch(state, path):
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.tensor(array) for name, array in state.items()}
+    torch.save({"model": tensors, "epoch": 3}, path)
+
+
+def test_audio_mae(tmp_path):
+    """One channel, 16 x 8 patches: a table of its own shape, on log-mel."""
+    state = timm_state()
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"][:, :1]
+    table = np.random.default_rng(0).normal(size=(1, 1 + 32, 12)).astype("float32")
+    state["pos_embed"] = table
+    save_torch(state, tmp_path / "audiomae.pth")
+    backbone = BridleBackbone.from_preset(str(tmp_path / "audiomae.pth"), num_heads=3)
+    front_end = backbone.front_end
+    assert (front_end.mean, front_end.std) == (-4.2677393, 4.5689974)
+    assert front_end.num_mel_bins == 32 and backbone.trained_grid == (4, 8)
+    positions = to_numpy(backbone.position_encoding.positions)
+    np.testing.assert_allclose(positions, table[:, 1:], atol=1e-6)
+    assert backbone(np.ones((1, 2500), "float32")).shape[-1] == 12
+
+
 @pytest.mark.one_backend
 def test_original_code(tmp_path, capsys):
     """A file of pretraining: timm's names, what follows from the grid, and heads."""
-    torch = pytest.importorskip("torch")
-    from safetensors.torch import load_file
-
     state = load_file(FOLDER / "beit_v2" / "model.safetensors")
     state = {k: v for k, v in state.items() if not k.startswith("head")}
-    index = torch.zeros((17, 17), dtype=torch.int64)
+    index = np.zeros((17, 17), "int64")
     state |= {f"blocks.{x}.attn.relative_position_index": index for x in range(2)}
-    state |= {"mask_token": torch.ones((1, 1, 12)), "lm_head.bias": torch.ones(9)}
+    state |= {"mask_token": np.ones((1, 1, 12)), "lm_head.bias": np.ones(9)}
     early = {k: v for k, v in state.items() if k.startswith("blocks.0.")}
     state |= {k.replace("blocks", "cls_pt_layers"): v for k, v in early.items()}
     path = tmp_path / "beitv2_base.pth"
-    torch.save({"model": state, "epoch": 3}, path)
+    save_torch(state, path)
     backbone = BridleBackbone.from_preset(str(path))
     assert "cls_pt_layers, fc_norm, lm_head, mask_token" in capsys.readouterr().out
     check(backbone, *read(FOLDER / "beit_v2", "inputs_0", "tokens_0"))
 
 
+def test_recipes_start_from_public_encoders(tmp_path):
+    from PIL import Image
+
+    encoder = FOLDER / "beit_v2"
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        image = Image.fromarray(pixels(6, 40, 36, 3)[number])
+        image.save(tmp_path / "images" / f"{number}.png")
+    options = [f"--data={tmp_path}/images", "--quiet"]
+    load("recipes/pretrain_image.py").main(
+        [
+            *options,
+            f"--preset={encoder}",
+            f"--directory={tmp_path}/run",
+            *("--rounds=0", "--cold-start-epochs=1", "--batch-size=3"),
+            *("--num-levels=1", "--codebook-size=4", "--mask-ratio=0.5"),
+        ]
+    )
+    trained = BridleBackbone.from_preset(str(tmp_path / "run"))
+    assert trained.hidden_dim == 12 and trained.input_dims == (16, 16, 3)
+    load("recipes/extract_features.py").main(
+        [*options, f"--from={encoder}", f"--directory={tmp_path}/features"]
+    )
+    backbone = BridleBackbone.from_preset(str(encoder))
+    expected = FeatureExtractor(backbone).files(tmp_path / "images").features
+    found = load_file_features(tmp_path / "features").features
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 # One of them where compiling takes most of a minute.
 TRAINED = [
     ("beit_pretraining", "mixed_bfloat16"),
-    ("beit_v2", "float32"),
     ("beit", "mixed_float16"),
 ]
 
@@ -119,23 +229,20 @@ def weights_of(model):
     return {x.path: keras.ops.convert_to_numpy(x) for x in model.trainable_variables}
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return shutil.copytree(FOLDER / "beit", tmp_path / "beit")
-
-
 @pytest.mark.one_backend
-def test_bad_files(folder):
-    from safetensors.numpy import load_file, save_file
-
-    state = load_file(folder / "model.safetensors")
+def test_bad_files(tmp_path):
+    folder = shutil.copytree(FOLDER / "beit", tmp_path / "beit")
+    path = folder / "model.safetensors"
+    state = load_file(path)
 
     def fails(match, without=(), **more):
         changed = {k: v for k, v in state.items() if not k.endswith(without)}
-        save_file({**changed, **more}, folder / "model.safetensors")
+        save_file({**changed, **more}, path)
         with pytest.raises(ValueError, match=match):
             BridleBackbone.from_preset(str(folder))
 
+    fails("no encoder of MAE", without=("projection.weight",))
+    fails("rope", **{"rope.table": np.zeros(2)})
     table = "layer.1.attention.attention.relative_position_bias"
     table = f"encoder.{table}.relative_position_bias_table"
     fails("rel_pos_bias.1", without=(table,))
@@ -151,3 +258,9 @@ def test_bad_files(folder):
     # The tables tell the grid where a configuration is wrong.
     save_file(state, folder / "model.safetensors")
     assert BridleBackbone.from_preset(str(folder)).input_dims == (16, 16, 3)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="damaged"):
+        BridleBackbone.from_preset(str(folder))
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="no weights"):
+        BridleBackbone.from_preset(str(folder))

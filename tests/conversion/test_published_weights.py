@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from harness import perturb, run, to_numpy
 
+from keras_bridle.conversion.published_video import from_published_video
 from keras_bridle.conversion.published_weights import load_published, published_weights
-from keras_bridle.layers.transformer import TransformerBlock, WindowTransformerBlock
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.classifier import BridleAudioClassifier
 from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
@@ -89,20 +89,6 @@ def test_wrong_states_are_named_and_change_nothing(make):
         np.testing.assert_array_equal(old, to_numpy(weight))
 
 
-def test_layouts():
-    part = backbone()
-    state = state_of(part)
-    load_published(part, state)
-    dense = part.blocks[1].mlp_hidden
-    np.testing.assert_array_equal(
-        to_numpy(dense.kernel), state["blocks.1.mlp.fc1.weight"].T
-    )
-    kernel = to_numpy(part.patch_embedding.projection.kernel).reshape(4, 2, 3, 16)
-    published = state["patch_embed.proj.weight"]
-    assert published.shape == (16, 3, 4, 2)
-    assert kernel[3, 1, 2, 7] == published[7, 2, 3, 1]
-
-
 def test_deeper_networks_and_wrong_parts():
     part = backbone()
     deeper = state_of(part) | {"blocks.2.norm1.bias": np.zeros(16)}
@@ -113,56 +99,51 @@ def test_deeper_networks_and_wrong_parts():
             published_weights(wrong)
 
 
-@pytest.mark.parametrize("kind", [TransformerBlock, WindowTransformerBlock])
-def test_block_weights_are_all_of_them(kind):
-    block = built(kind(2, 8), None, 12)
-    ours = {id(weight.variable) for weight in published_weights(block).values()}
-    assert ours == {id(weight) for weight in block.weights}
-
-
-def classifier(seed=0, rows=8, pooling="mean", **settings):
+def classifier(seed=0, rows=8, **settings):
+    pooling = settings.pop("pooling", "mean")
     encoder = BridleBackbone(4, input_dims=(rows, 12, 1), **SIZES, **settings)
     made = BridleAudioClassifier(encoder, 3, pooling=pooling, compile=False)
     perturb(made.weights, seed)
     return made
 
 
-def classifier_state(made, prefix=""):
+def weights_of(made):
     return {
-        prefix + name: np.array(weight.to_published(to_numpy(weight.variable)))
+        name: np.array(weight.to_published(to_numpy(weight.variable)))
         for name, weight in published_weights(made).items()
     }
 
 
-def logits(made):
+def check_outputs(loaded, original):
     x = np.random.default_rng(0).normal(size=(2, 8, 12, 1)).astype("float32")
-    return run(lambda: made(x), made)
+    found, expected = (run(lambda net=net: net(x), net) for net in (loaded, original))
+    np.testing.assert_allclose(found, expected, 1e-5, 1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "first"])
-def test_classifier(pooling):
-    original, loaded = classifier(pooling=pooling), classifier(1, pooling=pooling)
-    state = classifier_state(original, "model.")
-    positions = original.backbone.position_encoding.table((2, 3), 16)
-    table = np.concatenate([np.zeros((1, 16)), to_numpy(positions)])
-    state["model.pos_embed"] = table[None]
-    names = load_published(loaded, state, "model.")
-    assert names == set(state) - {"model.pos_embed"}
-    np.testing.assert_array_equal(logits(loaded), logits(original))
-    assert ("model.fc_norm.bias" in names) == (pooling == "mean")
-    assert ("model.norm.bias" in names) == (pooling == "first")
-
-
-def test_learned_positions():
-    original = classifier(position_layout="learned")
-    loaded = classifier(1, position_layout="learned")
-    state = classifier_state(original)
+def test_classifiers_with_learned_positions(pooling):
+    settings = {"position_layout": "learned", "pooling": pooling}
+    original, loaded = classifier(**settings), classifier(1, **settings)
+    state = weights_of(original)
     # Published ones have a row of their own for the class token.
     row = np.full((1, 1, 16), 0.5, "float32")
     state["pos_embed"] = np.concatenate([row, state["pos_embed"]], axis=1)
     state["cls_token"] = state["cls_token"] - row
     assert load_published(loaded, state) == set(state)
-    np.testing.assert_allclose(logits(loaded), logits(original), 1e-5, 1e-5)
+    assert {"mean": "fc_norm.bias", "first": "norm.bias"}[pooling] in state
+    check_outputs(loaded, original)
+
+
+def test_scales_of_channels():
+    """The video code's `init_values`, multiplied into what they scale."""
+    settings = {**SIZES, "input_dims": (8, 12, 1)}
+    original = BridleBackbone(4, **settings, layer_scale=0.1)
+    perturb(original.weights)
+    state = weights_of(original)
+    assert "blocks.1.gamma_2" in state
+    loaded = BridleBackbone(4, **settings)
+    load_published(loaded, from_published_video(state))
+    check_outputs(loaded, original)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +154,7 @@ def test_other_positions_are_an_error(layout, rows):
     other = classifier(rows=rows, position_layout=layout).backbone
     table = to_numpy(other.position_encoding.table((rows // 4, 3), 16))
     table = np.concatenate([np.zeros((1, 16)), table])
-    state = classifier_state(loaded) | {"pos_embed": table[None]}
+    state = weights_of(loaded) | {"pos_embed": table[None]}
     with pytest.raises(ValueError, match="positions in `state` are not"):
         load_published(loaded, state)
 
