@@ -29,11 +29,11 @@ from keras_bridle.training.optimizers import (
 )
 from keras_bridle.training.progress import RichProgress
 from keras_bridle.training.run import as_history
-from keras_bridle.training.trainers import ModelOfParts
+from keras_bridle.training.trainers import TrainedModel
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
-class FineTuner(ModelOfParts):
+class FineTuner(TrainedModel):
     """A classifier in training: raw input is repeated, augmented and mixed first.
 
     Everything random happens within the model: the same on every backend and after a
@@ -81,9 +81,6 @@ class FineTuner(ModelOfParts):
         - [Hoffer et al., 2019](https://arxiv.org/abs/1901.09335), repeated augmentation
     """
 
-    parts: tuple[str, ...] = ("classifier", "augmentation", "mix")
-    options: tuple[str, ...] = ("repeats",)
-
     def __init__(self, classifier, augmentation=None, mix=None, repeats=1, **kwargs):
         super().__init__(**kwargs)
         if classifier.activation is not None:
@@ -93,10 +90,7 @@ class FineTuner(ModelOfParts):
             )
         if repeats < 1:
             raise ArgumentError("repeats", "at least 1", repeats)
-        self.classifier = classifier
-        self.augmentation = augmentation
-        self.mix = mix
-        self.repeats = repeats
+        self.keep_arguments(locals())
         self.built = True
 
     def prepared(self, x, y=None, sample_weight=None):

@@ -37,13 +37,7 @@ from keras_bridle.training.batches import (
     in_floatx,
 )
 from keras_bridle.training.optimizers import check_accumulation
-from keras_bridle.training.phases import (
-    FitCall,
-    Phase,
-    by_size,
-    phases,
-    remarks,
-)
+from keras_bridle.training.phases import FitCall, Phase, by_size, phases, remarks
 from keras_bridle.training.run import (
     cached_codes,
     check_cacheable,
@@ -405,10 +399,7 @@ class InterleavedPretraining:
         """Makes the tokenizer that a phase of any kind but `"encoder"` begins with."""
         quantizer = self._new_quantizer()
         if phase.kind != "cold_start":
-            config = {
-                **self.backbone.get_config(),
-                "name": "tokenizer_backbone",
-            }
+            config = {**self.backbone.get_config(), "name": "tokenizer_backbone"}
             backbone = type(self.backbone).from_config({**config, "trainable": True})
             if self.config.tokenizer_start == "encoder":
                 start = self._teacher(phase)

@@ -130,14 +130,7 @@ class RichProgress(keras.callbacks.Callback):
     files it also tells the share of the time in which training waits for input.
     """
 
-    def __init__(
-        self,
-        title,
-        epochs,
-        steps,
-        reading_speed=None,
-        console=None,
-    ):
+    def __init__(self, title, epochs, steps, reading_speed=None, console=None):
         super().__init__()
         self.title = title
         self.epochs = epochs

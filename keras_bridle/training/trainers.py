@@ -9,6 +9,7 @@ from keras import ops
 from keras_bridle.config import ArgumentError
 from keras_bridle.engine import after
 from keras_bridle.layers.masks import RandomMask, gather_patches
+from keras_bridle.models.arguments import Configured
 from keras_bridle.models.data_sets import TakesAnyData
 from keras_bridle.models.inputs import as_examples
 from keras_bridle.models.teachers import features_on_grid
@@ -30,15 +31,8 @@ from keras_bridle.training.losses import (
 )
 
 
-class ModelOfParts(SumsItself, TakesAnyData, keras.Model):
-    """Base of trainers: `parts` are arguments that are layers, `options` all others.
-
-    Raw input must reach the front ends as it came, not in half precision, so these
-    models cast nothing themselves.
-    """
-
-    parts: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
+class TrainedModel(SumsItself, TakesAnyData, Configured, keras.Model):
+    """Base of trainers. Raw input reaches front ends as it is, not in half precision."""
 
     def __init__(self, **kwargs):
         super().__init__(autocast=False, **kwargs)
@@ -48,27 +42,15 @@ class ModelOfParts(SumsItself, TakesAnyData, keras.Model):
         x = x if isinstance(x, dict) else as_examples(x)
         return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
 
-    def get_config(self):
-        config = super().get_config()
-        for name in self.parts:
-            config[name] = keras.saving.serialize_keras_object(getattr(self, name))
-        return config | {name: getattr(self, name) for name in self.options}
 
-    @classmethod
-    def from_config(cls, config):
-        parts = {
-            name: keras.saving.deserialize_keras_object(config[name])
-            for name in cls.parts
-        }
-        return cls(**{**config, **parts})
+class Pretrainer(TrainedModel):
+    """Base of the phase trainers, which train the `parts` named in `trained_parts`.
 
-
-class Pretrainer(ModelOfParts):
-    """Base of the phase trainers, which train the parts named in `trained_parts`.
-
-    `call()` gives a dict with `codes` and their `weights`, and `loss_share()` its loss.
+    `call()` gives a dict with `codes` and their `weights`. From it `loss_share()` makes
+    this replica's share of the loss, a float32 scalar.
     """
 
+    parts: tuple[str, ...] = ()
     trained_parts: tuple[str, ...] = ()
     finite_loss: Any = None
 
@@ -81,10 +63,7 @@ class Pretrainer(ModelOfParts):
         self.built = True
 
     def set_trained_parts(self):
-        """Makes the phase's own parts trainable and freezes all others.
-
-        `compile()` does it too: call it for an optimizer that looks at the variables.
-        """
+        """Freezes all but the phase's own parts, as `compile()` does."""
         for name in self.parts:
             part = getattr(self, name)
             if part is not None:
@@ -121,19 +100,11 @@ class Pretrainer(ModelOfParts):
             return metrics
         return [self.finite_loss, *(x for x in metrics if x.name != "loss")]
 
-    def prepare(self, backbone, inputs, training):
-        """Augments raw input and turns it into the maps that are cut into patches."""
-        return backbone.maps(self.augmented(inputs, training))
-
     def augmented(self, inputs, training):
         """Augments raw input, if there is an augmentation."""
         if self.augmentation is None:
             return inputs
         return self.augmentation(inputs, training=training)
-
-    def loss_share(self, outputs):
-        """This replica's share of the loss, a float32 scalar."""
-        raise NotImplementedError
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
@@ -174,9 +145,8 @@ def check_own_backbone(tokenizer, backbone):
     """Raises an `ArgumentError` if a tokenizer has no encoder of its own."""
     if getattr(tokenizer, "backbone", None) is backbone:
         expected = (
-            "another backbone than the one beside it, as one of the two is frozen: a "
-            "copy is `BridleBackbone.from_config(backbone.get_config())`, with "
-            "`set_weights()`"
+            "a copy of the backbone beside it, as one of the two is frozen: "
+            "`BridleBackbone.from_config(backbone.get_config())`, with `set_weights()`"
         )
         raise ArgumentError("tokenizer.backbone", expected, backbone)
 
@@ -185,27 +155,24 @@ def check_own_backbone(tokenizer, backbone):
 class EncoderPretrainer(Pretrainer):
     """Trains encoder and decoder to predict a frozen tokenizer's codes.
 
-    Use it like any Keras model: `compile()` with an optimizer alone, `fit()` on raw
-    input without targets. `compile()` freezes the tokenizer.
+    It is an ordinary Keras model: `compile()` it with an optimizer alone, which freezes
+    the tokenizer, and `fit()` it on raw input without targets.
 
     Args:
         backbone: `BridleBackbone`, the encoder.
-        decoder: `CodeDecoder` with the levels and codes of the tokenizer's quantizer,
-            or the levels of both tokenizers.
+        decoder: `CodeDecoder` with the codes of the tokenizers and the levels of all.
         tokenizer: `BridleTokenizer` or `RandomProjectionTokenizer`.
         mask: mask layer. Defaults to `RandomMask()`.
         augmentation: optional Keras layer applied to raw input in training.
-        tokenize: string, whether the tokenizer sees `"all"` patches or the `"masked"`
-            ones alone, as published for video. The latter costs less, and gives other
-            codes where patches attend to each other.
-        earlier_tokenizer: optional tokenizer of a phase before, whose codes are
-            predicted as well. Its levels come after those of `tokenizer`.
+        tokenize: string, whether the tokenizer sees `"all"` patches or, as published
+            for video, only the `"masked"` ones, which costs less.
+        earlier_tokenizer: optional tokenizer of an earlier phase, whose codes are
+            predicted as well. Its levels follow those of `tokenizer`.
         **kwargs: keyword arguments of `keras.Model`.
 
     Call arguments:
-        inputs: raw input, of shape `(batch, *input_dims)`; or a dict of it, as
-            `inputs`, and of known `codes` of all patches, of shape
-            `(batch, num_patches, num_levels)`.
+        inputs: raw input, of shape `(batch, *input_dims)`; or a dict of such `inputs`
+            and the known `codes` of all patches, `(batch, num_patches, num_levels)`.
         training: bool, whether to augment, and to skip blocks at random.
 
     Returns:
@@ -215,20 +182,14 @@ class EncoderPretrainer(Pretrainer):
 
     Example:
     ```python
-    import keras
     import keras_bridle as kb
     import numpy as np
 
-    backbone = kb.BridleBackbone(
-        patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
-        input_dims=(32, 32, 1),
-    )
+    backbone = kb.BridleBackbone(8, 32, 1, 2, 64, input_dims=(32, 32, 1))
     tokenizer = kb.RandomProjectionTokenizer(8, 32, kb.ResidualQuantizer(2, 16, dim=8))
-    decoder = kb.CodeDecoder(2, 16, 32, num_layers=1, num_heads=2, mlp_dim=64)
-    trainer = kb.EncoderPretrainer(backbone, decoder, tokenizer)
-    trainer.compile(keras.optimizers.AdamW(1e-3))
-    history = trainer.fit(np.random.rand(8, 32, 32, 1), batch_size=4, verbose=0)
-    print(sorted(history.history))
+    trainer = kb.EncoderPretrainer(backbone, kb.CodeDecoder(2, 16, 32, 1), tokenizer)
+    trainer.compile("adamw")
+    trainer.fit(np.random.rand(8, 32, 32, 1), batch_size=4)
     ```
 
     Reference:
@@ -243,7 +204,6 @@ class EncoderPretrainer(Pretrainer):
         "mask",
         "augmentation",
     )
-    options: tuple[str, ...] = ("tokenize",)
     trained_parts: tuple[str, ...] = ("backbone", "decoder")
 
     def __init__(
@@ -294,7 +254,7 @@ class EncoderPretrainer(Pretrainer):
         codes = None
         if isinstance(inputs, dict):
             inputs, codes = inputs["inputs"], ops.cast(inputs["codes"], "int32")
-        maps, padding_mask = self.prepare(self.backbone, inputs, training)
+        maps, padding_mask = self.backbone.maps(self.augmented(inputs, training))
         return self.predict_codes(maps, padding_mask, training, codes)
 
     def draw_mask(self, maps):
@@ -346,8 +306,7 @@ class EncoderPretrainer(Pretrainer):
 class TokenizerPretrainer(Pretrainer):
     """Trains tokenizer, codebooks and estimator towards a frozen teacher's features.
 
-    Use it like any Keras model: `compile()` with an optimizer alone, `fit()` on raw
-    input without targets. `compile()` freezes the teacher.
+    It is trained like `EncoderPretrainer`; `compile()` freezes the teacher.
 
     Args:
         tokenizer: `BridleTokenizer`.
@@ -355,9 +314,9 @@ class TokenizerPretrainer(Pretrainer):
         teacher: `BridleBackbone`, the encoder of the phase before; or any other, with
             `backbone`.
         augmentation: optional Keras layer applied to raw input in training.
-        backbone: optional `BridleBackbone`, the encoder that the tokenizer is for,
-            where the teacher has another front end or other patches. The tokenizer sees
-            its maps, and the teacher's features are brought to its grid.
+        backbone: optional `BridleBackbone`, the encoder that the tokenizer is for, if
+            the teacher has another front end or other patches. The tokenizer sees its
+            maps, and the teacher's features are brought to its grid.
         **kwargs: keyword arguments of `keras.Model`.
 
     Call arguments:
@@ -372,48 +331,30 @@ class TokenizerPretrainer(Pretrainer):
 
     Example:
     ```python
-    import keras
     import keras_bridle as kb
     import numpy as np
 
     def encoder():
-        return kb.BridleBackbone(
-            patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
-            input_dims=(32, 32, 1),
-        )
+        return kb.BridleBackbone(8, 32, 1, 2, 64, input_dims=(32, 32, 1))
 
     tokenizer = kb.BridleTokenizer(encoder(), kb.ResidualQuantizer(2, 16, dim=8))
-    estimator = kb.FeatureEstimator(32, 32, num_layers=1, num_heads=2, mlp_dim=64)
+    estimator = kb.FeatureEstimator(32, 32, num_layers=1)
     trainer = kb.TokenizerPretrainer(tokenizer, estimator, teacher=encoder())
-    trainer.compile(keras.optimizers.AdamW(1e-3))
-    history = trainer.fit(np.random.rand(8, 32, 32, 1), batch_size=4, verbose=0)
-    print(sorted(history.history))
+    trainer.compile("adamw")
+    trainer.fit(np.random.rand(8, 32, 32, 1), batch_size=4)
     ```
-
-    Reference:
-        - [BRIDLE, 2025](https://arxiv.org/abs/2502.02118)
     """
 
     parts = ("tokenizer", "estimator", "teacher", "augmentation", "backbone")
     trained_parts = ("tokenizer", "estimator")
 
     def __init__(
-        self,
-        tokenizer,
-        estimator,
-        teacher,
-        augmentation=None,
-        backbone=None,
-        **kwargs,
+        self, tokenizer, estimator, teacher, augmentation=None, backbone=None, **kwargs
     ):
         super().__init__(**kwargs)
+        self.keep_arguments(locals())
         check_fit("estimator.output_dim", estimator.output_dim, teacher.hidden_dim)
         check_own_backbone(tokenizer, teacher)
-        self.tokenizer = tokenizer
-        self.estimator = estimator
-        self.teacher = teacher
-        self.augmentation = augmentation
-        self.backbone = backbone
         quantizer = tokenizer.quantizer
         self.build_parts(estimator=(None, None, quantizer.dim))
         self.add_means()
@@ -440,10 +381,7 @@ class TokenizerPretrainer(Pretrainer):
 
 
 def estimate_teacher(estimator, teacher, maps, padding_mask, quantized, target=None):
-    """Estimates a teacher's features, as `TokenizerPretrainer.call()` returns it.
-
-    They are the `target`, if it is known.
-    """
+    """Estimates a teacher's features, or the `target`, as the phase's `call()`."""
     is_real = teacher.patch_padding_mask(maps, padding_mask)
     estimate = estimator(
         quantized.quantized, grid=teacher.grid(maps), padding_mask=is_real
@@ -474,15 +412,15 @@ def tokenizer_loss(outputs):
 class JointPretrainer(EncoderPretrainer):
     """Trains the encoder at every step, and the tokenizer at every few.
 
-    At those steps the loss is the encoder's plus a share of the tokenizer's, whose
-    teacher is the encoder as it is, and codebooks move. At the steps between, the
-    tokenizer's gradients are zeros, not missing: an optimizer with momentum or weight
-    decay still moves its networks a little, so the codes drift. Where they must not,
-    train with `tokenizer_every=1`, or in phases.
+    At those steps a share of the tokenizer's loss, whose teacher is the encoder as it
+    is, adds to the encoder's, and codebooks move. At the steps between, the tokenizer's
+    gradients are zeros, not missing: an optimizer with momentum or weight decay still
+    moves its networks a little, so the codes drift. Where they must not, train with
+    `tokenizer_every=1`, or in phases.
 
     Args:
         backbone: `BridleBackbone`, the encoder.
-        decoder: `CodeDecoder` with the levels and codes of the tokenizer's quantizer.
+        decoder: `CodeDecoder`, as of `EncoderPretrainer`.
         tokenizer: `BridleTokenizer`.
         estimator: `FeatureEstimator` whose `output_dim` is the encoder's size.
         tokenizer_every: int, steps from one training of the tokenizer to the next.
@@ -502,33 +440,24 @@ class JointPretrainer(EncoderPretrainer):
 
     Example:
     ```python
-    import keras
     import keras_bridle as kb
     import numpy as np
 
     def encoder():
-        return kb.BridleBackbone(
-            patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
-            input_dims=(32, 32, 1),
-        )
+        return kb.BridleBackbone(8, 32, 1, 2, 64, input_dims=(32, 32, 1))
 
     trainer = kb.JointPretrainer(
         encoder(),
-        kb.CodeDecoder(2, 16, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64),
+        kb.CodeDecoder(2, 16, 32, num_layers=1),
         kb.BridleTokenizer(encoder(), kb.ResidualQuantizer(2, 16, dim=8)),
-        kb.FeatureEstimator(32, 32, num_layers=1, num_heads=2, mlp_dim=64),
+        kb.FeatureEstimator(32, 32, num_layers=1),
     )
-    trainer.compile(keras.optimizers.AdamW(1e-3))
-    history = trainer.fit(np.random.rand(8, 32, 32, 1), batch_size=4, verbose=0)
-    print(sorted(history.history))
+    trainer.compile("adamw")
+    trainer.fit(np.random.rand(8, 32, 32, 1), batch_size=4)
     ```
-
-    Reference:
-        - [BRIDLE, 2025](https://arxiv.org/abs/2502.02118)
     """
 
     parts = (*EncoderPretrainer.parts, "estimator")
-    options = ("tokenizer_every", "tokenizer_loss_ratio")
     trained_parts = ("backbone", "decoder", "tokenizer", "estimator")
 
     def __init__(
@@ -551,8 +480,8 @@ class JointPretrainer(EncoderPretrainer):
             backbone,
             decoder,
             tokenizer,
-            mask=mask,
-            augmentation=augmentation,
+            mask,
+            augmentation,
             # The tokenizer learns from all patches, so it sees them all.
             tokenize="all",
             earlier_tokenizer=earlier_tokenizer,
@@ -568,7 +497,7 @@ class JointPretrainer(EncoderPretrainer):
         self.add_means()
 
     def call(self, inputs, training=False):
-        maps, padding_mask = self.prepare(self.backbone, inputs, training)
+        maps, padding_mask = self.backbone.maps(self.augmented(inputs, training))
         outputs = self.predict_codes(maps, padding_mask, training)
         if not training:
             losses, _ = self._tokenizer_step(maps, padding_mask, training=False)
@@ -622,6 +551,12 @@ class JointPretrainer(EncoderPretrainer):
                 zero = zero + ops.cast(ops.sum(rows[:0]), "float32")
         names = ("tokenizer_loss", "cosine", "quantizer_loss", "is_due")
         return dict.fromkeys(names, zero)
+
+    def get_config(self):
+        config = super().get_config()
+        # It is no argument of this class.
+        del config["tokenize"]
+        return config
 
     def loss_share(self, outputs):
         loss = self.tokenizer_loss_ratio * outputs["tokenizer_loss"]

@@ -5,10 +5,7 @@ import errno
 import keras
 import numpy as np
 import pytest
-from tiny_pretraining import (
-    assert_same_bits,
-    weights_of,
-)
+from tiny_pretraining import assert_same_bits, weights_of
 
 from keras_bridle.training.checkpoint import Checkpoint, NonFiniteLoss, SaveError
 

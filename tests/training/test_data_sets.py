@@ -16,11 +16,7 @@ from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.classifier import BridleImageClassifier
 from keras_bridle.models.data_sets import LaterBatches, Opened, TakesAnyData
 from keras_bridle.models.inputs import as_batch, as_labels
-from keras_bridle.training.batches import (
-    batches_by_epoch,
-    first_batches,
-    fit_in_order,
-)
+from keras_bridle.training.batches import batches_by_epoch, first_batches, fit_in_order
 from keras_bridle.training.interleaved import InterleavedPretraining
 
 grain = pytest.importorskip("grain")
