@@ -1,5 +1,6 @@
 """Raw input in whatever form it comes, as batches."""
 
+import contextlib
 import functools
 import inspect
 import itertools
@@ -30,22 +31,15 @@ from keras_bridle.models.inputs import (
 
 
 def epoch_order(num_examples, seed, epoch, weights=None, length=None):
-    """Draws the order of the examples in an epoch, an int array of indices.
-
-    By default it is a permutation. By `weights` examples are drawn with replacement.
-    """
+    """Draws the indices of an epoch's examples: by weights with replacement."""
     random = np.random.default_rng([seed, epoch])
-    length = num_examples if length is None else length
-    if weights is not None:
-        return random.choice(num_examples, length, p=weights)
-    return random.permutation(num_examples)[:length]
+    if weights is None:
+        return random.permutation(num_examples)[:length]
+    return random.choice(num_examples, length or num_examples, p=weights)
 
 
 def from_batch_on(batches, start, repeat=False, convert=None):
-    """Skips the first batches of whatever `fit()` takes; with `repeat` it has no end.
-
-    Where the data set knows no better way they are read all the same.
-    """
+    """Skips the first batches of a data set, which with `repeat` has no end."""
     if isinstance(batches, keras.utils.PyDataset):
         repeat = repeat and batches.num_batches is not None
         if start == 0 and not repeat:
@@ -62,10 +56,9 @@ def from_batch_on(batches, start, repeat=False, convert=None):
 class ArrayBatches(keras.utils.PyDataset):
     """Serves an array in shuffled batches of one size, in Keras' `floatx()`.
 
-    The order follows from seed and epoch alone, as Keras' own shuffling does not.
-    Examples that fill no batch are dropped, other ones in each epoch. With `codes`,
-    batches are dicts; with `labels`, tuples. `shard` is which of how many parts of each
-    to give.
+    Unlike in Keras, the order follows from seed and epoch alone. Each epoch drops other
+    examples that fill no batch. With `codes`, batches are dicts; with `labels`, tuples.
+    `shard` is which part, of how many, of each batch to give.
     """
 
     def __init__(
@@ -83,8 +76,6 @@ class ArrayBatches(keras.utils.PyDataset):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if len(inputs) == 0:
-            raise ArgumentError("inputs", "an array with examples", inputs)
         self.inputs = inputs
         self.codes = codes
         self.labels = labels
@@ -95,9 +86,6 @@ class ArrayBatches(keras.utils.PyDataset):
         self.start_epoch(initial_epoch)
         self.batch_size = min(batch_size, len(self._order))
         self.shard = tuple(shard)
-        if self.batch_size % self.shard[1]:
-            expected = f"a multiple of {self.shard[1]} processes"
-            raise ArgumentError("batch_size", expected, self.batch_size)
 
     def start_epoch(self, epoch):
         """Puts the examples in the order of an epoch, counted from 0."""
@@ -107,7 +95,6 @@ class ArrayBatches(keras.utils.PyDataset):
         )
 
     def on_epoch_end(self):
-        """Goes on to the next epoch's order."""
         self.start_epoch(self.epoch + 1)
 
     def __len__(self):
@@ -126,30 +113,33 @@ class ArrayBatches(keras.utils.PyDataset):
         return batch if self.labels is None else (batch, self.labels[places])
 
 
-def fit_in_order(model, batches, callbacks, verbose=0, **options):
-    """Is `model.fit()` on batches in their own order."""
+def fit_in_order(model, batches, callbacks, verbose=0, closing=(), **options):
+    """Is `model.fit()` on batches in their own order; closes callbacks at its end."""
+    callbacks = [*callbacks, EpochsWithBatches()]
     if isinstance(batches, ArrayBatches):
         # Keras may draw a batch to look at it, which ends an epoch of its own.
         in_order = keras.callbacks.LambdaCallback(
             on_epoch_begin=lambda epoch, logs: batches.start_epoch(epoch)
         )
-        callbacks = [in_order, *callbacks]
-    # The batches are prepared already.
-    return keras.Model.fit(
-        model,
-        batches,
-        callbacks=[*callbacks, EpochsWithBatches()],
-        shuffle=False,
-        verbose=2 if verbose == 2 else 0,
-        **options,
-    ).history
+        callbacks.insert(0, in_order)
+    with contextlib.ExitStack() as stack:
+        for callback in closing:
+            stack.callback(callback.close)
+        # The batches are prepared already.
+        return keras.Model.fit(
+            model,
+            batches,
+            callbacks=callbacks,
+            shuffle=False,
+            verbose=2 if verbose == 2 else 0,
+            **options,
+        ).history
 
 
 def in_floatx(batch):
     """Gives an array of floats in Keras' `floatx()`, and others as they are."""
-    if batch.dtype.kind != "f":
-        return batch
-    return batch.astype(keras.config.floatx(), copy=False)
+    dtype = keras.config.floatx() if batch.dtype.kind == "f" else batch.dtype
+    return batch.astype(dtype, copy=False)
 
 
 def batches_by_epoch(inputs, input_dims, batch_size, steps_per_epoch, seed):
@@ -191,17 +181,15 @@ def raw_batch(batch, input_dims):
 
 def _from_data_set(inputs, steps, convert, epoch, first_batch=0):
     """A data set is read anew in each epoch, or over epochs of so many steps."""
-    repeat = steps is not None
-    start = first_batch + (epoch * steps if repeat else 0)
-    return from_batch_on(inputs, start, repeat, convert)
+    start = first_batch + epoch * (steps or 0)
+    return from_batch_on(inputs, start, steps is not None, convert)
 
 
 def _from_function(function, convert, epoch, first_batch=0):
     """Lets a user's function of the epoch start in the middle of it."""
     make = functools.partial(function, epoch)
     if "first_batch" in inspect.signature(function).parameters:
-        make = functools.partial(make, first_batch=first_batch)
-        first_batch = 0
+        make, first_batch = functools.partial(make, first_batch=first_batch), 0
     batches = make()
     if isinstance(batches, Iterator):
         batches = Opened(make)

@@ -22,6 +22,7 @@ from keras.src.random.seed_generator import global_seed_generator
 
 from keras_bridle.distribution import gather, is_alone, is_chief
 from keras_bridle.replicas import summing
+from keras_bridle.training.batches import first_batches
 
 # A quota is as good as a full disk.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -136,18 +137,19 @@ class NonFiniteLoss(ArithmeticError):
 
 
 class NonFiniteSteps(keras.callbacks.Callback):
-    """Saves the batches of steps without a finite loss, and stops after too many.
+    """Stops after too many steps without a finite loss; saves their batches.
 
-    `batch_at(epoch, step)` gives the batch to save, as `epoch_3_step_17.npz`. To skip
-    `max_steps` in an epoch, call the model's `skip_nonfinite_steps()` before. Losses
-    are looked at one step late: to wait for each would keep accelerators waiting.
+    They are read again, `make_batches(epoch, first_batch=step)`, and go to a folder, if
+    there is one, as `epoch_3_step_17.npz`. To skip `max_steps` in an epoch, call the
+    model's `skip_nonfinite_steps()` before. Losses are looked at one step late: to wait
+    for each would keep accelerators waiting.
     """
 
-    def __init__(self, folder, batch_at, max_steps=0):
+    def __init__(self, make_batches, max_steps=0, folder=None):
         super().__init__()
-        self.folder = folder
-        self.batch_at = batch_at
+        self.make_batches = make_batches
         self.max_steps = max_steps
+        self.folder = folder
         self.first_step = 0
         self._pending: tuple | None = None
         self._seen: int | None = 0
@@ -190,7 +192,7 @@ class NonFiniteSteps(keras.callbacks.Callback):
         if self.folder is None:
             return ""
         path = self.folder / f"epoch_{epoch}_step_{step}.npz"
-        batch = self.batch_at(epoch, step)
+        (batch,) = first_batches(self.make_batches(epoch, first_batch=step), 1)
         arrays = batch if isinstance(batch, dict) else {"inputs": batch}
         with atomic_file(path) as unfinished, unfinished.open("wb") as file:
             np.savez(file, **arrays)
@@ -201,16 +203,20 @@ def _number(value):
     return float(keras.ops.convert_to_numpy(value))
 
 
+def is_float16():
+    """Whether layers compute in float16, whose small gradients need scaled losses."""
+    return keras.config.dtype_policy().compute_dtype == "float16"
+
+
 def skipping(optimizer):
     """Makes an optimizer skip steps whose gradients are not finite.
 
     Keras' scaling of losses does just that. Each step skipped halves the scale.
     """
-    is_float16 = keras.config.dtype_policy().compute_dtype == "float16"
     exact = {"initial_scale": 1.0, "dynamic_growth_steps": 2**31 - 1}
     optimizer.is_within = True  # see `SummedGradients`
     scaling = summing(keras.optimizers.LossScaleOptimizer)
-    return scaling(optimizer, **({} if is_float16 else exact))
+    return scaling(optimizer, **({} if is_float16() else exact))
 
 
 class Preempted(SystemExit):
@@ -224,9 +230,8 @@ class Preemption:
     """Notes that the process got SIGTERM, for training to stop after the step.
 
     In a `with` block of the main thread the first signal is noted, and the second one
-    acts at once. Several processes stop together, whichever of them got the signal:
-    they ask each other about once a second. As what starts them may pass on signals
-    that they have got already, a second one does not act there.
+    acts at once. Several processes stop together: they ask each other about once a
+    second. There a second signal does not act, as it may be the first one passed on.
     """
 
     def __init__(self):
@@ -257,28 +262,24 @@ class Preemption:
             return self.is_requested
         self._steps_left -= 1
         if self._steps_left <= 0:
-            self._ask()
+            now = time.monotonic()
+            steps = self._steps * _INTERVAL / max(now - self._asked_at, 1e-3)
+            # One step that happens to be short tells little. The chief's number counts.
+            steps = int(np.clip(steps, 1, 2 * self._steps)) if is_chief() else 0
+            requests, steps = gather([int(self.is_requested), steps]).sum(axis=0)
+            self._is_agreed = self._is_agreed or bool(requests)
+            self._steps = self._steps_left = int(steps)
+            self._asked_at = now
         return self._is_agreed
 
     def stop_if_requested(self):
         """Raises `Preempted` if the signal came, in all processes at this point."""
-        if not self._is_alone:
-            self._ask()
-            # What follows may have longer steps.
-            self._steps = self._steps_left = 1
-        if self.is_requested if self._is_alone else self._is_agreed:
+        self._steps_left = 0
+        is_due = self.is_due()
+        # What follows may have longer steps.
+        self._steps = self._steps_left = 1
+        if is_due:
             raise Preempted
-
-    def _ask(self):
-        """Learns whether any process got the signal, and when the chief asks again."""
-        now = time.monotonic()
-        steps = self._steps * _INTERVAL / max(now - self._asked_at, 1e-3)
-        # One step that happens to be short tells little.
-        steps = int(np.clip(steps, 1, 2 * self._steps)) if is_chief() else 0
-        requests, steps = gather([int(self.is_requested), steps]).sum(axis=0)
-        self._is_agreed = self._is_agreed or bool(requests)
-        self._steps = self._steps_left = int(steps)
-        self._asked_at = now
 
     def _note(self, number, frame):
         self.is_requested = True
@@ -294,11 +295,11 @@ class Preemption:
 class Checkpoint(keras.callbacks.Callback):
     """Saves all that training needs to resume: weights, optimizer, seeds, metrics.
 
-    It saves after every so many epochs and after the last, and also after `every_steps`
-    of an epoch and so many `minutes`. A file replaces the newest, which is kept as
-    `*.previous.npz`; `restore()` falls back to it if the newest is damaged, as the
-    checksum of an array tells. The logs of all epochs go to `history.csv`, so put the
-    callback behind those that add to the logs. `before_saving` may raise an error.
+    It saves after `every` so many epochs and the last, after `every_steps` of an epoch
+    and so many `minutes`. The file before is kept as `*.previous.npz`, which
+    `restore()` falls back to if a checksum shows damage. The logs of all epochs go to
+    `history.csv`, so put the callback behind those that add to them. `before_saving`
+    may raise an error.
 
     After `restore()`, `epoch` and `step` tell what was done. Train the rest of an epoch
     on the batches from there on, in a `fit()` of its own.
@@ -315,7 +316,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.preemption = preemption
         self.before_saving = lambda: None
         self.logs = []
-        self.epoch, self.step, self.is_restored = 0, 0, False
+        self.epoch = self.step = 0
         self._metrics = []
         self._first_step, self._is_due = 0, False
 
@@ -398,7 +399,6 @@ class Checkpoint(keras.callbacks.Callback):
 
         Metrics of an epoch that was begun follow when `fit()` continues it.
         """
-        self.epoch, self.step, self.is_restored = 0, 0, False
         found = self._read_newest()
         if found is None:
             return 0
@@ -411,7 +411,7 @@ class Checkpoint(keras.callbacks.Callback):
         assign(variables, arrays[:count])
         self._metrics = arrays[count:]
         self.logs = header["logs"]
-        self.epoch, self.step, self.is_restored = header["epoch"], header["step"], True
+        self.epoch, self.step = header["epoch"], header["step"]
         return self.epoch
 
     def _read_newest(self):

@@ -13,6 +13,7 @@ from rich.console import Console
 from keras_bridle.augmentation.base import mix_labels
 from keras_bridle.config import ArgumentError, FineTuningOptions
 from keras_bridle.models.classifier import probabilities_of
+from keras_bridle.models.inputs import filled_up
 from keras_bridle.training.batches import fit_in_order
 from keras_bridle.training.checkpoint import (
     Checkpoint,
@@ -37,15 +38,15 @@ class FineTuner(TrainedModel):
     """A classifier in training: raw input is repeated, augmented and mixed first.
 
     Everything random happens within the model: the same on every backend and after a
-    resume. Give `compile()` losses and metrics for logits and for labels with one
-    number for each class; ints given to `fit()` are turned into such. SpecAugment and
-    dropped patches are the classifier's: its `feature_augmentation` and `token_mask`.
+    resume. Give `compile()` losses and metrics for logits and for labels with a number
+    for each class, which `fit()` also makes of ints. SpecAugment and dropped patches
+    are the classifier's: its `feature_augmentation` and `token_mask`.
 
     Args:
         classifier: `BridleAudioClassifier`, `BridleImageClassifier` or
             `BridleVideoClassifier`, whose head gives logits.
-        augmentation: optional Keras layer applied to raw input. It is called without
-            training as well, so that crops come out at their size.
+        augmentation: optional Keras layer applied to raw input, also without training,
+            so that crops come out at their size.
         mix: optional layer that returns a `MixedBatch`, such as `RandomWaveformMix` or
             `RandomImageMix`.
         repeats: int, how many times each example comes in a training batch, augmented
@@ -57,8 +58,8 @@ class FineTuner(TrainedModel):
         training: bool, whether to repeat, augment and mix.
 
     Returns:
-        A dict: `logits` of shape `(batch, classes)`; in training, when the batch is
-        `repeats` times as large, also what tells how labels are to be treated.
+        A dict with `logits` of shape `(batch, classes)`. In training the batch is
+        `repeats` times as large, and entries tell how to repeat and mix labels.
 
     Example:
     ```python
@@ -66,10 +67,7 @@ class FineTuner(TrainedModel):
     import keras_bridle as kb
     import numpy as np
 
-    backbone = kb.BridleBackbone(
-        patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
-        input_dims=(32, 32, 1),
-    )
+    backbone = kb.BridleBackbone(8, 32, 1, 2, 64, input_dims=(32, 32, 1))
     classifier = kb.BridleImageClassifier(backbone, num_classes=3)
     tuner = kb.FineTuner(classifier, mix=kb.RandomImageMix(seed=0), repeats=2)
     tuner.compile("adam", keras.losses.CategoricalCrossentropy(from_logits=True))
@@ -159,13 +157,8 @@ def predict_examples(model, examples, batch_size=32):
     count = np.zeros(len(views[0]))
     for view in views:
         for inputs, indices in view.batches_in_order(batch_size):
-            number = len(inputs)
-            if number < batch_size:
-                # Filled up to the size of the others, for which the step is compiled.
-                filling = np.repeat(inputs[-1:], batch_size - number, axis=0)
-                inputs = np.concatenate([inputs, filling])
-            logits = model.predict_on_batch(inputs)["logits"]
-            logits = np.asarray(ops.convert_to_numpy(logits), "float64")[:number]
+            logits = model.predict_on_batch(filled_up(inputs, batch_size))["logits"]
+            logits = np.asarray(ops.convert_to_numpy(logits), "float64")[: len(indices)]
             total[indices] += probabilities_of(logits, model.classifier.multi_label)
             count[indices] += 1
     indices = np.flatnonzero(count)
@@ -183,9 +176,9 @@ def predict_examples(model, examples, batch_size=32):
 class ValidationScores(keras.callbacks.Callback):
     """Adds exact scores on held-out examples to the logs, and keeps the best weights.
 
-    No metric of Keras, which sees batches, can do mean average precision. Averaged
-    weights (`use_ema=True`) are scored and kept, as they are what training ends with.
-    Put the callback before those that write logs, and give it those of the epochs done.
+    Keras' metrics see batches, which is not enough for mean average precision. Averaged
+    weights (`use_ema=True`) are scored and kept, as training ends with them. Put the
+    callback before those that write logs, and give it those of the epochs done.
     """
 
     def __init__(self, examples, path, metric="accuracy", batch_size=32, logs=()):
@@ -276,9 +269,9 @@ def fine_tune(
 ):
     """Trains a classifier; afterwards it has the weights of its best epoch.
 
-    The learning rate warms up linearly and then follows half a cosine to zero; layers
-    learn the more slowly the deeper they lie. Order, augmentation and mixing follow
-    from the seeds alone, so that a resumed run is the one it would have been.
+    The learning rate warms up linearly and then follows half a cosine to zero; lower
+    layers learn more slowly. Everything random follows from the seeds alone, also in a
+    resumed run.
 
     Args:
         tuner: `FineTuner`, not compiled.
@@ -290,8 +283,8 @@ def fine_tune(
         resume: bool, whether to resume what is in the directory.
         config: optional `FineTuningOptions`.
         title: string, in front of the progress.
-        on_start: optional function without arguments, called when options have been
-            checked, before anything is written.
+        on_start: optional function without arguments, called after all checks and
+            before anything is written.
         callbacks: more Keras callbacks.
         verbose: int, 0 for no progress, 1 for a bar, 2 for a line for each epoch.
         **options: fields of `FineTuningOptions`, in place of the config's, such as
@@ -311,10 +304,7 @@ def fine_tune(
     import numpy as np
     from keras_bridle.training.examples import ArrayExamples
 
-    backbone = kb.BridleBackbone(
-        patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
-        input_dims=(32, 32, 1),
-    )
+    backbone = kb.BridleBackbone(8, 32, 1, 2, 64, input_dims=(32, 32, 1))
     classifier = kb.BridleImageClassifier(backbone, class_names=["dark", "light"])
     images, labels = np.random.rand(16, 32, 32, 1), np.arange(16) % 2
     images[labels == 1] += 1.0
@@ -342,9 +332,10 @@ def fine_tune(
     check_accumulation(tuning, steps)
     # Schedules count batches, also where several of them make a step.
     warmup_steps = round(tuning.warmup_epochs * steps)
-    kind = keras.losses.CategoricalCrossentropy
-    if loss == "binary":
-        kind = keras.losses.BinaryCrossentropy
+    losses = {
+        "binary": keras.losses.BinaryCrossentropy,
+        "categorical": keras.losses.CategoricalCrossentropy,
+    }
     accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
     tuner.compile(
         layer_decay_optimizer(
@@ -354,7 +345,7 @@ def fine_tune(
             beta_2=tuning.beta_2,
             **shared_options(tuning),
         ),
-        loss=kind(from_logits=True, label_smoothing=tuning.label_smoothing),
+        loss=losses[loss](from_logits=True, label_smoothing=tuning.label_smoothing),
         metrics=[] if classifier.multi_label else [accuracy],
     )
     if on_start is not None:
@@ -378,37 +369,27 @@ def fine_tune(
                 validation, best_path, metric, tuning.batch_size, checkpoint.logs
             )
             callbacks = [scores, *callbacks]
-        callbacks = [*callbacks, checkpoint]
         if checkpoint.epoch < epochs:
+            console = Console(quiet=verbose != 1)
+            progress = RichProgress(title, epochs, steps, console=console)
             batches = make_batches(checkpoint.epoch)
-            _fit(tuner, batches, steps, epochs, title, callbacks, verbose)
+            fit_in_order(
+                tuner,
+                progress.watched(batches),
+                [*callbacks, checkpoint, progress],
+                verbose,
+                [progress],
+                epochs=epochs,
+                initial_epoch=checkpoint.epoch,
+                # Finite ones know their number.
+                steps_per_epoch=None if getattr(batches, "num_batches", 0) else steps,
+            )
         if scores is None:
             with averaged_weights(tuner):
                 save_weights(classifier, best_path)
         classifier.load_weights(best_path)
-    history = as_history(checkpoint.logs)
-    if scores is None:
-        return FineTuned(history, epochs - 1, None)
-    return FineTuned(history, scores.best_epoch, scores.best)
-
-
-def _fit(tuner, batches, steps, epochs, title, callbacks, verbose):
-    """Trains the epochs that are not done, those after the checkpoint's."""
-    *_, checkpoint = callbacks
-    progress = RichProgress(title, epochs, steps, console=Console(quiet=verbose != 1))
-    try:
-        fit_in_order(
-            tuner,
-            progress.watched(batches),
-            [*callbacks, progress],
-            verbose,
-            epochs=epochs,
-            initial_epoch=checkpoint.epoch,
-            # Finite ones know their number.
-            steps_per_epoch=None if getattr(batches, "num_batches", 0) else steps,
-        )
-    finally:
-        progress.close()
+    best = (epochs - 1, None) if scores is None else (scores.best_epoch, scores.best)
+    return FineTuned(as_history(checkpoint.logs), *best)
 
 
 def _check(options, multi_label, loss, metric, number, validation):

@@ -1,5 +1,6 @@
 """The whole of BRIDLE: cold start, then tokenizer and encoder in turn."""
 
+import contextlib
 import functools
 import json
 from pathlib import Path
@@ -63,13 +64,12 @@ class InterleavedPretraining:
         backbone: `BridleBackbone`, the encoder to train.
         mask: optional mask layer. Defaults to `RandomMask()`.
         augmentation: optional Keras layer without weights, applied to raw input in
-            training. Codebooks start from, and `codes()` are of, what it gives without
-            training.
+            training; without `training=True` where codebooks start and for `codes()`.
         config: optional `keras_bridle.config.MethodOptions`.
-        teacher: optional encoder that knows something already: a `BridleBackbone`, a
-            classifier, or anything that `BridleBackbone.from_preset()` takes. There is
-            no cold start then: the first tokenizer learns from it. Its grid of patches
-            must divide that of `backbone`, or the other way round.
+        teacher: optional pretrained encoder: a `BridleBackbone`, a classifier, or
+            anything that `BridleBackbone.from_preset()` takes. The first tokenizer
+            learns from it in place of a cold start. Its grid of patches must divide
+            that of `backbone`, or the other way round.
         **options: options of the method, in place of those of `config`:
             {options}
 
@@ -78,10 +78,7 @@ class InterleavedPretraining:
     import keras_bridle as kb
     import numpy as np
 
-    backbone = kb.BridleBackbone(
-        patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
-        input_dims=(32, 32, 1),
-    )
+    backbone = kb.BridleBackbone(8, 32, 1, 2, 64, input_dims=(32, 32, 1))
     pretraining = kb.InterleavedPretraining(backbone, codebook_size=16, code_dim=8)
     images = np.random.rand(16, 32, 32, 1).astype("float32")
     pretraining.fit(
@@ -139,24 +136,23 @@ class InterleavedPretraining:
 
         Args:
             inputs: array, tensor or list of raw inputs, of shape
-                `(num_examples, *input_dims)`; or a data set of batches of them that can
-                be read again and again: `tf.data`, Grain, `DataLoader`, `PyDataset` or
-                whatever can be iterated over; or a function that
-                makes such a data set from the number of its first epoch, and, if it has
-                an argument `first_batch`, from the batch to start with. Of several
-                processes (see `distribute()`), give each its own shard of every batch,
+                `(num_examples, *input_dims)`; or a data set of batches that can be read
+                again: `tf.data`, Grain, `DataLoader`, `PyDataset` or any iterable; or a
+                function that makes one from the number of its first epoch and, if it
+                has an argument `first_batch`, from the batch to start with. Give each
+                of several processes (see `distribute()`) its own shard of every batch,
                 but arrays whole.
-            directory: optional string or path. Settings, weights of each phase, history
-                and checkpoints go there.
+            directory: optional string or path for settings, weights of each phase,
+                history and checkpoints.
             resume: bool, whether to resume the run in `directory`.
             steps_per_epoch: optional int, for data sets that do not know their length
                 or never end; each epoch begins where the one before stopped.
             config: optional `keras_bridle.config.TrainingOptions`.
             callbacks: list of Keras callbacks, for every phase.
-            on_start: optional function of this object, called when all settings have
-                been checked and nothing has been trained or loaded.
+            on_start: optional function of this object, called after all checks and
+                before anything is trained or loaded.
             on_phase_end: optional function of `(phase, pretraining)`, called after each
-                phase that is trained, not after those that a resumed run loads.
+                phase that is trained, not loaded.
             verbose: 0 silent, 1 a progress bar, 2 Keras' line for each epoch.
             **options: options of training, in place of those of `config`:
                 {options}
@@ -169,8 +165,8 @@ class InterleavedPretraining:
             BlockingIOError: if another process is at work in `directory`.
             SaveError: if the disk is full. What was saved before is unharmed.
             NonFiniteLoss: after too many steps without a finite loss.
-            Preempted: which ends the program with code 143, after SIGTERM, when the
-                state is saved.
+            Preempted: after SIGTERM, when the state is saved. It ends the program with
+                code 143.
         """
         given = TrainingOptions.make(config, **options)
         by_epoch = functools.partial(
@@ -188,6 +184,7 @@ class InterleavedPretraining:
         check_accumulation(training, num_batches)
         if training.cache_codes:
             check_cacheable(batches, self.augmentation, self.config.tokenize)
+        verbose = verbose if is_chief() else 0
         measures_speed = verbose == 1 and hasattr(batches, "reading_speed")
         call = FitCall(
             options=training,
@@ -197,11 +194,10 @@ class InterleavedPretraining:
             one_reading=by_epoch(steps_per_epoch=None),
             callbacks=tuple(callbacks),
             on_phase_end=on_phase_end,
-            verbose=verbose if is_chief() else 0,
+            verbose=verbose,
             reading_speed=batches.reading_speed() if measures_speed else None,
         )
-
-        if call.verbose > 0:
+        if verbose:
             for remark in remarks(plan, num_batches, training, given):
                 print(remark)
 
@@ -216,33 +212,28 @@ class InterleavedPretraining:
 
         self.backbone.trainable = True
         self.history = {}
-        directory = own_directory(directory)
-        echo = call.verbose > 0
-        with open_run(directory, settings, training, resume, echo) as files_of:
-            try:
-                if on_start is not None:
-                    on_start(self)
-                for index, phase in enumerate(plan):
-                    self._run_phase(index, phase, call, files_of(phase))
-            finally:
-                # The phases freeze what they do not train.
-                for part in (
-                    self.tokenizer,
-                    self.decoder,
-                    self.estimator,
-                    self.teacher,
-                ):
-                    if part is not None:
-                        part.trainable = True
-                self.backbone.trainable = True
+        run = open_run(own_directory(directory), settings, training, resume, verbose)
+        with run as files_of, contextlib.ExitStack() as stack:
+            stack.callback(self._unfreeze)
+            if on_start is not None:
+                on_start(self)
+            for index, phase in enumerate(plan):
+                self._run_phase(index, phase, call, files_of(phase))
         return self.history
+
+    def _unfreeze(self):
+        """Makes trainable what phases have frozen."""
+        parts = (self.tokenizer, self.decoder, self.estimator, self.teacher)
+        for part in (*parts, self.backbone):
+            if part is not None:
+                part.trainable = True
 
     def _check_parts(self):
         """Raises errors that would else come after the cold start."""
         if self.augmentation is not None and self.augmentation.weights:
             expected = (
-                "a layer without weights: each phase has a new copy, and what is "
-                "fitted to data belongs into the encoder's `front_end`"
+                "a layer without weights, as each phase copies it: what is fitted to "
+                "data belongs into the encoder's `front_end`"
             )
             raise ArgumentError("augmentation", expected, self.augmentation)
         self._new_quantizer()
@@ -266,13 +257,12 @@ class InterleavedPretraining:
         Args:
             inputs: array of shape `(num_examples, *input_dims)`.
             batch_size: int.
-            with_distances: bool, whether to return how near the codes are, too.
+            with_distances: bool, whether to return distances, too.
 
         Returns:
             int32 array of shape `(num_examples, num_patches, num_levels)`; codes are -1
             at padded patches. With distances, a tuple of it and of each patch's
-            distance to its code vector of the first level, float32 of shape
-            `(num_examples, num_patches)`.
+            distance to its first code vector, of shape `(num_examples, num_patches)`.
         """
         if self.tokenizer is None:
             raise ValueError("There is no tokenizer yet: call `fit()` first.")
@@ -304,17 +294,20 @@ class InterleavedPretraining:
         # A phase draws the same numbers whether the run was stopped before or not.
         keras.utils.set_random_seed((self.config.seed * 1000 + index) % 2**32)
         trainer = self._trainer(phase, call.options)
+        names = (*trainer.trained_parts, "tokenizer")
+        parts = {name: getattr(trainer, name) for name in names}
         if files.is_done():
-            self.history[phase.name] = files.load(self._parts(phase))
+            self.history[phase.name] = files.load(parts)
         else:
-            self._train(trainer, phase, call, files)
+            self.history[phase.name] = self._train(trainer, phase, call, files)
+            files.save(parts, self.history[phase.name])
             if call.on_phase_end is not None:
                 call.on_phase_end(phase, self)
             files.mark_done()
         files.close()
 
     def _train(self, trainer, phase, call, files):
-        """Trains one phase from its start, or from where it was stopped."""
+        """Trains a phase from where it was stopped, if it was; gives its history."""
         call.compile(trainer, phase)
         if not is_alone():
             # In all processes at once.
@@ -326,9 +319,7 @@ class InterleavedPretraining:
         if options.cache_codes and phase.kind in ("cold_start", "encoder"):
             codes = self._cached_codes(trainer.tokenizers, make_batches(0), files)
             make_batches = functools.partial(make_batches, codes=codes)
-        history = call.fit(trainer, phase, make_batches, files.checkpoint)
-        self.history[phase.name] = history
-        files.save(self._parts(phase), history)
+        return call.fit(trainer, phase, make_batches, files.checkpoint)
 
     def _set_codebooks(self, phase, batches, count):
         """Sets a new tokenizer's codebooks by k-means on its vectors."""
@@ -366,14 +357,17 @@ class InterleavedPretraining:
                 _fresh_copy(self.augmentation),
                 None if see_the_same(teacher, self.backbone) else self.backbone,
             )
-        self.decoder = self._next_decoder(phase)
+        earlier = None
+        if self.config.keep_cold_start_codes and phase.kind in ("encoder", "joint"):
+            earlier = self.cold_start_tokenizer
+        self.decoder = self._next_decoder(keeps_codes=earlier is not None)
         parts = {
             "backbone": self.backbone,
             "decoder": self.decoder,
             "tokenizer": self.tokenizer,
             "mask": _fresh_copy(self.mask),
             "augmentation": _fresh_copy(self.augmentation),
-            "earlier_tokenizer": self._earlier_tokenizer(phase),
+            "earlier_tokenizer": earlier,
         }
         if phase.kind == "joint":
             return JointPretrainer(
@@ -389,18 +383,13 @@ class InterleavedPretraining:
         is_first = phase.name == "0_tokenizer"
         return self.teacher if is_first else self.backbone
 
-    def _earlier_tokenizer(self, phase):
-        """The cold start's, in phases that predict its codes as well."""
-        if self.config.keep_cold_start_codes and phase.kind in ("encoder", "joint"):
-            return self.cold_start_tokenizer
-        return None
-
     def new_tokenizer(self, phase):
         """Makes the tokenizer that a phase of any kind but `"encoder"` begins with."""
         quantizer = self._new_quantizer()
         if phase.kind != "cold_start":
-            config = {**self.backbone.get_config(), "name": "tokenizer_backbone"}
-            backbone = type(self.backbone).from_config({**config, "trainable": True})
+            config = self.backbone.get_config()
+            config |= {"name": "tokenizer_backbone", "trainable": True}
+            backbone = type(self.backbone).from_config(config)
             if self.config.tokenizer_start == "encoder":
                 start = self._teacher(phase)
                 if nameless_config(start) != nameless_config(self.backbone):
@@ -419,15 +408,13 @@ class InterleavedPretraining:
 
     def _new_quantizer(self):
         config = self.config
-        options = {"normalize": config.normalize, **config.quantizer_options}
-        if options.get("codebook_update") != "gradient":
-            # Codebooks that are weights have nothing to restart by.
-            options.setdefault("restart_threshold", config.restart_threshold)
+        options = {"normalize": config.normalize, "seed": config.seed}
+        # Codebooks that are weights have nothing to restart by.
+        if config.quantizer_options.get("codebook_update") != "gradient":
+            options["restart_threshold"] = config.restart_threshold
+        options |= config.quantizer_options
         return ResidualQuantizer(
-            config.num_levels,
-            config.codebook_size,
-            dim=config.code_dim,
-            **{"seed": config.seed, **options},
+            config.num_levels, config.codebook_size, dim=config.code_dim, **options
         )
 
     def _new_decoder(self, num_levels):
@@ -439,8 +426,7 @@ class InterleavedPretraining:
             **{**decoder_size(self.backbone), **self.config.decoder_options},
         )
 
-    def _next_decoder(self, phase):
-        keeps_codes = self._earlier_tokenizer(phase) is not None
+    def _next_decoder(self, keeps_codes):
         num_levels = self.config.num_levels
         decoder = self._new_decoder(num_levels * (2 if keeps_codes else 1))
         if self.decoder is not None and self.config.decoder_start == "previous":
@@ -456,15 +442,6 @@ class InterleavedPretraining:
             name="estimator",
             **{**estimator_size(self.backbone), **self.config.estimator_options},
         )
-
-    def _parts(self, phase):
-        """The networks that a phase ends with, by name."""
-        parts = {"tokenizer": self.tokenizer}
-        if phase.kind in ("tokenizer", "joint"):
-            parts["estimator"] = self.estimator
-        if phase.kind != "tokenizer":
-            parts |= {"backbone": self.backbone, "decoder": self.decoder}
-        return parts
 
     def settings(self):
         """The constructor's arguments in a form that JSON can hold."""
@@ -511,12 +488,11 @@ def load_run(directory):
 
     Args:
         directory: string or path, the `directory` of `InterleavedPretraining.fit()`.
-            The run may be unfinished.
 
     Returns:
         An `InterleavedPretraining` with `backbone` and `tokenizer`, and without
-        augmentation. Without a preset in the directory, networks have the dtype policy
-        in force.
+        augmentation. Networks have the dtype policy of the preset in the directory, or
+        without one that in force.
 
     Raises:
         FileNotFoundError: if there is no run, or none of its phases is done.
@@ -527,10 +503,7 @@ def load_run(directory):
     import keras_bridle as kb
     import numpy as np
 
-    backbone = kb.BridleBackbone(
-        patch_size=8, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64,
-        input_dims=(32, 32, 1),
-    )
+    backbone = kb.BridleBackbone(8, 32, 1, 2, 64, input_dims=(32, 32, 1))
     pretraining = kb.InterleavedPretraining(backbone, codebook_size=8, code_dim=8)
     images = np.random.rand(16, 32, 32, 1).astype("float32")
     options = {"rounds": 0, "cold_start_epochs": 1, "batch_size": 8, "verbose": 0}

@@ -15,6 +15,7 @@ _FIRST = re.compile(
     r"(^|/)(patch_(embedding|norm|projection)|class_token|position_(encoding|norm))(/|$)"
 )
 _BLOCK = re.compile(r"(^|/)(?:transformer_block|position_bias)_(\d+)(/|$)")
+_LEARNED_VECTORS = ("class_token", "mask_token", "code_vectors", "positions")
 
 
 def warmup_cosine(learning_rate, total_steps, warmup_steps=0, min_learning_rate=0.0):
@@ -55,21 +56,18 @@ def shared_options(options):
     }
 
 
-def adamw(model, learning_rate, weight_decay=1e-4, **kwargs):
-    """Makes AdamW as BRIDLE uses it: no decay of biases, norms and learned vectors.
+def decays(variable):
+    """Whether a weight is subject to weight decay: no bias, norm or learned vector."""
+    return len(variable.shape) >= 2 and variable.name not in _LEARNED_VECTORS
 
-    Keras saves no such exclusions: an optimizer loaded with a model decays everything.
-    """
+
+def adamw(model, learning_rate, weight_decay=1e-4, **kwargs):
+    """Makes AdamW as BRIDLE uses it, see `decays()`; Keras saves no exclusions."""
     optimizer = summing(keras.optimizers.AdamW)(
         learning_rate, weight_decay=weight_decay, **{"beta_2": 0.95, **kwargs}
     )
-    learned_vectors = ("class_token", "mask_token", "code_vectors", "positions")
     optimizer.exclude_from_weight_decay(
-        [
-            variable
-            for variable in model.trainable_variables
-            if len(variable.shape) < 2 or variable.name in learned_vectors
-        ]
+        [variable for variable in model.trainable_variables if not decays(variable)]
     )
     return optimizer
 
@@ -80,9 +78,8 @@ class LayerDecayAdamW(keras.optimizers.Adam):
 
     The rate, also that of the decoupled weight decay, is multiplied by `layer_decay`
     once for each layer above a weight: the head and the last norms have none, the last
-    block one, and the patch embedding and its like `num_layers + 1`. Biases, norms, the
-    class token and positions are not decayed. All of it follows from the weights'
-    names.
+    block one, and the patch embedding and its like `num_layers + 1`. Layers are told by
+    the weights' names.
 
     Reference:
         - [Bao et al., 2021](https://arxiv.org/abs/2106.08254), BEiT
@@ -122,25 +119,20 @@ class LayerDecayAdamW(keras.optimizers.Adam):
                 )
         return self.layer_decay ** (self.num_layers + 1 - layer)
 
-    def decays(self, variable):
-        """Whether a weight is subject to weight decay."""
-        learned_vectors = ("class_token", "positions")
-        return len(variable.shape) >= 2 and variable.name not in learned_vectors
-
     def build(self, variables):
         if self.built:
             return
         self._rates = {}
         for variable in variables:
-            rates = self.multiplier(variable), self.decays(variable)
+            rates = self.multiplier(variable), decays(variable)
             # TensorFlow gives `update_step()` the values, which have no path.
             self._rates[id(variable)] = self._rates[id(variable.value)] = rates
         super().build(variables)
 
     def update_step(self, gradient, variable, learning_rate):
-        multiplier, decays = self._rates[id(variable)]
+        multiplier, is_decayed = self._rates[id(variable)]
         learning_rate = learning_rate * multiplier
-        if self.decoupled_weight_decay and decays:
+        if self.decoupled_weight_decay and is_decayed:
             rate = ops.cast(learning_rate * self.decoupled_weight_decay, variable.dtype)
             self.assign_sub(variable, ops.multiply(variable, rate))
         super().update_step(gradient, variable, learning_rate)

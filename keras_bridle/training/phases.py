@@ -9,8 +9,8 @@ import keras
 from rich.console import Console
 
 from keras_bridle.config import ArgumentError, TrainingOptions
-from keras_bridle.training.batches import first_batches, fit_in_order
-from keras_bridle.training.checkpoint import NonFiniteSteps, skipping
+from keras_bridle.training.batches import fit_in_order
+from keras_bridle.training.checkpoint import NonFiniteSteps, is_float16, skipping
 from keras_bridle.training.optimizers import adamw, shared_options, warmup_cosine
 from keras_bridle.training.progress import ProfileSteps, RichProgress, SpeedBoard
 from keras_bridle.training.run import as_history
@@ -122,50 +122,58 @@ class FitCall:
         warmup = int(options.warmup * batches)
         schedule = warmup_cosine(phase.learning_rate, batches, warmup)
         optimizer = adamw(trainer, schedule, **shared_options(options))
-        is_float16 = keras.config.dtype_policy().compute_dtype == "float16"
-        if is_float16 or options.max_nonfinite_steps:
-            optimizer = skipping(optimizer)
-        trainer.compile(optimizer, jit_compile=options.jit_compile)
         if options.max_nonfinite_steps:
             trainer.skip_nonfinite_steps()
+        if options.max_nonfinite_steps or is_float16():
+            optimizer = skipping(optimizer)
+        trainer.compile(optimizer, jit_compile=options.jit_compile)
 
     def fit(self, trainer, phase, make_batches, checkpoint=None):
         """Trains a compiled trainer to the end of its phase, and gives its history."""
-        epoch, step = (checkpoint.epoch, checkpoint.step) if checkpoint else (0, 0)
+        options = self.options
         progress = RichProgress(
             phase.name,
             phase.epochs,
             self.num_batches,
-            reading_speed=self.reading_speed,
-            console=Console(quiet=self.verbose != 1),
+            self.reading_speed,
+            Console(quiet=self.verbose != 1),
         )
-        finite, callbacks, close = self._callbacks(make_batches, checkpoint, progress)
+        finite = NonFiniteSteps(make_batches, options.max_nonfinite_steps)
+        callbacks, closing = [*self.callbacks, finite, progress], [progress]
+        epoch = step = 0
+        if checkpoint is not None:
+            epoch, step = checkpoint.epoch, checkpoint.step
+            folder = checkpoint.path.parent
+            finite.folder = folder / "nonfinite"
+            checkpoint.before_saving = finite.check
+            if options.tensorboard:
+                callbacks.append(SpeedBoard(folder / "tensorboard", progress))
+            callbacks.append(checkpoint)
+            if options.profile:
+                trace = ProfileSteps(folder / "profile")
+                callbacks.append(trace)
+                closing.append(trace)
 
-        def fit(epoch, step, epochs, more=()):
+        def fit(epoch, epochs, step=0, more=()):
             finite.first_step = progress.first_step = step
-            batches = progress.watched(make_batches(epoch, first_batch=step))
+            steps = self.num_batches - step if step else self.steps_per_epoch
             return fit_in_order(
                 trainer,
-                batches,
-                [*self.callbacks, *more, *callbacks],
+                progress.watched(make_batches(epoch, first_batch=step)),
+                [*callbacks, *more],
                 self.verbose,
+                closing,
                 epochs=epochs,
                 initial_epoch=epoch,
-                steps_per_epoch=self.num_batches - step
-                if step
-                else self.steps_per_epoch,
+                steps_per_epoch=steps,
             )
 
         history: dict[str, list[float]] = {}
-        try:
-            if step:
-                self._fit_rest_of_epoch(trainer, phase, fit, epoch, step)
-                epoch, step = epoch + 1, 0
-            if epoch < phase.epochs or checkpoint is None or checkpoint.step == 0:
-                history = fit(epoch, 0, phase.epochs)
-        finally:
-            for callback in close:
-                callback.close()
+        if step:
+            self._fit_rest_of_epoch(trainer, phase, fit, epoch, step)
+            epoch += 1
+        if epoch < phase.epochs or step == 0:
+            history = fit(epoch, phase.epochs)
         return history if checkpoint is None else as_history(checkpoint.logs)
 
     def _fit_rest_of_epoch(self, trainer, phase, fit, epoch, step):
@@ -180,26 +188,6 @@ class FitCall:
         )
         is_end = epoch + 1 == phase.epochs
         has_averages = self.options.ema_momentum is not None and not is_end
-        fit(epoch, step, epoch + 1, [keep] if has_averages else ())
+        fit(epoch, epoch + 1, step, [keep] if has_averages else ())
         if has_averages:
             trainer.set_weights(kept)
-
-    def _callbacks(self, make_batches, checkpoint, progress):
-        """The phase's callbacks: the check of losses, all of them, those to close."""
-
-        def batch_at(epoch, step):
-            (batch,) = first_batches(make_batches(epoch, first_batch=step), 1)
-            return batch
-
-        folder = checkpoint and checkpoint.path.parent
-        finite = NonFiniteSteps(
-            folder and folder / "nonfinite", batch_at, self.options.max_nonfinite_steps
-        )
-        callbacks = [finite, progress]
-        if checkpoint is None:
-            return finite, callbacks, [progress]
-        checkpoint.before_saving = finite.check
-        if self.options.tensorboard:
-            callbacks.append(SpeedBoard(folder / "tensorboard", progress))
-        traces = [ProfileSteps(folder / "profile")] if self.options.profile else []
-        return finite, [*callbacks, checkpoint, *traces], [progress, *traces]

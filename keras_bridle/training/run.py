@@ -14,7 +14,7 @@ import filelock
 import keras
 import numpy as np
 
-from keras_bridle.config import current_settings
+from keras_bridle.config import ArgumentError, current_settings
 from keras_bridle.distribution import broadcast, is_alone, share_file
 from keras_bridle.training.batches import ArrayBatches, in_floatx
 from keras_bridle.training.checkpoint import (
@@ -37,16 +37,14 @@ def run_lock(directory):
     path.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path / "run.lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except filelock.Timeout:
         raise BlockingIOError(
             f"Two runs cannot share one directory: another process works in "
             f"{str(path)!r}. Wait for its end, or name another directory"
         ) from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 class RunDirectory:
@@ -67,7 +65,7 @@ class RunDirectory:
         self.path = Path(path)
         self.echo = echo
         self._state_path = self.path / "state.json"
-        self._state: dict[str, list[str]] = {"phases_done": []}
+        self._done: list[str] = []
         settings_path = self.path / "settings.json"
         # What JSON makes of the settings is what a later run will read.
         settings = json.loads(json.dumps(settings))
@@ -100,7 +98,7 @@ class RunDirectory:
                 f"cannot be resumed with these ({changes})"
             )
         if self._state_path.exists():
-            self._state = _read_json(self._state_path)
+            self._done = _read_json(self._state_path)["phases_done"]
         started = saved.get("about", {}).get("backend", backend)
         if started != backend:
             self.note(
@@ -116,13 +114,13 @@ class RunDirectory:
             print(text)
 
     def is_done(self, name):
-        """Tells whether a phase has come to its end."""
-        return name in self._state["phases_done"]
+        """Whether a phase has come to its end."""
+        return name in self._done
 
     def mark_done(self, name):
         """Notes that a phase has come to its end."""
-        self._state["phases_done"].append(name)
-        write_json(self._state_path, self._state)
+        self._done.append(name)
+        write_json(self._state_path, {"phases_done": self._done})
 
 
 def _now(separator):
@@ -149,7 +147,8 @@ def _differ(one, other):
 def open_run(directory, settings, options, resume=False, echo=False):
     """Yields a function from a `Phase` to its `PhaseFiles` in a locked directory.
 
-    `settings` is a function that makes the settings. `None` keeps nothing on disk.
+    `settings` is a function that makes the settings. Without a directory, nothing is
+    kept on disk.
     """
     if directory is None:
         yield PhaseFiles
@@ -193,7 +192,7 @@ class PhaseFiles:
             )
 
     def is_done(self):
-        """Tells whether the phase has come to its end."""
+        """Whether the phase has come to its end."""
         return self.run is not None and broadcast(self.run.is_done(self.name))
 
     def restore(self, trainer):
@@ -202,14 +201,13 @@ class PhaseFiles:
             return False
         share_file(self.checkpoint.previous_path)
         share_file(self.checkpoint.path)
-        self.checkpoint.restore(trainer)
-        if self.checkpoint.is_restored:
-            steps = self.checkpoint.step
-            self.run.note(
-                f"{self.name} is resumed after {self.checkpoint.epoch} epochs"
-                f"{f' and {steps} steps' if steps else ''}"
-            )
-        return self.checkpoint.is_restored
+        epochs = self.checkpoint.restore(trainer)
+        steps = self.checkpoint.step
+        if not epochs and not steps:
+            return False
+        more = f" and {steps} steps" if steps else ""
+        self.run.note(f"{self.name} is resumed after {epochs} epochs{more}")
+        return True
 
     def save(self, parts, history):
         """Writes what the phase ends with: networks by name, and a dict of lists."""
@@ -247,27 +245,22 @@ def as_history(logs):
 
 
 def check_cacheable(batches, augmentation, tokenize):
-    """Raises a `ValueError` where codes change from one epoch to the next."""
-    if (
-        not isinstance(batches, ArrayBatches)
-        or augmentation is not None
-        or tokenize != "all"
-    ):
-        raise ValueError(
-            "`cache_codes=True` needs inputs that are an array, no augmentation and a "
-            "tokenizer that sees all patches: else codes change from epoch to epoch. "
-            f"Received: {type(batches).__name__}, augmentation={augmentation}, "
-            f"tokenize={tokenize!r}"
+    """Raises an `ArgumentError` where codes change from one epoch to the next."""
+    is_array = isinstance(batches, ArrayBatches)
+    if not is_array or augmentation is not None or tokenize != "all":
+        expected = (
+            "False unless inputs are an array, without augmentation, and `tokenize` is "
+            "'all': else codes change from epoch to epoch"
         )
+        raise ArgumentError("cache_codes", expected, True)
 
 
 def cached_codes(tokenize, tokenizers, inputs, batch_size, folder=None):
     """Computes the codes of all examples, or finds those of an earlier start.
 
     `tokenize` is a function of a batch that gives codes, -1 at padding, which become 0.
-    The file has one or two bytes a code, and a name that depends on inputs and weights;
-    without a `folder`, codes stay in memory. `batch_size` is that of training, so that
-    numbers are rounded in the same way.
+    The file's name depends on inputs and weights; without a `folder`, codes stay in
+    memory. With the `batch_size` of training, numbers are rounded in the same way.
     """
     size = min(batch_size, len(inputs))
     starts = range(0, len(inputs), size)

@@ -1,5 +1,6 @@
 """The trainers of the phases."""
 
+import inspect
 import math
 from typing import Any
 
@@ -32,7 +33,7 @@ from keras_bridle.training.losses import (
 
 
 class TrainedModel(SumsItself, TakesAnyData, Configured, keras.Model):
-    """Base of trainers. Raw input reaches front ends as it is, not in half precision."""
+    """Base of trainers. Raw input is not cast: front ends get it as it is."""
 
     def __init__(self, **kwargs):
         super().__init__(autocast=False, **kwargs)
@@ -44,15 +45,24 @@ class TrainedModel(SumsItself, TakesAnyData, Configured, keras.Model):
 
 
 class Pretrainer(TrainedModel):
-    """Base of the phase trainers, which train the `parts` named in `trained_parts`.
+    """Base of the phase trainers, which train those `parts` in `trained_parts`.
 
     `call()` gives a dict with `codes` and their `weights`. From it `loss_share()` makes
     this replica's share of the loss, a float32 scalar.
     """
 
-    parts: tuple[str, ...] = ()
     trained_parts: tuple[str, ...] = ()
     finite_loss: Any = None
+
+    @property
+    def parts(self):
+        """The layers among the constructor's arguments, by name."""
+        arguments = {
+            name: getattr(self, name, None)
+            for name in inspect.signature(type(self)).parameters
+        }
+        is_layer = keras.layers.Layer
+        return {name: x for name, x in arguments.items() if isinstance(x, is_layer)}
 
     def build_parts(self, **shapes):
         """Builds parts now, by name: TensorFlow never trains what was frozen then."""
@@ -64,14 +74,11 @@ class Pretrainer(TrainedModel):
 
     def set_trained_parts(self):
         """Freezes all but the phase's own parts, as `compile()` does."""
-        for name in self.parts:
-            part = getattr(self, name)
-            if part is not None:
-                is_trained = name in self.trained_parts
-                # On TensorFlow, setting what is set already does nothing, not even to
-                # the parts' own layers, which after loading may differ.
-                part.trainable = not is_trained
-                part.trainable = is_trained
+        for name, part in self.parts.items():
+            # On TensorFlow, setting what is set already does nothing, not even to the
+            # parts' own layers, which after loading may differ.
+            part.trainable = name not in self.trained_parts
+            part.trainable = name in self.trained_parts
 
     def compile(self, *args, **kwargs):
         self.set_trained_parts()
@@ -80,9 +87,8 @@ class Pretrainer(TrainedModel):
         if keras.backend.backend() == "torch":
             # Each part lists its own parameters before the whole does, by paths, which
             # are the same in the encoder and the tokenizer's own.
-            for name in self.parts:
-                if getattr(self, name) is not None:
-                    getattr(self, name).named_parameters()
+            for part in self.parts.values():
+                part.named_parameters()
 
     def compile_from_config(self, config):
         # Keras leaves it out for models with a `compile()` of their own.
@@ -196,14 +202,6 @@ class EncoderPretrainer(Pretrainer):
         - [BRIDLE, 2025](https://arxiv.org/abs/2502.02118)
     """
 
-    parts: tuple[str, ...] = (
-        "backbone",
-        "decoder",
-        "tokenizer",
-        "earlier_tokenizer",
-        "mask",
-        "augmentation",
-    )
     trained_parts: tuple[str, ...] = ("backbone", "decoder")
 
     def __init__(
@@ -345,7 +343,6 @@ class TokenizerPretrainer(Pretrainer):
     ```
     """
 
-    parts = ("tokenizer", "estimator", "teacher", "augmentation", "backbone")
     trained_parts = ("tokenizer", "estimator")
 
     def __init__(
@@ -457,7 +454,6 @@ class JointPretrainer(EncoderPretrainer):
     ```
     """
 
-    parts = (*EncoderPretrainer.parts, "estimator")
     trained_parts = ("backbone", "decoder", "tokenizer", "estimator")
 
     def __init__(

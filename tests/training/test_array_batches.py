@@ -1,9 +1,7 @@
 """The order of examples, in and out of `fit()`."""
 
 import numpy as np
-import pytest
 
-from keras_bridle.config import ArgumentError
 from keras_bridle.training.batches import ArrayBatches
 
 
@@ -56,6 +54,3 @@ def test_few_examples_and_dtypes():
     assert len(batches) == 1
     assert batches[0].dtype == np.float32
     assert ArrayBatches(np.arange(3, dtype="int16"), 2)[0].dtype == np.int16
-    for wrong in ({"inputs": np.zeros((0, 3))}, {"shard": (0, 4)}):
-        with pytest.raises(ArgumentError):
-            ArrayBatches(**{"inputs": np.arange(20), "batch_size": 6, **wrong})

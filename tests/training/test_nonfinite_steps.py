@@ -45,7 +45,9 @@ def compiled(make, may_skip=True, **kwargs):
 
 
 def fit(trainer, batches, folder=None, max_steps=1, **kwargs):
-    steps = NonFiniteSteps(folder, lambda epoch, step: batches[step], max_steps)
+    steps = NonFiniteSteps(
+        lambda epoch, first_batch: batches[first_batch:], max_steps, folder
+    )
     return trainer.fit(
         Batches(batches), callbacks=[steps], shuffle=False, verbose=0, **kwargs
     ).history
