@@ -65,7 +65,6 @@ FULL_MATRIX = (
     "training/test_fine_tune.py",
     "training/test_interleaved.py",
     "training/test_mixed_precision.py",
-    "training/test_saved_run.py",
 )
 
 

@@ -56,9 +56,8 @@ def from_batch_on(batches, start, repeat=False, convert=None):
 class ArrayBatches(keras.utils.PyDataset):
     """Serves an array in shuffled batches of one size, in Keras' `floatx()`.
 
-    Unlike in Keras, the order follows from seed and epoch alone. Each epoch drops other
-    examples that fill no batch. With `codes`, batches are dicts; with `labels`, tuples.
-    `shard` is which part, of how many, of each batch to give.
+    The order follows from seed and epoch alone. With `codes`, batches are dicts; with
+    `labels`, tuples. `shard` is which part, of how many, of each batch to give.
     """
 
     def __init__(

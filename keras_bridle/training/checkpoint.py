@@ -47,10 +47,7 @@ class SaveError(OSError):
 
 @contextlib.contextmanager
 def atomic_file(path):
-    """Yields a path to write to, which then replaces `path` at once or not at all.
-
-    A program killed at any moment leaves the old file or the new one.
-    """
+    """Yields a path to write to, which then replaces `path` at once or not at all."""
     path = Path(path)
     unfinished = path.with_name(f"unfinished.{path.name}")
     try:
@@ -139,10 +136,8 @@ class NonFiniteLoss(ArithmeticError):
 class NonFiniteSteps(keras.callbacks.Callback):
     """Stops after too many steps without a finite loss; saves their batches.
 
-    They are read again, `make_batches(epoch, first_batch=step)`, and go to a folder, if
-    there is one, as `epoch_3_step_17.npz`. To skip `max_steps` in an epoch, call the
-    model's `skip_nonfinite_steps()` before. Losses are looked at one step late: to wait
-    for each would keep accelerators waiting.
+    They are read again by `make_batches(epoch, first_batch=step)`. To skip `max_steps`
+    in an epoch, call the model's `skip_nonfinite_steps()` before.
     """
 
     def __init__(self, make_batches, max_steps=0, folder=None):
@@ -160,6 +155,7 @@ class NonFiniteSteps(keras.callbacks.Callback):
         self._seen = None if self.first_step else 0
 
     def on_train_batch_end(self, batch, logs=None):
+        # One step late: to wait for each would keep accelerators waiting.
         self.check()
         self._pending = (self._epoch, self.first_step + batch, logs or {})
 
@@ -172,10 +168,9 @@ class NonFiniteSteps(keras.callbacks.Callback):
             return
         epoch, step, logs = self._pending
         self._pending = None
-        if self.max_steps:
-            count = int(_number(logs.get("skipped_steps", 0)))
-        else:
-            count = int(not np.isfinite(_number(logs.get("loss", 0.0))))
+        name = "skipped_steps" if self.max_steps else "loss"
+        value = float(keras.ops.convert_to_numpy(logs.get(name, 0.0)))
+        count = int(value if self.max_steps else not np.isfinite(value))
         seen, self._seen = self._seen, count
         if count == seen or (seen is None and count <= self.max_steps):
             return
@@ -199,20 +194,14 @@ class NonFiniteSteps(keras.callbacks.Callback):
         return f"; its batch is in {path}"
 
 
-def _number(value):
-    return float(keras.ops.convert_to_numpy(value))
-
-
 def is_float16():
     """Whether layers compute in float16, whose small gradients need scaled losses."""
     return keras.config.dtype_policy().compute_dtype == "float16"
 
 
 def skipping(optimizer):
-    """Makes an optimizer skip steps whose gradients are not finite.
-
-    Keras' scaling of losses does just that. Each step skipped halves the scale.
-    """
+    """Makes an optimizer skip steps whose gradients are not finite."""
+    # Keras' scaling of losses does just that.
     exact = {"initial_scale": 1.0, "dynamic_growth_steps": 2**31 - 1}
     optimizer.is_within = True  # see `SummedGradients`
     scaling = summing(keras.optimizers.LossScaleOptimizer)
@@ -229,9 +218,8 @@ class Preempted(SystemExit):
 class Preemption:
     """Notes that the process got SIGTERM, for training to stop after the step.
 
-    In a `with` block of the main thread the first signal is noted, and the second one
-    acts at once. Several processes stop together: they ask each other about once a
-    second. There a second signal does not act, as it may be the first one passed on.
+    In the main thread a second signal acts at once, but not in one of several
+    processes, which stop together: there it may be the first one passed on.
     """
 
     def __init__(self):
@@ -297,12 +285,9 @@ class Checkpoint(keras.callbacks.Callback):
 
     It saves after `every` so many epochs and the last, after `every_steps` of an epoch
     and so many `minutes`. The file before is kept as `*.previous.npz`, which
-    `restore()` falls back to if a checksum shows damage. The logs of all epochs go to
-    `history.csv`, so put the callback behind those that add to them. `before_saving`
-    may raise an error.
-
-    After `restore()`, `epoch` and `step` tell what was done. Train the rest of an epoch
-    on the batches from there on, in a `fit()` of its own.
+    `restore()` falls back to if a checksum shows damage. Put the callback behind those
+    that add to the logs. After `restore()`, `epoch` and `step` tell what was done:
+    train the rest of an epoch in a `fit()` of its own.
     """
 
     def __init__(self, path, every=1, every_steps=None, minutes=None, preemption=None):
@@ -395,10 +380,7 @@ class Checkpoint(keras.callbacks.Callback):
             path.unlink(missing_ok=True)
 
     def restore(self, model):
-        """Restores the saved state of a compiled model, and returns the epochs done.
-
-        Metrics of an epoch that was begun follow when `fit()` continues it.
-        """
+        """Restores the saved state of a compiled model, and returns the epochs done."""
         found = self._read_newest()
         if found is None:
             return 0

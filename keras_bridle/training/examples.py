@@ -1,5 +1,6 @@
 """Labeled examples, in memory and in files: split, sampled, read, seen in views."""
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -17,11 +18,7 @@ from keras_bridle.training.batches import ArrayBatches, epoch_order
 
 
 def split_examples(labels, share, seed=0):
-    """Splits examples in two, and gives the sorted indices of either split.
-
-    The second gets the same share of each class, at least one of two. Multi-label data,
-    0/1 of shape `(examples, classes)`, is split regardless of classes.
-    """
+    """Splits examples, with the same share of each class, into two sorted indices."""
     second: list[int] = []
     for indices in _shuffled_classes(labels, seed):
         count = round(share * len(indices))
@@ -31,9 +28,8 @@ def split_examples(labels, share, seed=0):
     is_second = np.zeros(len(labels), bool)
     is_second[second] = True
     if is_second.all() or not is_second.any():
-        raise ArgumentError(
-            "share", f"such that it splits {len(labels)} examples in two", share
-        )
+        expected = f"such that it splits {len(labels)} examples in two"
+        raise ArgumentError("share", expected, share)
     return np.flatnonzero(~is_second), np.flatnonzero(is_second)
 
 
@@ -55,11 +51,7 @@ def _shuffled_classes(labels, seed):
 
 
 def balanced_weights(labels, num_classes=None):
-    """Weighs examples so that rare classes are drawn as often; weights sum to 1.
-
-    As published for AudioSet (Gong et al., 2021, arXiv 2102.01243): a class weighs
-    1000 / (its examples + 0.01), an example as much as its classes together.
-    """
+    """Weighs examples so that rare classes are drawn as often (arXiv 2102.01243)."""
     labels = np.asarray(labels)
     if labels.ndim == 1:
         counts = np.bincount(labels, minlength=num_classes or 0)
@@ -85,9 +77,10 @@ class Examples:
         return len(self.labels)
 
     def for_classifier(self, classifier):
-        """Checks labels before anything is trained on them, and gives the examples."""
-        classifier.labels(self.labels)
-        return self
+        """Gives the examples with labels that are checked, and numbers."""
+        found = copy.copy(self)
+        found.labels = classifier.labels(self.labels)
+        return found
 
     def some_inputs(self, count, seed=0):
         """Draws some examples at random, and gives their inputs, an array."""
@@ -109,19 +102,12 @@ class ArrayExamples(Examples):
         self.inputs = as_examples(inputs)
         self.labels = as_array(labels, "labels")
 
-    def for_classifier(self, classifier):
-        """Gives the examples with labels that are numbers."""
-        return ArrayExamples(self.inputs, classifier.labels(self.labels))
-
     def subset(self, indices):
         """Takes some of the examples, in the order of their indices."""
         return ArrayExamples(self.inputs[indices], self.labels[indices])
 
     def training_batches(self, batch_size, seed=0, weights=None, epoch_length=None):
-        """Makes the function from a first epoch to batches, and counts an epoch's.
-
-        Examples are drawn by `weights`, if given, `epoch_length` of them.
-        """
+        """Makes the function from a first epoch to batches, and counts an epoch's."""
         make = functools.partial(
             ArrayBatches,
             self.inputs,
@@ -141,11 +127,7 @@ class ArrayExamples(Examples):
 
 
 class FileExamples(Examples):
-    """Labeled examples that are read from files when they are wanted.
-
-    `make_dataset` is a function of a `FileList` with labels and of options, such as
-    `functools.partial(file_dataset, reader=AudioReader(seconds=5.0))`.
-    """
+    """Labeled examples that `make_dataset` reads, called with files and options."""
 
     def __init__(self, manifest, make_dataset, strict=False, read_report=None):
         if manifest.labels is None:
@@ -178,9 +160,8 @@ class FileExamples(Examples):
         length = len(self) if epoch_length is None else epoch_length
         steps = length // batch_size
         if steps == 0:
-            raise ArgumentError(
-                "batch_size", f"at most {length}, the files of an epoch", batch_size
-            )
+            expected = f"at most {length}, the files of an epoch"
+            raise ArgumentError("batch_size", expected, batch_size)
         read = functools.partial(self._dataset, batch_size=batch_size, seed=seed)
         if weights is None and epoch_length is None:
             shuffled = functools.partial(read, shuffle=True, repeat=True)
@@ -202,13 +183,12 @@ class FileExamples(Examples):
 
     def batches_in_order(self, batch_size):
         """Yields batches `(inputs, indices)`, each file that can be read once."""
-        dataset = self._dataset(
+        yield from self._dataset(
             self.manifest.numbered(),
             batch_size=batch_size,
             crop="center",
             drop_remainder=False,
         )
-        yield from dataset
 
     def _dataset(self, manifest, **options):
         return self.make_dataset(
@@ -221,10 +201,7 @@ class FileExamples(Examples):
 
 
 def array_views(clips, labels, num_frames, image_size, segments=5, crops=3):
-    """Cuts several views out of longer or larger clips, a list of `ArrayExamples`.
-
-    `segments` starts in time and `crops` along the longer side are spread evenly.
-    """
+    """Cuts views, spread evenly, out of longer or larger clips: a list of examples."""
     size = np.array([num_frames, image_size, image_size])
     room = np.array(clips.shape[1:4]) - size
     if room.min() < 0:

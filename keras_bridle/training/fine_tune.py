@@ -148,10 +148,7 @@ class Predictions(NamedTuple):
 
 
 def predict_examples(model, examples, batch_size=32):
-    """Classifies examples by a `FineTuner`, and gives `Predictions`.
-
-    Of a list of views of the same examples, probabilities are averaged.
-    """
+    """Classifies examples, or a list of views of the same, by a `FineTuner`."""
     views = examples if isinstance(examples, list) else [examples]
     total = np.zeros((len(views[0]), model.classifier.num_classes))
     count = np.zeros(len(views[0]))
@@ -176,9 +173,7 @@ def predict_examples(model, examples, batch_size=32):
 class ValidationScores(keras.callbacks.Callback):
     """Adds exact scores on held-out examples to the logs, and keeps the best weights.
 
-    Keras' metrics see batches, which is not enough for mean average precision. Averaged
-    weights (`use_ema=True`) are scored and kept, as training ends with them. Put the
-    callback before those that write logs, and give it those of the epochs done.
+    Put it before callbacks that write logs, and give it those of the epochs done.
     """
 
     def __init__(self, examples, path, metric="accuracy", batch_size=32, logs=()):

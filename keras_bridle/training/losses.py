@@ -14,8 +14,7 @@ from keras_bridle.replicas import (
 def code_prediction_loss(codes, logits, weights=None):
     """Cross-entropy of predicted codes, averaged over patches and levels.
 
-    `codes` are of shape `(batch, num_patches, num_levels)`, with a last axis more where
-    several codes of a level are right; `weights` of shape `(batch, num_patches)`.
+    A fourth axis of `codes` is for several right codes of a level.
     """
     logits = ops.cast(logits, "float32")
     if len(codes.shape) == len(logits.shape):

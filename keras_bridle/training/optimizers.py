@@ -76,13 +76,9 @@ def adamw(model, learning_rate, weight_decay=1e-4, **kwargs):
 class LayerDecayAdamW(keras.optimizers.Adam):
     """AdamW whose learning rate falls from the head to the first layer of an encoder.
 
-    The rate, also that of the decoupled weight decay, is multiplied by `layer_decay`
-    once for each layer above a weight: the head and the last norms have none, the last
-    block one, and the patch embedding and its like `num_layers + 1`. Layers are told by
-    the weights' names.
-
-    Reference:
-        - [Bao et al., 2021](https://arxiv.org/abs/2106.08254), BEiT
+    The rate, also of weight decay, is multiplied by `layer_decay` once for each layer
+    above a weight, of which the head and the last norms have none. Layers are told by
+    the names of weights. It is that of BEiT, https://arxiv.org/abs/2106.08254.
     """
 
     def __init__(

@@ -49,10 +49,7 @@ def by_size(options, num_batches, has_teacher=False):
 
 
 def phases(options, has_teacher=False):
-    """Lists the phases of a run with these `TrainingOptions`, see `by_size()`.
-
-    With a teacher, the tokenizer that learns from it takes the cold start's place.
-    """
+    """Lists the phases of a run; with a teacher, it has no cold start."""
     if (options.joint or has_teacher) and options.rounds == 0:
         of = "with a teacher" if has_teacher else "for joint training"
         raise ArgumentError("rounds", f"1 or more {of}", options.rounds)
@@ -80,22 +77,20 @@ ENOUGH_STEPS = 1000
 
 
 def remarks(plan, num_batches, options, given):
-    """Lists what to say about a plan that was made from the `given` options."""
+    """Yields what to say about a plan that was made from the `given` options."""
     epochs = sum(phase.epochs for phase in plan if phase.kind != "tokenizer")
     steps = epochs * num_batches // (options.gradient_accumulation_steps or 1)
-    found = []
     if given.rounds is None and options.rounds == 0:
-        found.append(
+        yield (
             f"With fewer than {EXAMPLES_FOR_ROUNDS:,} examples the cold start alone is "
             "best: there are no tokenizer phases unless `rounds` asks for them."
         )
     if steps < ENOUGH_STEPS:
-        found.append(
+        yield (
             f"The encoder has {steps:,} steps in all. With fewer than about "
             f"{ENOUGH_STEPS:,} it may be worse than an untrained one: take more epochs "
             "or smaller batches, and compare."
         )
-    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,11 +172,8 @@ class FitCall:
         return history if checkpoint is None else as_history(checkpoint.logs)
 
     def _fit_rest_of_epoch(self, trainer, phase, fit, epoch, step):
-        """Trains the rest of an epoch, which has fewer steps, in a `fit()` of its own.
-
-        Keras ends it with moving averages in place of the weights. They are taken back
-        unless the phase ends.
-        """
+        """Trains the rest of an epoch in a `fit()` of its own."""
+        # Keras ends it with moving averages in place of the weights.
         kept: list = []
         keep = keras.callbacks.LambdaCallback(
             on_epoch_end=lambda epoch, logs: kept.extend(trainer.get_weights())

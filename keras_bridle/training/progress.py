@@ -23,11 +23,7 @@ _LINES = 5
 
 
 def device_memory():
-    """How many bytes are in use, and whether by the first `"device"` or `"process"`.
-
-    It is an accelerator's peak where the backend tells, else what the process holds
-    now.
-    """
+    """The peak of the first `"device"`, or what the `"process"` holds now, in bytes."""
     used = None
     if keras.backend.backend() == "jax":
         import jax
@@ -54,11 +50,7 @@ def device_memory():
 
 
 def start_trace(folder):
-    """Starts a trace in a folder, for TensorBoard or Perfetto; gives what stops it.
-
-    Keras' own `TensorBoard(profile_batch=...)` has none on torch, nor on JAX before
-    Python 3.12.
-    """
+    """Starts a trace in a folder, also where Keras has none; gives what stops it."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     if keras.backend.backend() == "jax":
         import jax
@@ -81,9 +73,7 @@ def start_trace(folder):
 def tune_jax():
     """Lets this process keep the memory that it frees, and what JAX has compiled.
 
-    Later runs, and phases of the same shapes, load compiled steps from the folder
-    `JAX_COMPILATION_CACHE_DIR`, or from one below `~/.cache/keras_bridle`. Call it
-    before anything is computed.
+    Call it before anything is computed.
     """
     keep_freed_memory()
     if keras.backend.backend() != "jax":
@@ -107,8 +97,7 @@ def keep_freed_memory():
     """Lets this process keep the memory that it frees; tells if it was of use.
 
     JAX on a CPU allocates what a step needs anew each time. glibc gives blocks so large
-    back to the system at once, and to get them again took a third of the time of a step
-    on the sample syllables. Call it before anything is computed.
+    back at once: to get them again took a third of a step on the sample syllables.
     """
     if keras.backend.backend() != "jax" or not sys.platform.startswith("linux"):
         return False
@@ -124,10 +113,8 @@ def keep_freed_memory():
 class RichProgress(keras.callbacks.Callback):
     """Shows one line for a phase: epochs, time left, speed, and its main metrics.
 
-    Where the output is no terminal, it prints a line now and then instead of a bar;
-    with a quiet `console`, it only measures. The speed leaves out the first step, which
-    compiles. With batches that tell their size it is in examples, and with those of
-    files it also tells the share of the time in which training waits for input.
+    Without a terminal it prints a line now and then instead of a bar; with a quiet
+    `console`, it only measures. The first step, which compiles, does not count.
     """
 
     def __init__(self, title, epochs, steps, reading_speed=None, console=None):
@@ -306,10 +293,7 @@ class EventWriter:
 
 
 class SpeedBoard(keras.callbacks.Callback):
-    """Logs for TensorBoard, with the numbers of a `RichProgress` before it.
-
-    Names and folders are those of Keras' `TensorBoard`, which needs TensorFlow.
-    """
+    """Logs for TensorBoard, as Keras does, with the numbers of a `RichProgress`."""
 
     def __init__(self, folder, progress):
         super().__init__()

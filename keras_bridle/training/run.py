@@ -29,10 +29,7 @@ from keras_bridle.version import __version__
 
 @contextlib.contextmanager
 def run_lock(directory):
-    """Keeps other processes out of a directory while this one works in it.
-
-    The operating system frees the lock when its process ends, however that ends.
-    """
+    """Keeps other processes out of a directory while this one works in it."""
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path / "run.lock")
@@ -50,15 +47,8 @@ def run_lock(directory):
 class RunDirectory:
     """Keeps the files of a run, so that it can be read, resumed and never overwritten.
 
-    ```
-    settings.json               what the run was asked to do, and with which versions
-    state.json                  which phases are done
-    log.txt                     when it was resumed, and how it ended
-    phases/2_encoder/           history.csv, tensorboard/, and *.weights.h5 at its end
-    ```
-
-    A run is resumed only with the same `settings`, a dict for JSON; names that one of
-    two versions does not know are not compared.
+    It is resumed only with the same `settings`, a dict for JSON; names that one of two
+    versions does not know are not compared.
     """
 
     def __init__(self, path, settings, resume=False, echo=False):
@@ -101,10 +91,8 @@ class RunDirectory:
             self._done = _read_json(self._state_path)["phases_done"]
         started = saved.get("about", {}).get("backend", backend)
         if started != backend:
-            self.note(
-                f"Started on {started}, resumed on {backend}: rounding and random "
-                "numbers differ from a run on one backend"
-            )
+            text = f"Started on {started}, resumed on {backend}: rounding and random"
+            self.note(f"{text} numbers differ from a run on one backend")
 
     def note(self, text):
         """Adds a line to `log.txt`, with the time."""
@@ -145,11 +133,7 @@ def _differ(one, other):
 
 @contextlib.contextmanager
 def open_run(directory, settings, options, resume=False, echo=False):
-    """Yields a function from a `Phase` to its `PhaseFiles` in a locked directory.
-
-    `settings` is a function that makes the settings. Without a directory, nothing is
-    kept on disk.
-    """
+    """Yields the function from a `Phase` to its `PhaseFiles` in a locked directory."""
     if directory is None:
         yield PhaseFiles
         return
@@ -168,10 +152,7 @@ def open_run(directory, settings, options, resume=False, echo=False):
 
 
 class PhaseFiles:
-    """The files of a phase: its checkpoint while it trains, its weights at its end.
-
-    Without a `run`, nothing is kept: `folder` and `checkpoint` are `None`.
-    """
+    """The files of a phase: its checkpoint while it trains, its weights at its end."""
 
     def __init__(self, phase, run=None, options=None, preemption=None):
         self.name = phase.name
@@ -259,8 +240,7 @@ def cached_codes(tokenize, tokenizers, inputs, batch_size, folder=None):
     """Computes the codes of all examples, or finds those of an earlier start.
 
     `tokenize` is a function of a batch that gives codes, -1 at padding, which become 0.
-    The file's name depends on inputs and weights; without a `folder`, codes stay in
-    memory. With the `batch_size` of training, numbers are rounded in the same way.
+    With the `batch_size` of training, numbers are rounded in the same way.
     """
     size = min(batch_size, len(inputs))
     starts = range(0, len(inputs), size)

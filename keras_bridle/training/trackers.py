@@ -33,37 +33,8 @@ def tracked(options):
 class Tracker(keras.callbacks.Callback):
     """Logs the settings and metrics of all phases as one run of a tracker.
 
-    The phases follow each other on one axis of epochs, each under its own name. A
-    resumed run goes on where it stopped. What a tracker needs besides, such as an
-    address or an account, it takes from its own environment variables.
-
-    Args:
-        kind: string, `"wandb"`, `"trackio"`, `"mlflow"` or `"tensorboard"`. The first
-            three need the package of that name.
-        directory: string or path of the run. Its name becomes the tracked run's, and
-            `tracker.json` in it keeps what a resumed run needs.
-        settings: optional dict of options to log once.
-        project: string, the project or experiment that the run belongs to.
-
-    Raises:
-        ImportError: if the package of the tracker is missing.
-
-    Example:
-    ```python
-    import tempfile
-    import keras
-    import numpy as np
-    from keras_bridle.training.trackers import Tracker
-
-    model = keras.Sequential([keras.layers.Dense(1)])
-    model.compile("sgd", "mse")
-    with tempfile.TemporaryDirectory() as folder:
-        tracker = Tracker("tensorboard", folder, {"learning_rate": 0.01})
-        model.fit(
-            np.ones((4, 2)), np.ones((4, 1)), verbose=0, callbacks=[tracker]
-        )
-        tracker.close()
-    ```
+    The phases follow each other on one axis of epochs. What a tracker needs besides,
+    such as an account, it takes from its own environment variables.
     """
 
     def __init__(self, kind, directory, settings=None, project="keras-bridle"):

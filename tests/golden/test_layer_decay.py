@@ -8,7 +8,7 @@ from golden_files import GOLDEN_FOLDER
 from keras_bridle.conversion.published_weights import published_weights
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.classifier import BridleAudioClassifier
-from keras_bridle.training.optimizers import layer_decay_optimizer
+from keras_bridle.training.optimizers import decays, layer_decay_optimizer
 
 TOLERANCE = 1e-12
 
@@ -45,10 +45,9 @@ def test_multipliers_and_weight_decay(path, name):
     )
     found = {}
     for key, weight in published_weights(classifier).items():
-        decays = optimizer.decays(weight.variable)
         found[key] = [
             optimizer.multiplier(weight.variable),
-            optimizer.decoupled_weight_decay if decays else 0.0,
+            optimizer.decoupled_weight_decay * decays(weight.variable),
         ]
     assert set(found) == set(expected)
     for key, right in expected.items():

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from tiny_pretraining import Stop, all_weights, assert_same_bits, maps
+from tiny_pretraining import all_weights, assert_same_bits, maps
 from tiny_pretraining import pretraining as new_pretraining
 
 from keras_bridle.layers.masks import RandomMask
@@ -36,9 +36,8 @@ def tokenized(monkeypatch):
     return calls
 
 
-def train(keep=False, **kwargs):
-    mask = RandomMask(0.5, seed=1)
-    pretraining = new_pretraining(mask=mask, keep_cold_start_codes=keep)
+def train(**kwargs):
+    pretraining = new_pretraining(mask=RandomMask(0.5, seed=1))
     pretraining.fit(INPUTS, **{**SETTINGS, **kwargs})
     return pretraining
 
@@ -58,19 +57,14 @@ def test_same_training_and_no_tokenizer_in_it(tmp_path, tokenized):
     assert plain.history == cached.history
     assert_same_bits(all_weights(plain), all_weights(cached))
     assert not files["1_tokenizer"]
-    for name in ("0_cold_start", "2_encoder"):
+    # Those of the cold start stay beside those of the tokenizer.
+    assert "accuracy_4" in plain.history["2_encoder"]
+    for name, levels in (("0_cold_start", 2), ("2_encoder", 4)):
         (codes,) = files[name]
-        assert (codes.shape, codes.dtype) == ((10, 8, 2), np.uint8)
-    np.testing.assert_array_equal(codes, cached.codes(INPUTS, batch_size=4))
+        assert (codes.shape, codes.dtype) == ((10, 8, levels), np.uint8)
+    np.testing.assert_array_equal(codes[..., :2], cached.codes(INPUTS, batch_size=4))
     # They are as large as they are easy to compute again.
     assert not list((tmp_path / "run").rglob("codes_*"))
-
-
-def test_with_codes_of_the_cold_start_in_memory():
-    plain, cached = train(keep=True), train(keep=True, cache_codes=True)
-    assert "accuracy_4" in plain.history["2_encoder"]
-    assert plain.history == cached.history
-    assert_same_bits(all_weights(plain), all_weights(cached))
 
 
 def fake_tokenizer(size, weights):
@@ -114,18 +108,8 @@ def test_files(tmp_path, size, dtype):
     assert len(asked) == 9
     assert changed[7, 1, 0] == 25 % size
     assert len(list(tmp_path.iterdir())) == 3
-
-
-def test_an_interrupted_file_is_made_anew(tmp_path):
-    def fail(batch):
-        if batch[0, 0] > 0:
-            raise Stop
-        return np.zeros((len(batch), 3, 1), int)
-
-    inputs, tokenizer = np.arange(30.0).reshape(10, 3), fake_tokenizer(8, [])
-    with pytest.raises(Stop):
-        cached_codes(fail, [tokenizer], inputs, 4, tmp_path)
-    assert not list(tmp_path.iterdir())
+    in_memory = cached_codes(tokenize, [tokenizer], inputs, 4)
+    np.testing.assert_array_equal(in_memory, changed)
 
 
 @pytest.mark.parametrize(

@@ -108,12 +108,14 @@ def test_the_best_weights_are_there_whole_or_not_at_all(tmp_path, monkeypatch):
 
     def stop(path):
         Path(path).write_bytes(b"half")
-        raise OSError("No space left on device")
+        # As HDF5 tells it.
+        raise RuntimeError("Can't write data (error message = 'No space left')")
 
     monkeypatch.setattr(model.classifier, "save_weights", stop)
     scores.best = -1.0
-    with pytest.raises(SaveError):
+    with pytest.raises(SaveError) as caught:
         scores.on_epoch_end(1)
+    assert caught.value.path == scores.path
     assert scores.path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [scores.path]
 

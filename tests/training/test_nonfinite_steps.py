@@ -13,7 +13,6 @@ from tiny_pretraining import (
 )
 
 from keras_bridle.training.checkpoint import NonFiniteLoss, NonFiniteSteps, skipping
-from keras_bridle.training.losses import FiniteLoss, FiniteMean
 from keras_bridle.training.optimizers import adamw
 
 BATCHES = [maps(4, seed) for seed in range(4)]
@@ -105,15 +104,3 @@ def test_the_first_one_stops_unless_asked_otherwise(tmp_path):
     trainer = compiled(encoder_pretrainer, may_skip=False)
     with pytest.raises(NonFiniteLoss, match=r"epoch 1, step 2\. 1 such"):
         fit(trainer, [BATCHES[0], BAD], max_steps=0)
-
-
-def test_means_of_finite_numbers():
-    mean, loss = FiniteMean(name="cosine"), FiniteLoss()
-    for metric in (mean, loss):
-        for value, weight in ((1.0, 3), (np.nan, 4), (np.inf, 5), (4.0, 1)):
-            metric.update_state(value, sample_weight=weight)
-    assert float(mean.result()) == 1.75
-    found = {name: float(value) for name, value in loss.result().items()}
-    assert found == {"loss": 1.75, "skipped_steps": 2.0}
-    loss.reset_state()
-    assert float(loss.result()["skipped_steps"]) == 0.0

@@ -5,25 +5,21 @@ import os
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 
 import keras_bridle
-from keras_bridle.training.checkpoint import SaveError
-from keras_bridle.training.run import RunDirectory, open_run, run_lock
+from keras_bridle.training import checkpoint as module
+from keras_bridle.training.checkpoint import Preempted, Preemption
+from keras_bridle.training.run import RunDirectory, run_lock
 
 SETTINGS = {
     "rounds": 2,
     "plan": [("0_cold_start", 3)],
     "mask": {"ratio": 0.8, "registered_name": "mask", "module": "before"},
 }
-PHASE = SimpleNamespace(name="0_cold_start")
-OPTIONS = SimpleNamespace(
-    checkpoint_every=1, checkpoint_every_steps=None, checkpoint_minutes=None
-)
 
 
 def test_settings_and_done_phases_are_kept(tmp_path):
@@ -71,14 +67,15 @@ def test_damaged_files_are_named(tmp_path, name):
 
 def test_a_killed_process_leaves_no_lock(tmp_path):
     program = (
-        "import sys, time\n"
-        "from keras_bridle.training.run import run_lock\n"
-        "with run_lock(sys.argv[1]):\n"
-        "    print('locked', flush=True)\n"
-        "    time.sleep(600)\n"
+        "import filelock, sys, time\n"
+        "lock = filelock.FileLock(sys.argv[1])\n"
+        "lock.acquire()\n"
+        "print('locked', flush=True)\n"
+        "time.sleep(600)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE
+        [sys.executable, "-c", program, str(tmp_path / "run.lock")],
+        stdout=subprocess.PIPE,
     )
     try:
         assert process.stdout.readline() == b"locked\n"
@@ -93,45 +90,99 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
         pass
 
 
-def layer(value):
-    made = keras.layers.Dense(2, kernel_initializer=keras.initializers.Constant(value))
-    made.build((None, 3))
-    return keras.Sequential([keras.Input((3,)), made])
+# SIGTERM is noted once, obeyed in the end, and left to others outside.
 
 
-def open_at(path, **kwargs):
-    return open_run(path, lambda: {"rounds": 1}, OPTIONS, **kwargs)
+@pytest.fixture
+def heard():
+    """Handles the signal as a program around might, and gives it back after."""
+    found = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: found.append(number))
+    yield found
+    signal.signal(signal.SIGTERM, before)
 
 
-def test_a_phase_is_read_as_it_was_written(tmp_path):
-    saved, loaded = layer(1.5), layer(0.0)
-    with open_at(tmp_path / "run") as files_of:
-        files = files_of(PHASE)
-        assert not files.is_done()
-        files.save({"backbone": saved}, {"loss": [np.float32(2.5), 1]})
-        files.mark_done()
-        files.close()
-    names = sorted(path.name for path in files.folder.iterdir())
-    assert names == ["backbone.weights.h5", "history.json"]
-    with open_at(tmp_path / "run", resume=True) as files_of:
-        files = files_of(PHASE)
-        assert files.is_done()
-        assert files.load({"backbone": loaded}) == {"loss": [2.5, 1.0]}
-    np.testing.assert_array_equal(loaded.get_weights()[0], saved.get_weights()[0])
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_disk_that_is_full_at_the_end_of_a_phase(tmp_path, monkeypatch):
-    def fail(path, *args, **kwargs):
-        path.write_bytes(b"half")
-        # As HDF5 tells it.
-        raise RuntimeError("Can't write data (error message = 'No space left')")
+def test_the_program_ends_where_it_is_safe(heard):
+    with pytest.raises(SystemExit) as ended, Preemption() as preemption:
+        preemption.stop_if_requested()
+        terminate()
+        assert preemption.is_requested
+        preemption.stop_if_requested()
+    assert isinstance(ended.value, Preempted)
+    assert ended.value.code == 143
+    assert not heard
 
-    model = layer(1.0)
-    monkeypatch.setattr(model, "save_weights", fail)
-    with open_at(tmp_path / "run") as files_of:
-        files = files_of(PHASE)
-        with pytest.raises(SaveError) as caught:
-            files.save({"backbone": model}, {"loss": [1.0]})
-        assert caught.value.path == files.folder / "backbone.weights.h5"
-        assert not files.is_done()
-    assert not list(files.folder.iterdir())
+
+def test_a_second_signal_is_not_held_back(heard):
+    with pytest.raises(Preempted), Preemption() as preemption:
+        terminate()
+        terminate()
+        assert len(heard) == 1
+        preemption.stop_if_requested()
+
+
+def test_a_signal_that_came_too_late_is_passed_on(heard):
+    with Preemption():
+        terminate()
+        assert not heard
+    assert len(heard) == 1
+    terminate()
+    assert len(heard) == 2
+
+
+@pytest.fixture
+def others(monkeypatch, heard):
+    """What the other one of two processes says; this one is the chief."""
+    said = {"requests": 0, "asked": 0}
+
+    def gather(numbers):
+        said["asked"] += 1
+        return np.array([numbers, [said["requests"], 0]])
+
+    monkeypatch.setattr(module, "is_alone", lambda: False)
+    monkeypatch.setattr(module, "gather", gather)
+    return said
+
+
+def test_a_signal_to_another_process_stops_this_one(others, heard):
+    with pytest.raises(Preempted), Preemption() as preemption:
+        assert not preemption.is_due()
+        preemption.stop_if_requested()
+        others["requests"] = 1
+        while not preemption.is_due():
+            assert others["asked"] < 100
+        others["requests"] = 0
+        preemption.stop_if_requested()
+    assert not preemption.is_requested
+
+
+def test_processes_ask_each_other_about_once_a_second(others, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with Preemption() as preemption:
+        for seconds, steps, expected in ((0.01, 1000, 16), (5.0, 50, 49)):
+            for _ in range(steps):
+                now[0] += seconds
+                preemption.is_due()
+            assert others["asked"] == pytest.approx(expected, abs=2)
+            # Another phase may have longer steps.
+            preemption.stop_if_requested()
+            others["asked"] = 0
+            preemption.is_due()
+            assert others["asked"] == 1
+            others["asked"] = 0
+
+
+def test_signals_passed_on_twice_do_not_end_one_process_of_several(others, heard):
+    with pytest.raises(Preempted), Preemption() as preemption:
+        terminate()
+        terminate()
+        assert preemption.is_due()
+        preemption.stop_if_requested()
+    # Sent by what saw another process end first.
+    terminate()
+    assert not heard

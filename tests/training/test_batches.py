@@ -1,4 +1,7 @@
-"""Data sets of other libraries in `fit()`: of one length, without one, and repeated."""
+"""Data sets of other libraries in `fit()`: of one length, without one, and repeated.
+
+Arrays and functions of the epoch are read in an order of their own.
+"""
 
 import functools
 
@@ -16,7 +19,12 @@ from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.classifier import BridleImageClassifier
 from keras_bridle.models.data_sets import LaterBatches, Opened, TakesAnyData
 from keras_bridle.models.inputs import as_batch, as_labels
-from keras_bridle.training.batches import batches_by_epoch, first_batches, fit_in_order
+from keras_bridle.training.batches import (
+    ArrayBatches,
+    batches_by_epoch,
+    first_batches,
+    fit_in_order,
+)
 from keras_bridle.training.interleaved import InterleavedPretraining
 
 grain = pytest.importorskip("grain")
@@ -192,7 +200,9 @@ def test_steps_are_asked_for(make):
         pretraining.fit(make(), rounds=0, cold_start_epochs=1, verbose=0)
 
 
-@pytest.mark.parametrize("make", READ_AGAIN.values(), ids=READ_AGAIN)
+@pytest.mark.parametrize(
+    "make", [loader, *UNKNOWN.values(), Iterable, ENDLESS["endless MapDataset"]]
+)
 def test_evaluate_and_predict(make):
     model = Seen()
     model.compile("sgd", "mse")
@@ -253,7 +263,7 @@ def test_an_epoch_without_a_batch_is_an_error(data, steps):
         seen_by_epoch(data(), steps_per_epoch=steps)
 
 
-@pytest.mark.parametrize("make", KNOWN.values(), ids=KNOWN)
+@pytest.mark.parametrize("make", [tf_data, loader])
 def test_labels_of_batches_are_checked(make):
     model = Seen(num_classes=2)
     model.compile("sgd", "mse")
@@ -291,3 +301,89 @@ def test_hugging_face(tmp_path):
     batches = file_dataset(files, ImageReader((8, 8), channels=1), batch_size=2)
     found = seen_by_epoch(batches, epochs=2, shuffle=False)
     np.testing.assert_array_equal(found[:, 0], 6)
+
+
+def epoch_of(batches):
+    return [batches[index] for index in range(len(batches))]
+
+
+def test_what_is_left_out_changes():
+    """10 examples in batches of 4: 2 sit out, other ones each time."""
+    batches = ArrayBatches(np.arange(10), batch_size=4)
+    served = []
+    for epoch in range(8):
+        batches.start_epoch(epoch)
+        served.append(np.concatenate(epoch_of(batches)))
+        assert len(set(served[-1])) == 8
+    assert set(np.concatenate(served)) == set(range(10))
+    assert len({tuple(sorted(one)) for one in served}) > 4
+
+
+def test_processes_share_each_batch_without_overlap_or_loss():
+    whole = ArrayBatches(np.arange(20), batch_size=6, seed=2, initial_epoch=1)
+    parts = [
+        ArrayBatches(np.arange(20), 6, seed=2, initial_epoch=1, shard=(part, 3))
+        for part in range(3)
+    ]
+    assert {len(part) for part in parts} == {len(whole)} == {3}
+    for index in range(len(whole)):
+        pieces = [part[index] for part in parts]
+        assert {len(piece) for piece in pieces} == {2}
+        np.testing.assert_array_equal(np.concatenate(pieces), whole[index])
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    def order(seed, epoch):
+        return np.concatenate(epoch_of(ArrayBatches(np.arange(40), 4, seed, epoch)))
+
+    orders = [order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    for i, one in enumerate(orders):
+        for other in orders[i + 1 :]:
+            assert (one != other).any()
+    batches = ArrayBatches(np.arange(40), 4, 1)
+    batches.on_epoch_end()
+    np.testing.assert_array_equal(np.concatenate(epoch_of(batches)), orders[3])
+    # Not sorted through and through, only inside of a batch.
+    assert (np.diff(orders[0]) < 0).any()
+
+
+def test_few_examples_and_dtypes():
+    batches = ArrayBatches(np.arange(3.0), batch_size=8)
+    assert len(batches) == 1
+    assert batches[0].dtype == np.float32
+    assert ArrayBatches(np.arange(3, dtype="int16"), 2)[0].dtype == np.int16
+
+
+def test_arrays():
+    inputs = np.arange(13)
+    batches = batches_by_epoch(inputs, (), 3, None, seed=5)
+    whole, rest = batches(2), batches(2, first_batch=3)
+    assert isinstance(rest, ArrayBatches)
+    assert (len(whole), len(rest)) == (4, 1)
+    np.testing.assert_array_equal(rest[0], whole[3])
+    codes = np.arange(13, dtype="uint8")
+    pairs = batches(2, codes=codes)
+    for index in range(4):
+        np.testing.assert_array_equal(pairs[index]["inputs"], whole[index])
+        np.testing.assert_array_equal(pairs[index]["codes"], whole[index])
+    assert pairs[0]["codes"].dtype == "int32"
+
+
+def test_functions():
+    asked = []
+
+    def first(batches, count):
+        return [int(batch[0, 0]) for batch in first_batches(batches, count)]
+
+    def by_epoch(epoch):
+        return [np.array([[10 * epoch + index]]) for index in range(4)]
+
+    def by_batch(epoch, first_batch=0):
+        asked.append((epoch, first_batch))
+        return by_epoch(epoch)[first_batch:]
+
+    for function in (by_epoch, by_batch):
+        batches = batches_by_epoch(function, (1,), 1, 4, 0)
+        assert first(batches(3), 2) == [30, 31]
+        assert first(batches(3, first_batch=2), 9) == [32, 33]
+    assert asked == [(3, 0), (3, 2)]
