@@ -25,16 +25,12 @@ class BeatsBackbone(PatchBackbone):
 
     With `visible` patches, `encode()` convolves the whole sequence, with zeros in the
     place of the others, as in that of padding, and distances are those in the whole
-    sequence. So nothing of a hidden patch reaches a visible one, and places are right.
-    OpenBEATs' own pretraining takes visible patches for neighbors instead.
+    sequence. OpenBEATs' own pretraining takes visible patches for neighbors instead.
 
     Args:
         patch_size: int or tuple of 2 ints, `(frames, mel bins)` of a patch.
-        hidden_dim: int, size of the tokens.
-        num_layers: int, number of transformer blocks.
-        num_heads: int, attention heads of each block.
-        mlp_dim: int, width of the blocks' hidden layer.
-        input_dims: tuple of ints, the shape of one input: `(None,)` for waveforms.
+        hidden_dim, num_layers, num_heads, mlp_dim, input_dims: as of `BridleBackbone`,
+            like the arguments that are not listed here.
         front_end: optional Keras layer that turns raw inputs into maps, such as a
             `LogMelSpectrogram` with `multiple_of`, as only whole patches are published.
         embedding_dim: int, size of a patch's vector before the map to `hidden_dim`.
@@ -44,14 +40,7 @@ class BeatsBackbone(PatchBackbone):
         max_distance: int, from where on all distances have the same one.
         deep_norm: bool, whether tokens are multiplied by `(2 * num_layers) ** 0.25`
             before something is added to them.
-        layer_norm_epsilon: float, added to the variance in the norms.
-        drop_path_rate: float in [0, 1), how likely an example skips a half of the last
-            block in training; it rises linearly from 0 at the first block.
-        dtype: optional string or `keras.DTypePolicy`.
         **kwargs: keyword arguments of `keras_hub.models.Backbone`.
-
-    Call arguments:
-        inputs: tensor of shape `(batch, *input_dims)`.
 
     Returns:
         Tensor of shape `(batch, num_patches, hidden_dim)`, patches frame by frame.

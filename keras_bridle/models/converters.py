@@ -259,14 +259,10 @@ class BridleVideoConverter(_Converter, keras_hub.layers.VideoConverter):
     Frames are converted as by `BridleImageConverter`.
 
     Args:
-        image_size: as of `BridleImageConverter`.
-        channels: as of `BridleImageConverter`.
+        image_size, channels, interpolation, **kwargs: as of `BridleImageConverter`.
         num_frames: optional int. `None` keeps all frames.
         sampling_rate: int, the step from one frame to the next that is kept of a longer
             clip, as in `VideoReader`.
-        interpolation: as of `BridleImageConverter`.
-        **kwargs: keyword arguments of `keras_hub.layers.VideoConverter`, except `scale`
-            and `offset`.
 
     Call arguments:
         inputs: array or tensor of shape `(frames, height, width, channels)` or
@@ -275,10 +271,6 @@ class BridleVideoConverter(_Converter, keras_hub.layers.VideoConverter):
 
     Returns:
         As `BridleImageConverter`, with an axis of frames.
-
-    Raises:
-        ValueError: for clips of another rank, or numbers of channels that cannot be
-            converted.
 
     Example:
     ```python
@@ -393,8 +385,7 @@ class BridleAudioPreprocessor(_Preprocessor, keras_hub.models.Preprocessor):
 
     Call arguments:
         x: raw inputs, as the converter takes them.
-        y: optional labels.
-        sample_weight: optional weights.
+        y, sample_weight: optional labels and weights.
 
     Returns:
         `x`, or a tuple `(x, y)` or `(x, y, sample_weight)`, as given.

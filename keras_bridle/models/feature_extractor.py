@@ -16,8 +16,8 @@ OUTPUTS = ("features", "patches", "is_real", "codes", "vectors", "distances")
 class FeatureModel(SumsItself, Exportable, Configured, keras.Model):
     """Raw inputs to a dict of outputs, for `predict()` without `compile()`.
 
-    Its outputs are those named in `wanted`, all of shape `(batch, num_patches, ...)`
-    but for `features`, and float32 but for `is_real` and `codes`:
+    All have the shape `(batch, num_patches, ...)` but for `features`, and are float32
+    but for `is_real` and `codes`:
 
     - `features`: the mean of the real patches, of shape `(batch, segments * dim)`.
     - `patches`: the encoder's patches without the class token.

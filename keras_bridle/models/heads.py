@@ -195,13 +195,8 @@ class FeatureEstimator(_Head):
 
     Args:
         output_dim: int, size of the teacher's features.
-        hidden_dim: int, size of the tokens inside.
-        num_layers: int, number of blocks.
-        num_heads: int, attention heads of each block.
-        mlp_dim: int, width of the blocks' hidden layer.
-        **kwargs: `attention`, `window_size`, `window_shift`, `position_layout` and
-            `layer_norm_epsilon` as in `CodeDecoder`, and keyword arguments of
-            `keras.Model`.
+        hidden_dim, num_layers, num_heads, mlp_dim, **kwargs: as of `CodeDecoder`, but
+            for class tokens.
 
     Call arguments:
         vectors: tensor of shape `(batch, num_patches, code_dim)`.
@@ -211,9 +206,6 @@ class FeatureEstimator(_Head):
 
     Returns:
         float32 tensor of shape `(batch, num_patches, output_dim)`.
-
-    Raises:
-        ValueError: for an unknown `attention`.
 
     Example:
     ```python

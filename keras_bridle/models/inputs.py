@@ -102,10 +102,9 @@ def check_shape(shape, input_dims, name="inputs"):
 
 
 def as_labels(labels, num_classes, class_names=None, rows=None, name="labels"):
-    """Gives labels as int32 class numbers, or as float32 rows of a number a class.
+    """Gives numbers or names of classes as int32, or rows of a number each as float32.
 
-    Names of classes become their numbers. `rows` tells whether labels are rows; `None`
-    takes either.
+    `rows` tells whether labels are rows; `None` takes either.
     """
     if is_symbolic(labels):
         is_rows = rows or (labels.shape.rank == 2 and labels.shape[1] != 1)

@@ -43,10 +43,8 @@ class BridleTokenizer(_Tokenizer):
         **kwargs: keyword arguments of `keras.Model`.
 
     Call arguments:
-        maps: tensor of shape `(batch, *sides, channels)`, as `BridleBackbone.maps()`
-            returns it.
-        padding_mask: optional bool tensor of shape `(batch, rows)`, `True` at real
-            rows.
+        maps: tensor of shape `(batch, *sides, channels)`, from `BridleBackbone.maps()`.
+        padding_mask: optional bool tensor of shape `(batch, rows)`, from there too.
         visible: optional int32 tensor of shape `(batch, num_visible)`, the indices of
             the patches to tokenize. `None` tokenizes all.
         training: bool, whether codebooks move and examples skip blocks at random.
@@ -78,14 +76,13 @@ class BridleTokenizer(_Tokenizer):
         super().__init__(quantizer, **kwargs)
         self.keep_arguments(locals())
         dtype = self.dtype_policy
-        self.hidden = keras.layers.Dense(
-            backbone.hidden_dim, "tanh", dtype=dtype, name="hidden"
-        )
+        dim = backbone.hidden_dim
+        self.hidden = keras.layers.Dense(dim, "tanh", dtype=dtype, name="hidden")
         self.projection = keras.layers.Dense(
             quantizer.dim, dtype=dtype, name="projection"
         )
-        self.hidden.build((None, None, backbone.hidden_dim))
-        self.projection.build((None, None, backbone.hidden_dim))
+        for layer in (self.hidden, self.projection):
+            layer.build((None, None, dim))
         self.build_quantizer()
 
     def patch_padding_mask(self, maps, padding_mask):
