@@ -176,9 +176,9 @@ def test_fit_raw_inputs_and_name_their_classes(tmp_path, modality):
         drop_path_rate=0.0,
         **settings,
     )
-    model.optimizer.learning_rate = 1e-2
-    validation = {"validation_data": (inputs, labels), "validation_freq": 20}
-    fit = {"batch_size": 4, "epochs": 20, "verbose": 0, **validation}
+    model.optimizer.learning_rate = 5e-3
+    validation = {"validation_data": (inputs, labels), "validation_freq": 40}
+    fit = {"batch_size": 4, "epochs": 40, "verbose": 0, **validation}
     history = model.fit(inputs, labels, **fit).history
     assert history["loss"][-1] < 0.3
     assert history["val_accuracy"][-1] == 1.0
