@@ -205,6 +205,8 @@ def decode_with_soundfile(path, cut, sample_rate):
 
 def _mixed_down(sound):
     """Averages channels; of those that cancel each other it takes the loudest."""
+    if sound.shape[1] == 1:
+        return sound[:, 0]
     mono = sound.mean(axis=1)
     powers = np.square(sound).mean(axis=0)
     if np.square(mono).mean() < _CANCELLED * powers.max():
