@@ -45,8 +45,9 @@ from keras_bridle.evaluation.features import (
     FeatureExtractor,
     is_taken,
     load_file_features,
+    optional_package,
 )
-from keras_bridle.evaluation.plots import import_umap, plot_embedding
+from keras_bridle.evaluation.plots import plot_embedding
 from keras_bridle.modalities import modality_of
 
 # More points hide each other, and UMAP takes long.
@@ -92,7 +93,7 @@ class Extraction(Setup):
         super().check()
         if options.picture == "umap":
             # Now, and not after all files are encoded.
-            import_umap()
+            optional_package("umap", "umap")
 
 
 def main(arguments=None):

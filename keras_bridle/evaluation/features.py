@@ -138,8 +138,7 @@ class FeatureExtractor:
             found = {name: np.asarray(found[name])[: len(batch)] for name in names}
             if "codes" in found:
                 # Soft codes have several for a level.
-                codes = found["codes"]
-                found["codes"] = codes.reshape(*codes.shape[:2], -1)
+                found["codes"] = found["codes"].reshape(*found["codes"].shape[:2], -1)
             yield found, others
 
     def files(self, source, batch_size=32, report=None, **reading):
@@ -200,13 +199,12 @@ class FeatureExtractor:
         settings = {**work.settings(), "format": format, "part_size": part_size}
         with run_lock(directory):
             run = RunDirectory(directory, settings, resume)
-            numbers = np.arange(len(work.files))
+            indices = np.arange(len(work.files))
+            parts = np.split(indices, range(part_size, len(indices), part_size))
             # The note of a part says that it is done.
+            names = (f"parts/part-{number:06d}.json" for number in range(len(parts)))
             parts = {
-                run.path / "parts" / f"part-{index:06d}.json": part
-                for index, part in enumerate(
-                    np.split(numbers, range(part_size, len(numbers), part_size))
-                )
+                run.path / name: part for name, part in zip(names, parts, strict=True)
             }
             todo = [note for note in parts if not note.exists()]
             for note in track(todo, "features", console=console, disable=not progress):
@@ -223,7 +221,7 @@ class FeatureExtractor:
             if not any(note["rows"] for note in notes):
                 for path in (*parts, run.path / "settings.json"):
                     path.unlink()
-                raise ValueError(f"None of the {len(numbers)} files can be read.")
+                raise ValueError(f"None of the {len(indices)} files can be read.")
         return report
 
 
@@ -368,13 +366,9 @@ class _Files:
             save_columns(note.with_suffix(f".{format}"), columns)
         except UnreadableFileError:
             pass  # Other parts may have files that can be read.
-        about = {
-            "rows": len(columns.get("files", ())),
-            "grid": self.grid,
-            "skipped": report.skipped,
-            "incomplete": report.incomplete,
-        }
-        write_json(note, about)
+        about = {"skipped": report.skipped, "incomplete": report.incomplete}
+        rows = len(columns.get("files", ()))
+        write_json(note, {"rows": rows, "grid": self.grid, **about})
 
     def _name(self, index):
         path = Path(self.files.files[index])
@@ -426,13 +420,12 @@ def save_columns(path, columns):
             if values.dtype.kind == "U":
                 # Names of files need not be UTF-8, and Parquet's texts must.
                 values = np.array([printable(text) for text in values])
-            arrays[name] = pyarrow.array(values.reshape(-1))
+            arrays[name] = array = pyarrow.array(values.reshape(-1))
             if values.ndim > 1:
                 # A list of one length for each row, and its shape in the metadata.
-                shapes[name] = values.shape[1:]
-                arrays[name] = pyarrow.FixedSizeListArray.from_arrays(
-                    arrays[name], int(np.prod(values.shape[1:]))
-                )
+                shapes[name] = shape = values.shape[1:]
+                as_lists = pyarrow.FixedSizeListArray.from_arrays
+                arrays[name] = as_lists(array, int(np.prod(shape)))
         note = {"keras_bridle": json.dumps({"shapes": shapes})}
         table = pyarrow.table(arrays).replace_schema_metadata(note)
         parquet.write_table(table, unfinished)
@@ -441,7 +434,7 @@ def save_columns(path, columns):
 def load_columns(path):
     """Reads what `save_columns()` has written."""
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(path) as file:
             columns = dict(file)
     else:
         table = optional_package("pyarrow.parquet", "parquet").read_table(path)

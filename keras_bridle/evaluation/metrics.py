@@ -3,12 +3,8 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import norm
-from sklearn.metrics import (
-    average_precision_score,
-    confusion_matrix,
-    roc_auc_score,
-)
+from scipy.stats import entropy, norm
+from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 
 from keras_bridle.config import ArgumentError
 from keras_bridle.models.inputs import as_labels
@@ -134,10 +130,10 @@ class CodeUsage(NamedTuple):
         Usage rate, entropy in bits, and `CUR / (UE * ln(codebook_size))`, which mixes
         two logarithms; infinite where the entropy is 0.
         """
-        entropy = np.log2(self.perplexity)
+        bits = np.log2(self.perplexity)
         with np.errstate(divide="ignore"):
-            efficiency = self.usage / (entropy * np.log(self.counts.shape[1]))
-        return {"CUR": self.usage, "UE": entropy, "ECU": efficiency}
+            efficiency = self.usage / (bits * np.log(self.counts.shape[1]))
+        return {"CUR": self.usage, "UE": bits, "ECU": efficiency}
 
 
 def code_usage(codes, codebook_size):
@@ -149,8 +145,7 @@ def code_usage(codes, codebook_size):
         codebook_size: int, the number of codes of a level.
 
     Returns:
-        A `CodeUsage`, a named tuple of `counts`, of shape `(levels, codebook_size)`,
-        and the `usage` and `perplexity` of each level.
+        `CodeUsage`.
 
     Raises:
         ValueError: if there are no codes, or any is out of range.
@@ -175,10 +170,5 @@ def code_usage(codes, codebook_size):
         raise ArgumentError("codes", expected, codes)
     levels = codes.reshape(-1, codes.shape[-1]).T
     counts = np.stack([np.bincount(x, minlength=codebook_size) for x in levels])
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    logs = np.log(np.where(counts > 0, shares, 1.0))
-    return CodeUsage(
-        counts=counts,
-        usage=(counts > 0).mean(axis=1),
-        perplexity=np.exp(-np.sum(shares * logs, axis=1)),
-    )
+    perplexity = np.exp(entropy(counts, axis=1))
+    return CodeUsage(counts, (counts > 0).mean(axis=1), perplexity)

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import NearestNeighbors
 
 from keras_bridle.distribution import num_devices
 from keras_bridle.evaluation.features import FeatureExtractor
@@ -70,9 +70,9 @@ class FeatureMonitor(keras.callbacks.Callback):
     def __init__(self, inputs, labels=None, share=0.02, neighbors=5, batch_size=32):
         super().__init__()
         self.inputs = inputs
-        self.labels: Any = (
-            None if labels is None else np.unique(labels, return_inverse=True)[1]
-        )
+        self.labels: Any = labels
+        if labels is not None:
+            self.labels = np.unique(labels, return_inverse=True)[1]
         self.share = share
         self.neighbors = neighbors
         self.batch_size = batch_size
@@ -126,17 +126,13 @@ class FeatureMonitor(keras.callbacks.Callback):
             "rank": float(np.exp(-(shares * np.log(shares)).sum())),
         }
         if self.labels is not None:
-            found["knn"] = self._knn(pooled)
+            count = min(self.neighbors, len(pooled) - 1)
+            # No example is a neighbor of its own.
+            search = NearestNeighbors(n_neighbors=count, metric="cosine").fit(pooled)
+            labels = self.labels[search.kneighbors(return_distance=False)]
+            votes = np.eye(self.labels.max() + 1)[labels].sum(axis=1)
+            found["knn"] = float(np.mean(votes.argmax(axis=1) == self.labels))
         return found
-
-    def _knn(self, features):
-        """Leaves each example out once, and asks its neighbors."""
-        count = min(self.neighbors + 1, len(features))
-        voters = KNeighborsClassifier(count - 1, metric="cosine")
-        voters.fit(features, self.labels)
-        neighbors = voters.kneighbors(return_distance=False)
-        votes = np.eye(self.labels.max() + 1)[self.labels[neighbors]].sum(axis=1)
-        return float(np.mean(votes.argmax(axis=1) == self.labels))
 
     def _warn(self):
         now, before = self.last["token_deviation"], self.before["token_deviation"]

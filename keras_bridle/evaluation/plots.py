@@ -47,13 +47,15 @@ MOST_NAMES, MOST_NUMBERS, MOST_COLORS = 60, 20, 20
 
 @contextlib.contextmanager
 def _figure(path, rows, columns, size, title=None, grid=False, **options):
-    """Yields the axes of a new figure, with panels of a size in inches; saves it."""
+    """Yields a new figure's axes, panels of a size in inches; saves those with data."""
     width, height = size
     with matplotlib.rc_context({**STYLE, "axes.grid": grid}):
         inches = (max(4.5, 0.4 + columns * width), 0.4 + rows * height)
         figure = Figure(figsize=inches, dpi=120, layout="constrained")
         figure.suptitle(printable(title or ""))
         yield figure.subplots(rows, columns, squeeze=False, **options)
+        for axis in figure.axes:
+            axis.set_visible(axis.has_data())
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
 
@@ -77,7 +79,7 @@ def plot_history(history, path):
             top.set(title=phase, ylabel="loss")
             kind, names = _second_row(columns)
             _draw_curves(bottom, columns, names)
-            bottom.set(ylabel=kind, visible=bool(names))
+            bottom.set_ylabel(kind or "")
             bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
             (bottom if names else top).set_xlabel("epoch")
             top.tick_params(labelbottom=not names)
@@ -148,13 +150,11 @@ def plot_code_usage(usage, path):
     with _figure(
         path, rows, columns, (3.1, 2.6), grid=True, sharex=True, sharey=True
     ) as axes:
-        colors = _level_colors(levels)
-        for level, axis in enumerate(axes.flat):
-            if level >= levels:
-                axis.set_visible(False)
-                continue
+        for level, (axis, color) in enumerate(
+            zip(axes.flat, _level_colors(levels), strict=False)
+        ):
             heights = np.maximum(shares[level], lowest)
-            axis.stairs(heights, baseline=lowest, fill=True, color=colors[level])
+            axis.stairs(heights, baseline=lowest, fill=True, color=color)
             even = axis.axhline(1, color="black", linewidth=1, linestyle="--")
             axis.set(
                 title=f"level {level + 1}: {usage.usage[level]:.1%} used,\n"
@@ -233,10 +233,7 @@ def _draw_panels(path, panels, hidden, frame_seconds, title):
     rows = -(-len(panels) * num_frames // columns)
     size = (across + 0.2, inches + 0.3)
     with _figure(path, rows, columns, size, title, sharex=True, sharey=True) as axes:
-        used, unused = np.split(axes.ravel(), [len(panels) * num_frames])
-        for axis in unused:
-            axis.set_visible(False)
-        used = used.reshape(len(panels), num_frames)
+        used = axes.ravel()[: len(panels) * num_frames].reshape(-1, num_frames)
         for (name, images, numbers), row in zip(panels, used, strict=True):
             row[0].set_title(name, fontsize=9, loc="left")
             for index, axis in enumerate(row):
@@ -442,7 +439,8 @@ def plot_embedding(features, path, labels=None, method="pca", title=None, seed=0
         axis_labels["ylabel"] = f"second component ({second:.0%})"
     else:
         # With a seed there is one job, as it warns if that is not asked for.
-        points = import_umap().UMAP(random_state=seed, n_jobs=1).fit_transform(inputs)
+        umap = optional_package("umap", "umap").UMAP(random_state=seed, n_jobs=1)
+        points = umap.fit_transform(inputs)
     labels = np.zeros(len(points)) if labels is None else np.asarray(labels)
     classes, counts = np.unique(labels, return_counts=True)
     shown = np.sort(classes[np.argsort(-counts, kind="stable")[:MOST_COLORS]])
@@ -464,8 +462,3 @@ def plot_embedding(features, path, labels=None, method="pca", title=None, seed=0
         if len(classes) > 1:
             axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return Path(path)
-
-
-def import_umap():
-    """Imports umap-learn."""
-    return optional_package("umap", "umap")

@@ -129,8 +129,6 @@ def linear_probe(
         logits = classifier.decision_function(test_inputs)
     if logits.ndim == 1:  # of two classes
         logits = np.stack([-logits / 2, logits / 2], axis=1)
-    # Not `predict_log_proba()`, which is not finite where probabilities are tiny.
-    scores = log_softmax(logits, axis=1)
     predictions = classes[logits.argmax(axis=1)]
     is_right = predictions == test_labels
     return ProbeResult(
@@ -143,7 +141,8 @@ def linear_probe(
         validation_accuracy=validation_accuracy,
         predictions=predictions,
         classes=classes,
-        scores=scores,
+        # Not `predict_log_proba()`, which is not finite where probabilities are tiny.
+        scores=log_softmax(logits, axis=1),
     )
 
 
@@ -425,14 +424,12 @@ def probe_encoder(
         if plain and per == "patch":
             continue
         if per not in features:
-            extract: Any = InputFeatures(backbone, segments)
-            if not plain:
-                means = segments if per == "file" else 1
-                extract = FeatureExtractor(backbone, per=per, segments=means)
+            means = segments if per == "file" else 1
+            extract = FeatureExtractor(backbone, per=per, segments=means)
+            extract = InputFeatures(backbone, segments) if plain else extract
             features[per] = _features(extract, data, batch_size, most_gigabytes)
         more = (options or {}).get(kind, {})
-        vectors, rows = features[per]
-        found[kind] = _of_splits(kind, vectors, rows, data, seed, more)
+        found[kind] = _of_splits(kind, *features[per], data, seed, more)
     return found
 
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from keras_bridle.evaluation.plots import (
 from keras_bridle.training.checkpoint import write_json
 
 ENDINGS = (".json", ".csv", ".md")
+# Of arrays and NumPy's numbers.
+to_list = operator.methodcaller("tolist")
 
 
 def probe_table(rows, title="Probe accuracy", digits=1, caption=None):
@@ -87,11 +90,9 @@ def write_results(path, rows, percent=True):
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_name(path.name + ending) for ending in ENDINGS]
     for file in [path] if path.suffix in ENDINGS else files:
-        with file.open(
-            "w", newline="", encoding="utf-8", errors="surrogateescape"
-        ) as stream:
+        with file.open("w", -1, "utf-8", "surrogateescape", newline="") as stream:
             if file.suffix == ".json":
-                json.dump(rows, stream, indent=2, ensure_ascii=False, default=_as_list)
+                json.dump(rows, stream, indent=2, ensure_ascii=False, default=to_list)
             elif file.suffix == ".csv":
                 _write_csv(stream, rows)
             else:
@@ -101,10 +102,6 @@ def write_results(path, rows, percent=True):
                     cells = (x.replace("|", "\\|").replace("\n", " ") for x in line)
                     stream.write(f"| {' | '.join(cells)} |\n")
     return path
-
-
-def _as_list(array):
-    return array.tolist()
 
 
 def _write_csv(stream, rows):
