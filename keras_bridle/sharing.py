@@ -82,25 +82,31 @@ def model_card(folder, uri, license=None):
     modality = preset_modality(preset)
     classifier = saved_classifier_config(preset)
     options = {} if run is None else _options_of(run)
+    starts = (options.get(name) for name in ("preset", "teacher", "from"))
+    base = next((x for x in starts if str(x).startswith("hf://")), "")
     front = {
         "library_name": "keras-hub",
         "license": license,
         "pipeline_tag": f"{modality}-classification" if classifier else None,
-        "base_model": _base(options, "hf://"),
+        "base_model": base.removeprefix("hf://"),
         "tags": "[keras-bridle, self-supervised, residual-quantization]",
     }
     lines = ["---", *(f"{x}: {y}" for x, y in front.items() if y), "---"]
     lines += [f"# {uri.rsplit('/', 1)[-1]}", "", _what(config, modality, classifier)]
-    lines += ["", "```python", *_usage(uri, modality, classifier), "```"]
+    lines += ["", "```python", "import keras_bridle as kb", ""]
+    if classifier is not None:
+        name = f"Bridle{modality.capitalize()}Classifier"
+        lines.append(f'classifier = kb.{name}.from_preset("{uri}")')
+    else:
+        lines.append(f'backbone = kb.BridleBackbone.from_preset("{uri}")')
+        lines.append("features = backbone.pooled_features(inputs)")
+    lines.append("```")
     if options:
         names = [x for x in _OPTIONS if isinstance(options.get(x), (str, int))]
         lines += ["", "## Training", ""]
         lines += [f"- {x.replace('_', ' ')}: `{options[x]}`" for x in names]
-    if _base(options):
-        lines += [
-            "",
-            f"It started from `{_base(options)}`, whose licence holds as well.",
-        ]
+    if base:
+        lines += ["", f"It started from `{base}`, whose licence holds as well."]
     if run is not None:
         for name in ("probes.md", "metrics.md"):
             table = run / "results" / name
@@ -119,13 +125,6 @@ def _options_of(run):
     return options
 
 
-def _base(options, prefix=""):
-    """The public encoder that a run started or learned from, if any."""
-    names = [options.get(x) for x in ("preset", "teacher", "from")]
-    found = [x for x in names if isinstance(x, str) and x.startswith("hf://")]
-    return found[0].removeprefix(prefix) if found else None
-
-
 def _what(config, modality, classifier):
     size = f"{config['num_layers']} blocks of width {config['hidden_dim']}"
     patch = re.sub(r"[^\dx]", "", str(config["patch_size"]).replace(",", "x"))
@@ -133,12 +132,3 @@ def _what(config, modality, classifier):
     if classifier is not None:
         return f"{kind}fine-tuned with keras-bridle to tell classes."
     return f"{kind}pretrained without labels by keras-bridle (arXiv 2502.02118)."
-
-
-def _usage(uri, modality, classifier):
-    lines = ["import keras_bridle as kb", ""]
-    if classifier is not None:
-        name = f"Bridle{modality.capitalize()}Classifier"
-        return [*lines, f'classifier = kb.{name}.from_preset("{uri}")']
-    lines.append(f'backbone = kb.BridleBackbone.from_preset("{uri}")')
-    return [*lines, "features = backbone.pooled_features(inputs)"]
