@@ -139,19 +139,13 @@ class Exportable:
             raise RuntimeError(f"{format} could not be written:\n{done.stderr[-2000:]}")
 
     def _write(self, path, format, shape):
-        if format == "tf_saved_model":
-            self._write_by_keras(path, format, shape)
-            return
-        with _matmul_front_ends(self):
-            if format == "litert":
-                self._write_by_keras(path, format, shape)
-            else:
+        with _front_ends_for(format, self):
+            if FORMATS[format].backend == "torch":
                 _write_by_torch(self, path, format, shape)
-
-    def _write_by_keras(self, path, format, shape):
-        signature = [keras.InputSpec(shape=shape, dtype="float32", name="inputs")]
-        options = {"verbose": False, "input_signature": signature}
-        super().export(str(path), format, **options)  # type: ignore[misc]
+                return
+            signature = [keras.InputSpec(shape=shape, dtype="float32", name="inputs")]
+            options = {"verbose": False, "input_signature": signature}
+            super().export(str(path), format, **options)  # type: ignore[misc]
 
 
 def _run_job(saved, path, format, shape):
@@ -169,26 +163,17 @@ def _in_float32(model):
     return copy
 
 
-@contextlib.contextmanager
-def _matmul_front_ends(model):
-    """Lets front ends compute spectra by operations that every format has."""
-    found = [x for x in _front_ends(model) if hasattr(x, "fourier")]
-    before = [front_end.fourier for front_end in found]
-    try:
-        for front_end in found:
-            front_end.fourier = "matmul"
-        yield
-    finally:
-        for front_end, fourier in zip(found, before, strict=True):
-            front_end.fourier = fourier
-
-
-def _front_ends(model):
-    if getattr(model, "front_end", None) is not None:
-        yield model.front_end
+def _front_ends_for(format, model):
+    """Lets front ends compute spectra by operations that the format has."""
+    stack = contextlib.ExitStack()
     for name in ("backbone", "tokenizer"):
         if getattr(model, name, None) is not None:
-            yield from _front_ends(getattr(model, name))
+            stack.enter_context(_front_ends_for(format, getattr(model, name)))
+    front_end = getattr(model, "front_end", None)
+    if hasattr(front_end, "fourier") and format != "tf_saved_model":
+        stack.callback(setattr, front_end, "fourier", front_end.fourier)
+        front_end.fourier = "matmul"
+    return stack
 
 
 def _write_by_torch(model, path, format, shape):
@@ -208,11 +193,8 @@ def _write_by_torch(model, path, format, shape):
             return outputs
 
     sides = ("samples",) if len(shape) == 2 else ("side_1", "side_2", "side_3")
-    named = {
-        axis: name
-        for axis, (name, side) in enumerate(zip(("batch", *sides), shape, strict=False))
-        if side is None
-    }
+    axes = enumerate(zip(("batch", *sides), shape, strict=False))
+    named = {axis: name for axis, (name, side) in axes if side is None}
     unknown = dict.fromkeys(named, torch.export.Dim.DYNAMIC)
     example = ops.zeros([x or y for x, y in zip(shape, _EXAMPLE, strict=False)])
     with torch.no_grad(), _quiet():
@@ -264,13 +246,50 @@ def load_exported(path):
         as `"outputs"` if there is but one tensor.
     """
     path = str(path)
-    loaders = {
-        ".onnx": _load_onnx,
-        ".xml": _load_openvino,
-        ".pt2": _load_torch,
-        ".tflite": _load_litert,
-    }
-    return loaders.get(Path(path).suffix, _load_saved_model)(path)
+    match Path(path).suffix:
+        case ".onnx":
+            import onnxruntime
+
+            session = onnxruntime.InferenceSession(path)
+            names = [output.name for output in session.get_outputs()]
+            return lambda inputs: dict(
+                zip(names, session.run(names, {"inputs": inputs}), strict=True)
+            )
+        case ".xml":
+            import openvino
+
+            # By default it computes in half precision where the device is faster so.
+            precision = {"INFERENCE_PRECISION_HINT": "f32"}
+            compiled = openvino.compile_model(path, "CPU", precision)
+            return lambda inputs: {
+                output.any_name: value
+                for output, value in compiled(inputs).to_dict().items()
+            }
+        case ".pt2":
+            import torch
+
+            module = torch.export.load(path).module()
+            run = torch.no_grad()(lambda inputs: module(torch.tensor(inputs)))
+        case ".tflite":
+            from ai_edge_litert.interpreter import Interpreter
+
+            infer = Interpreter(path).get_signature_runner()
+
+            def run(inputs):
+                outputs = infer(inputs=inputs)
+                # A tensor without a name gets one of its own.
+                return outputs if len(outputs) > 1 else outputs.get("output_0", outputs)
+
+        case _:
+            import tensorflow
+
+            # The function needs the model as long as it lives.
+            model = tensorflow.saved_model.load(path)
+
+            def run(inputs):
+                return model.serve(inputs)
+
+    return lambda inputs: _arrays(run(inputs))
 
 
 def differences(model, exported, inputs):
@@ -292,61 +311,6 @@ def differences(model, exported, inputs):
         else float((right != found[name]).mean())
         for name, right in expected.items()
     }
-
-
-def _load_onnx(path):
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path)
-    names = [output.name for output in session.get_outputs()]
-    return lambda inputs: dict(
-        zip(names, session.run(names, {"inputs": inputs}), strict=True)
-    )
-
-
-def _load_openvino(path):
-    import openvino
-
-    # By default it would compute in half precision where the device is faster so.
-    model = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda inputs: {
-        output.any_name: value for output, value in model(inputs).to_dict().items()
-    }
-
-
-def _load_torch(path):
-    import torch
-
-    model = torch.export.load(path).module()
-
-    def run(inputs):
-        with torch.no_grad():
-            return _arrays(model(torch.tensor(inputs)))
-
-    return run
-
-
-def _load_litert(path):
-    from ai_edge_litert.interpreter import Interpreter
-
-    infer = Interpreter(path).get_signature_runner()
-
-    def run(inputs):
-        outputs = infer(inputs=inputs)
-        # A tensor without a name gets one of its own.
-        return (
-            outputs if len(outputs) > 1 else _arrays(outputs.get("output_0", outputs))
-        )
-
-    return run
-
-
-def _load_saved_model(path):
-    import tensorflow
-
-    # The function needs the model as long as it lives.
-    model = tensorflow.saved_model.load(path)
-    return lambda inputs: _arrays(model.serve(inputs))
 
 
 def _arrays(outputs):
