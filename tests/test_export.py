@@ -136,18 +136,13 @@ QUICK = {
         functools.partial(codes, make_tokenizer=kb.RandomProjectionTokenizer),
     ),
     "tensorflow": ("litert", "audio", classifier),
-    "jax": ("tf_saved_model", "image", tokens),
+    "jax": ("tf_saved_model", "image", relative_tokens),
 }
 
 
-def test_audio_or_images_from_this_backend(tmp_path, capsys):
+def test_from_this_backend(tmp_path, capsys):
     format, kind, make = QUICK[BACKEND]
     check_export(make(kind), kind, format, tmp_path, capsys)
-
-
-def test_relative_positions_from_this_backend(tmp_path, capsys):
-    model, (format, *_) = relative_tokens("image"), QUICK[BACKEND]
-    check_export(model, "image", format, tmp_path, capsys)
 
 
 @pytest.mark.slow

@@ -59,9 +59,7 @@ def test_the_card_of_a_run(run, uploads, given):
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
     compile(code, "card", "exec")
     assert f'kb.BridleBackbone.from_preset("{URI}")' in code
-
-
-def test_a_card_that_is_there_is_kept(run, uploads):
+    # A card that is there is kept.
     (run / "preset" / "README.md").write_text("Mine.")
     kb.upload_preset(run, URI)
     assert (run / "preset" / "README.md").read_text() == "Mine."

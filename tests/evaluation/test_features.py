@@ -125,14 +125,13 @@ def test_log_mel_features_leave_out_padding():
         assert abs(resized[row].mean() - real.mean()) < 0.2
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (8, 8)])
-def test_small_gray_pixels(shape):
+def test_small_gray_pixels():
     images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3)).astype("float32")
     gray = images.mean(axis=-1, keepdims=True)
     expected = keras.ops.image.resize(
-        gray, shape, antialias=True, data_format="channels_last"
+        gray, (4, 4), antialias=True, data_format="channels_last"
     )
-    found = InputFeatures(tiny_backbone(input_dims=(8, 8, 3)), shape=shape)(images)
+    found = InputFeatures(tiny_backbone(input_dims=(8, 8, 3)), shape=(4, 4))(images)
     np.testing.assert_allclose(found, _numpy(expected).reshape(2, -1), 1e-3, 0.1)
 
 
@@ -216,11 +215,23 @@ def test_a_stopped_run_resumes_without_loss_or_duplicates(
 
 def test_another_encoder_or_other_files_cannot_resume(backbone, folder, tmp_path):
     write_file_features(tmp_path, backbone, folder, progress=False)
-    other = _backbone()
-    other.set_weights([weight + 1 for weight in backbone.get_weights()])
-    for encoder, source in ((other, folder), (backbone, folder / "class 0")):
+    for encoder, source in ((_backbone(), folder), (backbone, folder / "class 0")):
         with pytest.raises(ValueError):
-            write_file_features(tmp_path, encoder, source, resume=True, progress=False)
+            write_file_features(tmp_path, encoder, source, resume=True)
+
+
+def test_wrong_values(backbone, folder, tmp_path, monkeypatch):
+    for wrong in ({"per": "clip"}, {"per": "patch", "segments": 2}, {"segments": 0}):
+        with pytest.raises(ValueError):
+            FeatureExtractor(backbone, **wrong)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ImportError):
+        FeatureExtractor(backbone).write(tmp_path / "y", folder, format="parquet")
+    assert not (tmp_path / "y").exists()
+    waveforms = tiny_backbone(input_dims=(None,), front_end=kb.LogMelSpectrogram())
+    (tmp_path / "a.wav").write_bytes(b"")
+    with pytest.raises(ValueError, match="seconds"):
+        FeatureExtractor(waveforms).files(tmp_path)
 
 
 def test_parts_of_nothing_but_broken_files(backbone, tmp_path):
@@ -254,21 +265,3 @@ def test_directories_of_the_first_version_load(tmp_path):
     assert found.patch.tolist() == [0, 1, 0] and found.grid == (2, 3)
     with pytest.raises(FileNotFoundError):
         load_file_features(tmp_path / "other")
-
-
-def test_wrong_values(backbone, folder, tmp_path, monkeypatch):
-    for wrong in ({"per": "clip"}, {"per": "patch", "segments": 2}, {"segments": 0}):
-        with pytest.raises(ValueError):
-            FeatureExtractor(backbone, **wrong)
-    extract = FeatureExtractor(backbone)
-    for wrong in ({"format": "csv"}, {"part_size": 0}, {"batch_size": 0}):
-        with pytest.raises(ValueError):
-            extract.write(tmp_path / "x", folder, **wrong, progress=False)
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ImportError):
-        extract.write(tmp_path / "y", folder, format="parquet")
-    assert not (tmp_path / "y").exists()
-    waveforms = tiny_backbone(input_dims=(None,), front_end=kb.LogMelSpectrogram())
-    (tmp_path / "a.wav").write_bytes(b"")
-    with pytest.raises(ValueError, match="seconds"):
-        FeatureExtractor(waveforms).files(tmp_path)

@@ -40,32 +40,25 @@ def test_fixed_regularization_against_sklearn(classes, strength):
     assert np.isfinite(far.scores).all() and far.scores.min() < -1000
 
 
-def test_fields_of_a_result_with_names_as_labels():
-    names = np.array(["ant", "bee", "cat", "dog"])
-    labels = names[TEST[1]]
-    result = linear_probe(TRAIN[0], names[TRAIN[1]], TEST[0], labels)
-    right = result.predictions == labels
-    assert result.classes.tolist() == names.tolist()
-    assert result.per_class == {x: right[labels == x].mean() for x in names.tolist()}
-    # The folds' estimate is near what the test rows say.
-    assert abs(result.validation_accuracy - right.mean()) < 0.12
-
-
-def test_test_rows_take_no_part_in_fitting():
-    whole = linear_probe(*TRAIN, *TEST)
-    wrong = linear_probe(*TRAIN, 1e3 * TEST[0][:30], np.zeros(30, int))
-    assert whole.regularization == wrong.regularization
-    assert whole.validation_accuracy == wrong.validation_accuracy
-
-
-def test_constant_columns_change_nothing():
+def test_constant_columns_names_and_test_rows_change_nothing_of_the_fit():
     noise = 1e-7 * np.random.default_rng(0).normal(size=(350, 3))
     # Differences of the size of float32 rounding, and a jump in the test rows.
     wide_train = np.concatenate([TRAIN[0], 7 + noise[:200]], axis=1)
     wide_test = np.concatenate([TEST[0], 9 + noise[200:]], axis=1)
-    result = linear_probe(wide_train, TRAIN[1], wide_test, TEST[1])
+    # Names for classes change nothing, either.
+    names = np.array(["ant", "bee", "cat", "dog"])
+    labels = names[TEST[1]]
+    result = linear_probe(wide_train, names[TRAIN[1]], wide_test, labels)
     expected = linear_probe(*TRAIN, *TEST)
-    np.testing.assert_array_equal(result.predictions, expected.predictions)
+    np.testing.assert_array_equal(result.predictions, names[expected.predictions])
+    assert result.classes.tolist() == names.tolist()
+    right = result.predictions == labels
+    assert result.per_class == {x: right[labels == x].mean() for x in names.tolist()}
+    # The folds' estimate is near what the test rows say, and does not know these.
+    assert abs(result.validation_accuracy - right.mean()) < 0.12
+    other = linear_probe(*TRAIN, 1e3 * TEST[0][:30], np.zeros(30, int))
+    assert other.regularization == expected.regularization
+    assert other.validation_accuracy == expected.validation_accuracy
 
 
 def test_groups_guard_against_memorizing_them():
@@ -122,12 +115,8 @@ def test_rounding_of_the_features_changes_nothing():
 @pytest.mark.parametrize(
     "change",
     [
-        {"train_features": np.full((8, 3), np.nan)},
-        {"test_features": np.ones((4, 2))},
-        {"train_labels": [0, 1] * 3},
         {"test_labels": [0]},
         {"train_labels": [1] * 8},
-        {"groups": [0, 1]},
         {"groups": [0, 0, 0, 0, 1, 1, 1, 1]},
         {"folds": 1},
     ],

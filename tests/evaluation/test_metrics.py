@@ -89,7 +89,6 @@ def test_of_equal_scores_the_first_class_is_predicted():
     [
         ([0, 1], [[0, 1], [0, np.nan]], None),
         ([0, 2], np.zeros((2, 2)), None),
-        ([-1, 0], np.zeros((2, 2)), None),
         ([0], np.zeros((2, 2)), None),
         ([[0, 2], [0, 1]], np.zeros((2, 2)), None),
         ([0, 1], np.zeros((2, 2)), ["a"]),
@@ -114,9 +113,7 @@ def test_mean_per_class():
     assert mean_per_class([lonely])[0]["AUC"] is None
 
 
-@pytest.mark.parametrize(
-    "codes", [np.zeros((0, 2), int), np.zeros(5, int), [[0], [4]], [[-1], [0]]]
-)
+@pytest.mark.parametrize("codes", [np.zeros((0, 2), int), [[0], [4]], [[-1], [0]]])
 def test_wrong_codes(codes):
     with pytest.raises(ValueError):
         code_usage(codes, 4)

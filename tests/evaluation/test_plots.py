@@ -1,5 +1,3 @@
-import sys
-
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -108,9 +106,8 @@ def test_codes_of_images_and_clips(tmp_path, figures):
     clip = rng.normal(size=(20, 16, 16, 3))
     plot_codes(clip, [5], _codes(40), (10, 2, 2), (2, 8, 8), path)
     assert len(figures[1].axes) == 4 * 8
-    for wrong in (_codes(15), np.zeros(16, int)):
-        with pytest.raises(ValueError):
-            plot_codes(image, [0], wrong, (4, 4), (7, 7), path)
+    with pytest.raises(ValueError, match="codes"):
+        plot_codes(image, [0], _codes(15), (4, 4), (7, 7), path)
 
 
 def test_patches_of_codes(tmp_path, figures):
@@ -157,7 +154,7 @@ def test_confusion_matrix(tmp_path, figures):
     assert max(figures[1].get_size_inches()) < 20
 
 
-def test_embedding(tmp_path, figures, monkeypatch):
+def test_embedding(tmp_path, figures):
     labels = np.arange(150) % 25
     noise = np.random.default_rng(0).normal(size=(150, 30))
     features = 0.1 * noise + np.eye(25, 30)[labels]
@@ -169,8 +166,3 @@ def test_embedding(tmp_path, figures, monkeypatch):
     texts = [text.get_text() for text in colored.get_legend().get_texts()]
     assert texts[0] == "5 others" and len(texts) == 21
     assert sum(len(group.get_offsets()) for group in colored.collections) == 150
-    with pytest.raises(ValueError):
-        plot_embedding(features, path, method="tsne")
-    monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(ImportError):
-        plot_embedding(features, path, method="umap")

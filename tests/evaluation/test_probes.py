@@ -1,4 +1,5 @@
-import keras
+import contextlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -7,7 +8,6 @@ from tiny_pretraining import backbone as tiny_backbone
 
 from keras_bridle.evaluation.features import FeatureExtractor, PatchFeatures
 from keras_bridle.evaluation.probes import (
-    AttentivePooling,
     ProbeData,
     knn_probe,
     linear_probe,
@@ -83,16 +83,6 @@ def test_attentive_finds_what_the_mean_hides_and_leaves_out_padding():
     assert again.summary() == found.summary()
 
 
-def test_attentive_pooling_of_one_real_patch_is_its_value():
-    patches = np.random.default_rng(0).normal(size=(2, 5, 8)).astype("float32")
-    is_real = np.arange(5) < np.array([[1], [5]])
-    pooled = AttentivePooling(2, seed=3)(patches, is_real)
-    alone = AttentivePooling(2, seed=3)(patches[:, :1], is_real[:, :1])
-    pooled, alone = map(keras.ops.convert_to_numpy, (pooled, alone))
-    np.testing.assert_allclose(pooled[0], alone[0], rtol=1e-4, atol=1e-6)
-    assert np.abs(pooled[1] - alone[1]).max() > 0.01
-
-
 def test_multi_label():
     train, test = (np.eye(4)[labels] for _, labels in (TRAIN, TEST))
     for hot in (train, test):
@@ -110,12 +100,10 @@ def test_a_class_that_training_lacks():
     known = TRAIN[1] != 2
     for kind, options in (("linear", {"regularizations": [1.0]}), ("knn", {})):
         found = probe(kind, TRAIN[0][known], TRAIN[1][known], *TEST, **options)
-        assert len(found.per_class) == 4
-        assert found.per_class[2]["accuracy"] == 0
-    found = probe("knn", *TRAIN, *TEST, class_names=list("abcde"))
-    assert found.excluded == ("e",)
+        assert [row["accuracy"] == 0 for row in found.per_class] == [0, 0, 1, 0]
 
 
+SPLITS = [(np.arange(25), np.arange(25, 40))]
 BACKBONE = tiny_backbone()
 LABELS = np.arange(40) % 3
 MAPS = np.random.default_rng(0).normal(size=(43, 32, 16, 1)).astype("float32")
@@ -141,8 +129,7 @@ def test_arrays_and_splits():
 def test_rows_that_were_not_read_are_left_out():
     read = np.array([i for i in range(40) if i not in (3, 30)])
     dataset = tf.data.Dataset.from_tensor_slices((MAPS[read], read)).batch(7)
-    splits = [(np.arange(25), np.arange(25, 40))]
-    data = ProbeData(lambda backbone: dataset, LABELS, list("abc"), splits)
+    data = ProbeData(lambda backbone: dataset, LABELS, list("abc"), SPLITS)
     (metrics,) = probe_encoder(BACKBONE, data, ["knn"])["knn"]
     features = FeatureExtractor(BACKBONE)(MAPS)
     train, test = read[read < 25], read[read >= 25]
@@ -156,13 +143,11 @@ def test_rows_that_were_not_read_are_left_out():
 
 
 def test_patches_that_would_take_too_much_memory():
-    splits = [(np.arange(20), np.arange(20, 40))]
-    data = ProbeData(lambda backbone: MAPS, LABELS, list("abc"), splits)
-    options = {"options": {"attentive": {"epochs": 1}}}
+    data = ProbeData(lambda backbone: MAPS, LABELS, list("abc"), SPLITS)
+    options = {"attentive": {"epochs": 1}}
     # 40 examples of 8 patches of 16 numbers at 2 bytes.
-    with pytest.raises(ValueError):
-        probe_encoder(BACKBONE, data, ["attentive"], most_gigabytes=10_239e-9)
-    found = probe_encoder(
-        BACKBONE, data, ["attentive"], most_gigabytes=10_241e-9, **options
-    )
-    assert found["attentive"][0].confusion.sum() == 20
+    for limit, fails in ((10_239e-9, True), (10_241e-9, False)):
+        with pytest.raises(ValueError) if fails else contextlib.nullcontext():
+            probe_encoder(
+                BACKBONE, data, ["attentive"], options=options, most_gigabytes=limit
+            )
