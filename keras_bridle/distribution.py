@@ -139,9 +139,9 @@ def bridle_layout_map(mesh, axis="model"):
     """Divides the large kernels of all networks among devices; for JAX.
 
     In each block the kernels that widen (attention's query, key and value, the MLP's
-    hidden layer) are divided by columns and those that narrow (attention's output, the
-    MLP's) by rows, so that what lies between them stays divided; the decoder's head is
-    divided by columns. Everything else, codebooks included, is on every device.
+    hidden layer) are divided by columns and those that narrow by rows, so that what
+    lies between them stays divided; the decoder's head is divided by columns.
+    Everything else is on every device.
 
     Args:
         mesh: `keras.distribution.DeviceMesh` with an axis for batches and one for
@@ -184,10 +184,9 @@ def bridle_layout_map(mesh, axis="model"):
 def distribute(model_devices=1, timeout=600.0):
     """Spreads what is built and trained in a `with` block over all devices.
 
-    Each batch is divided among the devices, and what they learn is that of the whole
-    batch: gradients, codebooks, restarts of dead codes, losses and metrics. Make all
-    networks within the block, and train and evaluate them in all processes, or these
-    wait for each other. Each backend finds devices in its own way:
+    Each batch is divided among the devices, and they learn from the whole batch. Make
+    all networks within the block, and train and evaluate them in all processes, or
+    these wait for each other. Each backend finds devices in its own way:
 
     - JAX: all devices of this machine (`keras.distribution.DataParallel`). For several
       processes, start each with Keras' `KERAS_DISTRIBUTION_JOB_ADDRESSES`,

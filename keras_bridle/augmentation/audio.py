@@ -13,13 +13,15 @@ class RandomWaveformGain(Augmentation):
     """Multiplies each waveform by a random gain while training.
 
     The gain is `0.5 + Beta(concentration, concentration)`: between 0.5 and 1.5, and 1
-    on average. Nothing is clipped. The layer belongs inside the model, before
-    `LogMelSpectrogram`; in a `tf.data` pipeline it works on the TensorFlow backend
-    only.
+    on average. Nothing is clipped.
+
+    All augmentations of waveforms belong inside the model, before `LogMelSpectrogram`.
+    There they cost little and draw the same on every backend and after a resume; in a
+    `tf.data` pipeline they work on the TensorFlow backend only.
 
     Args:
-        concentration: int, both parameters of the Beta distribution. The larger it is,
-            the nearer the gains are to 1; 1 is uniform.
+        concentration: int, both parameters of the Beta distribution. The larger, the
+            nearer gains are to 1; 1 is uniform.
         seed: int or `None`, seed of the random numbers.
         **kwargs: keyword arguments of `keras.layers.Layer`; `dtype` is float32 by
             default.
@@ -67,29 +69,15 @@ class RandomWaveformRoll(Augmentation):
     """Rolls each waveform in a circle by a random offset while training.
 
     What leaves at one end comes in at the other. Zeros at a clip's end are padding, as
-    for `LogMelSpectrogram`: they stay where they are, and only the real samples roll.
-    (If a real clip begins with exact zeros, these may come to its end and be padding
-    afterwards.) The layer belongs inside the model, before `LogMelSpectrogram`; in a
-    `tf.data` pipeline it works on the TensorFlow backend only.
+    for `LogMelSpectrogram`: they stay where they are. (Exact zeros at a clip's start
+    may come to its end and be padding afterwards.) What is not said here is as for
+    `RandomWaveformGain`.
 
     Args:
         factor: float in [0, 1], largest offset in either direction as a share of the
-            clip's real length. 0.5 makes all offsets possible and equally likely.
+            clip's real length. 0.5 makes all offsets equally likely.
         trailing_zeros_are_padding: bool. `False` rolls zeros at the end with the rest.
         seed: int or `None`, seed of the random numbers.
-        **kwargs: keyword arguments of `keras.layers.Layer`; `dtype` is float32 by
-            default.
-
-    Call arguments:
-        waveforms: float tensor of shape `(batch, samples)`.
-        training: bool. Without training the waveforms stay as they are.
-
-    Returns:
-        Tensor of shape `(batch, samples)`.
-
-    Raises:
-        ValueError: for a factor out of range, and waveforms that are not floats of
-            shape `(batch, samples)`.
 
     Example:
     ```python
@@ -130,29 +118,17 @@ class RandomWaveformMix(Mixing):
     """Adds up pairs of waveforms while training (mixup, on the recordings themselves).
 
     Both are freed of their mean first. Zeros at a clip's end are padding, as for
-    `LogMelSpectrogram`: a mixture is as long as the longer of the two. The layer
-    belongs inside the model, where it costs little and draws the same on every backend
-    and after a resume; labels are mixed by what it returns.
+    `LogMelSpectrogram`: a mixture is as long as the longer of the two. What is not said
+    here is as for `RandomWaveformGain`.
 
     Args:
         rate: float in [0, 1], how likely a waveform is mixed with another.
         alpha: positive float, both parameters of the Beta distribution that shares are
             drawn from. The larger, the nearer they are to a half.
         seed: int or `None`, seed of the random numbers.
-        **kwargs: keyword arguments of `keras.layers.Layer`; `dtype` is float32 by
-            default.
-
-    Call arguments:
-        waveforms: float tensor of shape `(batch, samples)`.
-        training: bool. Without training the waveforms stay as they are.
 
     Returns:
-        A `MixedBatch`: waveforms of shape `(batch, samples)`, with which other one each
-        was mixed, and the share that is its own.
-
-    Raises:
-        ValueError: for settings out of range, and waveforms that are not floats of
-            shape `(batch, samples)`.
+        A `MixedBatch`, by which labels are mixed, too.
 
     Example:
     ```python
@@ -188,14 +164,13 @@ class RandomWaveformMix(Mixing):
 class SpecAugment(Augmentation):
     """Hides random stripes of time and of frequency while training.
 
-    A stripe's width is drawn evenly from 0 to below the largest, its position evenly
-    from those where it fits. The layer works on the map that a front end makes, such as
-    `LogMelSpectrogram`: give it to a classifier as `feature_augmentation`.
+    A stripe's width is drawn evenly from 0 to below the largest, its position from
+    those where it fits. Give it to a classifier as `feature_augmentation`.
 
     Args:
         max_bins: int, largest width of a frequency stripe in mel bins.
-        max_frames: int, largest width of a time stripe in frames. Of a shorter map a
-            stripe may hide all.
+        max_frames: int, largest width of a time stripe in frames. It may hide all of a
+            shorter map.
         num_masks: int, stripes of each kind.
         fill_value: float, what is seen in place of the map. 0 is the mean of a
             normalized one.
@@ -208,9 +183,6 @@ class SpecAugment(Augmentation):
 
     Returns:
         Tensor of the same shape.
-
-    Raises:
-        ValueError: for widths below 0, no stripes at all, and maps of another rank.
 
     Example:
     ```python

@@ -1,9 +1,4 @@
-"""Augmentation of images and clips.
-
-Layers take images of shape `(batch, height, width, channels)` or clips of shape
-`(batch, frames, height, width, channels)`, of any dtype and range, and change all
-frames of a clip alike. Their `dtype` is float32 by default.
-"""
+"""Augmentation of images and clips."""
 
 import math
 
@@ -110,15 +105,18 @@ class _RandomCrop(Augmentation):
 class RandomHorizontalFlip(Augmentation):
     """Flips left and right at random while training.
 
-    Unlike `keras.layers.RandomFlip` it also takes clips.
+    Unlike `keras.layers.RandomFlip` it also takes clips, whose frames all augmentations
+    change alike.
 
     Args:
         rate: float in [0, 1], how likely an image is flipped.
         seed: int or `None`.
-        **kwargs: keyword arguments of `keras.layers.Layer`.
+        **kwargs: keyword arguments of `keras.layers.Layer`; `dtype` is float32 by
+            default.
 
     Call arguments:
-        images: images or clips.
+        images: images `(batch, height, width, channels)` or clips
+            `(batch, frames, height, width, channels)`, of any dtype and range.
         training: bool.
 
     Returns:
@@ -154,9 +152,9 @@ _TRIES = 10
 class RandomResizedCrop(_RandomCrop):
     """Cuts a random box out of each image and resizes it while training.
 
-    Keras has no such layer. The box's area and proportions are drawn for each image,
-    then its position, all in whole pixels. A box larger than the image is drawn again,
-    up to ten times; then it is the largest centered one of allowed proportions.
+    The box's area and proportions are drawn for each image, then its position, all in
+    whole pixels. A box larger than the image is drawn again, up to ten times; then it
+    is the largest centered one of allowed proportions.
 
     Args:
         size: int or `(height, width)` of the result.
@@ -165,10 +163,10 @@ class RandomResizedCrop(_RandomCrop):
             uniform.
         interpolation: `"bicubic"` or `"bilinear"`, with antialiasing.
         seed: int or `None`.
-        **kwargs: keyword arguments of `keras.layers.Layer`.
+        **kwargs: as for `RandomHorizontalFlip`.
 
     Call arguments:
-        images: images or clips.
+        images: as for `RandomHorizontalFlip`.
         training: bool. Without training, the result is the largest centered box with
             the proportions of `size`.
 
@@ -243,8 +241,8 @@ class RandomMultiScaleCrop(_RandomCrop):
     """Cuts a box out of each clip, at one of a few scales, while training.
 
     Each side of the box is the clip's shorter side times one of `scales`. It lies at
-    one of 13 positions: corners, center, middles of sides and of quadrants. Call
-    arguments and result are those of `RandomResizedCrop`.
+    one of 13 positions: corners, center, middles of sides and of quadrants. What is
+    not said here is as for `RandomResizedCrop`.
 
     Args:
         size: int or `(height, width)` of the result.
@@ -253,7 +251,6 @@ class RandomMultiScaleCrop(_RandomCrop):
             width may be apart; 0 keeps the boxes square.
         interpolation: `"bilinear"` or `"bicubic"`, with antialiasing.
         seed: int or `None`.
-        **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Example:
     ```python
@@ -301,16 +298,12 @@ class RandomMultiScaleCrop(_RandomCrop):
 class RandAugment(Augmentation):
     """Changes each image in a few ways, drawn at random, while training.
 
-    Keras' layers make the changes of `keras.layers.RandAugment`: shear, translation,
-    rotation, brightness, color, contrast, sharpness, posterization, solarization,
-    autocontrast and equalization. Four things differ:
+    Keras' layers make the changes of `keras.layers.RandAugment`, but:
 
     - Ways are drawn for each image, not for the batch.
-    - A small `factor` makes small changes. Keras' own keeps 1 bit of 8 at 0.1, and
-      turns dark what is bright.
+    - A small `factor` makes small changes. Keras' own keeps 1 bit of 8 at 0.1.
     - The largest changes are those of the paper, such as 30 degrees.
-    - Histograms are those of each image, and compile quickly on JAX, where Keras' take
-      minutes.
+    - Histograms are those of each image, and compile quickly on JAX.
 
     For clips and gray images, wrap it in `ImageAugmentation`.
 
@@ -319,7 +312,7 @@ class RandAugment(Augmentation):
         factor: float in [0, 1], how large changes may be, as a share of the largest.
             Magnitude 9 of the usual 10 is 0.9.
         seed: int or `None`.
-        **kwargs: keyword arguments of `keras.layers.Layer`.
+        **kwargs: as for `RandomHorizontalFlip`.
 
     Call arguments:
         images: tensor of shape `(batch, height, width, 3)`, values from 0 to 255.
@@ -455,8 +448,8 @@ class _Equalization(keras.layers.Equalization):
 class RandomImageMix(Mixing):
     """Blends pairs of images (mixup) or pastes boxes of others (CutMix) while training.
 
-    Unlike `keras.layers.MixUp` and `keras.layers.CutMix` it also takes clips, chooses
-    between the two for each image, and compiles with XLA on every backend.
+    Unlike `keras.layers.MixUp` and `keras.layers.CutMix` it takes clips, chooses
+    between the two for each image, and compiles with XLA.
 
     Args:
         mixup_alpha: float, both parameters of the Beta distribution of the shares of
@@ -465,11 +458,7 @@ class RandomImageMix(Mixing):
             to be blended as pasted into.
         rate: float in [0, 1], how likely an image is mixed at all.
         seed: int or `None`.
-        **kwargs: keyword arguments of `keras.layers.Layer`.
-
-    Call arguments:
-        images: images or clips.
-        training: bool.
+        **kwargs: as for `RandomHorizontalFlip`, and so are the call arguments.
 
     Returns:
         A `MixedBatch`. The share of an image with a pasted box is the exact share of

@@ -18,51 +18,43 @@ _WINDOW_POWERS = {"hann": 1.0, "povey": 0.85}
 class LogMelSpectrogram(ConfiguredLayer):
     """Turns waveforms into normalized log-mel spectrograms with Kaldi's arithmetic.
 
-    The waveform's mean is removed. Each frame of 25 ms, every 10 ms, loses its own
-    mean, is pre-emphasized, weighted with a symmetric window and transformed;
-    triangular mel filters sum the power spectrum, and the natural logarithm is taken.
-    Only whole frames count. Finally `(log_mel - mean) / (2 * std)`.
+    The waveform loses its mean, and so does each whole frame of 25 ms, every 10 ms. It
+    is pre-emphasized, weighted with a symmetric window and transformed; triangular mel
+    filters sum the power spectrum. The result is `(log(mel) - mean) / (2 * std)`,
+    computed in float32 whatever the dtype policy.
 
-    Clips of different lengths share a batch as Keras pads them: zeros at the end.
-    Samples after the last one that is not exactly zero are therefore padding, which
-    changes nothing in the real frames: a padded clip has the frames that it has alone.
-    A frame is real if all its samples are, or those of its group of `multiple_of`; the
-    first frame or group always is. The other frames are filled with one value. A clip
-    of nothing but zeros is silence, not padding.
-
-    Everything is computed in float32 whatever the dtype policy, and only the result is
-    cast to the compute dtype. The layer has no weights and runs inside the model, so an
-    exported model takes raw waveforms.
+    Clips of different lengths share a batch padded with zeros at the end. Samples after
+    the last one that is not exactly zero are padding, which changes nothing in the real
+    frames. A frame is real if all its samples are, or those of its group of
+    `multiple_of`; the first frame or group always is. The others are filled with one
+    value. A clip of nothing but zeros is silence, not padding.
 
     Args:
         sample_rate: int, samples per second of the waveforms.
         num_mel_bins: int, number of mel filters.
-        num_frames: int or `None`. Spectrograms are cut or filled up to this many
-            frames. `None` keeps all whole frames.
+        num_frames: int or `None`. Spectrograms are cut or filled up to so many frames.
         frame_length_ms: float, length of a frame in milliseconds.
         frame_step_ms: float, from one frame's start to the next, in milliseconds.
-        fft_length: int or `None`, samples that a frame is zero-padded to. `None` is the
-            next power of two.
+        fft_length: int, samples that a frame is zero-padded to: the next power of two
+            by default.
         min_frequency: float, where the lowest filter starts, in Hz.
-        max_frequency: float or `None`, where the highest filter ends, in Hz. `None` is
-            half the sample rate.
+        max_frequency: float, where the highest filter ends, in Hz: half the sample rate
+            by default.
         preemphasis: float, share of the previous sample that is subtracted.
         mean: float or `None`, mean of the data's log-mel values. The default is
             AudioSet's. `None`, with `std=None`, leaves the values as they are.
         std: float or `None`, standard deviation of the data's log-mel values.
         trailing_zeros_are_padding: bool. `False` takes zeros at a clip's end for
             recorded silence.
-        padding_value: float or `None`, log-mel value, before normalization, of the
-            frames that are no real ones. `None` is `mean`, so 0 after normalization, or
-            the value of silence if nothing is normalized. The published code of BRIDLE
-            has 0.
-        fourier: string. `"rfft"` is the fast transform. `"matmul"` is a product with
-            constant matrices: within 1e-4 of it, and of operations that every format of
-            exported models has.
+        padding_value: float or `None`, log-mel value, before normalization, of padded
+            frames. `None` is `mean`, or silence if nothing is normalized. The published
+            code of BRIDLE has 0.
+        fourier: string. `"rfft"` is the fast transform. `"matmul"` is within 1e-4 of
+            it, and of operations that every format of exported models has.
         window: string, `"hann"` or `"povey"`, Kaldi's default, which is Hann's to the
             power of 0.85.
-        scale: float, what waveforms are multiplied by: 32768 for encoders that were
-            trained on the numbers of 16-bit files.
+        scale: float, what waveforms are multiplied by: 32768 for encoders trained on
+            16-bit numbers.
         multiple_of: int. Without `num_frames`, frames that do not fill another group of
             so many, such as a patch's, are cut off; the first group is filled up.
         **kwargs: keyword arguments of `keras.layers.Layer`.
@@ -134,9 +126,6 @@ class LogMelSpectrogram(ConfiguredLayer):
         Args:
             waveforms: float array of shape `(clips, samples)`. Padding does not count.
             **kwargs: arguments of the layer but `mean` and `std`.
-
-        Returns:
-            A `LogMelSpectrogram`.
         """
         raw = cls(mean=None, std=None, **kwargs)
         values = ops.convert_to_numpy(ops.cast(raw(waveforms), "float32"))[..., 0]
@@ -228,9 +217,9 @@ class LogMelSpectrogram(ConfiguredLayer):
     def _windowed_frames(self, waveforms, num_frames):
         """Cuts the waveforms into frames ready for the Fourier transform.
 
-        Pre-emphasis runs over the waveform, once for each sample instead of once for
-        each frame it lies in. Kaldi's differs at a frame's first sample only, and there
-        the window is zero. It turns a frame's mean m into (1 - preemphasis) * m.
+        Pre-emphasis runs over the waveform instead of each frame. Kaldi's differs at a
+        frame's first sample only, where the window is zero. It turns a frame's mean m
+        into (1 - preemphasis) * m.
         """
         step = self._frame_step
         blocks_per_frame = -(-self._frame_length // step)
@@ -248,11 +237,7 @@ class LogMelSpectrogram(ConfiguredLayer):
         return (ops.concatenate(pieces, axis=-1) - means) * window
 
     def _frame_pieces(self, samples, num_blocks):
-        """Cuts a signal into overlapping frames without gathering.
-
-        The signal is cut into blocks of one step; a frame is a few blocks side by side,
-        the last one cut.
-        """
+        """Cuts a signal into blocks of a step, of which a frame is a few in a row."""
         step = self._frame_step
         blocks = ops.reshape(samples, (-1, num_blocks, step))
         blocks_per_frame = -(-self._frame_length // step)
@@ -287,10 +272,7 @@ class LogMelSpectrogram(ConfiguredLayer):
 def mel_filters(
     num_mel_bins, fft_length, sample_rate, min_frequency=20.0, max_frequency=None
 ):
-    """Builds Kaldi's triangular mel filters, `(fft_length // 2 + 1, num_mel_bins)`.
-
-    With many filters some of the lowest are so narrow that they cover no frequency.
-    """
+    """Builds Kaldi's triangular mel filters, `(fft_length // 2 + 1, num_mel_bins)`."""
     highest = sample_rate / 2 if max_frequency is None else max_frequency
     edges = np.linspace(_mel(min_frequency), _mel(highest), num_mel_bins + 2)
     left, center, right = edges[:-2], edges[1:-1], edges[2:]
@@ -310,10 +292,7 @@ def _window(name, frame_length):
 
 @functools.lru_cache(maxsize=4)
 def _spectrum_matrix(window, frame_length, fft_length, preemphasis):
-    """What a frame is multiplied by for the parts of its spectrum, real ones first.
-
-    The mean, pre-emphasis and window are in it.
-    """
+    """What turns a frame into its spectrum, real parts first."""
     samples = np.arange(frame_length)
     # Whole turns are left out as integers, so that angles are exact.
     turns = np.outer(samples, np.arange(fft_length // 2 + 1)) % fft_length
@@ -337,10 +316,7 @@ def as_waveforms(waveforms):
 
 
 def real_lengths(waveforms):
-    """Counts each clip's samples up to the last that is not exactly zero, in int32.
-
-    A clip of zeros only is silence and counts in full.
-    """
+    """Counts each clip's samples up to the last that is not zero; of silence, all."""
     positions = ops.arange(1, ops.shape(waveforms)[1] + 1, dtype="int32")[None]
     lengths = ops.max(ops.where(waveforms != 0, positions, 0), axis=1)
     return ops.where(lengths == 0, positions[:, -1], lengths)

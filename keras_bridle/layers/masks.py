@@ -113,7 +113,7 @@ class RandomMask(_Mask):
 
     Call arguments:
         patches: tensor of shape `(batch, num_patches, ...)`; only its shape counts.
-        grid: tuple of ints, the grid of patches (not used here; other masks do).
+        grid: tuple of ints, the grid of patches, which other masks need.
         noise: optional float tensor of shape `(batch, num_patches)`, used instead of
             random numbers: the patches of smallest noise stay visible.
 
@@ -152,8 +152,7 @@ class RandomMask(_Mask):
 class TubeMask(_Mask):
     """Hides a fixed share of the cells of a clip's frames, the same in all frames.
 
-    What a patch shows can therefore not be looked up in the frame before. Arguments and
-    result are those of `RandomMask`, but for these:
+    What is not said here is as for `RandomMask`.
 
     Call arguments:
         grid: tuple of ints, `(frames, rows, columns)`, or any grid whose first side is
@@ -203,11 +202,7 @@ _NOISE = 0.1
 
 
 class _BlockMask(_Mask):
-    """Base of the masks of whole blocks, which `_block_sizes()` sizes.
-
-    Blocks are placed until they are enough, and of the last one its middle counts, so
-    that every example has the same number of patches.
-    """
+    """Base of the masks of whole blocks, which `_block_sizes()` sizes."""
 
     hides_blocks = True
 
@@ -218,20 +213,16 @@ class _BlockMask(_Mask):
         return _split(scores, self.num_visible(grid), sort=True)
 
     def _num_blocks(self, share, block_share):
-        """Counts the random blocks that cover a share of the grid, or nearly always.
-
-        Twice as many as cover it on average, and some more.
-        """
+        """Counts random blocks: twice as many as cover a share on average, and some."""
         on_average = math.log(1.0 - share) / math.log(1.0 - min(block_share, 0.99))
         return 2 * math.ceil(on_average) + 2
 
     def _scores(self, batch, grid, heights, widths):
         """Scores patches by the first of some randomly placed blocks they lie in.
 
-        Patches of the first block have the smallest scores, its middle in front, then
-        come those of the second block, and so on. Patches in no block come last, in
-        random order. So the patches of smallest score are a few whole blocks and the
-        middle of one more.
+        Patches of the first block have the smallest scores, its middle in front. Those
+        in no block come last, in random order. So the patches of smallest score are a
+        few whole blocks and the middle of one more.
         """
         num_blocks = ops.shape(heights)[1]
         row = self._distances(grid[0], heights)
@@ -244,10 +235,7 @@ class _BlockMask(_Mask):
         return scores + _NOISE * self._noise(None, batch, math.prod(grid))
 
     def _distances(self, length, sizes):
-        """Places blocks along one side, and measures cells from their middles.
-
-        Gives `(batch, num_blocks, length)`: 0 in the middle of a block, below 1 inside.
-        """
+        """Places blocks along a side: 0 in the middle of each, below 1 inside."""
         draws = self._noise(None, *ops.shape(sizes))
         first = ops.floor(draws * (length - sizes + 1.0))
         middle = ops.expand_dims(first + 0.5 * (sizes - 1.0), 2)
@@ -260,7 +248,7 @@ class BlockMask(_BlockMask):
     """Hides rectangular blocks of random size, shape and position, as BEiT does.
 
     Every example loses the same number of patches: whole blocks until they are enough,
-    of the last one its middle. `patches` and the result are those of `RandomMask`.
+    of the last one its middle. What is not said here is as for `RandomMask`.
 
     Args:
         mask_ratio: float between 0 and 1, the share of patches to hide.
@@ -268,8 +256,7 @@ class BlockMask(_BlockMask):
             shares of the grid.
         aspect_ratio: tuple of 2 floats, the smallest and the largest height of a block
             relative to its width.
-        seed: optional int, makes the masks reproducible.
-        **kwargs: keyword arguments of `keras.layers.Layer`.
+        seed: optional int.
 
     Call arguments:
         grid: tuple of 2 ints, `(rows, columns)`.
@@ -328,8 +315,7 @@ class InverseBlockMask(_BlockMask):
         mask_ratio: float between 0 and 1, the share of patches to hide.
         block_size: int, the side of a visible block, in patches; smaller where the grid
             is.
-        seed: optional int, makes the masks reproducible.
-        **kwargs: keyword arguments of `keras.layers.Layer`.
+        seed: optional int.
 
     Example:
     ```python
@@ -365,14 +351,13 @@ class InverseBlockMask(_BlockMask):
 class TimeFrequencyMask(_Mask):
     """Hides whole rows (times) and whole columns (mel bands) of the grid of patches.
 
-    A patch stays visible where its row and its column both do. `patches` and the result
-    are those of `RandomMask`.
+    A patch stays visible where its row and its column both do. What is not said here is
+    as for `RandomMask`.
 
     Args:
         time_mask_ratio: float between 0 and 1, the share of rows to hide.
         frequency_mask_ratio: float between 0 and 1, the share of columns to hide.
-        seed: optional int, makes the masks reproducible.
-        **kwargs: keyword arguments of `keras.layers.Layer`.
+        seed: optional int.
 
     Call arguments:
         grid: tuple of 2 ints, `(rows, columns)`, at least 2 of each.

@@ -107,9 +107,8 @@ class PatchEmbedding(ConfiguredLayer):
         """Tells real patches from padded ones: a patch is real if its first row is.
 
         Args:
-            inputs: tensor of shape `(batch, *sides, channels)`; only its shape counts.
-            padding_mask: bool tensor of shape `(batch, rows)`, `True` at real rows, or
-                `None`.
+            inputs: tensor of shape `(batch, *sides, channels)`.
+            padding_mask: optional bool tensor of shape `(batch, rows)`.
 
         Returns:
             Bool tensor of shape `(batch, num_patches)`, or `None`.

@@ -43,10 +43,8 @@ def on_white(pixels):
 class PixelNormalization(ConfiguredLayer):
     """Turns raw pixels of images or clips into normalized ones.
 
-    `(pixels / scale - mean) / std`. As the front end of a model it makes the model take
-    raw pixels: 0 to 255, whatever their dtype, as files and Keras' image layers have
-    them. It is computed in float32 whatever the dtype policy, and only the result is
-    cast to the compute dtype.
+    `(pixels / scale - mean) / std`, computed in float32 whatever the dtype policy. As
+    the front end of a model it makes the model take raw pixels from 0 to 255.
 
     Args:
         mean: float or tuple of floats, one for each channel, of the pixels divided by

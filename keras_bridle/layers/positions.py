@@ -17,20 +17,17 @@ LAYOUTS = ("grid", "transposed_grid", "sequence")
 class SineCosinePositionEncoding(ConfiguredLayer):
     """Adds fixed sine-cosine positions to a grid of patch vectors.
 
-    The positions are computed from the grid at hand, so any grid will do: a shorter
-    one gets the slice that a longer one starts with. `trained_grid` stretches other
-    grids onto the one a model was trained with instead.
+    Any grid will do: a shorter one gets the slice that a longer one starts with, or is
+    stretched onto `trained_grid`.
 
     Args:
         layout: string. `"grid"`: half of the channels tell the column, half the row.
             `"sequence"`: all channels tell the place in the flat sequence of patches
-            (the published positions of video). `"transposed_grid"`: the grid's table is
-            made for (columns, rows) and read in the order of the patches, which
-            scrambles it unless the grid is square (the published positions of audio).
-        trained_grid: optional tuple of ints. When given, coordinates are scaled so that
-            the sides of any grid cover the same range as this one's. A side may be
-            `None` and is left as it is then: `(None, 14, 14)` stretches images and
-            leaves time alone.
+            (as published for video). `"transposed_grid"`: the table is made for
+            (columns, rows) and read in the order of the patches, which scrambles it
+            unless the grid is square (as published for audio).
+        trained_grid: optional tuple of ints. The sides of any grid are scaled to cover
+            the same range as this one's, but for those that are `None` here.
         **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -220,28 +217,18 @@ class LearnedPositionEncoding(ConfiguredLayer):
 class RelativePositionBias(ConfiguredLayer):
     """Learned biases of attention, one a head for each offset between two patches.
 
-    A smaller grid uses the offsets that it has.
+    A smaller grid uses the offsets that it has. Call arguments and errors are those of
+    `LearnedPositionEncoding`.
 
     Args:
         num_heads: int, attention heads.
         trained_grid: tuple of ints, the largest grid whose offsets have biases.
         use_class_token: bool, whether a class token precedes the patches. Three more
             biases are then for the token to a patch, a patch to it, and it to itself.
-        **kwargs: keyword arguments of `keras.layers.Layer`.
-
-    Call arguments:
-        patches: tensor of shape `(batch, *grid, dim)`, or `(batch, num_visible, dim)`
-            together with `grid` and `visible`; only its shape counts.
-        grid: optional tuple of ints.
-        visible: optional int32 tensor of shape `(batch, num_visible)`, which patches of
-            the grid there are.
 
     Returns:
         Tensor of shape `(batch, num_heads, length, length)`, from queries to keys, to
         add to the attention's logits. The batch is 1 without `visible`.
-
-    Raises:
-        ValueError: for a grid with more cells along a side than the trained one.
 
     Example:
     ```python

@@ -38,10 +38,9 @@ class TransformerBlock(_Block):
         mlp_dim: int, width of the MLP's hidden layer.
         layer_norm_epsilon: float, added to the variance in the norms.
         drop_path_rate: float in [0, 1), how likely an example skips the attention, and
-            likewise the MLP, in training: stochastic depth. What is not skipped is
-            scaled up, so that its mean stays.
+            likewise the MLP, in training: stochastic depth.
         layer_scale: optional float, the initial value of learned scales, one for each
-            channel of what the attention and the MLP add. `None` has no such scales.
+            channel of what the attention and the MLP add.
         **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -162,7 +161,8 @@ class WindowTransformerBlock(_Block):
 
     Blocks are used in turn with and without a shift, so that neighbors across a
     window's border meet in every other block. A side of the grid that is no longer than
-    the window is not shifted and the window shrinks to it.
+    the window is not shifted and the window shrinks to it. What is not said here is as
+    for `TransformerBlock`.
 
     Args:
         num_heads: int, attention heads; must divide the tokens' size.
@@ -172,16 +172,9 @@ class WindowTransformerBlock(_Block):
         layer_norm_epsilon: float, added to the variance in the norms.
         bias_dim: int, width of the small MLP that turns the offset between two patches
             into a bias of their attention.
-        **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
-        tokens: float tensor of shape `(batch, rows * columns, dim)`.
         grid: tuple of 2 ints, `(rows, columns)`.
-        padding_mask: optional bool tensor of shape `(batch, rows * columns)`, `True` at
-            real tokens. Tokens do not attend to padded ones.
-
-    Returns:
-        Tensor like `tokens`.
 
     Raises:
         ValueError: if heads do not divide the tokens' size or windows not the grid.
