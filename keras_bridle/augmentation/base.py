@@ -7,22 +7,19 @@ import numpy as np
 from keras import ops
 from scipy import special
 
-from keras_bridle.layers.base import ConfiguredLayer, check
-from keras_bridle.replicas import draw_rows
+from keras_bridle.layers.base import RandomLayer, check
 
 
-class Augmentation(ConfiguredLayer):
+class Augmentation(RandomLayer):
     """Base of the augmentations: they change inputs in training, and are in float32.
 
-    Subclasses define `augment(inputs)`, and `checked(inputs)` for what they take. They
-    draw for each example of the whole batch, however many devices share it.
+    Subclasses define `augment(inputs)`, and `checked(inputs)` for what they take.
     """
 
     def __init__(self, arguments):
         # Half precision is too coarse for samples and pixels.
         arguments["kwargs"].setdefault("dtype", "float32")
         super().__init__(arguments)
-        self.seed_generator = keras.random.SeedGenerator(self.seed)
 
     def call(self, inputs, training=None):
         inputs = self.checked(inputs)
@@ -32,12 +29,6 @@ class Augmentation(ConfiguredLayer):
     def leave(self, inputs):
         """Gives the outputs without training."""
         return inputs
-
-    def uniform(self, shape, low=0.0, high=1.0):
-        """Draws float32 numbers from [low, high); the first axis is the batch."""
-        return draw_rows(
-            keras.random.uniform, shape, low, high, "float32", self.seed_generator
-        )
 
 
 class MixedBatch(NamedTuple):

@@ -204,27 +204,21 @@ class RandomResizedCrop(_RandomCrop):
     def random_boxes(self, batch_size, height, width):
         area = self.uniform((batch_size, _TRIES), *self.scale) * (height * width)
         ratio = ops.exp(self.uniform((batch_size, _TRIES), *map(math.log, self.ratio)))
+        sizes = ops.stack([ops.sqrt(area / ratio), ops.sqrt(area * ratio)], axis=2)
         # The largest box of allowed proportions comes last, and always fits.
         widest = min(max(width / height, self.ratio[0]), self.ratio[1])
         last = (min(height, width / widest), min(width, height * widest))
-        heights = _with_last(ops.sqrt(area / ratio), last[0])
-        widths = _with_last(ops.sqrt(area * ratio), last[1])
-        bounds = [heights >= 1, heights <= height, widths >= 1, widths <= width]
-        fits = ops.all(ops.stack(bounds), axis=0)
+        last = ops.convert_to_tensor(last, "float32") + ops.zeros_like(sizes[:, :1])
+        sizes = ops.round(ops.concatenate([sizes, last], axis=1))
+        sides = ops.convert_to_tensor((height, width), "float32")
+        fits = ops.all(ops.logical_and(sizes >= 1, sizes <= sides), axis=2)
         chosen = ops.argmax(ops.cast(fits, "int32"), axis=1)[:, None]
-        box_height = ops.take_along_axis(heights, chosen, axis=1)
-        box_width = ops.take_along_axis(widths, chosen, axis=1)
+        index = ops.repeat(chosen[:, :, None], 2, axis=2)
+        size = ops.take_along_axis(sizes, index, axis=1)[:, 0]
         # The last one is centered.
-        position = self.uniform((batch_size, 2))
-        position = ops.where(chosen == _TRIES, 0.5, position)
-        top = ops.floor(position[:, :1] * (height - box_height + 1))
-        left = ops.floor(position[:, 1:] * (width - box_width + 1))
-        return ops.concatenate([top, left, box_height, box_width], axis=1)
-
-
-def _with_last(sides, last):
-    """Rounds sides to whole pixels and puts one more behind each row."""
-    return ops.round(ops.pad(sides, ((0, 0), (0, 1)), constant_values=last))
+        position = ops.where(chosen == _TRIES, 0.5, self.uniform((batch_size, 2)))
+        corner = ops.floor(position * (sides - size + 1))
+        return ops.concatenate([corner, size], axis=1)
 
 
 # Positions of a box, in quarters of the room along height and width: the corners, the

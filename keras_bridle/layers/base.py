@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_bridle.engine import is_symbolic
+from keras_bridle.replicas import draw_rows
 
 
 class ConfiguredLayer(keras.layers.Layer):
@@ -29,6 +30,20 @@ class ConfiguredLayer(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
+
+
+class RandomLayer(ConfiguredLayer):
+    """A layer with a `seed` that draws for each example, on any number of devices."""
+
+    def __init__(self, arguments):
+        super().__init__(arguments)
+        self.seed_generator = keras.random.SeedGenerator(self.seed)
+
+    def uniform(self, shape, low=0.0, high=1.0):
+        """Draws float32 numbers from [low, high); the first axis is the batch."""
+        return draw_rows(
+            keras.random.uniform, shape, low, high, "float32", self.seed_generator
+        )
 
 
 def check(is_right, argument, expected, received):

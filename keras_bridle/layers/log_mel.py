@@ -133,9 +133,6 @@ class LogMelSpectrogram(ConfiguredLayer):
         return cls(mean=float(values.mean()), std=float(values.std()), **kwargs)
 
     def _check_settings(self):
-        for name in ("sample_rate", "num_mel_bins", "num_frames", "multiple_of"):
-            value = getattr(self, name)
-            check(value is None or value >= 1, name, "at least 1", value)
         length, step = self._frame_length, self._frame_step
         nyquist = self.sample_rate / 2
         low, high = self.min_frequency, self.max_frequency
@@ -143,6 +140,9 @@ class LogMelSpectrogram(ConfiguredLayer):
         fft_length = self.fft_length or length
         has_both = (self.mean is None) == (self.std is None)
         rules = {
+            "num_mel_bins": (self.num_mel_bins >= 1, "at least 1"),
+            "num_frames": (self.num_frames is None or self.num_frames >= 1, "positive"),
+            "multiple_of": (self.multiple_of >= 1, "at least 1"),
             "frame_length_ms": (length >= 2, "at least 2 samples"),
             "frame_step_ms": (step >= 1, "at least a sample"),
             "fft_length": (fft_length >= length, f"a frame's {length} samples or more"),
@@ -232,9 +232,8 @@ class LogMelSpectrogram(ConfiguredLayer):
             ops.sum(piece, axis=-1, keepdims=True)
             for piece in self._frame_pieces(samples, num_blocks)
         ) * ((1 - self.preemphasis) / self._frame_length)
-        pieces = self._frame_pieces(emphasized, num_blocks)
-        window = ops.convert_to_tensor(self._window)
-        return (ops.concatenate(pieces, axis=-1) - means) * window
+        frames = ops.concatenate(self._frame_pieces(emphasized, num_blocks), axis=-1)
+        return (frames - means) * ops.convert_to_tensor(self._window)
 
     def _frame_pieces(self, samples, num_blocks):
         """Cuts a signal into blocks of a step, of which a frame is a few in a row."""
@@ -255,9 +254,8 @@ class LogMelSpectrogram(ConfiguredLayer):
         return ops.matmul(power, ops.convert_to_tensor(self._filters))
 
     def _normalize(self, log_mel):
-        if self.mean is None:
-            return log_mel
-        return (log_mel - self.mean) / (2 * self.std)
+        is_raw = self.mean is None
+        return log_mel if is_raw else (log_mel - self.mean) / (2 * self.std)
 
     def _normalized_padding(self):
         if self.padding_value is not None:

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_bridle.layers.base import ConfiguredLayer, check
-from keras_bridle.replicas import draw_rows
+from keras_bridle.layers.base import RandomLayer, check
 
 
 class PatchMask(NamedTuple):
@@ -55,7 +54,7 @@ def _split(scores, num_visible, sort=False):
     return PatchMask(*(ops.sort(part, axis=1) for part in mask)) if sort else mask
 
 
-class _Mask(ConfiguredLayer):
+class _Mask(RandomLayer):
     """Base of the masks: ratios, random numbers, and the grid of patches.
 
     Subclasses say in `num_visible(grid)` how many patches an example keeps.
@@ -68,7 +67,6 @@ class _Mask(ConfiguredLayer):
         for name, value in arguments.items():
             is_right = not name.endswith("mask_ratio") or 0.0 < value < 1.0
             check(is_right, name, "between 0 and 1, both excluded", value)
-        self.seed_generator = keras.random.SeedGenerator(self.seed)
 
     def num_visible(self, grid):
         """Counts the patches of a grid that stay visible."""
@@ -83,12 +81,9 @@ class _Mask(ConfiguredLayer):
         check(fits and math.prod(grid) == patches.shape[1], "grid", expected, grid)
         return ops.shape(patches)[0], grid
 
-    def _noise(self, noise, *shape, low=0.0, high=1.0):
+    def _noise(self, noise, *shape):
         """Random numbers for each example, unless they are given."""
-        if noise is None:
-            noise = draw_rows(
-                keras.random.uniform, shape, low, high, "float32", self.seed_generator
-            )
+        noise = self.uniform(shape) if noise is None else noise
         return ops.convert_to_tensor(noise, dtype="float32")
 
     def compute_output_spec(self, patches, grid=None, noise=None):
@@ -232,11 +227,11 @@ class _BlockMask(_Mask):
         index = ops.expand_dims(ops.arange(num_blocks, dtype="float32"), 1)
         inside = index + (1.0 - _NOISE) * distance
         scores = ops.min(ops.where(distance < 1.0, inside, float(num_blocks)), axis=1)
-        return scores + _NOISE * self._noise(None, batch, math.prod(grid))
+        return scores + _NOISE * self.uniform((batch, math.prod(grid)))
 
     def _distances(self, length, sizes):
         """Places blocks along a side: 0 in the middle of each, below 1 inside."""
-        draws = self._noise(None, *ops.shape(sizes))
+        draws = self.uniform(ops.shape(sizes))
         first = ops.floor(draws * (length - sizes + 1.0))
         middle = ops.expand_dims(first + 0.5 * (sizes - 1.0), 2)
         cells = ops.arange(length, dtype="float32")
@@ -293,10 +288,8 @@ class BlockMask(_BlockMask):
 
     def _block_sizes(self, batch, grid):
         shape = batch, self._num_blocks(self.mask_ratio, sum(self.block_share) / 2)
-        low, high = self.block_share
-        area = math.prod(grid) * self._noise(None, *shape, low=low, high=high)
-        low, high = map(math.log, self.aspect_ratio)
-        aspect = ops.exp(self._noise(None, *shape, low=low, high=high))
+        area = math.prod(grid) * self.uniform(shape, *self.block_share)
+        aspect = ops.exp(self.uniform(shape, *map(math.log, self.aspect_ratio)))
         sizes = ops.sqrt(area * aspect), ops.sqrt(area / aspect)
         return [
             ops.clip(ops.round(size), 1.0, float(side))

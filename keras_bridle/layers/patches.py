@@ -63,11 +63,8 @@ class PatchEmbedding(ConfiguredLayer):
         self.projection = keras.layers.Dense(
             self.hidden_dim, dtype=self.dtype_policy, name="projection"
         )
-        self.projection.build((None, None, self._numbers(inputs_shape[-1])))
-
-    def _numbers(self, channels):
-        """Counts the numbers of a patch."""
-        return math.prod(self.patch_size) * channels
+        numbers = math.prod(self.patch_size) * inputs_shape[-1]
+        self.projection.build((None, None, numbers))
 
     def call(self, inputs, visible=None):
         batch, *sides, channels = ops.shape(inputs)
@@ -79,7 +76,7 @@ class PatchEmbedding(ConfiguredLayer):
         sizes[0], sizes[-1] = batch * sizes[0], sizes[-1] * channels
         patches = ops.reshape(inputs, sizes)
         order = (*range(0, len(sizes), 2), *range(1, len(sizes), 2))
-        shape = (batch, math.prod(grid), self._numbers(channels))
+        shape = (batch, math.prod(grid), math.prod(self.patch_size) * channels)
         patches = ops.reshape(ops.transpose(patches, order), shape)
         if visible is not None:
             return self.projection(gather_patches(patches, visible))

@@ -92,10 +92,9 @@ class SineCosinePositionEncoding(ConfiguredLayer):
 
 def check_layout(layout, sides):
     """Raises a `ValueError` if a layout is not for patches of such sides."""
-    is_flat = layout in ("grid", "transposed_grid")
     num_sides = 2 if isinstance(sides, int) else len(sides)
     expected = "'sequence' for patches of other than 2 sides, such as those of clips"
-    check(num_sides == 2 or not is_flat, "layout", expected, layout)
+    check(num_sides == 2 or layout == "sequence", "layout", expected, layout)
 
 
 # Without it, torch would compute the sines anew at every step.

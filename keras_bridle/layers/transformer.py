@@ -314,8 +314,7 @@ def _from_windows(windows, grid, window, shift):
 
 def _log_offsets(window):
     """Signed logarithms of the offsets between a window's patches, query minus key."""
-    rows, columns = np.meshgrid(*(np.arange(side) for side in window), indexing="ij")
-    cells = np.stack([rows.ravel(), columns.ravel()], axis=1).astype("float64")
+    cells = np.indices(window).reshape(2, -1).T.astype("float64")
     offsets = cells[:, None] - cells[None]
     offsets = np.sign(offsets) * np.log1p(np.abs(offsets))
     return offsets.reshape(-1, 2).astype("float32")
@@ -336,18 +335,14 @@ def _region_mask(grid, window, shift):
     return (apart * _BLOCKED).astype("float32")
 
 
-def check_attention(attention):
-    """Raises a `ValueError` for an unknown kind of attention."""
-    is_right = attention in ("global", "window")
-    check(is_right, "attention", "'global' or 'window'", attention)
-
-
 def attention_blocks(model):
     """Makes the blocks of a model by its attributes, such as `attention`, `num_layers`.
 
     Windows are shifted in every other block.
     """
     check_heads(model.num_heads, model.hidden_dim)
+    is_right = model.attention in ("global", "window")
+    check(is_right, "attention", "'global' or 'window'", model.attention)
     blocks = []
     for index in range(model.num_layers):
         common = {"dtype": model.dtype_policy, "name": f"transformer_block_{index}"}
@@ -364,7 +359,6 @@ def attention_blocks(model):
 def run_blocks(blocks, tokens, grid, padding_mask):
     """Runs tokens through blocks of either kind."""
     for block in blocks:
-        is_windowed = isinstance(block, WindowTransformerBlock)
-        options = {"grid": grid} if is_windowed else {}
+        options = {"grid": grid} if isinstance(block, WindowTransformerBlock) else {}
         tokens = block(tokens, padding_mask=padding_mask, **options)
     return tokens

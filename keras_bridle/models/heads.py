@@ -7,7 +7,6 @@ from keras_bridle.layers.masks import gather_patches, restore_order
 from keras_bridle.layers.positions import SineCosinePositionEncoding
 from keras_bridle.layers.transformer import (
     attention_blocks,
-    check_attention,
     run_blocks,
 )
 from keras_bridle.models.arguments import Configured
@@ -32,7 +31,6 @@ class _Head(Configured, keras.Model):
     ):
         super().__init__(**kwargs)
         self.keep_arguments(locals())
-        check_attention(attention)
         self.window_size, self.window_shift = tuple(window_size), tuple(window_shift)
         dtype = self.dtype_policy
         self.embedding = keras.layers.Dense(hidden_dim, dtype=dtype, name="embedding")
