@@ -11,6 +11,7 @@ import pytest
 from keras import ops
 
 from keras_bridle import replicas as module
+from keras_bridle.quantizer import residual_quantizer
 from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
 
 torch_only = pytest.mark.skipif(
@@ -27,7 +28,8 @@ class Replicas:
         self.local = threading.local()
         self.barrier = threading.Barrier(count, timeout=60)
         self.vectors = [None] * count
-        monkeypatch.setattr(module, "num_replicas", lambda: self.count)
+        for place in (module, residual_quantizer):
+            monkeypatch.setattr(place, "num_replicas", lambda: self.count)
         monkeypatch.setattr(module, "_replica_id", lambda: self.local.index)
         monkeypatch.setattr(module, "_sum_vector", self.sum)
 
@@ -89,8 +91,6 @@ def test_quantizers_of_replicas_move_like_one(options, padded, monkeypatch):
     expected = [whole(vectors, mask, training=True) for _ in range(3)]
     quantizers = [made() for _ in range(3)]
     replicas = Replicas(3, monkeypatch)
-    name = "keras_bridle.quantizer.residual_quantizer.num_replicas"
-    monkeypatch.setattr(name, lambda: 3)
 
     def of(index):
         rows = slice(2 * index, 2 * index + 2)
@@ -112,8 +112,6 @@ def test_quantizers_of_replicas_move_like_one(options, padded, monkeypatch):
 
 @torch_only
 def test_one_bad_replica_keeps_all_codebooks_as_they_are(monkeypatch):
-    name = "keras_bridle.quantizer.residual_quantizer.num_replicas"
-    monkeypatch.setattr(name, lambda: 3)
     quantizers = [ResidualQuantizer(2, 8, dim=4, seed=5) for _ in range(3)]
     for quantizer in quantizers:
         quantizer.build((None, 4))
@@ -136,6 +134,3 @@ def test_one_device_has_nothing_to_sum():
     assert module.metric_increment(tree) is tree
     taken = ops.convert_to_numpy(module.take_rows(values, np.int32([2, 0])))
     np.testing.assert_array_equal(taken, [[4, 5], [0, 1]])
-    optimizer = keras.optimizers.SGD()
-    module.sum_gradients(optimizer)
-    assert not hasattr(optimizer, "sums_gradients")

@@ -8,12 +8,10 @@ from keras import ops
 from keras_bridle.layers.masks import (
     BlockMask,
     InverseBlockMask,
-    PatchMask,
     RandomMask,
     TimeFrequencyMask,
     TubeMask,
     gather_patches,
-    restore_order,
 )
 
 GRID = (14, 14)
@@ -46,32 +44,18 @@ def test_gather_picks_each_examples_own(rest):
         np.testing.assert_array_equal(picked, expected)
 
 
-def test_gathered_patches_come_back_in_order():
-    rng = np.random.default_rng(1)
-    order = np.stack([rng.permutation(9) for _ in range(4)]).astype("int32")
-    mask = PatchMask(*map(ops.convert_to_tensor, (order[:, :3], order[:, 3:])))
-    patches = ops.convert_to_tensor(rng.normal(size=(4, 9, 2)).astype("float32"))
-    parts = [gather_patches(patches, indices) for indices in mask]
-    restored = gather_patches(ops.concatenate(parts, axis=1), restore_order(mask))
-    np.testing.assert_array_equal(to_numpy(restored), to_numpy(patches))
-
-
 @pytest.mark.parametrize(
     ("layer", "grid", "count"),
     [
         (RandomMask(0.8), (10,), 2),
-        (RandomMask(0.6), (3, 11), 13),
         (RandomMask(0.99), (4,), 1),
         (RandomMask(0.01), (4,), 3),
         (TubeMask(0.9), (8, 14, 14), 8 * 19),
         (TubeMask(0.5), (3, 7), 3 * 3),
-        (TubeMask(0.9), (4, 3, 6), 4),
         (BlockMask(0.4), GRID, 117),
         (BlockMask(0.8), (64, 8), 102),
         (BlockMask(0.5), (1, 9), 4),
-        (InverseBlockMask(0.8, 3), GRID, 39),
         (InverseBlockMask(0.5, 4), (2, 9), 9),
-        (InverseBlockMask(0.9, 1), GRID, 19),
         (TimeFrequencyMask(0.7, 0.25), (10, 4), 3 * 3),
     ],
 )
@@ -84,19 +68,6 @@ def test_counts_cover_and_do_not_overlap(layer, grid, count):
     np.testing.assert_array_equal(both, np.tile(np.arange(length), (8, 1)))
     if not isinstance(layer, RandomMask):
         assert all((np.diff(indices, axis=1) > 0).all() for indices in mask)
-
-
-@pytest.mark.parametrize("kind", MASKS)
-def test_seed(kind):
-    patches = np.zeros((8, 196, 1), "float32")
-    first, second, other = kind(seed=3), kind(seed=3), kind(seed=4)
-    one, two, later, third = (
-        to_numpy(layer(patches, grid=GRID).visible)
-        for layer in (first, second, first, other)
-    )
-    np.testing.assert_array_equal(one, two)
-    assert (later != one).any() and (third != one).any()
-    assert (one[0] != one[1]).any()
 
 
 def test_smallest_noise_stays_visible():

@@ -19,9 +19,7 @@ def channels(place, dim):
 
 def table_of(cells, dim):
     """Column first, then row, for cells `(row, column)`."""
-    return np.array(
-        [channels(column, dim // 2) + channels(row, dim // 2) for row, column in cells]
-    )
+    return [channels(y, dim // 2) + channels(x, dim // 2) for x, y in cells]
 
 
 def table(grid, dim, *args, **kwargs):
@@ -57,8 +55,6 @@ def test_trained_grid_stretches_other_grids():
     cells = [(row * 2.0, column * 0.5) for row in range(3) for column in range(8)]
     found = table((3, 8), 8, trained_grid=(6, 4))
     np.testing.assert_allclose(found, table_of(cells, 8), atol=1e-6)
-    same = table((6, 4), 8, trained_grid=(6, 4))
-    np.testing.assert_array_equal(same, table((6, 4), 8))
 
 
 def test_trained_grid_stretches_sequences():

@@ -172,21 +172,18 @@ def test_steps_match_float64_reference(options, num_vectors):
     )
 
 
-def test_batches_that_are_unfit_leave_the_state():
-    for rule, bad, normalize in (
-        ("sums", np.nan, "input"),
-        ("mean", np.inf, "level"),
-        ("sums", np.inf, None),
-    ):
-        quantizer = small(
-            codebook_update=rule, normalize=normalize, restart_threshold=0.5
-        )
-        quantizer(VECTORS, training=True)
-        before = state_of(quantizer)
-        vectors = VECTORS.copy()
-        vectors[3, 2] = bad
-        quantizer(vectors, training=True)
-        assert_same_state(quantizer, before)
+@pytest.mark.parametrize(
+    ("rule", "bad", "normalize"),
+    [("sums", np.nan, "input"), ("mean", np.inf, "level"), ("sums", np.inf, None)],
+)
+def test_batches_that_are_unfit_leave_the_state(rule, bad, normalize):
+    quantizer = small(codebook_update=rule, normalize=normalize, restart_threshold=0.5)
+    quantizer(VECTORS, training=True)
+    before = state_of(quantizer)
+    vectors = VECTORS.copy()
+    vectors[3, 2] = bad
+    quantizer(vectors, training=True)
+    assert_same_state(quantizer, before)
     # Nothing but padding.
     out = quantizer(VECTORS, padding_mask=np.zeros(64, bool), training=True)
     assert_same_state(quantizer, before)
@@ -239,8 +236,11 @@ def test_commitment_gradient_comes_from_every_level(training):
     np.testing.assert_allclose(gradient(loss), expected, atol=1e-7)
 
 
-def test_gradient_rule_trains_each_codebook_on_its_own_level():
-    quantizer = small(normalize=None, codebook_update="gradient")
+@pytest.mark.parametrize("unit_codes", [False, True])
+def test_gradient_rule_trains_each_codebook_on_its_own_level(unit_codes):
+    quantizer = small(
+        normalize=None, normalize_codes=unit_codes, codebook_update="gradient"
+    )
     assert len(quantizer.trainable_variables) == 1
     tables = to_numpy(quantizer.code_vectors).copy()
     codes = to_numpy(quantizer.encode(VECTORS))
@@ -252,16 +252,8 @@ def test_gradient_rule_trains_each_codebook_on_its_own_level():
             chosen = error[codes[:, level] == code]
             expected[level, code] -= 10.0 * chosen.sum(axis=0) / VECTORS.size
         residual = -error
+    expected = unit(expected) if unit_codes else expected
     np.testing.assert_allclose(to_numpy(quantizer.code_vectors), expected, atol=1e-5)
-
-
-def test_optimizer_keeps_codes_on_the_sphere():
-    quantizer = small(normalize_codes=True, codebook_update="gradient")
-    before = to_numpy(quantizer.code_vectors).copy()
-    fit(quantizer, VECTORS, batch_size=64, learning_rate=0.1)
-    codes = to_numpy(quantizer.code_vectors)
-    assert np.abs(codes - before).max() > 1e-4
-    np.testing.assert_allclose(np.linalg.norm(codes, axis=-1), 1.0, atol=1e-5)
 
 
 # Under fit().
@@ -324,21 +316,6 @@ def test_random_options_compile_with_xla():
 # Random options.
 
 
-def test_restarts_revive_a_collapsed_codebook():
-    far = np.full((2, 16, 8), 100.0, "float32")
-    far[:, 0] = 0.0
-    for threshold in (None, 0.1):
-        quantizer = small(decay=0.9, restart_threshold=threshold)
-        quantizer.code_vectors.assign(far)
-        quantizer.sums.assign(far)
-        for _ in range(40):
-            quantizer(VECTORS, training=True)
-        quantizer.reset_usage()
-        quantizer(VECTORS, training=True)
-        perplexity = quantizer.usage().perplexity
-        assert (perplexity > 8).all() if threshold else (perplexity < 1.5).all()
-
-
 @pytest.mark.parametrize(("rule", "shared"), [("sums", False), ("mean", True)])
 def test_restarted_codes_are_vectors_of_the_batch(rule, shared):
     quantizer = small(
@@ -376,17 +353,6 @@ def test_restarted_codes_are_vectors_of_the_batch(rule, shared):
             np.testing.assert_allclose(sums, moved[dead] * averages.mean(), rtol=1e-5)
     # No row of the batch is drawn twice, not even for different levels.
     assert len(set(taken)) == len(taken)
-
-
-def test_restarts_follow_the_seed():
-    tables = []
-    for seed in (1, 1, 2):
-        quantizer = small(restart_threshold=0.9, seed=seed)
-        quantizer.code_vectors.assign(random_vectors(2, 16, 8))
-        quantizer(VECTORS, training=True)
-        tables.append(to_numpy(quantizer.code_vectors))
-    np.testing.assert_array_equal(tables[0], tables[1])
-    assert np.abs(tables[0] - tables[2]).max() > 0.1
 
 
 def test_quantizer_dropout_leaves_out_the_last_levels():
@@ -467,11 +433,9 @@ def test_stateless_step_assigns_nothing_and_runs_in_a_branch():
     [
         {},
         {"normalize": None},
-        {"normalize_codes": True, "num_levels": 1},
-        {"shared_codebooks": True},
+        {"normalize_codes": True, "num_levels": 1, "codebook_update": "gradient"},
+        {"shared_codebooks": True, "codebook_update": "mean"},
         {"top_k": 2},
-        {"codebook_update": "mean"},
-        {"codebook_update": "gradient"},
     ],
     ids=str,
 )
@@ -546,11 +510,9 @@ def test_wrong_calls():
         lambda: ResidualQuantizer(2, 16).adapt([]),
         lambda: ResidualQuantizer(2, 16).adapt(np.full((10, 8), np.nan)),
         lambda: quantizer(VECTORS[:, :7]),
-        lambda: quantizer.encode(VECTORS.reshape(32, 16)),
         lambda: quantizer(VECTORS, padding_mask=np.ones((2, 32), bool)),
         lambda: quantizer.decode(np.zeros((3, 3), "int32")),
         lambda: quantizer.decode(np.zeros((3, 2), "float32")),
-        lambda: quantizer.adapt(VECTORS[:, :7]),
     ):
         with pytest.raises(ValueError):
             wrong()
