@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_bridle.config import ArgumentError
+from keras_bridle.replicas import Shard as Shard
 from keras_bridle.replicas import WorkerLostError, process_shard
 
 if keras.backend.backend() == "torch":
@@ -24,7 +26,6 @@ else:
 
 # Bytes of a file that are shared at a time.
 _PIECE = 2**22
-_SCRATCH: list[tempfile.TemporaryDirectory] = []
 
 
 def is_chief():
@@ -101,10 +102,9 @@ def share_file(path):
         return
     with path.open("rb" if is_chief() else "wb") as file:
         for start in range(0, size, _PIECE):
-            piece = np.zeros(min(_PIECE, size - start), "uint8")
-            if is_chief():
-                piece = np.frombuffer(file.read(len(piece)), "uint8")
-            piece = broadcast(piece)
+            length = min(_PIECE, size - start)
+            piece = file.read(length) if is_chief() else bytes(length)
+            piece = broadcast(np.frombuffer(piece, "uint8"))
             if not is_chief():
                 file.write(piece.tobytes())
 
@@ -120,16 +120,16 @@ def local_function(model):
     )
 
 
-def own_directory(directory):
-    """Gives every process a directory of its own; only the chief's is kept.
+@functools.cache
+def _scratch():
+    return tempfile.TemporaryDirectory(prefix="keras_bridle_worker_")
 
-    The others get a temporary one, the same each time, which goes with the process.
-    """
+
+def own_directory(directory):
+    """Gives each process a directory; only the chief's outlives the process."""
     if directory is None or is_chief():
         return directory
-    if not _SCRATCH:
-        _SCRATCH.append(tempfile.TemporaryDirectory(prefix="keras_bridle_worker_"))
-    scratch, path = Path(_SCRATCH[0].name).resolve(), Path(directory).resolve()
+    scratch, path = Path(_scratch().name).resolve(), Path(directory).resolve()
     if path.is_relative_to(scratch):
         return str(directory)
     return str(scratch / hashlib.sha256(str(path).encode()).hexdigest()[:16])

@@ -11,10 +11,7 @@ from keras_bridle.layers.base import RandomLayer, check
 
 
 class Augmentation(RandomLayer):
-    """Base of the augmentations: they change inputs in training, and are in float32.
-
-    Subclasses define `augment(inputs)`, and `checked(inputs)` for what they take.
-    """
+    """Base of the augmentations: they `augment()` inputs in training, in float32."""
 
     def __init__(self, arguments):
         # Half precision is too coarse for samples and pixels.
@@ -54,10 +51,7 @@ def mix_labels(labels, partners, shares):
 
 
 class Mixing(Augmentation):
-    """Base of the layers that mix each example with another one of the batch.
-
-    Subclasses define `mix(inputs, partners)`, which gives the mixture and the shares.
-    """
+    """Base of layers whose `mix()` gives the mixture with partners, and the shares."""
 
     def __init__(self, arguments):
         super().__init__(arguments)
@@ -88,10 +82,7 @@ class Mixing(Augmentation):
         return MixedBatch(ops.cast(inputs, self.compute_dtype), partners, shares)
 
     def beta(self, name, shape):
-        """Draws from the symmetric Beta distribution of that parameter's name.
-
-        By a table of quantiles: TensorFlow cannot compile `keras.random.beta` with XLA.
-        """
+        """Draws from Beta by a table: XLA cannot compile TensorFlow's `random.beta`."""
         table = ops.convert_to_tensor(self._quantiles[name])
         size = len(self._quantiles[name]) - 1
         uniform = self.uniform(shape) * size

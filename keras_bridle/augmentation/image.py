@@ -64,10 +64,7 @@ def _filter(distance, interpolation):
 
 
 class _RandomCrop(Augmentation):
-    """Base of the layers that cut a random box out of each image and resize it.
-
-    Subclasses draw the boxes, in `random_boxes(batch_size, height, width)`.
-    """
+    """Base of the layers that cut out the boxes of `random_boxes()` and resize them."""
 
     checked = staticmethod(as_pixels)
 
@@ -394,10 +391,7 @@ def _ways(factor, options):
 
 
 class _Solarization(keras.layers.Solarization):
-    """Inverts pixels over a threshold, which sinks as the strength grows.
-
-    Keras' own starts from thresholds of 0, which invert the whole image.
-    """
+    """Inverts pixels over a threshold, which sinks from 256 as the strength grows."""
 
     def __init__(self, factor, **kwargs):
         super().__init__(**kwargs)

@@ -10,10 +10,7 @@ from keras_bridle.replicas import draw_rows
 
 
 class ConfiguredLayer(keras.layers.Layer):
-    """A layer that keeps its constructor's arguments as attributes of their names.
-
-    Its output has the shape of its input, unless a subclass says otherwise.
-    """
+    """A layer that keeps its constructor's arguments, and the shape of its input."""
 
     def __init__(self, arguments):
         """Takes the `locals()` that a subclass' constructor starts with."""

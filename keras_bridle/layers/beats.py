@@ -17,10 +17,7 @@ def _normal(stddev):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class ConvolutionalPositionEncoding(ConfiguredLayer):
-    """Adds to a sequence what a grouped convolution finds around each token.
-
-    Tokens that are not real become zeros.
-    """
+    """Adds what a grouped convolution finds around each token; padding gets zeros."""
 
     def __init__(self, kernel_size, groups, **kwargs):
         super().__init__(locals())

@@ -55,10 +55,7 @@ def _split(scores, num_visible, sort=False):
 
 
 class _Mask(RandomLayer):
-    """Base of the masks: ratios, random numbers, and the grid of patches.
-
-    Subclasses say in `num_visible(grid)` how many patches an example keeps.
-    """
+    """Base of the masks, which say how many patches are visible in a grid."""
 
     max_sides: float = 2
 

@@ -336,10 +336,7 @@ def _region_mask(grid, window, shift):
 
 
 def attention_blocks(model):
-    """Makes the blocks of a model by its attributes, such as `attention`, `num_layers`.
-
-    Windows are shifted in every other block.
-    """
+    """Makes the blocks of a model by its attributes, every other window shifted."""
     check_heads(model.num_heads, model.hidden_dim)
     is_right = model.attention in ("global", "window")
     check(is_right, "attention", "'global' or 'window'", model.attention)

@@ -43,11 +43,7 @@ def unit_vectors(vectors):
 
 
 def choose_codes(scores, top_k=1, temperature=None, drawn=None):
-    """Turns `nearness()` scores `(rows, codebook_size)` into codes `(rows, top_k)`.
-
-    They are the nearest or, where there is a random number `drawn` `(rows,)`, drawn
-    from `softmax(-squared distance / temperature)` by inverting the distribution.
-    """
+    """Turns `nearness()` scores into the nearest codes, or draws them by `drawn`."""
     if drawn is not None:
         # What scores lack of the squared distance, softmax ignores.
         shares = ops.softmax(scores * (2.0 / temperature), axis=-1)
@@ -61,10 +57,7 @@ def choose_codes(scores, top_k=1, temperature=None, drawn=None):
 
 
 def sum_of_codes(table, codes, absent=False):
-    """Adds up the code vectors of `codes` `(..., k)`.
-
-    Codes of -1, which there are only if `absent`, add nothing.
-    """
+    """Adds up the code vectors of `codes` `(..., k)`; -1, if `absent`, adds none."""
 
     def vectors_of(ids):
         if not absent:

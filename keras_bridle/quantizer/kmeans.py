@@ -42,10 +42,7 @@ def kmeans(
 
 
 def residual_kmeans(quantizer, vectors, iterations, seed):
-    """Clusters vectors, then level by level what the levels before have left of them.
-
-    Returns what `kmeans()` does, with an axis of the codebooks in front.
-    """
+    """Clusters vectors, then at each level what is left: `kmeans()` by codebook."""
     levels, top_k = quantizer.num_levels, quantizer.top_k
     by_level = quantizer.normalize == "level"
     cosine = quantizer.normalize_codes or by_level

@@ -7,6 +7,7 @@ import pytest
 
 from keras_bridle import distribution
 from keras_bridle.distribution import (
+    Shard,
     WorkerLostError,
     bridle_layout_map,
     broadcast,

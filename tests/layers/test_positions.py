@@ -17,60 +17,45 @@ def channels(place, dim):
     return [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
 
 
-def table_of(cells, dim):
-    """Column first, then row, for cells `(row, column)`."""
-    return [channels(y, dim // 2) + channels(x, dim // 2) for x, y in cells]
+def reference(layout, grid, trained, dim):
+    """The table cell by cell, sides stretched onto the trained ones."""
+    wanted = [new or old for new, old in zip(trained or grid, grid, strict=True)]
+    cells = np.array(list(np.ndindex(grid))) * np.divide(wanted, grid)
+    if layout == "grid":
+        return [channels(y, dim // 2) + channels(x, dim // 2) for x, y in cells]
+    steps = [math.prod(wanted[side + 1 :]) for side in range(len(grid))]
+    # Sines at even channels, cosines at odd ones.
+    return [
+        [
+            (math.sin if j % 2 == 0 else math.cos)(n / 10000 ** (2 * (j // 2) / dim))
+            for j in range(dim)
+        ]
+        for n in cells @ steps
+    ]
 
 
 def table(grid, dim, *args, **kwargs):
     return to_numpy(SineCosinePositionEncoding(*args, **kwargs).table(grid, dim))
 
 
-def sequence_of(positions, dim):
-    """Sines at even channels, cosines at odd ones."""
-    return [
-        [
-            (math.sin if j % 2 == 0 else math.cos)(n / 10000 ** (2 * (j // 2) / dim))
-            for j in range(dim)
-        ]
-        for n in positions
-    ]
+@pytest.mark.parametrize(
+    ("layout", "grid", "trained", "dim"),
+    [
+        ("grid", (3, 5), None, 8),
+        ("grid", (3, 8), (6, 4), 8),
+        ("sequence", (2, 3, 2), None, 6),
+        # Half as many columns, twice as many rows, and other frames.
+        ("sequence", (3, 8, 3), (None, 4, 6), 6),
+    ],
+)
+def test_positions_by_their_definition(layout, grid, trained, dim):
+    found = table(grid, dim, layout, trained_grid=trained)
+    np.testing.assert_allclose(found, reference(layout, grid, trained, dim), atol=1e-6)
 
 
-def test_grid():
-    cells = [(row, column) for row in range(3) for column in range(5)]
-    np.testing.assert_allclose(table((3, 5), 8), table_of(cells, 8), atol=1e-6)
-    # A shorter map gets the first positions of a longer one.
-    np.testing.assert_array_equal(table((3, 4), 8), table((7, 4), 8)[:12])
+def test_far_positions_are_exact():
     far = table((50_000, 1), 8)[-1, 4:]
     np.testing.assert_allclose(far, channels(49_999, 4), atol=1e-6)
-
-
-def test_sequence():
-    found = table((2, 3, 2), 6, "sequence")
-    np.testing.assert_allclose(found, sequence_of(range(12), 6), atol=1e-6)
-
-
-def test_trained_grid_stretches_other_grids():
-    cells = [(row * 2.0, column * 0.5) for row in range(3) for column in range(8)]
-    found = table((3, 8), 8, trained_grid=(6, 4))
-    np.testing.assert_allclose(found, table_of(cells, 8), atol=1e-6)
-
-
-def test_trained_grid_stretches_sequences():
-    # Half as many columns, twice as many rows, and other frames.
-    layer = SineCosinePositionEncoding("sequence", trained_grid=(None, 4, 6))
-    found = to_numpy(layer.table((3, 8, 3), 6))
-    positions = [
-        frame * 24 + row * 0.5 * 6 + column * 2.0
-        for frame in range(3)
-        for row in range(8)
-        for column in range(3)
-    ]
-    expected = sequence_of(positions, 6)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    plain = table((5, 4, 6), 6, "sequence")
-    np.testing.assert_array_equal(to_numpy(layer.table((5, 4, 6), 6)), plain)
 
 
 def test_some_patches_of_a_grid():
