@@ -20,7 +20,6 @@ from keras_bridle.distribution import (
     own_directory,
     process_shard,
 )
-from keras_bridle.replicas import Shard
 
 BACKEND = keras.backend.backend()
 
