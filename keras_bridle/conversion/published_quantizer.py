@@ -77,6 +77,8 @@ class PublishedResidualQuantizer(ResidualQuantizer):
         self.ema = ema
         self.restart_unused_codes = restart_unused_codes
         self.kmeans_init = kmeans_init
+        wanted = {"kmeans": kmeans_init, "restart": restart_unused_codes}
+        self._drawn = [name for name, is_wanted in wanted.items() if is_wanted]
         rule = "sums" if flavor == "video" else "mean"
         super().__init__(
             num_levels=num_levels,
@@ -93,37 +95,23 @@ class PublishedResidualQuantizer(ResidualQuantizer):
             **kwargs,
         )
 
-    def _wanted_draws(self):
-        return {"kmeans": self.kmeans_init, "restart": self.restart_unused_codes}
-
     def build(self, input_shape):
         """Creates the codebooks, their statistics and what has been done to them."""
         super().build(input_shape)
-        for name, wanted in self._wanted_draws().items():
-            if wanted:
-                done = self._add_state(f"{name}_done", (self._num_tables,))
-                setattr(self, f"{name}_done", done)
+        for name in self._drawn:
+            done = self._add_state(f"{name}_done", (self._num_tables,))
+            setattr(self, f"{name}_done", done)
 
     def _state_weights(self):
-        return super()._state_weights() | {
-            f"{name}_done": getattr(self, f"{name}_done")
-            for name, wanted in self._wanted_draws().items()
-            if wanted
-        }
+        done = {f"{name}_done": getattr(self, f"{name}_done") for name in self._drawn}
+        return super()._state_weights() | done
 
     def draws(self):
-        """Draws the vectors that k-means starts from and restarts take.
-
-        Returns:
-            A dict with `"kmeans"` and `"restart"`, each where the layer needs it:
-            float32 tensors of shape `(num_levels, codebook_size)`, in `[0, 1)`. A
-            number `u` stands for vector `floor(u * num_vectors)`.
-        """
+        """Draws where k-means starts and what restarts take: vector `floor(u * n)`."""
         shape = (self.num_levels, self.codebook_size)
         return {
             name: keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
-            for name, wanted in self._wanted_draws().items()
-            if wanted
+            for name in self._drawn
         }
 
     def call(self, vectors, padding_mask=None, training=False):
@@ -241,9 +229,9 @@ def load_published_quantizer(layer, state, prefix=""):
         prefix: String in front of the names, such as `"tokenizer.quantizer."`.
     """
     is_vq = f"{prefix}embedding.weight" in state
-    numbers = range(layer.num_levels + 1)
-    levels = [i for i in numbers if f"{prefix}codebooks.{i}.weight" in state]
-    found, tables = (1 if is_vq else len(levels)), layer.code_vectors.shape[0]
+    levels = [f"{prefix}codebooks.{i}.weight" for i in range(layer.num_levels + 1)]
+    found = 1 if is_vq else len(state.keys() & levels)
+    tables = layer.code_vectors.shape[0]
     expected = f"of {layer.num_levels} codebooks under {prefix!r}"
     check(tables <= found <= layer.num_levels, "state", expected, f"{found} codebooks")
     names = NAMES_OF_VQ if is_vq else NAMES_OF_LEVEL
