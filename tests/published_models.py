@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pytest
 from golden_files import load
 from harness import gradients, relative_error, to_numpy
 from keras import ops
@@ -14,7 +15,7 @@ from keras_bridle.models.heads import CodeDecoder
 
 # The settings of the published shifted windows, which no config names.
 WINDOWS = {"attention": "window", "window_size": (4, 4), "window_shift": (2, 0)}
-GRADIENT, QUANTIZER = 2e-5, 1e-5
+GRADIENT, QUANTIZER, LOSS = 2e-5, 1e-5, 5e-6
 ENCODER, TOKENIZER = "encoder_decoder.", "tokenizer."
 
 
@@ -172,14 +173,23 @@ def check_gradients(weights, found, expected):
         assert error <= GRADIENT, (name, error)
 
 
-def gradients_of(arrays, block):
-    """The published gradients of a block of a file, by name."""
-    stem = f"{block}.grad."
+def gradients_of(arrays, stem=""):
+    """The published gradients of a file, or of a block of it, by name."""
+    stem = f"{stem}grad."
     return {
         name.removeprefix(stem): array
         for name, array in arrays.items()
         if name.startswith(stem)
     }
+
+
+def check_loss_and_gradients(loss, right, weights, expected, state=()):
+    """Compares a loss and its gradients with published ones, a dict by name."""
+    assert expected
+    variables = [weights[name].variable for name in expected]
+    value, found = gradients(loss, variables, state)
+    assert value == pytest.approx(float(right), rel=LOSS)
+    check_gradients(weights, dict(zip(expected, found, strict=True)), expected)
 
 
 def check_codebooks(arrays, stem, quantizer, absolute=QUANTIZER):

@@ -157,11 +157,11 @@ def _weights_of(part, name):
         return {name: PublishedWeight(part, axes[::-1] if is_kernel else axes)}
     if isinstance(part, PatchEmbedding):
         # There a convolution: channels move to the end of a patch.
-        weights = _weights_of(part.projection, name)
+        bias = _weights_of(part.projection.bias, f"{name}.bias")
         kernel, patch = part.projection.kernel, part.patch_size
         axes = (*range(2, 2 + len(patch)), 1, 0)
         shape = (*patch, kernel.shape[0] // math.prod(patch), kernel.shape[1])
-        return weights | {f"{name}.weight": PublishedWeight(kernel, axes, shape)}
+        return bias | {f"{name}.weight": PublishedWeight(kernel, axes, shape)}
     table = next(v for kind, v in _NAMES.items() if isinstance(part, kind))
     weights: dict[str, Any] = {}
     for theirs, ours in table.items():

@@ -145,7 +145,7 @@ class Golden(GoldenNetworks):
     def check_step(self, trainer, block, gradients=True):
         """Compares loss and gradients of a step, and returns loss and outputs."""
         weights = weights_by_name(trainer)
-        expected = gradients_of(self.arrays, block) if gradients else {}
+        expected = gradients_of(self.arrays, f"{block}.") if gradients else {}
         assert bool(expected) == gradients
         value, found, outputs = step_of(trainer, self.x, weights, list(expected))
         right = float(self.arrays[f"{block}.loss"])
