@@ -295,10 +295,14 @@ class BridleBackbone(PatchBackbone):
                 sizes = num_heads, grid, use_class_token
                 bias = RelativePositionBias(*sizes, dtype=dtype, name=bias_names[index])
                 self.position_biases.append(bias)
-            settings = layer_norm_epsilon, drop_path_rates[index], layer_scale
-            name = f"transformer_block_{index}"
             block = TransformerBlock(
-                num_heads, mlp_dim, *settings, dtype=dtype, name=name
+                num_heads,
+                mlp_dim,
+                layer_norm_epsilon,
+                drop_path_rates[index],
+                layer_scale,
+                dtype=dtype,
+                name=f"transformer_block_{index}",
             )
             self.blocks.append(block)
         if use_final_norm:

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from keras_bridle.layers.log_mel import LogMelSpectrogram
 from keras_bridle.layers.pixels import PixelNormalization
@@ -33,7 +34,7 @@ def _modality_arguments(modality, size):
             "front_end": LogMelSpectrogram(name="log_mel"),
         }
     side, patch = _TINY_SIDES[modality] if size == "tiny" else (224, 16)
-    found = {
+    found: dict[str, Any] = {
         "patch_size": (patch, patch),
         "input_dims": (side, side, 3),
         "front_end": PixelNormalization(name="pixel_normalization"),

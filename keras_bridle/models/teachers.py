@@ -46,7 +46,7 @@ def _cut_alike(teacher, student):
     """
     name = "multiple_of"
     own, wanted = (getattr(x.front_end, name, None) for x in (teacher, student))
-    if None in (own, wanted) or own == wanted or min(own, wanted) > 1:
+    if own is None or wanted is None or own == wanted or min(own, wanted) > 1:
         return teacher
     config = teacher.get_config()
     config["front_end"]["config"][name] = wanted
