@@ -82,6 +82,10 @@ def test_directory_of_a_run_and_of_a_preset(tmp_path):
     (preset / "config.json").write_text("{}")
     assert preset_folder(str(run)) == preset_folder(preset) == str(preset)
     assert preset_folder("hf://user/model") == "hf://user/model"
+    # A folder with a public encoder's file is a preset itself.
+    (tmp_path / "beats").mkdir()
+    (tmp_path / "beats" / "model.pt").touch()
+    assert preset_folder(tmp_path / "beats") == str(tmp_path / "beats")
 
 
 def test_public_encoders_are_read_once(monkeypatch):
