@@ -234,19 +234,6 @@ def test_wrong_values(backbone, folder, tmp_path, monkeypatch):
         FeatureExtractor(waveforms).files(tmp_path)
 
 
-def test_parts_of_nothing_but_broken_files(backbone, tmp_path):
-    for index in range(6):
-        (tmp_path / f"{index}.png").write_text("no image")
-    extract, options = FeatureExtractor(backbone), {"progress": False}
-    with pytest.raises(ValueError):
-        extract.write(tmp_path / "out", tmp_path, part_size=2, **options)
-    # Nothing was written: other settings do.
-    PIL.Image.fromarray(IMAGES[0]).save(tmp_path / "0.png")
-    report = extract.write(tmp_path / "out", tmp_path, part_size=3, **options)
-    assert len(report.skipped) == 5
-    assert load_file_features(tmp_path / "out").files.tolist() == ["0.png"]
-
-
 @pytest.mark.one_backend
 def test_directories_of_the_first_version_load(tmp_path):
     parts = tmp_path / "parts"

@@ -2,7 +2,6 @@
 
 import types
 
-import keras
 import numpy as np
 import pytest
 from tiny_pretraining import backbone, maps
@@ -90,11 +89,3 @@ def test_a_warning_where_tokens_become_alike(capsys):
         assert ("alike" in capsys.readouterr().out) == alike
     monitor.on_epoch_end(0, {})
     assert not capsys.readouterr().out
-
-
-def test_a_model_without_an_encoder_logs_nothing():
-    monitor, logs = FeatureMonitor(np.zeros((2, 3))), {}
-    monitor.set_model(keras.Sequential())
-    monitor.on_train_begin()
-    monitor.on_epoch_end(0, logs)
-    assert not logs

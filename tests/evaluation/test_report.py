@@ -14,12 +14,10 @@ from keras_bridle.evaluation.metrics import code_usage
 from keras_bridle.evaluation.report import (
     RunReport,
     probe_table,
-    report_predictions,
     usage_rows,
     usage_table,
     write_results,
 )
-from keras_bridle.training.fine_tune import Predictions
 
 pytestmark = pytest.mark.one_backend
 
@@ -83,19 +81,6 @@ def test_results_in_three_formats(tmp_path):
     assert float(second["initial"]) == pytest.approx(mean(SEEDS), rel=1e-12)
     assert float(second["initial_spread"]) == pytest.approx(stdev(SEEDS), rel=1e-12)
     assert second["initial_seeds"] == "3" and float(second["final"]) == 0.875
-
-
-def test_predictions(tmp_path):
-    scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
-    predictions = Predictions(scores, np.array([0, 1, 1]), np.arange(3))
-    console = Console(width=120, file=io.StringIO())
-    found = report_predictions(predictions, ["cat", "dog"], tmp_path, "fold", console)
-    assert found.accuracy == 2 / 3
-    assert _line(console.file.getvalue(), "fold")[1] == "66.7 %"
-    for name in ("metrics.json", "per_class.csv", "confusion.png"):
-        assert (tmp_path / name).exists()
-    saved = np.load(tmp_path / "predictions.npz")["scores"]
-    np.testing.assert_array_equal(saved, scores)
 
 
 def _pretraining():
