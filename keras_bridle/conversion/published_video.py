@@ -1,6 +1,7 @@
 """Names and arithmetic of the published video code, brought to those of the others."""
 
 import re
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def renamed(state, patterns):
 
     Where two names become one, the first in the alphabet stays.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for name, array in sorted(state.items()):
         for pattern, replacement in patterns:
             name = re.sub(pattern, replacement, name)
