@@ -402,6 +402,7 @@ def joint():
     )
 
 
+@pytest.mark.every_backend
 def test_tokenizer_and_codebooks_move_every_third_step_alone(joint):
     pairs = zip(joint.states, joint.states[1:], strict=False)
     for step, (before, after) in enumerate(pairs):
@@ -446,6 +447,7 @@ def test_saved_trainer_knows_its_step(joint, tmp_path):
     assert_same_bits(weights_of(loaded), weights_of(joint.trainer))
 
 
+@pytest.mark.every_backend
 def test_codes_are_those_of_the_tokenizer_before_the_step():
     """Without XLA, TensorFlow once let a step move weights before they were read."""
     keras.utils.set_random_seed(0)
