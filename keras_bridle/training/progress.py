@@ -12,7 +12,7 @@ from pathlib import Path
 
 import keras
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
@@ -148,7 +148,6 @@ class RichProgress(keras.callbacks.Callback):
                 TextColumn("[bold]{task.description}"),
                 BarColumn(bar_width=24),
                 TextColumn("{task.percentage:3.0f} %"),
-                TimeRemainingColumn(),
                 TextColumn("{task.fields[text]}"),
                 console=self.console,
             )
@@ -173,8 +172,7 @@ class RichProgress(keras.callbacks.Callback):
         interval = -(-self.epochs // _LINES)
         is_due = (epoch + 1) % interval == 0 or epoch + 1 == self.epochs
         if self.bar is None and is_due and not self.console.quiet:
-            line = self._line(with_time_left=True)
-            self.console.print(f"{self.title:<16} {line}", highlight=False)
+            self.console.print(f"{self.title:<16} {self._line()}", highlight=False)
 
     def on_train_end(self, logs=None):
         self._update()
@@ -209,7 +207,7 @@ class RichProgress(keras.callbacks.Callback):
         if self.bar is not None:
             self.bar.update(0, completed=self.done, text=self._line())
 
-    def _line(self, with_time_left=False):
+    def _line(self):
         found, parts = self.numbers(), []
         if "step_seconds" in found:
             seconds = found["step_seconds"]
@@ -224,7 +222,7 @@ class RichProgress(keras.callbacks.Callback):
             parts.append(f"{found['waiting_for_input']:.0%} waiting for input{alone}")
         on_device = " on the device" * (device_memory()[1] == "device")
         parts.append(f"{found['memory_gb']:.1f} GB{on_device}")
-        if with_time_left and found.get("seconds_left"):
+        if found.get("seconds_left"):
             parts.append(f"{_format_time(found['seconds_left'])} left")
         numbers = ", ".join(parts)
         return f"epoch {self._epoch + 1}/{self.epochs}  {numbers}  {self._metrics}"
