@@ -141,7 +141,7 @@ def load_checkpoint(cls, preset, load_weights=True, **kwargs):
     """
     path = Path(preset)
     config = _json(path / "config.json")
-    kind, arguments, state = _encoder(path, config, kwargs)
+    kind, arguments, state = _encoder(path, config, kwargs, not load_weights)
     if not issubclass(kind, cls) and not issubclass(cls, kind):
         raise ValueError(f"'{path}' is one for {kind.__name__}, not {cls.__name__}")
     if arguments["num_heads"] is None:
