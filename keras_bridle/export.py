@@ -169,7 +169,7 @@ def _front_ends_for(format, model):
     for name in ("backbone", "tokenizer"):
         if getattr(model, name, None) is not None:
             stack.enter_context(_front_ends_for(format, getattr(model, name)))
-    front_end = getattr(model, "front_end", None)
+    front_end: Any = getattr(model, "front_end", None)
     if hasattr(front_end, "fourier") and format != "tf_saved_model":
         stack.callback(setattr, front_end, "fourier", front_end.fourier)
         front_end.fourier = "matmul"

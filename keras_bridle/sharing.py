@@ -82,8 +82,8 @@ def model_card(folder, uri, license=None):
     modality = preset_modality(preset)
     classifier = saved_classifier_config(preset)
     options = {} if run is None else _options_of(run)
-    starts = (options.get(name) for name in ("preset", "teacher", "from"))
-    base = next((x for x in starts if str(x).startswith("hf://")), "")
+    starts = [str(options.get(name)) for name in ("preset", "teacher", "from")]
+    base = next((start for start in starts if start.startswith("hf://")), "")
     front = {
         "library_name": "keras-hub",
         "license": license,

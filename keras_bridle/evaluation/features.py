@@ -200,11 +200,11 @@ class FeatureExtractor:
         with run_lock(directory):
             run = RunDirectory(directory, settings, resume)
             indices = np.arange(len(work.files))
-            parts = np.split(indices, range(part_size, len(indices), part_size))
+            split = np.split(indices, range(part_size, len(indices), part_size))
             # The note of a part says that it is done.
-            names = (f"parts/part-{number:06d}.json" for number in range(len(parts)))
             parts = {
-                run.path / name: part for name, part in zip(names, parts, strict=True)
+                run.path / "parts" / f"part-{number:06d}.json": part
+                for number, part in enumerate(split)
             }
             todo = [note for note in parts if not note.exists()]
             for note in track(todo, "features", console=console, disable=not progress):

@@ -425,11 +425,12 @@ def probe_encoder(
             continue
         if per not in features:
             means = segments if per == "file" else 1
-            extract = FeatureExtractor(backbone, per=per, segments=means)
+            extract: Any = FeatureExtractor(backbone, per=per, segments=means)
             extract = InputFeatures(backbone, segments) if plain else extract
             features[per] = _features(extract, data, batch_size, most_gigabytes)
         more = (options or {}).get(kind, {})
-        found[kind] = _of_splits(kind, *features[per], data, seed, more)
+        vectors, rows = features[per]
+        found[kind] = _of_splits(kind, vectors, rows, data, seed, more)
     return found
 
 
