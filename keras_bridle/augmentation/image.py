@@ -70,7 +70,7 @@ class _RandomCrop(Augmentation):
 
     def __init__(self, arguments):
         super().__init__(arguments)
-        size, interpolation = self.size, self.interpolation
+        size, interpolation = arguments["size"], arguments["interpolation"]
         sides = (size, size) if isinstance(size, int) else tuple(size)
         is_right = len(sides) == 2 and min(sides) >= 1
         check(is_right, "size", "a positive int or (height, width)", size)

@@ -140,6 +140,8 @@ class ResidualQuantizer(ConfiguredLayer):
           appendix A.1 (`"sums"`)
     """
 
+    dim: Any
+
     def __init__(
         self,
         num_levels=4,
