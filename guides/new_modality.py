@@ -2,13 +2,13 @@
 
 BRIDLE is one method for every kind of input. Audio, images and video differ in four
 things: a **converter** from raw input to a map, the **shape of a patch**, a **mask**,
-and a **preset**, which is a size. This guide adds the readings of several sensors over
-time, in a few lines of each, and pretrains on them in two to four minutes:
+and a **preset**, which is a size. This guide adds readings of several sensors over
+time, in a few lines for each, and pretrains on them in two to four minutes:
 
     KERAS_BACKEND=jax python guides/new_modality.py
 
-With 128 labels, a linear probe then tells the speed of 78 % of the machines, and of 47
-to 53 % from the features of an untrained encoder (seeds 0, 1 and 2).
+With 128 labels, a linear probe then predicts the speed of 78 % of the machines, against
+47 to 53 % with the features of an untrained encoder (seeds 0, 1 and 2).
 """
 
 import os
@@ -25,16 +25,16 @@ from keras_bridle.evaluation.probes import linear_probe
 
 # ## The converter
 #
-# A Keras layer that turns raw input, here `(batch, steps, sensors)`, into maps of shape
-# `(batch, *sides, channels)`, here `(batch, steps, sensors, 1)`. It becomes the front
-# end of the model, so that what is saved and exported takes raw readings. Where input
-# can be padded, it also has a method `padding_mask(inputs)`, as `kb.LogMelSpectrogram`
-# does.
+# The converter is a Keras layer that turns raw input, here `(batch, steps, sensors)`,
+# into maps of shape `(batch, *sides, channels)`, here `(batch, steps, sensors, 1)`. It
+# becomes the front end of the model, so saved and exported models take raw readings. If
+# input can be padded, the layer also needs a method `padding_mask(inputs)`, like
+# `kb.LogMelSpectrogram`.
 
 
 @keras.saving.register_keras_serializable(package="new_modality")
 class SensorMap(keras.layers.Layer):
-    """Readings, each sensor brought to mean 0 and spread 1 by the statistics given."""
+    """Normalizes each sensor's readings with the given mean and standard deviation."""
 
     def __init__(self, mean, std, **kwargs):
         super().__init__(**kwargs)
@@ -55,8 +55,8 @@ class SensorMap(keras.layers.Layer):
 
 # ## The patch and the preset
 #
-# A patch is 8 readings of one sensor. The encoder is as wide and as deep as data and
-# patience allow.
+# A patch is 8 readings of one sensor. Choose the width and depth of the encoder to suit
+# your data and time.
 
 PRESET = {
     "patch_size": (8, 1),
@@ -79,9 +79,9 @@ def make_backbone(readings):
 
 # ## The mask
 #
-# Sensors tell about each other, and so do moments. Hiding whole stretches of time and
-# whole sensors leaves neither to be copied. A mask of your own is a layer that returns
-# a `kb.PatchMask`.
+# Readings of different sensors, and of neighboring times, are correlated. Masking whole
+# spans of time and whole sensors keeps the encoder from copying them. A custom mask is
+# a layer that returns a `kb.PatchMask`.
 
 
 def make_mask():
@@ -89,27 +89,27 @@ def make_mask():
     return kb.TimeFrequencyMask(time_mask_ratio=0.5, frequency_mask_ratio=0.34, seed=0)
 
 
-# That is all. Everything below is as with audio, images and video.
+# That is all. Everything below is the same as for audio, images and video.
 
 
 def machines(count, seed, steps=64):
-    """Makes up readings of 6 sensors on machines that turn at one of 4 speeds."""
+    """Simulates readings of 6 sensors on machines that turn at one of 4 speeds."""
     rng = np.random.default_rng(seed)
     states = rng.integers(0, 4, count)
     time = np.arange(steps)[None, :, None] / steps
     speed = (3 + states + rng.uniform(-0.3, 0.3, count))[:, None, None]
     start = rng.random((count, 1, 1))
-    # The sensors sit around the axle, and see each turn one after another.
+    # The sensors sit around the axle and record each turn one after another.
     delay = np.array([0.0, 0.35, 0.1, 0.8, 0.55, 0.25])
     readings = np.sin(2 * np.pi * (speed * time + start + delay))
     readings *= rng.uniform(0.5, 1.5, (count, 1, 6))
-    # As loud as what it hides: a few readings of one sensor tell little.
+    # As strong as the signal: a few readings of one sensor reveal little.
     readings += rng.normal(size=readings.shape)
     return readings.astype("float32"), states
 
 
 def main(epochs=60, verbose=1):
-    """Pretrains without labels, and asks before and after what the features tell."""
+    """Pretrains without labels, and probes the features before and after."""
     train, train_states = machines(1024, seed=0)
     test, test_states = machines(512, seed=1)
     backbone = make_backbone(train)

@@ -2,13 +2,13 @@
 
 BRIDLE trains two networks in turn. The *encoder* sees some of the patches of a
 spectrogram and predicts the codes of the others. The codes come from a *tokenizer*,
-which learns what the encoder has found out: from its codes, a small network must be
-able to estimate the encoder's features. As there is no encoder to learn from at first,
-the *cold start* takes codes of random projections of the patches.
+which learns from the encoder: a small network must be able to estimate the encoder's
+features from its codes. At first there is no encoder to learn from, so the *cold start*
+takes codes of random projections of the patches.
 
     cold start -> tokenizer -> encoder -> tokenizer -> encoder ...
 
-This guide goes through it by hand, then in one call, on spoken Mandarin syllables that
+This guide runs the phases by hand, then in one call, on spoken Mandarin syllables that
 come with the package. It takes about two minutes on two CPU cores:
 
     KERAS_BACKEND=jax python guides/pretraining.py
@@ -35,8 +35,9 @@ keras.utils.set_random_seed(0)
 
 # ## The data and the encoder
 #
-# 801 waveforms of 0.36 s at 16 kHz. The log-mel spectrogram is the encoder's first
-# layer: raw sound goes in. Its mean and deviation are those of the data.
+# The data are 801 waveforms of 0.36 s at 16 kHz. The log-mel spectrogram is the
+# encoder's first layer, so the encoder takes raw audio. Its mean and standard deviation
+# are those of the data.
 
 waveforms, initials, names = load_syllables("train", "initial", num_samples=5760)
 waveforms, initials = waveforms[:SYLLABLES], initials[:SYLLABLES]
@@ -53,7 +54,7 @@ print(f"{maps.shape[1]} frames of {maps.shape[2]} bands: {grid} patches")
 
 
 def probe():
-    """How well a linear model tells the initials of unheard syllables."""
+    """The accuracy of a linear probe for the initials of held-out syllables."""
     test = load_syllables("test", "initial", num_samples=5760)[:2]
     found = {}
     for name, sounds in (("train", waveforms), ("test", test[0])):
@@ -66,8 +67,8 @@ print(f"initials from the untrained encoder: {untrained:.1%}")
 
 # ## The cold start
 #
-# A tokenizer of random projections needs no training; only its codebooks are set, by
-# k-means on the vectors that it makes. From here on each phase is one Keras model.
+# A random projection tokenizer needs no training. Only its codebooks are set, by
+# k-means on its vectors. From here on, each phase is one Keras model.
 
 
 def quantizer():
@@ -120,8 +121,8 @@ ended = train(cold_start, EPOCHS)
 print(f"cold start: loss {ended['loss']}, level 1 right at {ended['accuracy_1']:.0%}")
 print(f"initials: {untrained:.1%} untrained, {probe():.1%} after the cold start")
 
-# What the encoder had to predict, for one syllable: the spectrogram, what it sees of
-# it, and the codes of all patches at each level.
+# The plot shows one syllable: the spectrogram, the patches that the encoder sees, and
+# the codes of all patches at each level, which are its targets.
 
 codes = keras.ops.convert_to_numpy(random_projection(maps, padding_mask).codes)
 hidden = mask(np.zeros((4, grid[0] * grid[1], 1), "float32"), grid=grid)
@@ -136,8 +137,8 @@ plot_codes(
 
 # ## The tokenizer, and the encoder again
 #
-# The tokenizer starts as a copy of the encoder, which is its teacher and stays as it
-# is.
+# The tokenizer starts as a copy of the encoder. The encoder is its teacher and stays
+# frozen.
 
 own_encoder = kb.BridleBackbone.from_config(
     {**backbone.get_config(), "name": "tokenizer_backbone"}
@@ -161,10 +162,10 @@ print(f"encoder: loss {ended['loss']}; initials: {probe():.1%}")
 
 # ## In one call
 #
-# `kb.InterleavedPretraining` does all of this, for any number of rounds, and keeps
-# weights, histories and settings in a directory from which a stopped run resumes. Give
-# `fit()` arrays or a `PyDataset`, such as `kb.file_dataset()` makes of a folder
-# of recordings.
+# `kb.InterleavedPretraining` does all of this, for any number of rounds. With
+# `directory=`, it saves weights, histories and settings, and can resume a stopped run.
+# Pass arrays to `fit()`, or a `PyDataset` such as `kb.file_dataset()` returns for a
+# folder of recordings.
 
 pretraining = kb.InterleavedPretraining(
     backbone,

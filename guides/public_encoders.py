@@ -1,15 +1,14 @@
-"""Start from a public encoder: probe it, learn from it, share what comes out.
+"""Start from a public encoder: probe it, learn from it, share the result.
 
-Others have pretrained large encoders without labels, and published them. This guide
-loads one of MAE, looks at how much its features tell about small images of clothes that
-come with the package, and trains a small encoder of our own on codes of what the large
-one sees. It needs a network once, to fetch 450 MB, and takes about ten minutes on two
-CPU cores:
+Many large encoders that were pretrained without labels are public. This guide loads one
+of MAE, probes its features on small images of clothes that come with the package, and
+trains a small encoder on codes of the large encoder's features. It downloads 450 MB
+once, and takes about ten minutes on two CPU cores:
 
     KERAS_BACKEND=jax python guides/public_encoders.py
 
-Mind the licence of what you load, which `from_preset()` prints where the folder states
-it: several public encoders are for research only.
+Check the license of the encoders you load: several are for research only.
+`from_preset()` prints the license if the folder states one.
 """
 
 import os
@@ -33,17 +32,18 @@ keras.utils.set_random_seed(0)
 
 # ## Load
 #
-# An address, a folder or a file in the layout of transformers, timm or the original
-# code will do. `input_dims` brings the positions to the size of our images.
+# `from_preset()` takes an address, a folder or a file in the layout of transformers,
+# timm or the original code. `input_dims` interpolates the positions to the size of our
+# images.
 
 teacher = kb.BridleBackbone.from_preset(ENCODER, input_dims=(SIDE, SIDE, 3))
 print(f"{teacher.count_params():,} weights, patches of {teacher.patch_size}")
 
-# The clothes are small and gray. The encoder takes raw pixels from 0 to 255 in color.
+# The images are small and gray. The encoder takes raw RGB pixels from 0 to 255.
 
 
 def load(split, per_class):
-    """Some images of each class as large as `SIDE`, and their labels."""
+    """Some images of each class, resized to `SIDE`, and their labels."""
     images, labels, _ = load_fashion(split, per_class)
     images = keras.ops.image.resize(np.repeat(images, 3, axis=-1), (SIDE, SIDE))
     return keras.ops.convert_to_numpy(images).astype("float32"), labels
@@ -54,11 +54,11 @@ test_images, test_labels = load("test", PER_CLASS)
 
 # ## Probe
 #
-# One vector for each image, and a linear classifier on them.
+# Extract one vector for each image, and train a linear classifier on them.
 
 
 def probe(backbone):
-    """The share of test images whose class a linear probe tells."""
+    """The test accuracy of a linear probe."""
     extract = FeatureExtractor(backbone)
     features = extract(train_images), extract(test_images)
     return linear_probe(features[0], train_labels, features[1], test_labels).accuracy
@@ -68,14 +68,14 @@ print(f"clothes from the public encoder: {probe(teacher):.1%}")
 
 # To fine-tune it, pass it to a classifier: `kb.BridleImageClassifier(teacher,
 # num_classes=10)`. `recipes/fine_tune.py --from hf://facebook/vit-mae-base --data ...`
-# does that with all that belongs to it.
+# does that with augmentation, validation and a report.
 
 # ## Learn from it
 #
-# With a teacher there is no cold start. The first tokenizer learns codes of what the
-# teacher sees, and our encoder predicts these codes at masked patches. The encoder may
-# be of any size; here it has smaller patches as well, so each of the teacher's features
-# stands for four of them.
+# With a teacher there is no cold start. The first tokenizer learns codes of the
+# teacher's features, and our encoder predicts these codes at masked patches. The
+# encoder may have any size. Here it also has smaller patches, so each of the teacher's
+# features stands for four of them.
 
 
 def new_encoder():
@@ -108,18 +108,18 @@ for name, values in history.items():
     print(f"{name}: loss {values['loss'][-1]:.2f}")
 print(f"clothes from the encoder that learned from it: {probe(backbone):.1%}")
 
-# The recipes have it as `--teacher`:
+# In the recipes, use `--teacher`:
 # `python recipes/pretrain_image.py --data my_pictures/ --teacher ENCODER`.
 
 # ## Share
 #
-# A preset loads on every backend, without the file that it came from.
+# A preset loads on every backend, without the original file.
 
 backbone.save_to_preset("clothes")
 again = kb.BridleBackbone.from_preset("clothes")
 
-# `kb.upload_preset("clothes", "hf://me/clothes")` uploads it with a card that says what
-# it is. For those who use transformers, write it as an encoder of MAE.
+# `kb.upload_preset("clothes", "hf://me/clothes")` uploads it with a model card. For
+# users of transformers, write it as an encoder of MAE.
 
 kb.to_transformers(again, "clothes_for_transformers")
 print(sorted(path.name for path in Path("clothes_for_transformers").iterdir()))

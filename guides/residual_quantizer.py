@@ -1,10 +1,10 @@
 """Residual quantization, one layer at a time.
 
-A quantizer replaces a vector by the nearest of a few code vectors: what is left is one
-integer. A *residual* quantizer does it several times. Level 1 picks the code vector
-nearest to the input, level 2 the one nearest to what level 1 has missed, and so on.
-Four levels of 64 codes tell 64^4, nearly 17 million, vectors apart, and only 256 code
-vectors have to be learned.
+A quantizer replaces a vector by the nearest of a few code vectors, which one integer
+identifies. A *residual* quantizer does this several times. Level 1 picks the code
+vector nearest to the input, level 2 the one nearest to the residual of level 1, and so
+on. Four levels of 64 codes distinguish 64^4, nearly 17 million, vectors, with only 256
+code vectors to learn.
 
 `kb.ResidualQuantizer` is an ordinary Keras layer. This guide uses it alone, then inside
 an autoencoder, on small images of clothes that come with the package. It takes about
@@ -30,7 +30,7 @@ keras.utils.set_random_seed(0)
 
 # ## Vectors, codes and back
 #
-# Cut the images into 7 x 7 pixels: 16 vectors of size 49 for each of them.
+# Cut each image into patches of 7 x 7 pixels: 16 vectors of size 49.
 
 images = load_fashion("train")[0].astype("float32") / 255
 patches = (
@@ -38,9 +38,9 @@ patches = (
 )
 print(patches.shape)
 
-# `adapt()` sets the codebooks by k-means, level after level, each on what the levels
-# before it leave over. `normalize=None`, as here the length of a vector, the brightness
-# of a patch, shall be kept; the default brings vectors to unit length first.
+# `adapt()` sets the codebooks by k-means, level after level, each on the residuals of
+# the previous levels. The default normalizes vectors to unit length first. Here,
+# `normalize=None` keeps the length of a vector, which is the brightness of a patch.
 
 quantizer = kb.ResidualQuantizer(
     num_levels=8, codebook_size=64, normalize=None, seed=0, name="quantizer"
@@ -49,8 +49,8 @@ quantizer.adapt(patches)
 codes = quantizer.encode(patches)
 print(codes.shape, codes.dtype)
 
-# The codes of the first levels alone give a coarser approximation. Each level takes
-# away a part of the error.
+# The codes of the first levels alone give a coarser approximation. Each level reduces
+# the error.
 
 for level in range(1, 9):
     approximation = keras.ops.convert_to_numpy(quantizer.decode(codes[..., :level]))
@@ -80,15 +80,15 @@ figure.savefig("quantized_pictures.png")
 
 # ## In a model
 #
-# Called with `training=True`, the layer moves its codebooks after the vectors that
-# choose them, by moving averages, without gradients. What comes out is a named tuple:
+# Called with `training=True`, the layer moves its codebooks towards the vectors
+# assigned to them, by moving averages, without gradients. It returns a named tuple:
 #
-# - `quantized`, the sum of the code vectors. Its gradient goes straight through to the
-#   input, as if nothing had been rounded.
+# - `quantized`, the sum of the code vectors. Its gradient passes straight through to
+#   the input, as if nothing had been rounded.
 # - `codes`, integers, one for each level.
-# - `loss`, which pulls the input towards its codes. Add it to the model's own.
+# - `loss`, which pulls the input towards its code vectors. Add it to the model's loss.
 #
-# An autoencoder that squeezes an image through the codes of a 7 x 7 grid:
+# This autoencoder compresses an image to the codes of a 7 x 7 grid:
 
 
 class QuantizedAutoencoder(keras.Model):
@@ -118,12 +118,12 @@ class QuantizedAutoencoder(keras.Model):
         return self.decoder(out.quantized)
 
 
-# `kb.CodeUsageLogger` shows how many of the codes are used, and the perplexity, in the
-# progress bar and the history of any model with a quantizer. A code that is hardly used
-# is re-seated on a vector of the batch where `restart_threshold` is set.
+# `kb.CodeUsageLogger` shows the share of codes in use, and the perplexity, in the
+# progress bar and the history of any model with a quantizer. With `restart_threshold`,
+# the layer moves a rarely used code to a vector of the batch.
 #
-# One level of 256 codes and two levels of 16 both make 8 bits; four levels of 256 are
-# what BRIDLE uses.
+# One level of 256 codes and two levels of 16 both take 8 bits. BRIDLE uses four levels
+# of 256.
 
 histories = {}
 for num_levels, codebook_size in ((1, 256), (2, 16), (4, 256)):
@@ -157,14 +157,15 @@ for num_levels, codebook_size in ((1, 256), (2, 16), (4, 256)):
 
 # ## What else it does
 #
-# - `padding_mask=` keeps padded vectors out of statistics and loss; their codes are -1.
-# - `quantizer_dropout=True` leaves out the last levels at random in training, so that
-#   coarse codes are good by themselves.
-# - `top_k=3` takes the 3 nearest codes of each level, `sampling_temperature=` draws
-#   codes by their distance, `shared_codebooks=True` has one codebook for all levels.
+# - `padding_mask=` excludes padded vectors from statistics and loss; their codes are
+#   -1.
+# - `quantizer_dropout=True` drops the last levels at random in training, so that
+#   coarse codes work on their own.
+# - `top_k=3` takes the 3 nearest codes of each level. `sampling_temperature=` samples
+#   codes by their distance. `shared_codebooks=True` uses one codebook for all levels.
 # - `codebook_update="gradient"` leaves the codebooks to the optimizer.
 #
-# Padding and three codes a level:
+# An example with padding and three codes a level:
 
 soft = kb.ResidualQuantizer(2, 16, top_k=3, seed=0)
 vectors = np.random.default_rng(0).normal(size=(2, 5, 8)).astype("float32")
