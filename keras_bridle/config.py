@@ -213,33 +213,33 @@ class MethodOptions(Options):
     codebook_size: Count = flag(256, "codes of each level")
     code_dim: Count = option(256, "size of the code vectors")
     normalize: Literal["level", "input"] | None = option(
-        "level", "bring each level's residual, or the input alone, to unit length"
+        "level", "normalize each level's residual, or only the input, to unit length"
     )
     restart_threshold: NotNegative | None = option(
-        0.1, "re-seat codes used less than this share of an even use"
+        0.1, "restart codes used less than this share of uniform usage"
     )
-    quantizer_options: dict = option(dict, "more arguments of ResidualQuantizer")
+    quantizer_options: dict = option(dict, "other arguments of ResidualQuantizer")
     decoder_options: dict = option(dict, "arguments of CodeDecoder")
     estimator_options: dict = option(dict, "arguments of FeatureEstimator")
     cold_start_positions: bool = option(
-        False, "let the random projection see positions, as published"
+        False, "add positions before the random projection, as published"
     )
     cold_start_centered: bool = option(
-        False, "let it see patches less their mean: shape and motion, not brightness"
+        False, "subtract each patch's mean in the cold start, to ignore brightness"
     )
     keep_cold_start_codes: bool = option(
-        True, "predict the cold start's codes in later phases as well"
+        True, "also predict the cold start's codes in later phases"
     )
     tokenizer_start: Literal["encoder", "random"] = option(
         "encoder", "start tokenizers from the encoder or from new weights"
     )
     decoder_start: Literal["previous", "random"] = option(
-        "previous", "start decoders from the last phase's or from new weights"
+        "previous", "start decoders from the previous phase's or from new weights"
     )
     tokenize: Literal["all", "masked"] = option(
-        "all", "patches that the tokenizer sees; masked as published for video"
+        "all", "patches that the tokenizer sees; masked for video, as published"
     )
-    seed: Natural = flag(0, "seed of everything random")
+    seed: Natural = flag(0, "random seed")
 
 
 def current_settings(settings):
@@ -266,14 +266,14 @@ def _without_modules(config):
 class OptimizerOptions(Options):
     """What pretraining and fine-tuning share."""
 
-    batch_size: Count = flag(64, "examples on all devices together")
+    batch_size: Count = flag(64, "examples in a batch, over all devices")
     weight_decay: NotNegative = option(1e-4, "weight decay of AdamW")
     clip_norm: Positive | None = option(None, "largest norm of the gradients")
     gradient_accumulation_steps: Count | None = option(
-        None, "batches to each step of the optimizer"
+        None, "batches for each optimizer step"
     )
     ema_momentum: BelowOne | None = option(
-        None, "end with moving averages of the weights"
+        None, "momentum of moving averages of the weights, kept at the end"
     )
 
 
@@ -283,51 +283,53 @@ class TrainingOptions(OptimizerOptions):
 
     rounds: Natural | None = flag(
         None,
-        "tokenizer and encoder phases after the cold start; by default 0, "
-        "from 50,000 examples on 1",
+        "rounds of tokenizer and encoder phases; by default 0, or 1 with at least "
+        "50,000 examples, a teacher or joint training",
     )
     cold_start_epochs: Count | None = flag(
-        None, "epochs of the cold start, if not an encoder phase's"
+        None, "epochs of the cold start; by default those of an encoder phase"
     )
     tokenizer_epochs: Count | None = flag(
         None, "epochs of a tokenizer phase; by default a quarter of an encoder phase's"
     )
     encoder_epochs: Count | None = flag(
         None,
-        "epochs of an encoder phase; by default as many as make 10,000 steps, "
+        "epochs of an encoder phase; by default enough for 10,000 steps, "
         "from 20 to 400",
     )
     joint: bool = option(False, "train tokenizer and encoder in one phase")
     tokenizer_every: Count = option(
-        4, "steps of a joint phase between those of the tokenizer"
+        4, "train the tokenizer every so many steps of a joint phase"
     )
-    tokenizer_loss_ratio: Positive = option(0.2, "weight of its loss there")
+    tokenizer_loss_ratio: Positive = option(
+        0.2, "weight of the tokenizer's loss in a joint phase"
+    )
     encoder_learning_rate: Positive = flag(5e-4, "peak learning rate of encoder phases")
     tokenizer_learning_rate: Positive = option(
         2e-4, "peak learning rate of tokenizer phases"
     )
     cold_start_learning_rate: Positive | None = option(
-        None, "peak learning rate of the cold start, if not the encoder's"
+        None, "peak learning rate of the cold start; by default the encoder's"
     )
-    warmup: BelowOne = option(0.05, "share of a phase in which the learning rate rises")
+    warmup: BelowOne = option(0.05, "share of each phase spent on warm-up")
     adapt_batches: Natural = option(
-        16, "batches for the k-means that sets the codebooks; 0: none"
+        16, "batches for the k-means that sets the codebooks; 0: no k-means"
     )
     jit_compile: bool | Literal["auto"] = option(
-        "auto", "whether to compile; not worth its minute on PyTorch", learned=False
+        "auto", "whether to compile; not worth it on PyTorch", learned=False
     )
     checkpoint_every: Count = option(1, "epochs between checkpoints", learned=False)
     checkpoint_every_steps: Count | None = option(
         None, "steps between checkpoints", learned=False
     )
     checkpoint_minutes: Positive | None = option(
-        10.0, "minutes between checkpoints, in one process", learned=False
+        10.0, "minutes between checkpoints, with a single process", learned=False
     )
     max_nonfinite_steps: Natural = option(
-        0, "steps of an epoch without a finite loss to skip", learned=False
+        0, "most steps of an epoch to skip for a non-finite loss", learned=False
     )
     cache_codes: bool = option(
-        False, "compute a frozen tokenizer's codes once a phase", learned=False
+        False, "compute a frozen tokenizer's codes once per phase", learned=False
     )
     profile: bool = option(False, "record a trace of some steps", learned=False)
     tensorboard: bool = option(True, "write TensorBoard logs", learned=False)
@@ -341,24 +343,24 @@ class FineTuningOptions(OptimizerOptions):
     weight_decay: NotNegative = option(0.05, "weight decay of AdamW")
     epochs: Count = flag(50, "epochs of training")
     learning_rate: Positive = flag(1e-3, "peak learning rate of the head")
-    warmup_epochs: NotNegative = option(0.0, "epochs in which the learning rate rises")
+    warmup_epochs: NotNegative = option(0.0, "epochs of warm-up")
     layer_decay: AboveZeroToOne = option(
-        0.75, "learning rate of a layer to that of the one above"
+        0.75, "learning rate of a layer relative to that of the layer above"
     )
     beta_2: BelowOne = option(0.999, "beta_2 of AdamW")
     loss: Literal["auto", "categorical", "binary"] = option(
         "auto", "kind of cross-entropy"
     )
-    label_smoothing: BelowOne = option(0.0, "share of labels to spread over classes")
-    balanced: bool = option(False, "draw rare classes as often as common ones")
-    epoch_length: Count | None = option(None, "examples of an epoch, if not all")
+    label_smoothing: BelowOne = option(0.0, "share of a label spread over all classes")
+    balanced: bool = option(False, "sample rare classes as often as common ones")
+    epoch_length: Count | None = option(None, "examples in an epoch; by default all")
     metric: Literal["accuracy", "mAP"] | None = option(
-        None, "metric that finds the best epoch"
+        None, "metric that selects the best epoch"
     )
     checkpoint_every: Count | None = option(
         None, "epochs between checkpoints", learned=False
     )
-    seed: Natural = flag(0, "seed of everything random")
+    seed: Natural = flag(0, "random seed")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -367,7 +369,7 @@ class RunOptions(Options):
 
     directory: str | None = flag(None, "folder of the run", learned=False)
     resume: bool = flag(False, "resume the run in --directory", learned=False)
-    dtype_policy: str = flag("float32", "such as mixed_bfloat16")
+    dtype_policy: str = flag("float32", "dtype policy, such as mixed_bfloat16")
     quiet: bool = flag(False, "no progress bars", learned=False)
 
 
@@ -396,7 +398,7 @@ class VideoReading(ImageReading):
 
     num_frames: Count | None = flag(None, "frames of a clip", only="video")
     sampling_rate: Count | None = flag(
-        None, "take every so many frames of a video", only="video"
+        None, "take every N-th frame of a video", only="video"
     )
 
 
@@ -411,9 +413,9 @@ class DataOptions(Options):
     segments: Existing | None = flag(
         None, "AudioSet's CSV file of training segments", only="audio"
     )
-    strict: bool = flag(False, "stop at files that cannot be read")
+    strict: bool = flag(False, "stop at unreadable files instead of skipping them")
     accept_changed_data: bool = option(
-        False, "resume though files have changed", learned=False
+        False, "resume even if files have changed", learned=False
     )
 
 
@@ -421,20 +423,24 @@ class DataOptions(Options):
 class LabeledDataOptions(DataOptions):
     """Labeled data."""
 
-    test_data: Existing | None = flag(None, "test split, where it is not in --data")
-    root: Existing | None = option(None, "folder that names in a table start from")
+    test_data: Existing | None = flag(None, "test split, if it is not in --data")
+    root: Existing | None = option(None, "folder that a table's paths are relative to")
     test_segments: Existing | None = flag(
         None, "AudioSet's CSV file of test segments", only="audio"
     )
-    ground_truth: Existing | None = option(None, "classes of ImageNet's flat val")
-    meta: Existing | None = option(None, "ImageNet's meta.mat, where these are numbers")
-    file_column: str | None = option(None, "column of the file")
-    label_column: str | None = flag(None, "column of the class")
+    ground_truth: Existing | None = option(
+        None, "file with the classes of ImageNet's flat val/"
+    )
+    meta: Existing | None = option(
+        None, "ImageNet's meta.mat, if the ground truth has numbers"
+    )
+    file_column: str | None = option(None, "column of a CSV file with the file")
+    label_column: str | None = flag(None, "column of a CSV file with the class")
     label_separator: str | None = option(None, "text between several classes of a file")
-    split_column: str | None = option(None, "column of the split")
+    split_column: str | None = option(None, "column of a CSV file with the split")
     test_split: str | None = option(None, "the split or folder to test on")
-    folds: Count | None = option(None, "folds to make without splits, by default 5")
-    fold: Count | None = flag(None, "from 1: test on this fold alone")
+    folds: Count | None = option(None, "folds if there are no splits; by default 5")
+    fold: Count | None = flag(None, "test only on this fold, counted from 1")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -442,22 +448,22 @@ class AugmentationOptions(Options):
     """Augmentation of fine-tuning."""
 
     repeats: Count = option(1, "times each example comes in a batch")
-    mix_rate: ZeroToOne = option(0.0, "share of examples that are mixed with another")
+    mix_rate: ZeroToOne = option(0.0, "share of examples to mix with another")
     mixup: NotNegative = option(0.0, "alpha of mixup; 0: none")
     cutmix: NotNegative = option(0.0, "alpha of CutMix; 0: none", only="image video")
-    gain: bool = option(False, "make recordings louder or softer", only="audio")
+    gain: bool = option(False, "apply random gain to recordings", only="audio")
     roll: bool = option(False, "roll recordings in time", only="audio")
     hide_bins: Natural = option(0, "most bins that SpecAugment masks", only="audio")
-    hide_frames: Natural = option(0, "most frames it masks", only="audio")
+    hide_frames: Natural = option(0, "most frames that SpecAugment masks", only="audio")
     token_drop: tuple[BelowOne, BelowOne] = option(
-        (0.0, 0.0), "shares of times and bands to drop", only="audio"
+        (0.0, 0.0), "shares of patches to drop in time and frequency", only="audio"
     )
     smallest_crop: AboveZeroToOne = option(
-        1.0, "least share of an image that crops keep", only="image"
+        1.0, "smallest share of an image that a crop keeps", only="image"
     )
-    flip: bool = option(False, "mirror images and clips", only="image video")
+    flip: bool = option(False, "flip images and clips at random", only="image video")
     rand_augment: ZeroToOne = option(0.0, "strength of RandAugment", only="image video")
-    rand_augment_ops: Count = option(2, "its operations", only="image video")
+    rand_augment_ops: Count = option(2, "operations of RandAugment", only="image video")
     random_erasing: ZeroToOne = option(
-        0.0, "share of images with a box erased", only="image video"
+        0.0, "share of images with a random box erased", only="image video"
     )

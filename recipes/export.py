@@ -2,15 +2,16 @@ r"""Exports an encoder, its codes or a classifier to formats that run without Ke
 
     KERAS_BACKEND=jax python recipes/export.py --from runs/audio --format onnx
 
-`--from` names the directory of a run, a preset's folder, or a size without training
-such as `bridle_audio_tiny`. The front end is a part of what is written: raw waveforms
-or pixels go in. Out come a classifier's scores (logits, if it was trained by
-`fine_tune.py`), or what `--outputs` names: `features` (the mean of the patches),
-`patches`, `is_real` (which patches are no padding), and of a run `codes`.
+`--from` names the directory of a run, a preset's folder, or an untrained size such as
+`bridle_audio_tiny`. The file includes the front end: it takes raw waveforms or pixels.
+It returns a classifier's scores (logits, if `fine_tune.py` trained it), or the outputs
+that `--outputs` names: `features` (the mean of the patches), `patches`, `is_real`
+(which patches are not padding), and for a run `codes`.
 
-Batches may be of any size, recordings of any length, unless `--seconds` fixes it.
-LiteRT needs `--seconds`, and takes one input at a time. The file is then run by its own
-runtime, and compared with the network. docs/export.md lists formats and their limits.
+Batches may have any size and recordings any length, unless `--seconds` fixes it.
+LiteRT takes one input at a time, and needs `--seconds` for audio. The recipe then runs
+the file in its own runtime and compares it with the network. docs/export.md lists
+formats and their limits.
 """
 
 import os
@@ -54,12 +55,12 @@ class Options(RunOptions):
         "onnx", "onnx, litert, saved_model, torch or openvino"
     )
     outputs: tuple[Literal["features", "patches", "is_real", "codes"], ...] | None = (
-        flag(None, "of an encoder")
+        flag(None, "outputs of an encoder: features, patches, is_real, codes")
     )
-    segment_means: Count = flag(1, "features: join the means of so many equal parts")
-    seconds: Positive | None = flag(None, "length of all recordings", only="audio")
-    overwrite: bool = flag(False, "replace what --directory holds")
-    seed: Natural = flag(0, "seed of the inputs to compare with")
+    segment_means: Count = flag(1, "features: concatenate the means of N segments")
+    seconds: Positive | None = flag(None, "fixed length of recordings", only="audio")
+    overwrite: bool = flag(False, "replace the contents of --directory")
+    seed: Natural = flag(0, "seed of the inputs for the comparison")
 
 
 class Export(Setup):

@@ -1,16 +1,16 @@
-r"""Writes what an encoder finds in a folder of files: embeddings, and codes.
+r"""Writes an encoder's embeddings and codes of the files in a folder.
 
     KERAS_BACKEND=jax python recipes/extract_features.py --from runs/audio \
         --data my_recordings/ --seconds 10 --directory runs/features
 
-`--from` names the directory of a run (whose tokenizer then gives codes as well), a
-preset's folder, or a size without training such as `bridle_audio_tiny`. What the
-encoder takes, audio, images or video, is what is looked for in `--data`.
+`--from` names the directory of a run (whose tokenizer then adds codes), a preset's
+folder, or an untrained size such as `bridle_audio_tiny`. The recipe looks in `--data`
+for the kind of files that the encoder takes: audio, images or video.
 
-The directory gets `parts/`, each of some files: NumPy archives or Parquet files, with a
-row for each file, or `--per patch`; `skipped_files.csv`, the files that could not be
-read; and `map.png`, in which rows that are alike lie near each other. The same command
-with `--resume` resumes a run that was stopped. In Python:
+The directory gets `parts/`, NumPy archives or Parquet files with a row for each file,
+or for each patch with `--per patch`; `skipped_files.csv`, the unreadable files; and
+`map.png`, in which similar rows are close to each other. The same command with
+`--resume` resumes a run that was stopped. In Python:
 
     run = keras_bridle.training.interleaved.load_run("runs/audio")
     extract = FeatureExtractor(run.backbone, run.tokenizer)
@@ -61,17 +61,19 @@ class Options(RunOptions, VideoReading, AudioReading):
     hidden = ("dtype_policy", "num_frames", "sampling_rate")
 
     source: str | None = flag(None, "run, preset or size", name="--from")
-    data: Existing | None = flag(None, "folder, or CSV file of files")
-    class_folders: bool = flag(False, "folders are classes: label rows")
-    label_column: str | None = flag(None, "of a CSV file: label rows")
-    per: Literal["file", "patch"] = flag("file", "a row: file or patch")
-    segment_means: Count = flag(1, "join the means of so many equal parts")
-    codes: bool = flag(True, "no codes, though there is a tokenizer")
+    data: Existing | None = flag(None, "folder, or CSV file that lists files")
+    class_folders: bool = flag(False, "label rows with the names of class folders")
+    label_column: str | None = flag(None, "column of a CSV file to label rows with")
+    per: Literal["file", "patch"] = flag("file", "write a row for each file or patch")
+    segment_means: Count = flag(1, "concatenate the means of N equal segments")
+    codes: bool = flag(True, "write no codes")
     format: Literal["npz", "parquet"] = flag("npz", "npz or parquet")
-    part_size: Count = option(1024, "files to a part")
-    picture: Literal["pca", "umap", "none"] = flag("pca", "of map.png")
-    batch_size: Count = flag(32, "examples to a step of the encoder")
-    seed: Natural = flag(0, "seed of the map")
+    part_size: Count = option(1024, "files in each part")
+    picture: Literal["pca", "umap", "none"] = flag(
+        "pca", "method of map.png: pca, umap or none"
+    )
+    batch_size: Count = flag(32, "batch size of the encoder")
+    seed: Natural = flag(0, "seed of map.png")
 
 
 class Extraction(Setup):

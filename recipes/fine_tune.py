@@ -5,18 +5,18 @@ On the sample data, after one of the pretraining recipes (2 CPU cores, some minu
     KERAS_BACKEND=jax python recipes/fine_tune.py --from runs/audio_sample
     KERAS_BACKEND=jax python recipes/fine_tune.py --from runs/audio_sample --scratch
 
-The second line trains the same network from new weights: the difference is what
-pretraining is worth. On your own data, a folder with a folder for each class (or with
-`train` and `test` that have such), or a CSV file:
+The second line trains the same network from random weights: the difference is the gain
+from pretraining. On your own data, a folder with a folder for each class (or with
+`train` and `test` folders that contain these), or a CSV file:
 
     KERAS_BACKEND=jax python recipes/fine_tune.py --from runs/mine --data my_recordings/
 
-`--layout` names a well-known data set and brings its published settings with it; see
+`--layout` names a well-known data set and applies its published settings; see
 recipes/README.md. The same command with `--resume` resumes a run that was stopped.
 
 Labels of the sample data: the initials of syllables whose base syllables are not in the
 training split; the classes of clothes; and the direction of a camera pan, which is
-**synthetic**. `--labels-per-class` says how many of them are used.
+**synthetic**. `--labels-per-class` limits how many of them are used.
 """
 
 import os
@@ -164,24 +164,24 @@ class Options(
     source: str | None = flag(
         None, "pretrained encoder: a run, a preset's folder or address", name="--from"
     )
-    scratch: bool = flag(False, "keep only its sizes, with new weights")
-    preset: str | None = flag(None, "instead: tiny, small, base or large")
-    modality: Literal["audio", "image", "video"] | None = flag(
-        None, "of --preset: audio, image or video"
+    scratch: bool = flag(False, "keep only the encoder's sizes; train from new weights")
+    preset: str | None = flag(
+        None, "size to train without --from: tiny, small, base or large"
     )
-    drop_path: BelowOne = option(0.0, "stochastic depth, at the last layer")
+    modality: Literal["audio", "image", "video"] | None = flag(
+        None, "modality of --preset: audio, image or video"
+    )
+    drop_path: BelowOne = option(0.0, "stochastic depth rate of the last layer")
     dropout: BelowOne = option(0.0, "dropout of the pooled features")
     validation_share: BelowOne = flag(
-        0.0, "of training, to find the best epoch; 0: test the last"
+        0.0, "share of training data that selects the best epoch; 0: test the last"
     )
-    labels_per_class: Count | None = flag(
-        None, "train on so many examples of each class"
-    )
+    labels_per_class: Count | None = flag(None, "train on N examples of each class")
     tracker: Literal[TRACKERS] | None = option(
         None, f"log to {', '.join(TRACKERS)}", learned=False
     )
-    view_segments: Count = option(1, "times to test a video at", only="video")
-    view_crops: Count = option(1, "crops of it to test", only="video")
+    view_segments: Count = option(1, "clips of a video to test", only="video")
+    view_crops: Count = option(1, "crops of each clip to test", only="video")
 
 
 def settings(modality, layout):

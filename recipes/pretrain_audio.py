@@ -4,14 +4,14 @@ On the sample recordings that come with the package (5 minutes on 2 CPU cores):
 
     KERAS_BACKEND=jax python recipes/pretrain_audio.py
 
-On your own, with an encoder of the published size:
+On your own recordings, with an encoder of the published size:
 
     KERAS_BACKEND=jax python recipes/pretrain_audio.py --data my_recordings/ \
         --preset base --directory runs/mine --dtype-policy mixed_bfloat16
 
 The same command with `--resume` resumes a run that was stopped. A run without `--data`
 ends with linear probes: how well one linear layer on the frozen encoder's features
-tells the initials of syllables that training never saw.
+classifies the initials of held-out syllables.
 """
 
 import os
@@ -58,7 +58,7 @@ OWN = {
 class Options(PretrainingOptions, AudioReading):
     """Options of this recipe."""
 
-    sounds: Natural = option(1, "segments of each sample sound besides the syllables")
+    sounds: Natural = option(1, "segments of each sample sound, besides the syllables")
     roll: bool = option(True, "roll waveforms in time")
 
 

@@ -5,15 +5,14 @@ cores):
 
     KERAS_BACKEND=jax python recipes/pretrain_image.py
 
-On your own, with an encoder of the published size:
+On your own images, with an encoder of the published size:
 
     KERAS_BACKEND=jax python recipes/pretrain_image.py --data my_images/ \
         --preset base --directory runs/mine --dtype-policy mixed_bfloat16
 
 The same command with `--resume` resumes a run that was stopped. A run without `--data`
-ends with probes: how well one linear layer on the frozen encoder's features, or a vote
-of the nearest neighbors, tells the classes of 2,000 held-out images, with 20, 100 and
-all 800 labels of each class.
+ends with probes: how well a linear layer or nearest neighbors on the frozen encoder's
+features classify 2,000 held-out images, with 20, 100 and all 800 labels of each class.
 """
 
 import os
@@ -74,9 +73,11 @@ class Options(PretrainingOptions, ImageReading):
     hidden = ("segments",)
 
     mask: Literal["random", "block", "inverse-block"] = flag(
-        "random", "how patches are hidden"
+        "random", "mask: random, block or inverse-block"
     )
-    smallest_crop: AboveZeroToOne = option(0.2, "least share that crops keep")
+    smallest_crop: AboveZeroToOne = option(
+        0.2, "smallest share of an image that a crop keeps"
+    )
 
 
 def main(arguments=None):

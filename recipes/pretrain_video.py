@@ -4,15 +4,15 @@ On clips of the two sample videos that come with the package (5 minutes on 2 CPU
 
     KERAS_BACKEND=jax python recipes/pretrain_video.py
 
-On your own, with an encoder of the published size:
+On your own videos, with an encoder of the published size:
 
     KERAS_BACKEND=jax python recipes/pretrain_video.py --data my_videos/ \
         --preset base --directory runs/mine --dtype-policy mixed_bfloat16
 
 The same command with `--resume` resumes a run that was stopped. A run without `--data`
-ends with probes: in which of 8 directions the camera pans. The pixels are real, of
-parts of the videos that training never saw; **the pan is synthetic**, a window that
-moves over them. It shows whether the features hold motion, and nothing about actions.
+ends with probes: in which of 8 directions the camera pans. The pixels are real, from
+held-out parts of the videos; **the pan is synthetic**, a window that moves over them.
+The probes show whether the features encode motion, and nothing about actions.
 """
 
 import os
@@ -77,7 +77,7 @@ class Options(PretrainingOptions, VideoReading):
 
     hidden = ("sampling_rate", "segments")
 
-    flip: bool = option(True, "mirror clips; false where left and right differ")
+    flip: bool = option(True, "flip clips at random; false if left and right differ")
 
 
 def main(arguments=None):

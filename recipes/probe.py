@@ -1,6 +1,6 @@
-r"""Probes frozen encoders: what simple classifiers read out of their features.
+r"""Probes frozen encoders: trains simple classifiers on their features.
 
-On the sample data of the encoder's kind, such as after `recipes/pretrain_image.py`:
+On the sample data of the encoder's modality, such as after `recipes/pretrain_image.py`:
 
     KERAS_BACKEND=jax python recipes/probe.py --from runs/image_sample --probe all
 
@@ -9,15 +9,15 @@ On your own labeled files, in class folders, a CSV file, or a known data set's l
     python recipes/probe.py --from runs/audio --data ESC-50-master --layout esc50 \
         --probe linear knn attentive
 
-`linear` is logistic regression whose penalty is chosen by cross-validation; `dense` the
-published one, batch normalization without scale and offset and a dense layer; `knn` a
-vote of the nearest; `attentive` attends to the patches by a learned query. Several
-encoders are compared with each other, without their training, and with plain log-mel
-statistics or small gray pixels. Where there are no splits, 5 folds are drawn, for an
-encoder that has seen the files without their labels.
+`linear` is logistic regression whose penalty is chosen by cross-validation. `dense` is
+the published probe: batch normalization without scale and offset, and a dense layer.
+`knn` is a vote of the nearest neighbors. `attentive` pools the patches by attention
+with a learned query. Encoders are compared with each other, with untrained ones, and
+with plain log-mel statistics or small gray pixels. Without splits, the recipe makes 5
+folds; the encoder may have seen the files, but not their labels.
 
 The directory gets tables (`probes.md`, `probes.csv`, all metrics in `metrics.csv`) and,
-of each encoder and probe, a table of the classes and a confusion matrix.
+for each encoder and probe, a table of the classes and a confusion matrix.
 """
 
 import os
@@ -55,17 +55,25 @@ class Options(RunOptions, VideoReading, AudioReading, LabeledDataOptions):
     probe: tuple[Literal["linear", "dense", "knn", "attentive", "all"], ...] = flag(
         ("linear", "knn"), "kinds of probes, or all"
     )
-    epochs: Count | None = flag(None, "epochs of dense and attentive")
-    learning_rate: Positive | None = flag(None, "their learning rate")
-    weight_decay: NotNegative | None = option(None, "their weight decay")
-    probe_batch_size: Count | None = flag(None, "their batch size")
-    batch_size: Count = option(32, "examples to a step of the encoder")
+    epochs: Count | None = flag(None, "epochs of dense and attentive probes")
+    learning_rate: Positive | None = flag(
+        None, "learning rate of dense and attentive probes"
+    )
+    weight_decay: NotNegative | None = option(
+        None, "weight decay of dense and attentive probes"
+    )
+    probe_batch_size: Count | None = flag(
+        None, "batch size of dense and attentive probes"
+    )
+    batch_size: Count = option(32, "batch size of the encoder")
     per_class: Count | None = option(None, "examples of each class to train on")
-    segment_means: Count | None = option(None, "join the means of so many equal parts")
-    most_gigabytes: Positive = option(8.0, "most memory for patches")
-    baselines: bool = flag(True, "only the encoders named")
-    overwrite: bool = flag(False, "replace what --directory holds")
-    seed: Natural = flag(0, "seed of everything that is drawn")
+    segment_means: Count | None = option(
+        None, "concatenate the means of N equal segments"
+    )
+    most_gigabytes: Positive = option(8.0, "most gigabytes of memory for patches")
+    baselines: bool = flag(True, "probe only the given encoders")
+    overwrite: bool = flag(False, "replace the contents of --directory")
+    seed: Natural = flag(0, "random seed")
 
 
 def main(arguments=None):

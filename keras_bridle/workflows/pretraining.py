@@ -42,21 +42,27 @@ class PretrainingOptions(TrainingOptions, MethodOptions, RunOptions, DataOptions
     """Encoder: the options of the three recipes."""
 
     preset: str = flag("base", "tiny, small, base, large, or a folder")
-    patch_size: tuple[Count, ...] | None = option(None, "sides, if not the preset's")
-    teacher: str | None = flag(
-        None, "encoder, as --preset, that the first tokenizer learns from"
+    patch_size: tuple[Count, ...] | None = option(
+        None, "sides of a patch; by default the preset's"
     )
-    mask_ratio: ZeroToOne = flag(0.8, "share of the patches to hide")
-    decoder_dim: Count | None = option(None, "decoder's width, if not the preset's")
-    decoder_layers: Count | None = option(None, "decoder's depth, likewise")
+    teacher: str | None = flag(
+        None, "encoder that the first tokenizer learns from; values as for --preset"
+    )
+    mask_ratio: ZeroToOne = flag(0.8, "share of patches to mask")
+    decoder_dim: Count | None = option(
+        None, "width of the decoder; by default the preset's"
+    )
+    decoder_layers: Count | None = option(
+        None, "depth of the decoder; by default the preset's"
+    )
     augmentation: bool = option(True, "train on augmented inputs")
-    monitor: bool = option(True, "watch the encoder's features", learned=False)
+    monitor: bool = option(True, "monitor the encoder's features", learned=False)
     tracker: Literal[TRACKERS] | None = flag(  # type: ignore[valid-type]
         None, f"log to {', '.join(TRACKERS)}", learned=False
     )
     distribute: Natural = flag(
         0,
-        "train on all devices and processes; N on JAX: divide networks among N",
+        "train on all devices and processes; on JAX, N shards networks over N devices",
         const=1,
         learned=False,
     )
