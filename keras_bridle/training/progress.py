@@ -80,7 +80,7 @@ def tune_jax():
         return
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         # Code for one processor may not run on another that shares this folder.
         info = Path("/proc/cpuinfo")

@@ -136,8 +136,8 @@ class Probing(Setup):
         groups = None
         if self.modality is AUDIO:
             options.segment_means = options.segment_means or 8
-            splits = map(samples.load_syllables, ("train", "test"), 2 * ["syllable"])
-            groups = np.concatenate([syllables for _, syllables, _ in splits])
+            parts = map(samples.load_syllables, ("train", "test"), 2 * ["syllable"])
+            groups = np.concatenate([syllables for _, syllables, _ in parts])
         if self.modality is IMAGE:
             options.per_class = options.per_class or 100
         inputs = np.concatenate([train, test])
