@@ -1,8 +1,8 @@
 """Every option of pretraining, fine-tuning and the recipes, declared once.
 
-An option is a dataclass field: its type tells the values it takes, `option()` holds its
-default and help. Checks, saved settings, the arguments of `fit()` and the recipes'
-command line are made from it.
+An option is a dataclass field. Its type defines the values it takes; `option()` holds
+its default and help. Checks, saved settings, the arguments of `fit()` and the recipes'
+command line derive from it.
 """
 
 import contextlib
