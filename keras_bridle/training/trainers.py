@@ -336,7 +336,7 @@ class TokenizerPretrainer(Pretrainer):
         return kb.BridleBackbone(8, 32, 1, 2, 64, input_dims=(32, 32, 1))
 
     tokenizer = kb.BridleTokenizer(encoder(), kb.ResidualQuantizer(2, 16, dim=8))
-    estimator = kb.FeatureEstimator(32, 32, num_layers=1)
+    estimator = kb.FeatureEstimator(32, 32, num_layers=1, num_heads=2)
     trainer = kb.TokenizerPretrainer(tokenizer, estimator, teacher=encoder())
     trainer.compile("adamw")
     trainer.fit(np.random.rand(8, 32, 32, 1), batch_size=4)
@@ -447,7 +447,7 @@ class JointPretrainer(EncoderPretrainer):
         encoder(),
         kb.CodeDecoder(2, 16, 32, num_layers=1),
         kb.BridleTokenizer(encoder(), kb.ResidualQuantizer(2, 16, dim=8)),
-        kb.FeatureEstimator(32, 32, num_layers=1),
+        kb.FeatureEstimator(32, 32, num_layers=1, num_heads=2),
     )
     trainer.compile("adamw")
     trainer.fit(np.random.rand(8, 32, 32, 1), batch_size=4)
