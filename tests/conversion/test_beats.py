@@ -147,6 +147,7 @@ def test_front_end_of_quiet_and_loud_clips():
         np.testing.assert_allclose(found, expected[:, :96], atol=2e-4)
 
 
+@pytest.mark.full_matrix
 def test_files_of_espnet(tmp_path):
     """The encoder is one part, and the settings are elsewhere: those published."""
     torch = pytest.importorskip("torch")

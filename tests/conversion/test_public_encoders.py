@@ -209,6 +209,7 @@ def test_original_code(tmp_path, capsys):
     check(backbone, *read(FOLDER / "beit_v2", "inputs_0", "tokens_0"))
 
 
+@pytest.mark.full_matrix
 def test_recipes_start_from_public_encoders(tmp_path):
     from PIL import Image
 

@@ -96,6 +96,7 @@ def test_killed_and_resumed(tmp_path):
     assert_same_bits(all_weights(resumed), all_weights(unbroken))
 
 
+@pytest.mark.full_matrix
 def test_tokenizers_start_from_a_teacher_like_the_student():
     like = backbone()
     run = pretraining(teacher=like)
