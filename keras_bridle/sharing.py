@@ -88,7 +88,8 @@ def model_card(folder, uri, license=None):
         "library_name": "keras-hub",
         "license": license,
         "pipeline_tag": f"{modality}-classification" if classifier else None,
-        "base_model": base.removeprefix("hf://"),
+        # An address may name a file.
+        "base_model": "/".join(base.removeprefix("hf://").split("/")[:2]),
         "tags": "[keras-bridle, self-supervised, residual-quantization]",
     }
     lines = ["---", *(f"{x}: {y}" for x, y in front.items() if y), "---"]

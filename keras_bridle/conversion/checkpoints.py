@@ -151,6 +151,9 @@ def load_checkpoint(cls, preset, load_weights=True, **kwargs):
     if not load_weights:
         return cls(**arguments)
     replaced = {"glorot_uniform": _GlorotUniform, "RandomNormal": _RandomNormal}
+    if "front_end" in kwargs or cls is not kind:
+        # They may have weights that the file has not.
+        replaced = {}
     with keras.saving.custom_object_scope(replaced):
         backbone = cls(**arguments)
     if kind is BridleBackbone:
@@ -183,7 +186,12 @@ def _encoder(path, config, given, only_shapes=False):
         state = beats_weights(path, state)
         return BeatsBackbone, beats_arguments(path, settings, state) | given, state
     state = _timm_names(state)
-    return BridleBackbone, _arguments(path, config, state) | given, state
+    arguments = _arguments(path, config, state) | given
+    sides = given.get("input_dims", (None,))[:-1]
+    is_known = len(sides) == len(arguments["patch_size"]) and None not in sides
+    if is_known and "trained_grid" not in given:
+        arguments.pop("trained_grid", None)
+    return BridleBackbone, arguments, state
 
 
 def _json(path):
@@ -202,8 +210,9 @@ def _read(path, only_shapes):
     """The weights of a file or folder, maybe of several files, and BEATs' settings."""
     if path.is_file():
         content = read_published_file(path, only_shapes)
-        key = "model" if "model" in content else None
-        return weights_of(content, path, key), content.get("cfg") or {}
+        entries = content if isinstance(content, dict) else {}
+        key = "model" if isinstance(entries.get("model"), dict) else None
+        return weights_of(content, path, key), entries.get("cfg") or {}
     files = [path / name for name in WEIGHTS if (path / name).is_file()]
     files = files[:1] or [x for x in [_torch_file(path)] if x is not None]
     if not files:

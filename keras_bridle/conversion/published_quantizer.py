@@ -95,6 +95,9 @@ class PublishedResidualQuantizer(ResidualQuantizer):
             **kwargs,
         )
 
+    def _wanted_draws(self):
+        return dict.fromkeys(self._drawn, True)
+
     def build(self, input_shape):
         """Creates the codebooks, their statistics and what has been done to them."""
         super().build(input_shape)

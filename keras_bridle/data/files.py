@@ -235,6 +235,7 @@ def csv_table(
     label_column=None,
     label_separator=None,
     split_column=None,
+    class_names=None,
 ):
     """Lists the files of a table with a header, as `list_files()` says."""
     if labels and label_column is None:
@@ -252,7 +253,8 @@ def csv_table(
     classes = [row[label_column] for row in rows]
     if label_separator is not None:
         several = [map(str.strip, x.split(label_separator)) for x in classes]
-        return files.with_classes([tuple(filter(None, names)) for names in several])
+        classes = [tuple(filter(None, names)) for names in several]
+        return files.with_classes(classes, class_names)
     if not all(classes):
         # The header is row 1.
         raise ValueError(
@@ -260,7 +262,7 @@ def csv_table(
             f"'{label_column}'. Files with several classes or none need "
             "`label_separator`"
         )
-    return files.with_classes(classes)
+    return files.with_classes(classes, class_names)
 
 
 def _as_path(name, folder):

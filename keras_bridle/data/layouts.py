@@ -378,9 +378,9 @@ def splits_of(files, test_split=None, folds=None, fold=None, seed=0, report=None
     if test_split is None and all(map(str.isdecimal, files.splits or ())):
         pairs = _pairs_of_folds(files, folds, fold, seed)
     else:
+        pair, held_out = _named_splits(files, test_split)
         for name, value in (("folds", folds), ("fold", fold)):
             check(value is None, name, "left out where there is a test split", value)
-        pair, held_out = _named_splits(files, test_split)
         pairs = [pair]
     same, found, left_out = copies(files), [], 0
     for train, test in pairs:

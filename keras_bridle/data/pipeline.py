@@ -162,7 +162,8 @@ class FileDataset(keras.utils.PyDataset):
         # Places of an epoch; with `drop_remainder`, of its full batches alone.
         self._places = count // size * size if self.drop_remainder else count
         # Threads may be at the end of one epoch and the start of the next.
-        self._order = functools.lru_cache(maxsize=2)(self._order_of)
+        order = functools.partial(_order_of, count, self.shuffle, self.seed)
+        self._order = functools.lru_cache(maxsize=2)(order)
         self._unreadable: dict[int, str] = {}
         self._failed_in_a_row = 0
         self._is_read = False
@@ -270,12 +271,6 @@ class FileDataset(keras.utils.PyDataset):
             raise self._error(index, self._unreadable[index], problem)
         return None
 
-    def _order_of(self, epoch):
-        order = np.arange(len(self.files))
-        if self.shuffle:
-            np.random.default_rng((self.seed, epoch)).shuffle(order)
-        return order
-
     def _read(self, index, position):
         if index in self._unreadable:
             return None
@@ -349,3 +344,10 @@ class InputClock:
     seconds: float = 0.0
     batches: int = 0
     examples: int = 0
+
+
+def _order_of(count, shuffle, seed, epoch):
+    order = np.arange(count)
+    if shuffle:
+        np.random.default_rng((seed, epoch)).shuffle(order)
+    return order

@@ -28,7 +28,10 @@ CENTER: Position = (0.5, 0.5, 0.5)
 
 def import_tensorflow():
     """Imports TensorFlow, and keeps it off the GPUs if another backend needs them."""
-    import tensorflow as tf
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise ImportError("This needs TensorFlow: pip install tensorflow") from error
 
     # It would take nearly all memory of every GPU as soon as a pipeline is built.
     if keras.backend.backend() != "tensorflow" and tf.config.get_visible_devices("GPU"):
@@ -347,10 +350,10 @@ class ImageReader:
 
 def as_size(name, size):
     """Returns an int or a pair as `(height, width)`."""
-    height, width = (size, size) if isinstance(size, int) else size
-    is_size = all(int(side) == side and side > 0 for side in (height, width))
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    is_size = len(sides) == 2 and all(int(x) == x and x > 0 for x in sides)
     check(is_size, name, "a positive int or `(height, width)`", size)
-    return int(height), int(width)
+    return int(sides[0]), int(sides[1])
 
 
 def check_channels(channels):

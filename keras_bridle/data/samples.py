@@ -196,15 +196,20 @@ def extract_samples(directory):
         with tarfile.open(_FOLDER / "audio" / f"{name}.tar.xz") as archive:
             archive.extractall(directory / name, filter="data")
     table = "mandarin_syllables.csv"
-    shutil.copy(_FOLDER / "audio" / table, directory / "mandarin_syllables")
+    shutil.copyfile(_FOLDER / "audio" / table, directory / "mandarin_syllables" / table)
     images, labels, class_names = load_fashion("test")
     for label, name in enumerate(class_names):
         folder = directory / "fashion_mnist" / name.replace("/", "-")
         folder.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(images[labels == label][:20, ..., 0]):
             Image.fromarray(image).save(folder / f"{number:02}.png")
-    shutil.copytree(_FOLDER / "video", directory / "video", dirs_exist_ok=True)
-    shutil.copy(_FOLDER / "NOTICE", directory)
+    shutil.copytree(
+        _FOLDER / "video",
+        directory / "video",
+        copy_function=shutil.copyfile,
+        dirs_exist_ok=True,
+    )
+    shutil.copyfile(_FOLDER / "NOTICE", directory / "NOTICE")
     return directory
 
 

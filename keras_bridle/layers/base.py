@@ -3,6 +3,7 @@
 import inspect
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_bridle.engine import is_symbolic
@@ -17,8 +18,7 @@ class ConfiguredLayer(keras.layers.Layer):
         super().__init__(**arguments["kwargs"])
         for name, value in arguments.items():
             if name not in ("self", "kwargs", "__class__"):
-                # JSON has no tuples.
-                setattr(self, name, tuple(value) if isinstance(value, list) else value)
+                setattr(self, name, _as_tuple(value))
 
     def get_config(self):
         names = list(inspect.signature(type(self)).parameters)
@@ -27,6 +27,13 @@ class ConfiguredLayer(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
+
+
+def _as_tuple(value):
+    """Gives sequences of numbers, which JSON has as lists, as tuples."""
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        value = value.tolist()
+    return tuple(value) if isinstance(value, (list, range)) else value
 
 
 class RandomLayer(ConfiguredLayer):

@@ -140,6 +140,7 @@ class LogMelSpectrogram(ConfiguredLayer):
         fft_length = self.fft_length or length
         has_both = (self.mean is None) == (self.std is None)
         rules = {
+            "sample_rate": (self.sample_rate >= 1, "at least 1"),
             "num_mel_bins": (self.num_mel_bins >= 1, "at least 1"),
             "num_frames": (self.num_frames is None or self.num_frames >= 1, "positive"),
             "multiple_of": (self.multiple_of >= 1, "at least 1"),

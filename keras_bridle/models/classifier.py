@@ -23,7 +23,12 @@ from keras_bridle.models.converters import (
 )
 from keras_bridle.models.data_sets import TakesAnyData, is_data_set
 from keras_bridle.models.inputs import as_array, as_batch, as_labels
-from keras_bridle.models.presets import preset_folder, saved_classifier_config
+from keras_bridle.models.presets import (
+    MODALITIES_BY_RANK,
+    preset_folder,
+    saved_classifier_class,
+    saved_classifier_config,
+)
 
 
 class ClassScore(NamedTuple):
@@ -258,9 +263,12 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
             kwargs.setdefault("backbone", backbone)
         if is_address:
             return super().from_preset(preset, load_weights, **kwargs)
-        check_modality(cls, backbone)
+        if len(backbone.input_dims) in MODALITIES_BY_RANK:
+            check_modality(cls, backbone)
         if config is None and "preprocessor" not in kwargs:
             kwargs["preprocessor"] = cls._preprocessor(preset, backbone)
+        if config is not None and cls.modality is None:
+            cls = saved_classifier_class(preset)
         classifier = cls.from_config({**(config or {}), **kwargs})
         if config is not None and load_weights and "num_classes" not in kwargs:
             classifier.load_task_weights(str(Path(preset, "task.weights.h5")))

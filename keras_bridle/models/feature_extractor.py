@@ -46,6 +46,7 @@ class FeatureModel(SumsItself, Exportable, Configured, keras.Model):
         **kwargs,
     ):
         super().__init__(**{"autocast": False, "name": "feature_model", **kwargs})
+        wanted = tuple(wanted)
         self.keep_arguments(locals())
         known = OUTPUTS if tokenizer is not None else OUTPUTS[:3]
         if not wanted or not set(wanted) <= set(known):

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import keras
+
 from keras_bridle.layers.log_mel import LogMelSpectrogram
 from keras_bridle.layers.pixels import PixelNormalization
 from keras_bridle.layers.positions import LAYOUTS
@@ -108,6 +110,12 @@ def saved_classifier_config(preset):
     """The classifier's arguments in a local preset; `None` if there is none."""
     path = Path(preset, "task.json")
     return json.loads(path.read_text())["config"] if path.exists() else None
+
+
+def saved_classifier_class(preset):
+    """The class of the classifier in a local preset."""
+    task = json.loads(Path(preset, "task.json").read_text())
+    return keras.saving.get_registered_object(task["registered_name"])
 
 
 def preset_modality(preset):

@@ -151,6 +151,11 @@ class FileExamples(Examples):
             self._take(indices), self.make_dataset, self.strict, self.read_report
         )
 
+    def for_classifier(self, classifier):
+        """Checks labels, which are numbers already; rows of bytes stay such."""
+        classifier.labels(self.labels)
+        return self
+
     def check_readable(self):
         """Raises a ValueError if no file can be read; `strict`: if the first cannot."""
         self._dataset(self.manifest, batch_size=1, drop_remainder=False)

@@ -20,6 +20,7 @@ from keras_bridle.distribution import (
     is_alone,
     is_chief,
     local_function,
+    num_devices,
     own_directory,
 )
 from keras_bridle.models.arguments import nameless_config
@@ -110,7 +111,7 @@ class InterleavedPretraining:
         self.decoder: Any = None
         self.estimator: Any = None
         self.history: dict[str, dict[str, list[float]]] = {}
-        # The last tokenizer and its function, by the names of outputs.
+        # The last function by the names of outputs, and what it is for.
         self._functions: dict[tuple[str, ...], tuple] = {}
         self._check_parts()
 
@@ -179,7 +180,8 @@ class InterleavedPretraining:
         make_batches = by_epoch(steps_per_epoch=steps_per_epoch)
         batches = make_batches(0)
         num_batches = count_batches(batches, steps_per_epoch)
-        training = by_size(given, num_batches, self.teacher is not None)
+        batch_size = getattr(batches, "batch_size", None)
+        training = by_size(given, num_batches, batch_size, self.teacher is not None)
         plan = phases(training, self.teacher is not None)
         check_accumulation(training, num_batches)
         if training.cache_codes:
@@ -281,12 +283,14 @@ class InterleavedPretraining:
 
     def _feature_function(self, tokenizer, *wanted):
         """Gives the function from a batch of raw input to outputs of a tokenizer."""
+        trainable = self.backbone.trainable, tokenizer.trainable
+        key = tokenizer, trainable, num_devices()
         known = self._functions.get(wanted)
-        if known is None or known[0] is not tokenizer:
+        if known is None or known[0] != key:
             model = FeatureModel(
                 self.backbone, tokenizer, wanted, augmentation=self.augmentation
             )
-            known = self._functions[wanted] = tokenizer, local_function(model)
+            known = self._functions[wanted] = key, local_function(model)
         return known[1]
 
     def _run_phase(self, index, phase, call, files):

@@ -31,11 +31,14 @@ ENCODER_STEPS = 10_000
 ENCODER_EPOCHS = 20, 400
 
 
-def by_size(options, num_batches, has_teacher=False):
-    """Fills in the rounds and epochs that options leave to the size of the data."""
+def by_size(options, num_batches, batch_size=None, has_teacher=False):
+    """Fills in the rounds and epochs that options leave to the size of the data.
+
+    Data sets may not know their `batch_size`; then there is a round.
+    """
     rounds, epochs = options.rounds, options.encoder_epochs
     if rounds is None:
-        is_large = num_batches * options.batch_size >= EXAMPLES_FOR_ROUNDS
+        is_large = batch_size is None or num_batches * batch_size >= EXAMPLES_FOR_ROUNDS
         rounds = int(is_large or has_teacher or options.joint)
     if epochs is None:
         batches = ENCODER_STEPS * (options.gradient_accumulation_steps or 1)

@@ -84,9 +84,11 @@ def tune_jax():
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         # Code for one processor may not run on another that shares this folder.
         info = Path("/proc/cpuinfo")
-        text = info.read_text() if info.exists() else platform.processor()
-        features = text.partition("flags")[2].partition("\n")[0]
-        machine = hashlib.sha256(features.encode()).hexdigest()[:8]
+        lines = info.read_text().splitlines() if info.exists() else []
+        # What Linux calls them on x86 and on ARM.
+        features = [x for x in lines if x.lower().startswith(("flags", "features"))]
+        about = "".join([platform.machine(), platform.processor(), *features[:1]])
+        machine = hashlib.sha256(about.encode()).hexdigest()[:8]
         folder = Path(cache, "keras_bridle", f"jax-{machine}")
         jax.config.update("jax_compilation_cache_dir", str(folder))
     # The hundreds of small programs take as long as the large ones.

@@ -56,10 +56,12 @@ class Pretrainer(TrainedModel):
 
     @property
     def parts(self):
-        """The layers among the constructor's arguments, by name."""
+        """The layers among the arguments of this package's constructors, by name."""
         arguments = {
             name: getattr(self, name, None)
-            for name in inspect.signature(type(self)).parameters
+            for kind in type(self).__mro__
+            if kind.__module__.startswith("keras_bridle")
+            for name in inspect.signature(kind).parameters
         }
         is_layer = keras.layers.Layer
         return {name: x for name, x in arguments.items() if isinstance(x, is_layer)}

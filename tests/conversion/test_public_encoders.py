@@ -190,6 +190,11 @@ def test_audio_mae(tmp_path):
     waveforms = np.random.default_rng(1).normal(size=(2, 2800)).astype("float32")
     maps = to_numpy(backbone.maps(waveforms)[0])
     check(backbone, waveforms, tokens_of_pytorch(state, maps))
+    # Of another grid, positions are interpolated.
+    options = {"num_heads": 3, "front_end": None, "input_dims": (32, 32, 1)}
+    longer = BridleBackbone.from_preset(str(tmp_path / "audiomae.pth"), **options)
+    assert longer.trained_grid == (8, 8)
+    assert longer(np.zeros((1, 32, 32, 1), "float32")).shape[-1] == 12
 
 
 @pytest.mark.one_backend

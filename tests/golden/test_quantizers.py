@@ -237,3 +237,13 @@ def test_vq_like_published(path, block):
     if block == "noema":
         expected = arrays["noema.grad.embedding.weight"]
         assert relative_error(slope[0], expected) <= GRADIENT
+
+
+@pytest.mark.parametrize("flavor", ["audio", "video"])
+def test_published_quantizers_draw_for_themselves(flavor):
+    layer = PublishedResidualQuantizer(
+        flavor, 2, 4, kmeans_init=True, restart_unused_codes=True
+    )
+    vectors = np.random.default_rng(0).normal(size=(3, 5, 6)).astype("float32")
+    assert np.isfinite(float(layer(vectors, training=True).loss))
+    assert np.asarray(layer.kmeans_done).all()

@@ -516,9 +516,13 @@ def test_rounds_and_epochs_follow_the_size_of_the_data(
     batches, given, has_teacher, expected
 ):
     options = TrainingOptions(batch_size=64, **given)
-    found = by_size(options, batches, has_teacher)
+    found = by_size(options, batches, 64, has_teacher)
     names = "rounds", "cold_start_epochs", "tokenizer_epochs", "encoder_epochs"
     assert tuple(getattr(found, name) for name in names) == expected
+    # Data sets may not tell their size.
+    assert by_size(options, batches, None, has_teacher).rounds == (
+        1 if options.rounds is None else options.rounds
+    )
     left_open = options.rounds is None and found.rounds == 0
     assert len([*remarks(phases(found), batches, found, options)]) == left_open
 

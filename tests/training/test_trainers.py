@@ -183,6 +183,18 @@ def test_padding_has_no_say(kind):
     assert_metrics(metrics, expected_metrics(outputs))
 
 
+def test_subclasses_freeze_what_they_do_not_train():
+    class Mine(EncoderPretrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+
+    trainer = encoder_pretrainer()
+    mine = Mine(trainer.backbone, trainer.decoder, trainer.tokenizer, mask=trainer.mask)
+    mine.set_trained_parts()
+    assert mine.parts.keys() == trainer.parts.keys()
+    assert not mine.tokenizer.trainable and mine.backbone.trainable
+
+
 def test_compile_trains_what_was_frozen():
     """As parts are handed from phase to phase, frozen by the one before."""
     trainer = encoder_pretrainer()
