@@ -34,7 +34,7 @@ def upload_preset(folder, uri, license=None):
     Args:
         folder: string or path of a preset, or of a run, whose preset is uploaded.
         uri: string, such as `"hf://me/name"` or `"kaggle://me/model/keras/name"`.
-        license: optional string, the licence of the weights, as the hub spells it.
+        license: optional string, the license of the weights, as the hub spells it.
 
     Raises:
         FileNotFoundError: if the folder holds no preset.
@@ -107,7 +107,7 @@ def model_card(folder, uri, license=None):
         lines += ["", "## Training", ""]
         lines += [f"- {x.replace('_', ' ')}: `{options[x]}`" for x in names]
     if base:
-        lines += ["", f"It started from `{base}`, whose licence holds as well."]
+        lines += ["", f"It started from `{base}`, whose license holds as well."]
     if run is not None:
         for name in ("probes.md", "metrics.md"):
             table = run / "results" / name

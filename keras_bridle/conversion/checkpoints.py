@@ -164,7 +164,7 @@ def load_checkpoint(cls, preset, load_weights=True, **kwargs):
         raise ValueError(f"'{path}' has weights of another network: {unknown[:8]}")
     tops = ", ".join(sorted({name.split(".")[0] for name in left}))
     parts = [f"Left out of {path.name}: {tops}"] if left else []
-    parts += [f"Licence of {path.name}: {x}" for x in _licences(path)]
+    parts += [f"License of {path.name}: {x}" for x in _licenses(path)]
     if parts:
         print(". ".join(parts))
     return backbone
@@ -198,7 +198,7 @@ def _json(path):
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _licences(path):
+def _licenses(path):
     """What the front matter of a folder's README says."""
     card = (path.parent if path.is_file() else path) / "README.md"
     text = card.read_text("utf-8") if card.is_file() else ""
