@@ -77,7 +77,7 @@ def test_forms_of_teachers(tmp_path):
         assert_same_bits(weights_of(found), weights_of(given))
 
 
-@pytest.mark.every_backend
+@pytest.mark.full_matrix
 def test_killed_and_resumed(tmp_path):
     def train(name, actions=(), **options):
         run = pretraining(noise=0.1, teacher=teacher(**options))
