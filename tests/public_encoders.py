@@ -4,6 +4,7 @@
 where transformers and timm are missing.
 """
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -127,34 +128,23 @@ def beit_of(kind, name="Beit", encoder=None, final_norm=None, **settings):
     return write
 
 
-def beit_of_timm(**settings):
-    """Makes the function of a BEiT of timm."""
+def of_timm(module, name, architecture, **settings):
+    """Makes the function of a network of timm, given its module and class."""
 
     def write(folder):
-        import timm.models.beit
         from safetensors.torch import save_file
 
+        library = importlib.import_module(f"timm.models.{module}")
+        sizes = {"patch_size": 4, "depth": 2, "num_heads": 3, "mlp_ratio": 2.0}
+
         def make(sides):
-            made = timm.models.beit.Beit(
-                sides,
-                patch_size=4,
-                embed_dim=12,
-                depth=2,
-                num_heads=3,
-                mlp_ratio=2.0,
-                num_classes=5,
-                use_abs_pos_emb=False,
-                init_values=0.1,
-                **settings,
-            )
-            return made.eval()
+            return getattr(library, name)(sides, **sizes, **settings).eval()
 
         model, wider = randomized(make(IMAGE[1:3])), make(WIDER[1:3])
         state = model.state_dict()
-        read = timm.models.beit.checkpoint_filter_fn
-        wider.load_state_dict(read(dict(state), wider))
+        wider.load_state_dict(library.checkpoint_filter_fn(dict(state), wider))
         save_file(state, folder / "model.safetensors")
-        about = {"architecture": "beitv2_base_patch16_224", "num_classes": 5}
+        about = {"architecture": architecture, "num_classes": 5}
         about["pretrained_cfg"] = {"input_size": [3, *IMAGE[1:3]]}
         (folder / "config.json").write_text(json.dumps(about))
 
@@ -165,6 +155,12 @@ def beit_of_timm(**settings):
         return tokens_of(run, IMAGE, WIDER)
 
     return write
+
+
+def beit_of_timm(**settings):
+    sizes = {"embed_dim": 12, "num_classes": 5, "init_values": 0.1}
+    settings = {"use_abs_pos_emb": False, **sizes, **settings}
+    return of_timm("beit", "Beit", "beitv2_base_patch16_224", **settings)
 
 
 RELATIVE = {"use_relative_position_bias": True}
@@ -192,6 +188,14 @@ ENCODERS = {
     "data2vec": beit_of("Model", "Data2VecVision", **RELATIVE),
     "data2vec_classifier": beit_of(
         "ForImageClassification", "Data2VecVision", encoder="data2vec_vision", **SHARED
+    ),
+    # A width whose number of heads is known.
+    "timm_mae": of_timm(
+        "vision_transformer",
+        "VisionTransformer",
+        "vit_base_patch16_224",
+        embed_dim=192,
+        num_classes=0,
     ),
     "beit_v2": beit_of_timm(use_rel_pos_bias=True),
     "beit_v2_shared": beit_of_timm(use_shared_rel_pos_bias=True, global_pool="token"),

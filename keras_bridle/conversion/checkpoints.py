@@ -1,7 +1,6 @@
 """Public encoders of MAE, BEiT and their like, read from their own files.
 
-Every layout is brought to timm's names, which `load_published()` reads: folders of
-transformers and of timm, and files of the original training code.
+Every layout is brought to timm's names, which `load_published()` reads.
 """
 
 import functools
@@ -112,7 +111,6 @@ def fetched(preset):
         if config:
             return folder("model*.safetensors", "pytorch_model*.bin")
         return folder("*.pt", "*.pth")
-    # Of many kinds, by what the hub's library is built on.
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{preset!r} cannot be fetched: {reason}") from error
@@ -126,18 +124,17 @@ class _Replaced:
 
 
 class _GlorotUniform(_Replaced, keras.initializers.GlorotUniform):
-    """Draws its seed, and no weights."""
+    pass
 
 
 class _RandomNormal(_Replaced, keras.initializers.RandomNormal):
-    """Draws its seed, and no weights."""
+    pass
 
 
 def load_checkpoint(cls, preset, load_weights=True, **kwargs):
     """Builds an encoder of a class from a public one in a folder or file.
 
-    Other arguments replace those of the encoder, such as `input_dims`, to whose grid
-    learned positions are resized; and `num_heads`, where a file does not tell it.
+    Other arguments replace the encoder's. Its positions are resized to `input_dims`.
     """
     path = Path(preset)
     config = _json(path / "config.json")
@@ -151,10 +148,9 @@ def load_checkpoint(cls, preset, load_weights=True, **kwargs):
     if not load_weights:
         return cls(**arguments)
     replaced = {"glorot_uniform": _GlorotUniform, "RandomNormal": _RandomNormal}
-    if "front_end" in kwargs or cls is not kind:
-        # They may have weights that the file has not.
-        replaced = {}
-    with keras.saving.custom_object_scope(replaced):
+    # Front ends and subclasses may have weights that the file has not.
+    is_all_in_file = cls is kind and "front_end" not in kwargs
+    with keras.saving.custom_object_scope(replaced if is_all_in_file else {}):
         backbone = cls(**arguments)
     if kind is BridleBackbone:
         _fit_positions(backbone, config, state)
@@ -228,10 +224,8 @@ def _read(path, only_shapes):
 
 def _timm_names(state):
     """Renames weights, and joins those of queries, keys and values."""
-    # BEiT's head has a norm, too, which comes behind the encoder's. Where the encoder
-    # has none, the head's was its last in pretraining.
+    # BEiT's head has a norm, too: the encoder's last in pretraining, if it has none.
     found = renamed(state, _NAMES)
-    # What follows from the grid.
     found = {k: v for k, v in found.items() if "relative_position_index" not in k}
     for block in blocks_of(found):
         join_qkv(found, f"{block}.attn.")
@@ -282,8 +276,7 @@ def _arguments(path, config, state):
         return arguments | found
     sides = tuple(np.broadcast_to(config.get("image_size", 224), 2).tolist())
     if not is_clip and (biases or "pos_embed" in state):
-        grid = _grid(config, state)
-        sides = tuple(x * y for x, y in zip(grid, patch, strict=True))
+        sides = tuple(np.multiply(_grid(config, state), patch).tolist())
     frames = (config.get("num_frames", 16),) if is_clip else ()
     pixels = config.get("pretrained_cfg", {})
     pixels = _json(path / "preprocessor_config.json") or pixels
@@ -314,8 +307,7 @@ def _grid(config, state):
     size = config.get("pretrained_cfg", {}).get("input_size", [])[1:]
     size = size or config.get("image_size")
     if size:
-        sides = np.broadcast_to(size, 2).tolist()
-        grids.insert(0, tuple(x // y for x, y in zip(sides, patch, strict=True)))
+        grids.insert(0, tuple(np.floor_divide(size, patch).tolist()))
     for grid in grids:
         if math.prod(_spans(grid) if biases else grid) == count:
             return grid
@@ -334,7 +326,9 @@ def _fit_positions(backbone, config, state):
     if backbone.position_layout == "learned":
         token, table = np.split(state["pos_embed"], [backbone.use_class_token], axis=1)
         table = table.reshape(*_grid(config, state), -1)
-        table = _resized(table, backbone.trained_grid, _cubic_weights)
+        # Of timm's files. Transformers and the original code do not smooth.
+        weights = _smooth_weights if "architecture" in config else _cubic_weights
+        table = _resized(table, backbone.trained_grid, weights)
         table = table.reshape(1, -1, table.shape[-1])
         state["pos_embed"] = np.concatenate([token, table], axis=1)
     elif backbone.position_layout == "sequence":
@@ -344,9 +338,8 @@ def _fit_positions(backbone, config, state):
 def _resize_biases(config, state, grid):
     """Resizes biases of attention to a grid, and numbers them as the backbone does.
 
-    Files of transformers are resized as it does: linearly. Others as in timm and BEiT's
-    own code, where distant offsets are the farther apart. Biases that blocks share are
-    added to those of their own, if any.
+    Files of transformers are resized linearly, as it does; others as in timm and BEiT's
+    own code. Biases that blocks share are added to those of their own, if any.
     """
     old, has_token = _grid(config, state), "cls_token" in state
     weights = _linear_weights if "model_type" in config else _geometric_weights
@@ -378,13 +371,24 @@ def _cubic_weights(old, new):
     """How much of each old cell a new one takes, `(new, old)`, as PyTorch has it."""
     centers = _centers(old, new)[:, None]
     cells = np.floor(centers).astype(int) + np.arange(-1, 3)
-    x, a = np.abs(centers - cells), -0.75
-    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
-    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
     weights = np.zeros((new, old))
     places = np.arange(new)[:, None], np.clip(cells, 0, old - 1)
-    np.add.at(weights, places, np.where(x <= 1, near, far))
+    np.add.at(weights, places, _cubic(centers - cells, -0.75))
     return weights
+
+
+def _smooth_weights(old, new):
+    """Like `_cubic_weights()`, for PyTorch's `antialias=True`."""
+    distances = _centers(old, new)[:, None] - np.arange(old)
+    weights = _cubic(distances / max(old / new, 1.0), -0.5)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _cubic(x, a):
+    x = np.abs(x)
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
 def _linear_weights(old, new):
@@ -409,5 +413,4 @@ def _centers(old, new):
 
 
 def _between(points, knots):
-    columns = [np.interp(points, knots, one) for one in np.eye(len(knots))]
-    return np.stack(columns, axis=1)
+    return np.stack([np.interp(points, knots, one) for one in np.eye(len(knots))], 1)

@@ -26,9 +26,8 @@ _TYPES = {
 def read_published_state(path, key=None):
     """Reads weights from a `.pth`, `.pt`, `.bin` or `.safetensors` file.
 
-    A PyTorch file is a pickle, which could run any code when it is read. So only
-    arrays, plain containers, numbers and the arguments of a command line are let in.
-    PyTorch itself is not needed.
+    A PyTorch file is a pickle, which could run code when it is read. So only arrays,
+    plain containers, numbers and a command line's arguments are let in.
 
     Args:
         path: string or path of the file. `.safetensors` need the package of that name.
@@ -39,8 +38,8 @@ def read_published_state(path, key=None):
         Dict of NumPy arrays by name, for `load_published()`. Halves are float32.
 
     Raises:
-        ValueError: if the file is damaged, holds objects that might run code, or it is
-            not clear which of its entries are the weights.
+        ValueError: if the file is damaged, might run code, or does not tell which of
+            its entries are the weights.
 
     Example:
     ```python
@@ -72,7 +71,7 @@ def read_published_file(path, only_shapes=False):
         return read(path, only_shapes)
     except (FileNotFoundError, ImportError):
         raise
-    # Damage shows in many kinds of errors, objects that are not let in, in one.
+    # Damage shows in many kinds of errors.
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read safely: it is damaged, or holds more than weights"

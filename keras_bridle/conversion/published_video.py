@@ -23,10 +23,9 @@ _SCALED = {"gamma_1": "attn.proj", "gamma_2": "mlp.fc2"}
 def from_published_video(state):
     """Brings a published video state dict to the names of the audio and image code.
 
-    The result is what `load_published()` reads. Biases that the video networks lack are
-    zero: that of the keys, on which attention does not depend, and that of the map from
-    encoder to decoder. A block's scales of channels are multiplied into the layer
-    before them.
+    `load_published()` reads the result. Biases that the video networks lack are zero:
+    those of keys, and of the map from encoder to decoder. A block's scales of channels
+    are multiplied into the layer before them.
 
     Args:
         state: dict of NumPy arrays by name, a published state dict of whole models
@@ -34,7 +33,7 @@ def from_published_video(state):
             classifier.
 
     Returns:
-        A new dict of NumPy arrays by name.
+        A new dict of arrays by name.
 
     Example:
     ```python

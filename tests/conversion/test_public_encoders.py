@@ -62,7 +62,8 @@ def test_arguments_are_read_without_weights(name):
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_reference(name, tmp_path):
-    for library in ("timm",) if "v2" in name else ("torch", "transformers"):
+    is_timms = "v2" in name or "timm" in name
+    for library in ("timm",) if is_timms else ("torch", "transformers"):
         pytest.importorskip(library)
     check_folder(written(name, tmp_path / name))
 
