@@ -67,7 +67,7 @@ def depth_of(state, stem):
     return 1 + max(int(match.group(1)) for match in map(pattern.match, state) if match)
 
 
-def backbone_of(config, state, prefix, input_dims, epsilon):
+def backbone_of(config, state, prefix, input_dims, epsilon, layout=None):
     dim = config["embed_dim"]
     backbone = BridleBackbone(
         patch_size=config["patch_size"],
@@ -76,10 +76,11 @@ def backbone_of(config, state, prefix, input_dims, epsilon):
         num_heads=config["num_heads"],
         mlp_dim=int(config["mlp_ratio"] * dim),
         input_dims=input_dims,
-        position_layout=layout_of(config),
+        position_layout=layout or layout_of(config),
         layer_norm_epsilon=epsilon,
     )
-    load_published(backbone, state, prefix)
+    if prefix is not None:
+        load_published(backbone, state, prefix)
     return backbone
 
 
@@ -135,7 +136,7 @@ def ratio_that_keeps(published_ratio, length):
 
 def mask_of(config, arrays, grid):
     """A mask layer with the counts of a file, and the noise to call it with."""
-    if config.get("mask_2d"):
+    if "in.noise_t" in arrays:
         mask = TimeFrequencyMask(
             ratio_that_keeps(config["mask_t_prob"], grid[0]),
             ratio_that_keeps(config["mask_f_prob"], grid[1]),

@@ -6,16 +6,17 @@ from golden_files import golden_files, load
 from harness import run, to_numpy
 from keras import losses, ops
 from published_models import (
+    backbone_of,
     channels_last,
     check_loss_and_gradients,
     gradients_of,
-    ratio_that_keeps,
+    mask_of,
     weights_of,
 )
 
 from keras_bridle.conversion.published_video import from_published_video
 from keras_bridle.conversion.published_weights import load_published, published_weights
-from keras_bridle.layers.masks import RandomMask, TimeFrequencyMask, gather_patches
+from keras_bridle.layers.masks import gather_patches
 from keras_bridle.layers.positions import SineCosinePositionEncoding
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.classifier import BridleAudioClassifier, BridleVideoClassifier
@@ -37,50 +38,25 @@ def layout_of(grid, positions):
     return "learned"
 
 
-def token_mask_of(config, grid):
-    if "mask_t_prob" in config:
-        return TimeFrequencyMask(
-            ratio_that_keeps(config["mask_t_prob"], grid[0]),
-            ratio_that_keeps(config["mask_f_prob"], grid[1]),
-        )
-    length = grid[0] * grid[1]
-    return RandomMask(ratio_that_keeps(config["mask_ratio"], length))
-
-
 class Maps:
     """A file of the audio and image code, with our classifier made from it."""
 
     def __init__(self, path):
         self.config, self.arrays = load(path)
-        config = self.config
-        self.state = weights_of(self.arrays)
+        config, state = self.config, weights_of(self.arrays)
         self.x = ops.convert_to_tensor(channels_last(self.arrays["in.x"]))
-        dim = config["embed_dim"]
-        side = config["patch_size"]
-        self.grid = tuple(length // side for length in self.x.shape[1:3])
-        backbone = BridleBackbone(
-            patch_size=side,
-            hidden_dim=dim,
-            num_layers=config["depth"],
-            num_heads=config["num_heads"],
-            mlp_dim=int(config["mlp_ratio"] * dim),
-            input_dims=self.x.shape[1:],
-            position_layout=layout_of(self.grid, self.state["pos_embed"][0]),
-            layer_norm_epsilon=config["layer_norm_eps"],
-        )
+        self.grid = tuple(x // config["patch_size"] for x in self.x.shape[1:3])
+        layout = layout_of(self.grid, state["pos_embed"][0])
+        dims, epsilon = self.x.shape[1:], config["layer_norm_eps"]
+        mask, self.noise = mask_of(config, self.arrays, self.grid)
         self.classifier = BridleAudioClassifier(
-            backbone,
-            num_classes=len(self.state["head.weight"]),
+            backbone_of(config, state, None, dims, epsilon, layout),
+            num_classes=len(state["head.weight"]),
             pooling="mean" if config["global_pool"] else "first",
-            token_mask=token_mask_of(config, self.grid),
+            token_mask=mask,
             compile=False,
         )
-        self.names = load_published(self.classifier, self.state)
-
-    def noise(self):
-        if "in.noise" in self.arrays:
-            return self.arrays["in.noise"]
-        return self.arrays["in.noise_t"], self.arrays["in.noise_f"]
+        load_published(self.classifier, state)
 
 
 @pytest.fixture(scope="module", params=MAPS, ids=lambda path: path.stem)
@@ -92,21 +68,18 @@ def test_features_and_logits(maps):
     classifier, arrays = maps.classifier, maps.arrays
 
     def values():
-        noise = maps.noise()
         return {
             "out.features": classifier.pooled(maps.x),
             "called": classifier(maps.x),
             "out.logits": classifier.classify(maps.x),
-            "masked": classifier.classify(maps.x, noise=noise, training=True),
+            "masked": classifier.classify(maps.x, noise=maps.noise, training=True),
         }
 
     found = run(values, classifier)
     np.testing.assert_allclose(found["called"], found["out.logits"], 1e-6, 1e-6)
     # The file of whole rows and columns has logits of nothing but the masked run.
     is_2d = "in.noise_t" in arrays
-    found["out.logits_masked"] = found["masked"]
-    if is_2d:
-        found["out.logits"] = found["masked"]
+    found["out.logits" if is_2d else "out.logits_masked"] = found["masked"]
     checked = [name for name in arrays if name.startswith("out.") and name in found]
     assert checked
     for name in checked:
@@ -130,7 +103,7 @@ def test_kept_tokens(maps):
     if "out.kept_tokens" not in maps.arrays:
         pytest.skip("the file has no tokens")
     tokens, right = maps.arrays["in.tokens"], maps.arrays["out.kept_tokens"]
-    mask = maps.classifier.token_mask(tokens, grid=maps.grid, noise=maps.noise())
+    mask = maps.classifier.token_mask(tokens, grid=maps.grid, noise=maps.noise)
     kept = to_numpy(gather_patches(ops.convert_to_tensor(tokens), mask.visible))
     # Ours are in natural order, the published ones in that of the noise.
     for ours, published in zip(kept, right, strict=True):
@@ -147,10 +120,10 @@ class Clips:
     def __init__(self, path):
         self.config, self.arrays = load(path)
         config = self.config
-        self.state = from_published_video(weights_of(self.arrays))
+        state = from_published_video(weights_of(self.arrays))
         self.x = ops.convert_to_tensor(channels_last(self.arrays["in.x"]))
         backbone = BridleBackbone(
-            patch_size=self.state["patch_embed.proj.weight"].shape[2:],
+            patch_size=state["patch_embed.proj.weight"].shape[2:],
             hidden_dim=config["dim"],
             num_layers=config["depth"],
             num_heads=config["heads"],
@@ -162,11 +135,11 @@ class Clips:
         )
         self.classifier = BridleVideoClassifier(
             backbone,
-            num_classes=len(self.state["head.weight"]),
+            num_classes=len(state["head.weight"]),
             pooling="mean" if config["mean_pooling"] else "first",
             compile=False,
         )
-        self.names = load_published(self.classifier, self.state)
+        load_published(self.classifier, state)
 
 
 @pytest.fixture(scope="module", params=CLIPS, ids=lambda path: path.stem)
