@@ -12,17 +12,7 @@ def _noise(*shape, seed=0):
     return np.random.default_rng(seed).normal(0, 0.1, shape).astype("float32")
 
 
-def _voice(num_samples=24000, sample_rate=16000):
-    """Harmonics of a gliding pitch with breath noise."""
-    time = np.arange(num_samples) / sample_rate
-    phase = 2 * np.pi * np.cumsum(120 + 40 * np.sin(3 * time)) / sample_rate
-    voice = sum(np.sin(harmonic * phase) / harmonic for harmonic in range(1, 25))
-    return (0.1 * voice + 0.01 * _noise(num_samples)).astype("float32")
-
-
-def _reference(
-    waveform, sample_rate=16000, bins=128, length=400, step=160, fft=512, power=1.0
-):
+def _reference(waveform, sample_rate=16000, bins=128, length=400, step=160, fft=512):
     """Kaldi's log-mel filter bank, stated frame by frame in float64."""
     waveform = waveform.astype("float64")
     waveform = waveform - waveform.mean()
@@ -32,8 +22,7 @@ def _reference(
         frame = frame - frame.mean()
         frame = frame - 0.97 * np.concatenate([frame[:1], frame[:-1]])
         window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / (length - 1))
-        frame = frame * window**power
-        rows.append(np.abs(np.fft.rfft(frame, fft)) ** 2)
+        rows.append(np.abs(np.fft.rfft(frame * window, fft)) ** 2)
     # These are compared with the published ones.
     filters = mel_filters(bins, fft, sample_rate)
     return np.log(np.maximum(np.array(rows) @ filters, 1.1920929e-07))
@@ -50,14 +39,13 @@ def _raw(**options):
 @pytest.mark.parametrize(
     "sample_rate, bins, length, step, fft",
     [
-        (16000, 128, 400, 160, 512),
         (22050, 80, 551, 220, 1024),  # the step divides nothing
         (8000, 40, 200, 80, 256),
         (16000, 64, 160, 240, 512),  # gaps between frames, a longer transform
     ],
 )
 def test_equals_float64_reference(sample_rate, bins, length, step, fft):
-    waveforms = np.stack([_noise(7001), _voice(7001, sample_rate)])
+    waveform = _noise(7001)
     options = {
         "sample_rate": sample_rate,
         "num_mel_bins": bins,
@@ -65,23 +53,9 @@ def test_equals_float64_reference(sample_rate, bins, length, step, fft):
         "frame_step_ms": (step + 0.5) * 1000 / sample_rate,
         "fft_length": fft if fft != 512 or length < 256 else None,
     }
-    expected = [
-        _reference(waveform, sample_rate, bins, length, step, fft)
-        for waveform in waveforms
-    ]
+    expected = _reference(waveform, sample_rate, bins, length, step, fft)
     for fourier in ("rfft", "matmul"):
-        log_mel = _numpy(_raw(fourier=fourier, **options), waveforms)
-        np.testing.assert_allclose(log_mel, expected, atol=1e-3)
-
-
-def test_numbers_of_16_bits_in_the_window_of_kaldi():
-    """Quiet clips are not cut off at the floor, as they would be in [-1, 1]."""
-    waveform = 1e-5 * _noise(7001)
-    expected = _reference(waveform * 2.0**15, power=0.85)
-    assert expected.max() - expected.min() > 5
-    for fourier in ("rfft", "matmul"):
-        layer = _raw(fourier=fourier, window="povey", scale=2.0**15)
-        log_mel = _numpy(layer, waveform[None])[0]
+        log_mel = _numpy(_raw(fourier=fourier, **options), waveform[None])[0]
         np.testing.assert_allclose(log_mel, expected, atol=1e-3)
 
 
@@ -102,17 +76,6 @@ def test_whole_groups_of_frames():
     np.testing.assert_array_equal(found[1, 32:], 0)
 
 
-@pytest.mark.parametrize("num_samples", [24000, 300])
-def test_product_of_matrices_is_the_fast_transform(num_samples):
-    waveforms = np.stack([_noise(24000), _voice(), 1e-3 * _noise(24000)])
-    waveforms[0, 9000:] = 0.0
-    waveforms[1] += 0.3
-    waveforms = waveforms[:, :num_samples]
-    expected = _numpy(LogMelSpectrogram(), waveforms)
-    log_mel = _numpy(LogMelSpectrogram(fourier="matmul"), waveforms)
-    np.testing.assert_allclose(log_mel, expected, atol=1e-4)
-
-
 def test_for_data_gives_real_frames_mean_0_and_deviation_half():
     waveforms = _noise(2, 8000)
     waveforms[1, 3000:] = 0
@@ -123,13 +86,15 @@ def test_for_data_gives_real_frames_mean_0_and_deviation_half():
     np.testing.assert_allclose([values.mean(), values.std()], [0, 0.5], atol=1e-4)
 
 
-@pytest.mark.parametrize("num_samples", [50, 4321])
-def test_padded_clip_has_the_frames_it_has_alone(num_samples):
+@pytest.mark.parametrize(
+    "num_samples, fourier", [(50, "rfft"), (50, "matmul"), (4321, "rfft")]
+)
+def test_padded_clip_has_the_frames_it_has_alone(num_samples, fourier):
     clip = _noise(1, num_samples, seed=1) + 0.2
     padded = np.zeros((2, 12000), "float32")
     padded[0, :num_samples] = clip
     padded[1] = _noise(12000, seed=2)
-    layer = LogMelSpectrogram()
+    layer = LogMelSpectrogram(fourier=fourier)
     alone = _numpy(layer, clip)[0]
     together = _numpy(layer, padded)
     mask = ops.convert_to_numpy(layer.padding_mask(padded))
@@ -152,11 +117,6 @@ def test_trailing_zeros_as_signal():
     )
     mask = ops.convert_to_numpy(layer.padding_mask(np.stack([waveform] * 3)))
     assert mask.shape == (3, len(expected)) and mask.all()
-    fitted = LogMelSpectrogram.for_data(
-        np.stack([waveform] * 3), trailing_zeros_are_padding=False
-    )
-    values = _numpy(fitted, waveform[None])
-    np.testing.assert_allclose([values.mean(), values.std()], [0, 0.5], atol=1e-4)
 
 
 def test_silence_is_not_padding():
@@ -168,14 +128,13 @@ def test_silence_is_not_padding():
     np.testing.assert_array_equal(mask[0], np.arange(20) < 11)
 
 
-@pytest.mark.parametrize("num_frames", [5, 60])
 @pytest.mark.parametrize(
-    "options, filling",
+    "num_frames, options, filling",
     [
-        ({}, 0.0),
-        ({"padding_value": 0.0}, 4.4446096 / (2 * 3.3216383)),
-        ({"mean": None, "std": None}, FLOOR),
-        ({"mean": None, "std": None, "padding_value": -3.0}, -3.0),
+        (5, {}, 0.0),
+        (60, {}, 0.0),
+        (60, {"padding_value": 0.0}, 4.4446096 / (2 * 3.3216383)),
+        (60, {"mean": None, "std": None}, FLOOR),
     ],
 )
 def test_num_frames_cuts_or_fills(num_frames, options, filling):
@@ -190,17 +149,14 @@ def test_num_frames_cuts_or_fills(num_frames, options, filling):
 
 
 @pytest.mark.every_backend
-@pytest.mark.parametrize("num_frames", [None, 40])
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("fourier", ["rfft", "matmul"])
-def test_in_a_model_with_unknown_sizes(num_frames, jit_compile, fourier):
-    if jit_compile and keras.backend.backend() == "torch":
-        pytest.skip("torch.compile takes minutes on a CPU")
+@pytest.mark.parametrize("num_frames, fourier", [(None, "rfft"), (40, "matmul")])
+def test_in_a_model_with_unknown_sizes(num_frames, fourier):
     inputs = keras.Input((None,))
     layer = LogMelSpectrogram(num_frames=num_frames, fourier=fourier)
     model = keras.Model(inputs, layer(inputs))
     assert model.output_shape == (None, num_frames, 128, 1)
-    model.compile(jit_compile=jit_compile)
+    # Compiling takes torch minutes on a CPU.
+    model.compile(jit_compile=keras.backend.backend() != "torch")
     for shape in ((3, 8000), (1, 300)):
         waveforms = _noise(*shape)
         expected = ops.convert_to_numpy(layer(waveforms))

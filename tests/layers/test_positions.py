@@ -90,12 +90,6 @@ def test_smaller_grids_have_the_first_positions(trained, grid):
     np.testing.assert_allclose(to_numpy(found), expected, 1e-6, 1e-6)
 
 
-@pytest.mark.parametrize("grid", [[4, 6], np.array([4, 6]), range(4, 7, 2)])
-def test_sequences_of_other_kinds(grid):
-    layer = RelativePositionBias(2, trained_grid=grid)
-    assert layer.get_config()["trained_grid"] == (4, 6)
-
-
 def test_grids_and_sizes_that_do_not_fit():
     for wrong in (
         lambda: SineCosinePositionEncoding("grid").table((2, 3, 4), 8),

@@ -36,21 +36,24 @@ def reference(block, x, real=None):
         weights /= weights.sum(-1, keepdims=True)
         attended[..., part] = weights @ v[..., part]
     x = x + dense(attended, block.attention_output)
-    return x + dense(
-        gelu(dense(norm(x, block.mlp_norm), block.mlp_hidden)), block.mlp_output
-    )
+    return x + mlp_of(block, x)
 
 
-@pytest.fixture
-def block():
-    block = TransformerBlock(num_heads=2, mlp_dim=24)
+def mlp_of(block, x):
+    hidden = gelu(dense(norm(x, block.mlp_norm), block.mlp_hidden))
+    return dense(hidden, block.mlp_output)
+
+
+def made(**settings):
+    block = TransformerBlock(num_heads=2, mlp_dim=24, **settings)
     block.build((None, None, 12))
     perturb(block.weights, scale=0.4)
     return block
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_block_is_what_its_formula_says(block, padded):
+def test_block_is_what_its_formula_says(padded):
+    block = made()
     x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype("float32")
     real = np.arange(7) < np.array([[7], [4]]) if padded else None
     y = run(lambda: block(x, padding_mask=real), block)
@@ -60,14 +63,9 @@ def test_block_is_what_its_formula_says(block, padded):
 
 
 def test_dropped_paths():
-    block = TransformerBlock(num_heads=2, mlp_dim=24, drop_path_rate=0.25)
-    block.build((None, None, 12))
-    perturb(block.weights, scale=0.4)
+    block, calm = made(drop_path_rate=0.25), made()
     x = np.random.default_rng(0).normal(size=(400, 3, 12)).astype("float32")
     x[:] = x[:1]  # one example many times, each dropped in its own way
-    calm = TransformerBlock(num_heads=2, mlp_dim=24)
-    calm.build((None, None, 12))
-    calm.set_weights(block.get_weights())
     expected = to_numpy(calm(x[:1]))[0]
     np.testing.assert_allclose(to_numpy(block(x[:1]))[0], expected, 1e-5, 1e-5)
 
@@ -76,9 +74,7 @@ def test_dropped_paths():
     kinds = []
     for first in (0.0, 4 / 3):
         middle = x[0] + first * attended
-        tokens = middle[None].astype("float32")
-        hidden = gelu(dense(norm(tokens, calm.mlp_norm), calm.mlp_hidden))
-        mlp = dense(hidden, calm.mlp_output)[0]
+        mlp = mlp_of(calm, middle[None].astype("float32"))[0]
         kinds += [middle + second * mlp for second in (0.0, 4 / 3)]
     found = to_numpy(block(x, training=True))
     errors = np.abs(found[:, None] - np.stack(kinds)).max(axis=(2, 3))
@@ -130,20 +126,16 @@ def test_window_shrinks_to_a_short_side_and_is_not_shifted_there():
 def test_padding_changes_nothing_in_windows():
     block = windowed(shift=(0, 0))
     x = np.random.default_rng(1).normal(size=(2, 24, 8)).astype("float32")
-    real = np.ones((2, 24), bool)
-    real[1, 12:] = False
-    other = x.copy()
-    other[1, 12:] = 3.0
-    grid = (4, 6)
-    first = to_numpy(block(x, grid=grid, padding_mask=real))
-    second = to_numpy(block(other, grid=grid, padding_mask=real))
-    np.testing.assert_allclose(first[real], second[real], 1e-6, 1e-6)
-    # Here the padding begins in the middle of a window.
-    real[1, 9:12] = False
-    other[1, 9:12] = -3.0
-    first = to_numpy(block(x, grid=grid, padding_mask=real))
-    second = to_numpy(block(other, grid=grid, padding_mask=real))
-    np.testing.assert_allclose(first[real], second[real], 1e-5, 1e-5)
+    # At the border of a window, and in the middle of one.
+    for start, tolerance in ((12, 1e-6), (9, 1e-5)):
+        real = np.ones((2, 24), bool)
+        real[1, start:] = False
+        other = np.where(real[..., None], x, np.float32(3))
+        first, second = (
+            to_numpy(block(inputs, grid=(4, 6), padding_mask=real))
+            for inputs in (x, other)
+        )
+        np.testing.assert_allclose(first[real], second[real], tolerance, tolerance)
 
 
 def test_relative_bias_depends_on_the_offset_alone():
