@@ -7,7 +7,6 @@ operations of all tests once.
 import keras
 import numpy as np
 import pytest
-from harness import gradients
 from keras import ops
 
 from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
@@ -53,13 +52,6 @@ def assert_same_state(quantizer, expected, **tolerance):
         np.testing.assert_allclose(
             value, expected[name], **{"rtol": 0.0, "err_msg": name} | tolerance
         )
-
-
-def gradient(function, vectors=VECTORS):
-    """Returns the gradient of a scalar function of one tensor."""
-    variable = keras.Variable(vectors, dtype="float32")
-    _, found = gradients(lambda: function(ops.convert_to_tensor(variable)), [variable])
-    return found[0]
 
 
 class Reference:
@@ -190,50 +182,7 @@ def test_batches_that_are_unfit_leave_the_state(rule, bad, normalize):
     assert float(out.loss) == 0.0
 
 
-def test_frozen_layer_stays_as_it_is():
-    quantizer = small(**RANDOM)
-    quantizer.trainable = False
-    before = state_of(quantizer)
-    codes = to_numpy(quantizer(VECTORS, training=True).codes)
-    assert_same_state(quantizer, before)
-    np.testing.assert_array_equal(codes, to_numpy(quantizer.encode(VECTORS)))
-
-
 # Gradients.
-
-
-def test_straight_through_gradient_passes_the_normalization():
-    quantizer, cotangent = small(), random_vectors(64, 8, seed=1)
-    tensor = ops.convert_to_tensor(cotangent)
-    vectors = VECTORS.copy()
-    vectors[0] = 0.0
-    mask = np.arange(64) != 1
-    ours = gradient(
-        lambda v: ops.sum(quantizer(v, padding_mask=mask).quantized * tensor), vectors
-    )
-    lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    n = vectors / lengths
-    along = (cotangent * n).sum(axis=1, keepdims=True)
-    expected = (cotangent - n * along) / lengths
-    # Zero vectors and padding have none.
-    expected[:2] = 0.0
-    np.testing.assert_allclose(ours, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_commitment_gradient_comes_from_every_level(training):
-    quantizer = small(normalize=None, commitment_weight=0.5)
-    tables = to_numpy(quantizer.code_vectors)
-    codes = to_numpy(quantizer.encode(VECTORS))
-
-    def loss(vectors):
-        return quantizer.stateless_step(vectors, training=training)[0].loss
-
-    residual, expected = VECTORS, 0.0
-    for level in range(2):
-        residual = residual - tables[level][codes[:, level]]
-        expected = expected + 0.5 * 2 * residual / VECTORS.size / 2
-    np.testing.assert_allclose(gradient(loss), expected, atol=1e-7)
 
 
 @pytest.mark.parametrize("unit_codes", [False, True])
@@ -303,6 +252,9 @@ def test_fit_moves_the_codebooks_as_calls_do(jit_compile, rows):
     assert_same_state(fitted, state_of(by_hand), rtol=1e-4, atol=1e-5)
 
 
+# Random options.
+
+
 @pytest.mark.every_backend
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="for XLA alone")
 def test_random_options_compile_with_xla():
@@ -311,9 +263,6 @@ def test_random_options_compile_with_xla():
     totals = to_numpy(quantizer.code_histogram).sum(axis=1)
     assert totals[0] == 4000 and totals[1] in (0, 1000, 1500, 2500, 3000, 4000)
     assert np.isfinite(to_numpy(quantizer.code_vectors)).all()
-
-
-# Random options.
 
 
 @pytest.mark.parametrize(("rule", "shared"), [("sums", False), ("mean", True)])
@@ -375,21 +324,6 @@ def test_quantizer_dropout_leaves_out_the_last_levels():
             assert (value[:used] != before[name][:used]).any()
     assert seen == {1, 2, 3}
     assert (to_numpy(quantizer(VECTORS).codes) >= 0).all()
-
-
-def test_sampling_follows_the_softmax_of_distances():
-    quantizer = small(
-        num_levels=1, codebook_size=5, normalize=None, sampling_temperature=0.7
-    )
-    vector = VECTORS[:1]
-    distances = squared_distances(vector, to_numpy(quantizer.code_vectors)[0])[0]
-    expected = np.exp(-(distances - distances.min()) / 0.7)
-    expected /= expected.sum()
-    rows = np.repeat(vector, 20_000, axis=0)
-    codes = to_numpy(quantizer(rows, training=True).codes)[:, 0]
-    shares = np.bincount(codes, minlength=5) / 20_000
-    np.testing.assert_allclose(shares, expected, atol=0.015)
-    assert len(np.unique(to_numpy(quantizer(rows).codes))) == 1
 
 
 @pytest.mark.every_backend
