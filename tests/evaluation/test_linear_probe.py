@@ -112,33 +112,6 @@ def test_rounding_of_the_features_changes_nothing():
     assert result.regularization == pytest.approx(expected.regularization, rel=0.02)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"test_labels": [0]},
-        {"train_labels": [1] * 8},
-        {"groups": [0, 0, 0, 0, 1, 1, 1, 1]},
-        {"folds": 1},
-    ],
-)
-def test_wrong_values(change):
-    arguments = {
-        "train_features": np.arange(24.0).reshape(8, 3),
-        "train_labels": [0, 1] * 4,
-        "test_features": np.arange(12.0).reshape(4, 3),
-        "test_labels": [0, 1] * 2,
-    }
-    linear_probe(**arguments)
-    with pytest.raises(ValueError):
-        linear_probe(**arguments | change)
-
-
-def test_a_class_in_one_group_alone_does_not_hinder():
-    groups = np.where(TRAIN[1] == 3, 50, np.arange(200) % 20)
-    result = linear_probe(*TRAIN, *TEST, groups=groups)
-    assert np.isfinite(result.regularization) and result.accuracy > 0.5
-
-
 def _directions(rows, seed):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 5, rows)
@@ -165,11 +138,23 @@ def test_neighbors_against_sklearn(neighbors, temperature):
     assert result == pytest.approx(expected, abs=1e-12)
 
 
-def test_neighbors_with_names_as_labels_and_a_tiny_temperature():
-    train, test = _directions(300, 0), _directions(100, 1)
-    names = np.array(list("abcde"))
-    named = (train[0], names[train[1]], test[0], names[test[1]])
-    assert knn_probe(*named, 9, temperature=1e-5) == knn_probe(*train, *test, 1)
-    for wrong in ({"neighbors": 0}, {"neighbors": 301}, {"temperature": 0.0}):
+def test_wrong_values_and_extreme_ones():
+    for change in (
+        {"test_labels": [0]},
+        {"train_labels": [1] * 200},
+        {"groups": TRAIN[1]},
+        {"folds": 1},
+    ):
+        names = ("train_features", "train_labels", "test_features", "test_labels")
+        arguments = dict(zip(names, (*TRAIN, *TEST), strict=True))
         with pytest.raises(ValueError):
-            knn_probe(*named, **wrong)
+            linear_probe(**arguments | change)
+    for change in ({"neighbors": 0}, {"neighbors": 301}, {"temperature": 0.0}):
+        with pytest.raises(ValueError):
+            knn_probe(*TRAIN, *TEST, **change)
+    tiny = knn_probe(*TRAIN, *TEST, 9, temperature=1e-5)
+    assert tiny == knn_probe(*TRAIN, *TEST, 1)
+    # A class in one group alone does not hinder.
+    groups = np.where(TRAIN[1] == 3, 50, np.arange(200) % 20)
+    result = linear_probe(*TRAIN, *TEST, groups=groups)
+    assert np.isfinite(result.regularization) and result.accuracy > 0.5

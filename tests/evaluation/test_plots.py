@@ -54,29 +54,23 @@ def test_history(tmp_path, figures):
     assert axes[0, 0].lines[1].get_xdata().tolist() == [2]
     levels = {"level 1": [0.1, 0.3, 0.5], "level 2": [0.2, 0.4, 0.6]}
     assert _curves(axes[1, 0]) == levels
-    assert axes[1, 1].get_ylabel() == "cosine"
-    assert not axes[1, 2].get_visible() and axes[0, 2].get_xlabel() == "epoch"
+    assert axes[1, 1].get_ylabel() == "cosine" and not axes[1, 2].get_visible()
 
 
 def test_code_usage(tmp_path, figures):
-    codes = np.random.default_rng(0).integers(0, 40, (500, 6))
-    usage = code_usage(codes, 64)
+    usage = code_usage(np.random.default_rng(0).integers(0, 40, (500, 6)), 64)
     plot_code_usage(usage, tmp_path / "usage.png")
     axes = figures[0].axes
     assert [axis.get_visible() for axis in axes] == 6 * [True] + 2 * [False]
-    shares = usage.counts[2] / usage.counts[2].mean()
     heights = axes[2].patches[0].get_data().values
+    shares = usage.counts[2] / usage.counts[2].mean()
     assert heights.max() == pytest.approx(shares.max())
 
 
-def _codes(patches, levels=2):
-    return np.random.default_rng(0).integers(0, 64, (patches, levels))
-
-
 def test_codes_of_a_spectrogram(tmp_path, figures):
-    codes = _codes(24, 4)
+    rng = np.random.default_rng(0)
+    codes, spectrogram = rng.integers(0, 64, (24, 4)), rng.normal(size=(50, 128))
     codes[-8:] = -1
-    spectrogram = np.random.default_rng(0).normal(size=(50, 128))
     plot_codes(spectrogram, [0, 9], codes, (3, 8), (16, 16), tmp_path / "codes.png")
     axes = figures[0].axes
     assert len(axes) == 6 and "2 of 24" in axes[1].get_title("left")
@@ -85,42 +79,33 @@ def test_codes_of_a_spectrogram(tmp_path, figures):
     # Patch 9 is the second in time and the second in frequency.
     assert (seen == 0.8).all(axis=-1).mean() == pytest.approx(22 / 24)
     np.testing.assert_array_equal(seen[16:32, 16:32], whole[16:32, 16:32])
-    numbers = [text.get_text() for text in axes[5].texts]
-    assert numbers[:2] == [str(codes[0, 3]), str(codes[8, 3])]
-    assert len(numbers) == 16
+    numbers = [int(text.get_text()) for text in axes[5].texts]
+    assert numbers[:2] == [codes[0, 3], codes[8, 3]] and len(numbers) == 16
     level = axes[5].images[0].get_array()
     assert level.shape == (8, 3, 3) and (level[:, 2] == 1).all()
-    assert axes[4].get_xlabel() == "seconds" and axes[4].get_xlim() == (0, 0.48)
-    long = np.zeros((1030, 128))
-    plot_codes(long, [1], 1000 + _codes(512), (64, 8), (16, 16), tmp_path / "long.png")
-    assert not figures[1].axes[3].texts  # They would not fit.
+    assert axes[4].get_xlim() == (0, 0.48)
 
 
-def test_codes_of_images_and_clips(tmp_path, figures):
+def test_codes_and_patches_of_images_and_clips(tmp_path, figures):
     rng = np.random.default_rng(0)
-    path = tmp_path / "codes.png"
+    codes, path = rng.integers(0, 64, (40, 2)), tmp_path / "codes.png"
     image = rng.integers(0, 256, (28, 28, 1), "uint8")
-    plot_codes(image, np.arange(16), _codes(16), (4, 4), (7, 7), path)
+    plot_codes(image, np.arange(16), codes[:16], (4, 4), (7, 7), path)
     seen = figures[0].axes[1].images[0].get_array()
     np.testing.assert_allclose(seen[..., 0], image[..., 0] / 255)
     clip = rng.normal(size=(20, 16, 16, 3))
-    plot_codes(clip, [5], _codes(40), (10, 2, 2), (2, 8, 8), path)
+    plot_codes(clip, [5], codes, (10, 2, 2), (2, 8, 8), path)
     assert len(figures[1].axes) == 4 * 8
     with pytest.raises(ValueError, match="codes"):
-        plot_codes(image, [0], _codes(15), (4, 4), (7, 7), path)
-
-
-def test_patches_of_codes(tmp_path, figures):
+        plot_codes(image, [0], codes[:15], (4, 4), (7, 7), path)
     clip = np.arange(4 * 4 * 6).reshape(4, 4, 6, 1)
     cut = cut_patches(clip, (2, 2, 4), (2, 2, 2))
-    assert cut.shape == (16, 2, 2, 1)
+    assert cut.shape == (16, 2, 2, 1) and not cut[3].any()  # beyond the clip
     np.testing.assert_array_equal(cut[1, ..., 0], clip[0, :2, 2:4, 0])
     np.testing.assert_array_equal(cut[8, ..., 0], clip[2, :2, :2, 0])
-    assert not cut[3].any()  # beyond the clip
-    plot_code_patches({"code 3": cut[:5], "code 7": cut[5:7]}, tmp_path / "p.png")
-    axis = figures[0].axes[0]
+    plot_code_patches({"code 3": cut[:5], "code 7": cut[5:7]}, path)
+    axis = figures[2].axes[0]
     assert [image.get_extent()[0] for image in axis.images] == [0, 1, 2, 3, 4, 0, 1]
-    assert [x.get_text() for x in axis.get_yticklabels()] == ["code 3", "code 7"]
 
 
 def test_nearest_patches():
@@ -144,8 +129,6 @@ def test_confusion_matrix(tmp_path, figures):
     np.testing.assert_allclose(drawn, [[0.8, 0.2, 0], [0.25, 0.75, 0], 3 * [0]])
     texts = [text.get_text() for text in axis.texts]
     assert texts == ["80%", "20%", "0%", "25%", "75%", "0%", *3 * ["0%"]]
-    # White on blue, and blue on white.
-    assert min(axis.texts[0].get_color()) > 0.9 > 0.5 > min(axis.texts[1].get_color())
     labels = [label.get_text() for label in axis.get_yticklabels()]
     assert labels == ["cat", "dog", "owl"]
     plot_confusion_matrix(np.eye(100, dtype=int), path)
