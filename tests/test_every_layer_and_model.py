@@ -16,6 +16,8 @@ from harness import Case
 from programs import BACKEND
 
 import keras_bridle as kb
+from keras_bridle.data.readers import AudioReader, ImageReader
+from keras_bridle.data.video_reader import VideoReader
 
 
 def normal(*shape):
@@ -449,6 +451,20 @@ WRONG = {
     kb.BridleAudioConverter: [{"num_samples": 0}],
     kb.BridleImageConverter: [{"channels": 2}, {"scale": 0.5}],
     kb.BridleVideoConverter: [{"num_frames": 0}],
+    AudioReader: [
+        {"seconds": 1, "num_samples": 5},
+        {"num_samples": 0},
+        {"decoder": "ffmpeg", "num_samples": 5},
+    ],
+    ImageReader: [
+        {"image_size": (3,)},
+        {"image_size": (3, -1)},
+        {"channels": 2, "image_size": 4},
+    ],
+    VideoReader: [
+        {"num_frames": 0, "image_size": 4},
+        {"sampling_rate": 0, "image_size": 4},
+    ],
 }
 
 

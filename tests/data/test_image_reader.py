@@ -19,9 +19,9 @@ def read_image(path, size=None, channels=3, position=(0.5, 0.5)):
 
 
 def resized(pixels, size):
-    """Resizes an image whose proportions are those of the size."""
+    """As Pillow resizes an image whose proportions are those of the size."""
     image = Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC)
-    return np.asarray(image)
+    return np.asarray(image).astype(int)
 
 
 def save(path, pixels, **options):
@@ -43,14 +43,10 @@ def test_resizing_equals_pillow_and_keeps_proportions(tmp_path):
     path = save(tmp_path / "a.png", pixels)
     # 20 x 16: the whole height of 50 and a width of 40.
     for place, left in ((0.0, 0), (0.5, 25), (1.0, 50)):
-        expected = Image.fromarray(pixels[:, left : left + 40]).resize(
-            (16, 20), Image.Resampling.BICUBIC
-        )
+        expected = resized(pixels[:, left : left + 40], (20, 16))
         actual = read_image(path, (20, 16), position=(0.3, place))
-        assert actual.shape == (20, 16, 3)
         # Filters may look at pixels beyond the box.
-        inner = np.abs(actual.astype(int) - np.asarray(expected))[:, 3:-3]
-        assert inner.max() <= 1
+        assert np.abs(actual - expected)[:, 3:-3].max() <= 1
 
 
 def test_small_pictures_are_enlarged_and_odd_sizes_work(tmp_path):
@@ -81,7 +77,7 @@ def test_orientation(tmp_path, orientation):
     exif[0x0112] = orientation
     path = save(tmp_path / "a.jpg", np.ascontiguousarray(stored), exif=exif, quality=95)
     assert np.abs(read_image(path, (40, 64)).astype(int) - upright).mean() < 2
-    small = read_image(path, (10, 16)).astype(int)
+    small = read_image(path, (10, 16))
     assert np.abs(small - resized(upright, (10, 16))).mean() < 3
     # One that is broken is ignored.
     exif = b"Exif\0\0II*\0\xff\xff\xff\xff"
@@ -97,10 +93,6 @@ def test_gray_and_color(tmp_path):
     color = save(tmp_path / "color.jpg", gradient(), format="PNG")
     expected = np.asarray(Image.fromarray(gradient()).convert("L"))
     np.testing.assert_array_equal(read_image(color, channels=1)[..., 0], expected)
-    values = np.linspace(0, 65535, 600).reshape(30, 20).astype("uint16")
-    deep = save(tmp_path / "deep.png", values)
-    np.testing.assert_array_equal(read_image(deep, channels=1)[..., 0], values >> 8)
-    assert read_image(deep, 8).shape == (8, 8, 3)
 
 
 def test_transparent_pixels_show_white(tmp_path):
@@ -131,8 +123,7 @@ def test_cmyk_and_one_bit(tmp_path):
 def test_large_jpegs_are_decoded_smaller_but_look_the_same(tmp_path):
     path = save(tmp_path / "a.jpg", gradient(1200, 1600), quality=95)
     expected = resized(gradient(1200, 1600)[:, 200:1400], (60, 60))
-    difference = np.abs(read_image(path, 60).astype(int) - expected)
-    assert difference.mean() < 2
+    assert np.abs(read_image(path, 60) - expected).mean() < 2
 
 
 def test_broken_files(tmp_path, monkeypatch):
@@ -167,11 +158,3 @@ def test_random_damage_gives_a_picture_or_a_value_error(tmp_path):
             path.write_bytes(damaged.tobytes())
             with contextlib.suppress(ValueError):
                 assert read_image(path, 16).shape == (16, 16, 3)
-
-
-@pytest.mark.parametrize("size", [0, (3,), (3, -1), (2.5, 2)])
-def test_arguments_are_checked(size):
-    with pytest.raises(ValueError):
-        ImageReader(size)
-    with pytest.raises(ValueError):
-        ImageReader(4, channels=2)

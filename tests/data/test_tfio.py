@@ -1,8 +1,9 @@
 """The second reader against the first; needs TensorFlow 2.17.1 and tensorflow-io."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-import soundfile
 import soxr
 from sound_files import decibels, noise, write
 
@@ -18,19 +19,6 @@ except ImportError as error:
     NOT_LOADED = str(error)
 
 needs_tfio = pytest.mark.skipif(bool(NOT_LOADED), reason=NOT_LOADED)
-
-FORMATS = [
-    ("a.wav", "PCM_U8"),
-    ("a.wav", "PCM_16"),
-    ("a.wav", "PCM_24"),
-    ("a.wav", "PCM_32"),
-    ("a.WAV", "FLOAT"),
-    ("a.flac", "PCM_S8"),
-    ("a.flac", "PCM_16"),
-    ("a.flac", "PCM_24"),
-    ("a.ogg", "VORBIS"),
-    ("a.mp3", "MPEG_LAYER_III"),
-]
 
 
 @pytest.mark.skipif(not NOT_LOADED, reason="tensorflow-io loads here")
@@ -50,12 +38,21 @@ def read_both(path, num_samples, position=0.5, segment=None):
 
 
 @needs_tfio
-@pytest.mark.parametrize(("name", "subtype"), FORMATS)
+@pytest.mark.parametrize(
+    ("name", "subtype"),
+    [
+        ("a.wav", "PCM_U8"),
+        ("a.wav", "PCM_24"),
+        ("a.WAV", "FLOAT"),
+        ("a.flac", "PCM_16"),
+        ("a.ogg", "VORBIS"),
+        ("a.mp3", "MPEG_LAYER_III"),
+    ],
+)
 @pytest.mark.parametrize("channels", [1, 2])
 def test_clips_at_the_same_rate_are_equal(tmp_path, name, subtype, channels):
-    path = write(
-        tmp_path / name, noise(3.0, channels=channels, highest=6000), subtype=subtype
-    )
+    sound = noise(3.0, channels=channels, highest=6000)
+    path = write(tmp_path / name, sound, subtype=subtype)
     # Decoded by other libraries, the lossy ones differ by float32 rounding.
     tolerance = 2e-6 if subtype in ("VORBIS", "MPEG_LAYER_III") else 0
     for position, segment in ((0.0, None), (0.37, None), (1.0, None), (0.5, (0.5, 1))):
@@ -63,18 +60,20 @@ def test_clips_at_the_same_rate_are_equal(tmp_path, name, subtype, channels):
         assert second.dtype == np.float32
         np.testing.assert_allclose(second, first, rtol=0, atol=tolerance)
     assert not second[8000:].any()
+    # Half a file, or one that it cannot decode, is an error.
+    data = Path(path).read_bytes()
+    Path(path).write_bytes(data[: len(data) // 2])
+    if name in ("a.flac", "a.mp3"):
+        with pytest.raises(ValueError):
+            AudioReader(seconds=3.0, decoder="tensorflow-io")(path)
+    law = write(tmp_path / "law.wav", noise(0.1), subtype="ULAW")
+    with pytest.raises(ValueError):
+        AudioReader(seconds=3.0, decoder="tensorflow-io")(law)
 
 
 @needs_tfio
-def test_extensible_headers_are_read(tmp_path):
-    path = str(tmp_path / "a.wav")
-    soundfile.write(path, noise(1.0, channels=2), 16000, "PCM_24", format="WAVEX")
-    np.testing.assert_array_equal(*read_both(path, 16000))
-
-
-@needs_tfio
-@pytest.mark.parametrize("rate", [8000, 11025, 22050, 32000, 44100, 48000])
-def test_resamplers_agree_below_three_quarters_of_the_band(rate):
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
+def test_resamplers_agree_below_three_quarters_of_the_band(tmp_path, rate):
     """Measured: -86 to -104 dB. Up to 0.9 of the band Speex's edge shows: -33 dB."""
     edge = min(rate, 16000) / 2
     for share, worst in ((0.5, -94), (0.75, -85), (0.9, -30)):
@@ -84,18 +83,11 @@ def test_resamplers_agree_below_three_quarters_of_the_band(rate):
         assert len(second) == len(first) == 32000
         inner = slice(500, -500)
         assert decibels(second[inner] - first[inner], first[inner]) < worst
-
-
-@needs_tfio
-@pytest.mark.parametrize("rate", [8000, 44100])
-@pytest.mark.parametrize("position", [0.0, 0.37, 1.0])
-def test_resampled_clips_lie_at_the_same_place(tmp_path, rate, position):
-    sound = noise(2.0, rate, highest=2000)
-    path = write(tmp_path / "a.flac", sound, rate)
-    first, second = read_both(path, 16000, position)
-    inner = slice(500, -500)
-    assert decibels(second[inner] - first[inner], first[inner]) < -85
-    assert np.abs(second - first).max() < 0.02
+    # Clips lie at the same place.
+    path = write(tmp_path / "a.flac", noise(2.0, rate, highest=2000), rate)
+    for position in (0.0, 0.37, 1.0):
+        first, second = read_both(path, 16000, position)
+        assert decibels(second[inner] - first[inner], first[inner]) < -85
 
 
 @needs_tfio
@@ -112,17 +104,3 @@ def test_pipelines_are_equal_with_many_threads(tmp_path):
         assert [item.path for item in dataset.report.skipped] == [files[7]]
     for first, second in zip(*results, strict=True):
         np.testing.assert_array_equal(first, second)
-
-
-@needs_tfio
-def test_unreadable_files_are_errors(tmp_path):
-    reader = AudioReader(seconds=6.0, decoder="tensorflow-io")
-    for name in ("a.flac", "a.mp3"):
-        path = write(tmp_path / name, noise(6.0))
-        data = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(data[: len(data) // 2])
-        with pytest.raises(ValueError):
-            reader(path)
-    law = write(tmp_path / "law.wav", noise(0.1), subtype="ULAW")
-    with pytest.raises(ValueError):
-        reader(law)
