@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from harness import to_numpy
 
-from keras_bridle.layers.patches import ClassToken, PatchEmbedding
+from keras_bridle.layers.patches import PatchEmbedding
 
 
 def reference(x, sides, kernel, bias):
@@ -64,14 +64,3 @@ def test_padding_mask_counts_patches_whose_first_row_is_real():
 def test_wrong_patch_size(patch):
     with pytest.raises(ValueError):
         PatchEmbedding(8, patch).build((None, 8, 8, 1))
-
-
-def test_same_token_in_front_of_every_sequence():
-    tokens = np.random.default_rng(0).normal(size=(3, 4, 6)).astype("float32")
-    layer = ClassToken()
-    out = to_numpy(layer(tokens))
-    token = to_numpy(layer.class_token)[0, 0]
-    np.testing.assert_array_equal(out[:, 0], np.broadcast_to(token, (3, 6)))
-    np.testing.assert_array_equal(out[:, 1:], tokens)
-    assert 0 < np.abs(token).max() < 0.15
-    assert layer.compute_output_shape((None, None, 6)) == (None, None, 6)

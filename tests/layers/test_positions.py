@@ -58,14 +58,6 @@ def test_far_positions_are_exact():
     np.testing.assert_allclose(far, channels(49_999, 4), atol=1e-6)
 
 
-def test_some_patches_of_a_grid():
-    layer = SineCosinePositionEncoding("grid")
-    visible = np.array([[3, 0], [5, 1]], "int32")
-    some = layer(np.zeros((2, 2, 8), "float32"), grid=(2, 3), visible=visible)
-    whole = to_numpy(layer(np.zeros((1, 6, 8), "float32"), grid=(2, 3)))
-    np.testing.assert_array_equal(to_numpy(some), whole[0][visible])
-
-
 def learned(grid, dim=8):
     layer = LearnedPositionEncoding(grid)
     layer.build((None, *grid, dim))

@@ -52,16 +52,6 @@ def test_visible_patches_keep_their_positions(settings):
     close(shuffled, everything[:, [0, *(1 + order[0])]])
 
 
-def test_hidden_patches_do_not_matter():
-    backbone, x = made(), maps(12)
-    other = x.copy()
-    other[:, 4:8] += 1.0  # the second row of patches: 2 and 3
-    visible = np.int32([[0, 5, 1]])
-    first = run(lambda: backbone.encode(x, visible=visible), backbone)
-    second = run(lambda: backbone.encode(other, visible=visible), backbone)
-    np.testing.assert_array_equal(first, second)
-
-
 @pytest.mark.parametrize("settings", [{}, {"position_layout": "sequence"}, RELATIVE])
 def test_padded_map_has_the_features_it_has_alone(settings):
     backbone, long = made(**settings), maps(20)
@@ -73,20 +63,6 @@ def test_padded_map_has_the_features_it_has_alone(settings):
     real = visible[:, [0, 2, 3]]
     alone = run(lambda: backbone.encode(long[:, :12], None, real), backbone)
     close(padded[:, [0, 1, 3, 4]], alone)
-
-
-@pytest.mark.parametrize("samples", [3000, 399])
-def test_padded_clip_of_any_length(samples):
-    # Also where the last patch is only partly real.
-    backbone = made(**WAVEFORMS)
-    clip = np.random.default_rng(0).uniform(-1, 1, (1, samples)).astype("float32")
-    padded = np.pad(clip, [(0, 0), (0, 6000 - samples)])
-    outputs = run(lambda: backbone(padded), backbone)
-    alone = run(lambda: backbone(clip), backbone)
-    assert outputs.shape[1] > alone.shape[1]
-    close(outputs[:, : alone.shape[1]], alone, 2e-5)
-    pooled = run(lambda: backbone.pooled_features(padded), backbone)
-    close(pooled, run(lambda: backbone.pooled_features(clip), backbone), 2e-5)
 
 
 def test_clips_of_other_lengths():
@@ -162,43 +138,25 @@ def test_drop_path_rises_from_block_to_block(tmp_path):
     plain.load_weights(tmp_path / "dropping.weights.h5")
 
 
-@pytest.mark.parametrize("layout", ["learned", "relative", "shared_relative"])
-def test_tables_of_positions(layout, tmp_path):
-    settings = {"input_dims": (12, 16, 1), "use_final_norm": False, "layer_scale": 0.1}
-    backbone, x = made(position_layout=layout, **settings), maps(12)
-    assert backbone.trained_grid == (3, 2) and backbone.norm is None
-    number = {"learned": 0, "relative": 2, "shared_relative": 1}[layout]
-    assert len(backbone.position_biases) == number
-    if layout == "learned":
-        positions = to_numpy(backbone.position_encoding.positions)[0]
-        patches = to_numpy(backbone.patch_embedding(x[:, :8])).reshape(1, -1, 16)
-        found = run(lambda: backbone.patch_tokens(x[:, :8]), backbone)
-        close(found, patches + positions[:4])
-    else:
-        # Moved, patches see each other as before; only the class token is in both.
-        moved = run(lambda: backbone.encode(x, visible=np.int32([[2, 3, 4]])), backbone)
-        up = maps(12)
-        up[:, :8] = x[:, 4:]
-        same = run(lambda: backbone.encode(up, visible=np.int32([[0, 1, 2]])), backbone)
-        close(moved, same)
-        assert np.abs(moved - to_numpy(backbone(x))[:, [0, 3, 4, 5]]).max() > 0.1
-    loaded = reloaded(backbone, tmp_path)
-    np.testing.assert_array_equal(to_numpy(loaded(x)), to_numpy(backbone(x)))
-    with pytest.raises(ValueError):
-        backbone(maps(16))
-    with pytest.raises(ValueError, match="input_dims"):
-        made(position_layout=layout)
-
-
-def test_positions_that_are_not_known():
-    with pytest.raises(ValueError, match="input_dims"):
-        made(trained_grid="input")
-    with pytest.raises(ValueError, match="position_layout"):
-        made(position_layout="relativ")
-
-
 def test_tokens_before_the_last_norm():
     backbone, x = made(), maps(12)
     tokens = run(lambda: backbone.encode(x, normalize=False), backbone)
     normed = run(lambda: backbone.norm(tokens), backbone)
     close(normed, run(lambda: backbone(x), backbone))
+
+
+@pytest.mark.parametrize(
+    ("layout", "number"), [("learned", 0), ("relative", 2), ("shared_relative", 1)]
+)
+def test_tables_of_positions(layout, number, tmp_path):
+    settings = {"input_dims": (12, 16, 1), "use_final_norm": False, "layer_scale": 0.1}
+    backbone, x = made(position_layout=layout, **settings), maps(12)
+    assert backbone.trained_grid == (3, 2) and backbone.norm is None
+    assert len(backbone.position_biases) == number
+    loaded = reloaded(backbone, tmp_path)
+    np.testing.assert_array_equal(to_numpy(loaded(x)), to_numpy(backbone(x)))
+    with pytest.raises(ValueError):
+        backbone(maps(16))
+    for wrong in ({"position_layout": layout}, {"trained_grid": "input"}):
+        with pytest.raises(ValueError, match="input_dims"):
+            made(**wrong)

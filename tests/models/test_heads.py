@@ -41,28 +41,6 @@ def features(estimator, x, grid=GRID, padding_mask=None):
     return run(lambda: estimator(x, grid=grid, padding_mask=padding_mask), estimator)
 
 
-@pytest.mark.parametrize("settings", [{}, WINDOWS])
-def test_order_of_visible_patches_does_not_matter(settings):
-    made, x = decoder(**settings), random(2, 4, 12)
-    order = [2, 0, 1]
-    other = x[:, [0, *(1 + index for index in order)]]
-    mask = PatchMask(MASK.visible[:, order], MASK.masked)
-    found = logits(made, other, mask)
-    np.testing.assert_allclose(found, logits(made, x), 1e-5, 1e-5)
-
-
-@pytest.mark.parametrize(
-    ("settings", "matters"),
-    [({}, True), ({"keep_class_token": False}, False), (WINDOWS, False)],
-)
-def test_class_token(settings, matters):
-    made, x = decoder(**settings), random(2, 4, 12)
-    other = x.copy()
-    other[:, 0] += 1.0
-    changed = np.abs(logits(made, x) - logits(made, other)).max()
-    assert (changed > 1e-3) == matters
-
-
 @pytest.mark.parametrize("settings", [{}, {**WINDOWS, "window_shift": (0, 0)}])
 def test_padded_map_has_the_outputs_it_has_alone(settings):
     made, x = decoder(**settings), random(1, 4, 12)
