@@ -3,13 +3,7 @@ import pytest
 from harness import to_numpy
 from scipy import stats
 
-from keras_bridle.augmentation.audio import (
-    RandomWaveformGain,
-    RandomWaveformMix,
-    RandomWaveformRoll,
-    SpecAugment,
-)
-from keras_bridle.layers.log_mel import LogMelSpectrogram
+import keras_bridle as kb
 
 
 def augmented(layer, waveforms):
@@ -19,7 +13,7 @@ def augmented(layer, waveforms):
 @pytest.mark.parametrize("concentration", [1, 10])
 def test_gains_follow_the_beta_distribution(concentration):
     ones = np.ones((20000, 3), "float32")
-    layer = RandomWaveformGain(concentration, seed=0)
+    layer = kb.RandomWaveformGain(concentration, seed=0)
     found = augmented(layer, ones)
     np.testing.assert_array_equal(found, np.repeat(found[:, :1], 3, axis=1))
     beta = stats.beta(concentration, concentration, loc=0.5)
@@ -43,16 +37,16 @@ def offsets_of(rolled, lengths):
 
 def test_offsets_are_even_and_padding_stays_at_the_end():
     offsets = offsets_of(
-        augmented(RandomWaveformRoll(seed=0), counting(5000, 10)), np.full(5000, 10)
+        augmented(kb.RandomWaveformRoll(seed=0), counting(5000, 10)), np.full(5000, 10)
     )
     counts = np.bincount(offsets, minlength=10)
     assert counts.min() > 400 and counts.max() < 600
     lengths = np.random.default_rng(0).integers(20, 101, 200)
     waveforms = counting(200, 100) * (np.arange(100) < lengths[:, None])
-    rolled = augmented(RandomWaveformRoll(seed=0), waveforms.astype("float32"))
+    rolled = augmented(kb.RandomWaveformRoll(seed=0), waveforms.astype("float32"))
     offsets = offsets_of(rolled, lengths)
     assert len(set(offsets)) > 30
-    layer = LogMelSpectrogram(sample_rate=1000, num_mel_bins=4)
+    layer = kb.LogMelSpectrogram(sample_rate=1000, num_mel_bins=4)
     np.testing.assert_array_equal(
         to_numpy(layer.padding_mask(rolled)),
         to_numpy(layer.padding_mask(waveforms.astype("float32"))),
@@ -62,7 +56,7 @@ def test_offsets_are_even_and_padding_stays_at_the_end():
 def test_rolled_trailing_zeros():
     waveforms = counting(50, 100)
     waveforms[:, 60:] = 0
-    layer = RandomWaveformRoll(trailing_zeros_are_padding=False, seed=0)
+    layer = kb.RandomWaveformRoll(trailing_zeros_are_padding=False, seed=0)
     rolled = augmented(layer, waveforms)
     firsts = np.argmax(rolled == 1, axis=1)
     assert len(set(firsts)) > 20
@@ -71,13 +65,13 @@ def test_rolled_trailing_zeros():
 
 
 def test_factor_bounds_the_offset():
-    rolled = augmented(RandomWaveformRoll(factor=0.1, seed=0), counting(500, 100))
+    rolled = augmented(kb.RandomWaveformRoll(factor=0.1, seed=0), counting(500, 100))
     offsets = offsets_of(rolled, np.full(500, 100))
     assert set((offsets + 50) % 100 - 50) == set(range(-10, 11))
-    still = augmented(RandomWaveformRoll(factor=0.0), counting(2, 100))
+    still = augmented(kb.RandomWaveformRoll(factor=0.0), counting(2, 100))
     np.testing.assert_array_equal(still, counting(2, 100))
     silence = np.zeros((2, 100), "float32")
-    np.testing.assert_array_equal(augmented(RandomWaveformRoll(), silence), silence)
+    np.testing.assert_array_equal(augmented(kb.RandomWaveformRoll(), silence), silence)
 
 
 def without_mean(clip):
@@ -90,7 +84,7 @@ def without_mean(clip):
 def test_mixtures_are_what_partners_and_shares_say():
     clips = np.random.default_rng(0).normal(0.3, 1, (6, 400)).astype("float32")
     clips[::2, 250:] = 0.0
-    layer = RandomWaveformMix(1.0, alpha=2.0, seed=3)
+    layer = kb.RandomWaveformMix(1.0, alpha=2.0, seed=3)
     found, partners, shares = augmented(layer, clips)
     assert sorted(partners) == list(range(6))
     assert (partners != np.arange(6)).any()
@@ -106,7 +100,7 @@ def test_mixtures_are_what_partners_and_shares_say():
 @pytest.mark.parametrize("alpha", [0.3, 10.0])
 def test_shares_follow_the_beta_distribution(alpha):
     clips = np.ones((20000, 2), "float32")
-    found, _, shares = augmented(RandomWaveformMix(0.25, alpha, seed=0), clips)
+    found, _, shares = augmented(kb.RandomWaveformMix(0.25, alpha, seed=0), clips)
     assert (found[shares == 1] == 1).all()
     assert abs((shares < 1).mean() - 0.25) < 0.015
     shares = shares[shares < 1]
@@ -128,7 +122,7 @@ def widths(stripes):
 
 
 def test_stripes_of_time():
-    is_hidden = hidden(SpecAugment(max_bins=0, max_frames=8, seed=0), count=4000)
+    is_hidden = hidden(kb.SpecAugment(max_bins=0, max_frames=8, seed=0), count=4000)
     rows = is_hidden.any(axis=2)
     np.testing.assert_array_equal(is_hidden, np.repeat(rows[..., None], 20, axis=2))
     found = widths(rows)
@@ -142,20 +136,20 @@ def test_stripes_of_time():
 
 
 def test_stripes_of_frequency_and_both():
-    columns = hidden(SpecAugment(max_bins=6, max_frames=0, seed=0)).any(axis=1)
+    columns = hidden(kb.SpecAugment(max_bins=6, max_frames=0, seed=0)).any(axis=1)
     assert 0 < widths(columns).max() < 6
-    is_hidden = hidden(SpecAugment(max_bins=6, max_frames=8, seed=0))
+    is_hidden = hidden(kb.SpecAugment(max_bins=6, max_frames=8, seed=0))
     rows, columns = is_hidden.all(axis=2), is_hidden.all(axis=1)
     expected = rows[:, :, None] | columns[:, None, :]
     np.testing.assert_array_equal(is_hidden, expected)
     # A stripe may be as long as the map, never longer.
-    rows = hidden(SpecAugment(max_bins=0, max_frames=192, seed=0), frames=10)
+    rows = hidden(kb.SpecAugment(max_bins=0, max_frames=192, seed=0), frames=10)
     assert widths(rows.any(axis=2)).max() <= 10
-    one, three = (hidden(SpecAugment(0, 8, num_masks=x, seed=0)) for x in (1, 3))
+    one, three = (hidden(kb.SpecAugment(0, 8, num_masks=x, seed=0)) for x in (1, 3))
     assert 2 * one.mean() < three.mean() < 3.2 * one.mean()
 
 
 def test_what_is_not_hidden_stays():
     maps = np.random.default_rng(0).normal(size=(8, 30, 16, 2)).astype("float32")
-    found = to_numpy(SpecAugment(8, 12, fill_value=7.0, seed=1)(maps, training=True))
+    found = to_numpy(kb.SpecAugment(8, 12, fill_value=7.0, seed=1)(maps, training=True))
     assert set(found[found != maps]) == {7.0}

@@ -4,26 +4,13 @@ import pytest
 from harness import to_numpy
 from keras import ops
 
-from keras_bridle.augmentation.audio import (
-    RandomWaveformGain,
-    RandomWaveformMix,
-    RandomWaveformRoll,
-    SpecAugment,
-)
+import keras_bridle as kb
 from keras_bridle.augmentation.base import mix_labels
-from keras_bridle.augmentation.image import (
-    ImageAugmentation,
-    RandAugment,
-    RandomHorizontalFlip,
-    RandomImageMix,
-    RandomMultiScaleCrop,
-    RandomResizedCrop,
-)
 
 
 def erasing(seed=None):
     settings = {"fill_value": 0, "seed": seed, "dtype": "float32"}
-    return ImageAugmentation(keras.layers.RandomErasing((1.0, 1.0), **settings))
+    return kb.ImageAugmentation(keras.layers.RandomErasing((1.0, 1.0), **settings))
 
 
 WAVEFORMS = np.random.default_rng(0).normal(size=(8, 50)).astype("float32")
@@ -32,22 +19,22 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (8, 12, 16, 3), "uint8")
 CLIPS = np.repeat(IMAGES[:, None], 3, axis=1)
 
 
-RESIZING = (RandomResizedCrop, RandomMultiScaleCrop)
+RESIZING = (kb.RandomResizedCrop, kb.RandomMultiScaleCrop)
 
 
 @pytest.mark.parametrize(
     ("kind", "inputs"),
     [
-        (RandomWaveformGain, WAVEFORMS),
-        (RandomWaveformRoll, WAVEFORMS),
-        (RandomWaveformMix, WAVEFORMS),
-        (SpecAugment, MAPS),
-        (RandomHorizontalFlip, CLIPS),
-        (RandomResizedCrop, CLIPS),
-        (RandomMultiScaleCrop, CLIPS),
-        (RandAugment, IMAGES),
+        (kb.RandomWaveformGain, WAVEFORMS),
+        (kb.RandomWaveformRoll, WAVEFORMS),
+        (kb.RandomWaveformMix, WAVEFORMS),
+        (kb.SpecAugment, MAPS),
+        (kb.RandomHorizontalFlip, CLIPS),
+        (kb.RandomResizedCrop, CLIPS),
+        (kb.RandomMultiScaleCrop, CLIPS),
+        (kb.RandAugment, IMAGES),
         (erasing, CLIPS[..., :1]),
-        (RandomImageMix, CLIPS),
+        (kb.RandomImageMix, CLIPS),
     ],
 )
 def test_seed_inference_and_frames(kind, inputs):
@@ -77,7 +64,7 @@ def test_inside_a_training_step():
 
     def losses():
         inputs = keras.Input((None,))
-        outputs = RandomWaveformGain(seed=3)(RandomWaveformRoll(seed=3)(inputs))
+        outputs = kb.RandomWaveformGain(seed=3)(kb.RandomWaveformRoll(seed=3)(inputs))
         model = keras.Model(inputs, outputs)
         # Compiling takes torch minutes on a CPU.
         jit_compile = keras.backend.backend() != "torch"

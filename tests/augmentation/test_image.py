@@ -6,16 +6,8 @@ from keras import ops
 from PIL import Image
 from scipy import stats
 
-from keras_bridle.augmentation.image import (
-    ImageAugmentation,
-    RandAugment,
-    RandomHorizontalFlip,
-    RandomImageMix,
-    RandomMultiScaleCrop,
-    RandomResizedCrop,
-    crop_and_resize,
-    transform_copy,
-)
+import keras_bridle as kb
+from keras_bridle.augmentation.image import crop_and_resize, transform_copy
 
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -60,7 +52,7 @@ def test_equals_pillow(interpolation, box, size):
 def test_sizes_that_are_known_when_the_function_runs():
     import tensorflow as tf
 
-    crop = RandomMultiScaleCrop(16)
+    crop = kb.RandomMultiScaleCrop(16)
     compiled = tf.function(
         lambda clips: crop(clips, training=False),
         input_signature=[tf.TensorSpec((None, 2, None, None, 3))],
@@ -95,7 +87,7 @@ def boxes_of(layer, shape, training=True):
 
 
 def test_boxes_are_distributed_as_they_should_be():
-    layer = RandomResizedCrop(64, interpolation="bilinear", seed=0)
+    layer = kb.RandomResizedCrop(64, interpolation="bilinear", seed=0)
     boxes = boxes_of(layer, (3000, 60, 60))
     np.testing.assert_allclose(boxes, np.round(boxes), atol=2e-3)
     top, left, height, width = np.round(boxes).T
@@ -121,17 +113,17 @@ def test_boxes_are_distributed_as_they_should_be():
 def test_fixed_boxes():
     # All of the area would need a width of three heights: the largest part that fits.
     settings = {"interpolation": "bilinear", "scale": (1.0, 1.0), "ratio": (0.5, 1.0)}
-    boxes = boxes_of(RandomResizedCrop(32, **settings), (4, 20, 60))
+    boxes = boxes_of(kb.RandomResizedCrop(32, **settings), (4, 20, 60))
     np.testing.assert_allclose(boxes, [(0, 20, 20, 20)] * 4, atol=1e-3)
     # Without training the center.
-    layer = RandomResizedCrop((32, 32), interpolation="bilinear")
+    layer = kb.RandomResizedCrop((32, 32), interpolation="bilinear")
     boxes = boxes_of(layer, (2, 24, 40), training=False)
     np.testing.assert_allclose(boxes, [(0, 8, 24, 24)] * 2, atol=1e-3)
 
 
 @pytest.mark.parametrize(("distortion", "pairs"), [(0, 4), (1, 10)])
 def test_parts_are_those_of_the_published_recipe(distortion, pairs):
-    layer = RandomMultiScaleCrop(64, max_distortion=distortion, seed=0)
+    layer = kb.RandomMultiScaleCrop(64, max_distortion=distortion, seed=0)
     boxes = boxes_of(layer, (4000, 40, 60)).round().astype(int)
     boxes = [tuple(box) for box in boxes.tolist()]
     sides = [40, 35, 30, 26]
@@ -162,7 +154,7 @@ WAYS = [
 
 
 def changed(images, way, factor):
-    layer = RandAugment(factor=factor, seed=2).ways[WAYS.index(way)]
+    layer = kb.RandAugment(factor=factor, seed=2).ways[WAYS.index(way)]
     layer.build(images.shape)
     drawn = layer.get_random_transformation(images, training=True)
     return to_numpy(layer.transform_images(ops.array(images), drawn))
@@ -181,7 +173,7 @@ def test_changes_grow_with_strength_from_none(way):
 
 
 def test_each_image_is_changed_in_its_own_way():
-    layer = RandAugment(num_ops=1, factor=0.9, seed=0)
+    layer = kb.RandAugment(num_ops=1, factor=0.9, seed=0)
     images = np.repeat(smooth_images(1), 64, axis=0)
     layer.build(images.shape)
     drawn = layer.get_random_transformation(images, training=True)
@@ -217,7 +209,7 @@ def test_equalization():
 @pytest.mark.parametrize("shape", [(2000, 2, 3, 1), (2000, 4, 2, 3, 1)])
 def test_half_of_the_examples_are_flipped_each_as_a_whole(shape):
     images = np.random.default_rng(0).integers(0, 256, shape, "uint8")
-    results = to_numpy(RandomHorizontalFlip(seed=0)(images, training=True))
+    results = to_numpy(kb.RandomHorizontalFlip(seed=0)(images, training=True))
     flipped = (results == images[..., ::-1, :]).reshape(2000, -1).all(axis=1)
     same = (results == images).reshape(2000, -1).all(axis=1)
     assert (flipped ^ same).all() and 900 < flipped.sum() < 1100
@@ -231,7 +223,7 @@ def mixed(layer, *shape):
 
 
 def test_blended_images_are_what_partners_and_shares_say():
-    layer = RandomImageMix(0.8, cutmix_alpha=0.0, seed=1)
+    layer = kb.RandomImageMix(0.8, cutmix_alpha=0.0, seed=1)
     values, found, partners, shares = mixed(layer, 16, 2, 2, 1)
     assert sorted(partners) == list(range(16))
     expected = shares * values + (1 - shares) * partners
@@ -240,7 +232,7 @@ def test_blended_images_are_what_partners_and_shares_say():
 
 
 def test_pasted_boxes_are_boxes_and_shares_exact():
-    layer = RandomImageMix(mixup_alpha=0.0, cutmix_alpha=1.0, seed=1)
+    layer = kb.RandomImageMix(mixup_alpha=0.0, cutmix_alpha=1.0, seed=1)
     _, found, partners, shares = mixed(layer, 16, 3, 8, 12, 1)
     # All frames of a clip have the same box.
     assert (found == found[:, :1]).all()
@@ -257,7 +249,7 @@ def test_pasted_boxes_are_boxes_and_shares_exact():
 
 
 def test_both_kinds_take_turns_and_blends_follow_beta():
-    layer = RandomImageMix(0.8, 1.0, seed=0)
+    layer = kb.RandomImageMix(0.8, 1.0, seed=0)
     values, found, partners, shares = mixed(layer, 3000, 2, 2, 1)
     # A pasted pixel is one or the other, a blended one is between.
     first = found[:, 0, 0, 0]
@@ -272,14 +264,14 @@ def test_both_kinds_take_turns_and_blends_follow_beta():
     [
         keras.layers.RandomRotation((0.2, 0.3), seed=0, dtype="float32"),
         keras.layers.RandomBrightness((0.2, 0.3), seed=0, dtype="float32"),
-        RandAugment(factor=0.9, seed=0),
+        kb.RandAugment(factor=0.9, seed=0),
     ],
 )
 def test_keras_layers_that_change_what_they_are_given(layer):
     image = np.random.default_rng(0).integers(0, 200, (2, 1, 8, 8, 3))
     clips = ops.convert_to_tensor(np.repeat(image, 3, axis=1), "float32")
     before = np.copy(to_numpy(clips))
-    found = to_numpy(ImageAugmentation(layer)(clips, training=True))
+    found = to_numpy(kb.ImageAugmentation(layer)(clips, training=True))
     np.testing.assert_array_equal(to_numpy(clips), before)
     np.testing.assert_array_equal(found[:, 1:], found[:, :-1])
     assert np.abs(found - before).max() > 10
@@ -288,9 +280,9 @@ def test_keras_layers_that_change_what_they_are_given(layer):
 @pytest.mark.every_backend
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX compiles on CPUs")
 @pytest.mark.parametrize(
-    "layer", [keras.layers.RandomRotation(0.1, dtype="float32"), RandAugment()]
+    "layer", [keras.layers.RandomRotation(0.1, dtype="float32"), kb.RandAugment()]
 )
 def test_models_are_compiled(layer):
-    model = keras.Sequential([ImageAugmentation(layer), keras.layers.Flatten()])
+    model = keras.Sequential([kb.ImageAugmentation(layer), keras.layers.Flatten()])
     model.compile("sgd", "mse", jit_compile="auto")
     assert model.jit_compile

@@ -3,19 +3,15 @@ import numpy as np
 import pytest
 from harness import perturb, run, to_numpy
 
+import keras_bridle as kb
 from keras_bridle.conversion.published_video import from_published_video
 from keras_bridle.conversion.published_weights import load_published, published_weights
-from keras_bridle.models.backbone import BridleBackbone
-from keras_bridle.models.classifier import BridleAudioClassifier
-from keras_bridle.models.heads import CodeDecoder
-from keras_bridle.models.tokenizers import BridleTokenizer
-from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
 
 SIZES = {"hidden_dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 32}
 
 
 def backbone():
-    return BridleBackbone(patch_size=(4, 2), input_dims=(8, 8, 3), **SIZES)
+    return kb.BridleBackbone(patch_size=(4, 2), input_dims=(8, 8, 3), **SIZES)
 
 
 def built(part, *shape):
@@ -45,8 +41,8 @@ def state_of(part):
     "make",
     [
         backbone,
-        lambda: built(CodeDecoder(2, 8, **SIZES, attention="window"), None, 12),
-        lambda: BridleTokenizer(backbone(), ResidualQuantizer(2, 8, dim=6)),
+        lambda: built(kb.CodeDecoder(2, 8, **SIZES, attention="window"), None, 12),
+        lambda: kb.BridleTokenizer(backbone(), kb.ResidualQuantizer(2, 8, dim=6)),
     ],
     ids=["backbone", "decoder", "tokenizer"],
 )
@@ -70,15 +66,15 @@ def test_deeper_networks_and_wrong_parts():
     deeper = state_of(part) | {"blocks.2.norm1.bias": np.zeros(16)}
     with pytest.raises(ValueError, match=r"blocks\.2\.norm1"):
         load_published(part, deeper)
-    for wrong in (keras.layers.Dense(3), CodeDecoder(2, 8, **SIZES)):
+    for wrong in (keras.layers.Dense(3), kb.CodeDecoder(2, 8, **SIZES)):
         with pytest.raises(ValueError, match="`part` must be"):
             published_weights(wrong)
 
 
 def classifier(seed=0, rows=8, **settings):
     pooling = settings.pop("pooling", "mean")
-    encoder = BridleBackbone(4, input_dims=(rows, 12, 1), **SIZES, **settings)
-    made = BridleAudioClassifier(encoder, 3, pooling=pooling, compile=False)
+    encoder = kb.BridleBackbone(4, input_dims=(rows, 12, 1), **SIZES, **settings)
+    made = kb.BridleAudioClassifier(encoder, 3, pooling=pooling, compile=False)
     perturb(made.weights, seed)
     return made
 
@@ -113,11 +109,11 @@ def test_classifiers_with_learned_positions(pooling):
 def test_scales_of_channels():
     """The video code's `init_values`, multiplied into what they scale."""
     settings = {**SIZES, "input_dims": (8, 12, 1)}
-    original = BridleBackbone(4, **settings, layer_scale=0.1)
+    original = kb.BridleBackbone(4, **settings, layer_scale=0.1)
     perturb(original.weights)
     state = weights_of(original)
     assert "blocks.1.gamma_2" in state
-    loaded = BridleBackbone(4, **settings)
+    loaded = kb.BridleBackbone(4, **settings)
     load_published(loaded, from_published_video(state))
     check_outputs(loaded, original)
 
@@ -139,7 +135,7 @@ def test_windows_that_were_not_shifted():
     """`no_shift`: every block sees the same windows; tables beside weights are none."""
     options = {**SIZES, "attention": "window", "window_size": (2, 2)}
     unshifted, shifted = (
-        built(CodeDecoder(2, 8, **options, window_shift=shift), None, 12)
+        built(kb.CodeDecoder(2, 8, **options, window_shift=shift), None, 12)
         for shift in ((0, 0), (1, 1))
     )
     state = state_of(unshifted)

@@ -11,8 +11,6 @@ from tiny_pretraining import PaddedMap
 from tiny_pretraining import backbone as tiny_backbone
 
 import keras_bridle as kb
-from keras_bridle.data.files import FileList, ReadReport
-from keras_bridle.data.layouts import list_files
 from keras_bridle.evaluation import features as features_module
 from keras_bridle.evaluation.features import (
     FeatureExtractor,
@@ -20,7 +18,6 @@ from keras_bridle.evaluation.features import (
     load_file_features,
     write_file_features,
 )
-from keras_bridle.quantizer.residual_quantizer import ResidualQuantizer
 
 # As the files are sorted: the even ones first.
 ORDER = [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9]
@@ -41,7 +38,7 @@ def backbone():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    quantizer = ResidualQuantizer(2, 8, dim=4, seed=0)
+    quantizer = kb.ResidualQuantizer(2, 8, dim=4, seed=0)
     tokenizer = kb.RandomProjectionTokenizer(8, 16, quantizer)
     quantizer.adapt(np.random.default_rng(5).normal(size=(64, 4)).astype("float32"))
     return tokenizer
@@ -145,16 +142,16 @@ def _check(found, expected, per="file"):
 
 
 def test_files_in_memory_and_their_labels(backbone, folder):
-    files = list_files("image", folder, labels=True).take([1, 7, 8])
+    files = kb.list_files("image", folder, labels=True).take([1, 7, 8])
     extract = FeatureExtractor(backbone, segments=2)
-    report = ReadReport()
+    report = kb.ReadReport()
     assert extract.files(folder, report=report).labels is None
     assert "broken" in report.skipped[0].path
     found = extract.files(files)
     assert found.labels.tolist() == ["class 0", "class 1", "class 1"]
     assert found.codes is None
     np.testing.assert_allclose(found.features, extract(IMAGES[[2, 1, 3]]), **CLOSE)
-    hot = FileList("image", files.files, [(0, 1), (), (1,)], files.class_names)
+    hot = kb.FileList("image", files.files, [(0, 1), (), (1,)], files.class_names)
     assert extract.files(hot).labels.tolist() == ["class 0; class 1", "", "class 1"]
 
 

@@ -23,18 +23,10 @@ from published_models import (
     weights_by_name,
 )
 
+import keras_bridle as kb
 from keras_bridle.conversion.published_quantizer import PublishedResidualQuantizer
 from keras_bridle.conversion.published_video import from_published_video
 from keras_bridle.conversion.published_weights import load_published
-from keras_bridle.layers.masks import PatchMask, RandomMask
-from keras_bridle.models.backbone import BridleBackbone
-from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
-from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
-from keras_bridle.training.trainers import (
-    EncoderPretrainer,
-    JointPretrainer,
-    TokenizerPretrainer,
-)
 
 MAPS = [*golden_files("audio_bridle*.npz"), *golden_files("image_bridle*.npz")]
 CLIPS = golden_files("video_*.npz", lambda config: "codebook_type" in config)
@@ -42,7 +34,7 @@ JOINT = golden_files("*_joint*.npz")
 EMBEDDING, QUANTIZER, LOSS, TRAJECTORY = 2e-5, 1e-5, 5e-6, 1e-4
 
 
-class MaskOfFile(RandomMask):
+class MaskOfFile(kb.RandomMask):
     """Hides the same patches at every call."""
 
     def __init__(self, patch_mask):
@@ -50,7 +42,7 @@ class MaskOfFile(RandomMask):
         self.patch_mask = patch_mask
 
     def call(self, patches, grid=None):
-        return PatchMask(*map(ops.convert_to_tensor, self.patch_mask))
+        return kb.PatchMask(*map(ops.convert_to_tensor, self.patch_mask))
 
 
 class Golden(GoldenNetworks):
@@ -85,11 +77,11 @@ class Golden(GoldenNetworks):
         return part
 
     def make_tokenizer(self):
-        tokenizer = BridleTokenizer(self.make_backbone(TOKENIZER), self.quantizer())
+        tokenizer = kb.BridleTokenizer(self.make_backbone(TOKENIZER), self.quantizer())
         return self.loaded(tokenizer, TOKENIZER)
 
     def make_random_projection(self):
-        tokenizer = RandomProjectionTokenizer(
+        tokenizer = kb.RandomProjectionTokenizer(
             self.backbone.patch_size,
             self.backbone.hidden_dim,
             self.quantizer(),
@@ -99,15 +91,17 @@ class Golden(GoldenNetworks):
 
     def make_estimator(self):
         settings = self.settings_of_estimator()
-        estimator = FeatureEstimator(self.backbone.hidden_dim, **settings)
+        estimator = kb.FeatureEstimator(self.backbone.hidden_dim, **settings)
         code_dim = self.tokenizer_config["code_dim"]
         return self.loaded(estimator, TOKENIZER, None, None, code_dim)
 
     def trainer(self, phase):
         if phase == "tokenizer":
-            trainer = TokenizerPretrainer(self.tokenizer, self.estimator, self.backbone)
+            trainer = kb.TokenizerPretrainer(
+                self.tokenizer, self.estimator, self.backbone
+            )
         elif phase == "joint":
-            trainer = JointPretrainer(
+            trainer = kb.JointPretrainer(
                 self.backbone,
                 self.decoder,
                 self.tokenizer,
@@ -117,7 +111,7 @@ class Golden(GoldenNetworks):
             )
         else:
             is_cold = phase == "encoder_cold"
-            trainer = EncoderPretrainer(
+            trainer = kb.EncoderPretrainer(
                 self.backbone,
                 self.decoder,
                 self.random_projection if is_cold else self.tokenizer,
@@ -191,7 +185,7 @@ class Clips(Golden):
             np.stack([np.flatnonzero(row) for row in rows]).astype("int32")
             for rows in (~masked, masked)
         ]
-        self.mask = PatchMask(*indices)
+        self.mask = kb.PatchMask(*indices)
 
     def settings(self, name):
         """The arguments that all networks of blocks share."""
@@ -207,7 +201,7 @@ class Clips(Golden):
 
     def make_backbone(self, prefix=ENCODER):
         side = self.config["patch_size"]
-        backbone = BridleBackbone(
+        backbone = kb.BridleBackbone(
             patch_size=(self.config["tubelet"], side, side),
             input_dims=self.x.shape[1:],
             use_class_token=False,
@@ -216,7 +210,7 @@ class Clips(Golden):
         return self.loaded(backbone, prefix)
 
     def make_decoder(self):
-        decoder = CodeDecoder(
+        decoder = kb.CodeDecoder(
             self.num_levels,
             self.config["code_num"],
             use_class_token=False,

@@ -4,11 +4,7 @@ import numpy as np
 import pytest
 from harness import perturb, to_numpy
 
-from keras_bridle.layers.positions import (
-    LearnedPositionEncoding,
-    RelativePositionBias,
-    SineCosinePositionEncoding,
-)
+import keras_bridle as kb
 
 
 def channels(place, dim):
@@ -35,7 +31,7 @@ def reference(layout, grid, trained, dim):
 
 
 def table(grid, dim, *args, **kwargs):
-    return to_numpy(SineCosinePositionEncoding(*args, **kwargs).table(grid, dim))
+    return to_numpy(kb.SineCosinePositionEncoding(*args, **kwargs).table(grid, dim))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +55,7 @@ def test_far_positions_are_exact():
 
 
 def learned(grid, dim=8):
-    layer = LearnedPositionEncoding(grid)
+    layer = kb.LearnedPositionEncoding(grid)
     layer.build((None, *grid, dim))
     perturb(layer.weights)
     return layer, to_numpy(layer.positions).reshape(*grid, dim)
@@ -84,12 +80,12 @@ def test_smaller_grids_have_the_first_positions(trained, grid):
 
 def test_grids_and_sizes_that_do_not_fit():
     for wrong in (
-        lambda: SineCosinePositionEncoding("grid").table((2, 3, 4), 8),
+        lambda: kb.SineCosinePositionEncoding("grid").table((2, 3, 4), 8),
         lambda: table((2, 3), 8, "sequence", trained_grid=(None, 2, 3)),
-        lambda: SineCosinePositionEncoding("grid").build((None, 2, 2, 6)),
+        lambda: kb.SineCosinePositionEncoding("grid").build((None, 2, 2, 6)),
         lambda: learned((3, 4))[0](np.zeros((1, 4, 4, 8), "float32")),
         lambda: learned((3, 4))[0](np.zeros((1, 3, 4, 1, 8), "float32")),
-        lambda: SineCosinePositionEncoding("sequence").build((None, 2, 2, 5)),
+        lambda: kb.SineCosinePositionEncoding("sequence").build((None, 2, 2, 5)),
     ):
         with pytest.raises(ValueError):
             wrong()
@@ -100,7 +96,7 @@ def test_grids_and_sizes_that_do_not_fit():
     ("grid", "trained"), [((3, 5), (3, 5)), ((2, 3), (4, 3)), ((2, 1, 3), (2, 2, 4))]
 )
 def test_relative_positions_by_their_definition(grid, trained, token):
-    layer = RelativePositionBias(2, trained, use_class_token=token)
+    layer = kb.RelativePositionBias(2, trained, use_class_token=token)
     layer.build((None, *trained, 4))
     perturb(layer.weights)
     table = to_numpy(layer.positions)

@@ -6,28 +6,14 @@ import pytest
 import tensorflow as tf
 from harness import perturb, run, to_numpy
 
-from keras_bridle.layers.log_mel import LogMelSpectrogram
-from keras_bridle.layers.masks import RandomMask, TimeFrequencyMask, TubeMask
-from keras_bridle.layers.pixels import PixelNormalization
-from keras_bridle.models.backbone import BridleBackbone
-from keras_bridle.models.classifier import (
-    BridleAudioClassifier,
-    BridleImageClassifier,
-    BridleVideoClassifier,
-    ClassScore,
-)
-from keras_bridle.models.converters import (
-    BridleAudioConverter,
-    BridleAudioPreprocessor,
-    BridleImageConverter,
-    BridleImagePreprocessor,
-)
+import keras_bridle as kb
+from keras_bridle.models.classifier import ClassScore
 
 SIZES = {"hidden_dim": 16, "num_heads": 2, "mlp_dim": 32}
 
 
-def backbone(num_layers=1, front_end=LogMelSpectrogram, **settings):
-    return BridleBackbone(
+def backbone(num_layers=1, front_end=kb.LogMelSpectrogram, **settings):
+    return kb.BridleBackbone(
         patch_size=(4, 8),
         num_layers=num_layers,
         input_dims=(None,),
@@ -39,7 +25,7 @@ def backbone(num_layers=1, front_end=LogMelSpectrogram, **settings):
 
 def classifier(encoder=None, **settings):
     settings = {"num_classes": 3, "compile": False, **settings}
-    made = BridleAudioClassifier(encoder or backbone(), **settings)
+    made = kb.BridleAudioClassifier(encoder or backbone(), **settings)
     perturb(made.weights)
     return made
 
@@ -62,7 +48,7 @@ def close(found, expected, tolerance=1e-5):
 
 
 def test_padding_has_no_say():
-    model, x = classifier(token_mask=RandomMask(0.5)), clips(12, 4)
+    model, x = classifier(token_mask=kb.RandomMask(0.5)), clips(12, 4)
     maps, mask = model.backbone.maps(x)
     # The second clip, of which patches 0 and 1 are real, shows both and a padded one.
     noise = np.float32([[5, 0, 3, 1, 4, 2], [1, 0, 2, 3, 4, 5]])
@@ -88,7 +74,7 @@ class Louder(keras.layers.Layer):
 @pytest.mark.parametrize(
     ("settings", "rate", "random"),
     [
-        ({"token_mask": TimeFrequencyMask(0.5, 0.5, seed=1)}, 0.0, True),
+        ({"token_mask": kb.TimeFrequencyMask(0.5, 0.5, seed=1)}, 0.0, True),
         ({"feature_augmentation": Louder()}, 0.0, False),
         ({}, 0.5, True),
     ],
@@ -137,8 +123,8 @@ def video():
 
 def pixel_backbone(patch_size, *input_dims, **settings):
     settings = {"num_layers": 1, "input_dims": input_dims, **SIZES, **settings}
-    return BridleBackbone(
-        patch_size, front_end=PixelNormalization(0.5, 0.25), **settings
+    return kb.BridleBackbone(
+        patch_size, front_end=kb.PixelNormalization(0.5, 0.25), **settings
     )
 
 
@@ -151,15 +137,15 @@ def video_backbone():
     return pixel_backbone((2, 4, 4), 4, 8, 8, 1, **settings)
 
 
-AUDIO_MASK = {"token_mask": TimeFrequencyMask(0.2, 0.2, seed=1)}
+AUDIO_MASK = {"token_mask": kb.TimeFrequencyMask(0.2, 0.2, seed=1)}
 FITS = {
-    "audio": (BridleAudioClassifier, backbone, tones, AUDIO_MASK),
-    "image": (BridleImageClassifier, image_backbone, images, {}),
+    "audio": (kb.BridleAudioClassifier, backbone, tones, AUDIO_MASK),
+    "image": (kb.BridleImageClassifier, image_backbone, images, {}),
     "video": (
-        BridleVideoClassifier,
+        kb.BridleVideoClassifier,
         video_backbone,
         video,
-        {"token_mask": TubeMask(0.5, seed=1)},
+        {"token_mask": kb.TubeMask(0.5, seed=1)},
     ),
 }
 
@@ -197,30 +183,36 @@ def test_fit_raw_inputs_and_name_their_classes(tmp_path, modality):
 
 def test_presets_of_other_modalities(tmp_path):
     image_backbone().save_to_preset(str(tmp_path / "run" / "preset"))
-    BridleImageClassifier(image_backbone(), 3).save_to_preset(str(tmp_path / "whole"))
+    kb.BridleImageClassifier(image_backbone(), 3).save_to_preset(
+        str(tmp_path / "whole")
+    )
     for folder in ("run", "run/preset", "whole"):
         with pytest.raises(ValueError, match="image"):
-            BridleAudioClassifier.from_preset(str(tmp_path / folder), num_classes=2)
+            kb.BridleAudioClassifier.from_preset(str(tmp_path / folder), num_classes=2)
 
 
 def test_presets_in_half_precision_and_with_a_preprocessor(tmp_path):
     encoder = pixel_backbone(4, 8, 12, 1, dtype="mixed_bfloat16")
-    BridleImageClassifier(encoder, 3).save_to_preset(str(tmp_path / "whole"))
+    kb.BridleImageClassifier(encoder, 3).save_to_preset(str(tmp_path / "whole"))
     for policy in (None, "mixed_bfloat16"):
-        loaded = BridleImageClassifier.from_preset(
+        loaded = kb.BridleImageClassifier.from_preset(
             str(tmp_path / "whole"), dtype=policy
         )
         assert loaded.backbone.dtype_policy.name == (policy or "float32")
     encoder.save_to_preset(str(tmp_path / "encoder"))
-    converter = BridleImageConverter((16, 16), channels=1)
-    BridleImagePreprocessor(converter).save_to_preset(str(tmp_path / "encoder"))
-    loaded = BridleImageClassifier.from_preset(str(tmp_path / "encoder"), num_classes=2)
+    converter = kb.BridleImageConverter((16, 16), channels=1)
+    kb.BridleImagePreprocessor(converter).save_to_preset(str(tmp_path / "encoder"))
+    loaded = kb.BridleImageClassifier.from_preset(
+        str(tmp_path / "encoder"), num_classes=2
+    )
     assert loaded.preprocessor.image_converter.image_size == (16, 16)
 
 
 def test_data_sets_are_preprocessed_batch_by_batch():
     model = classifier(
-        preprocessor=BridleAudioPreprocessor(BridleAudioConverter(num_samples=1200)),
+        preprocessor=kb.BridleAudioPreprocessor(
+            kb.BridleAudioConverter(num_samples=1200)
+        ),
         compile=True,
     )
     x, labels = clips(12, 8, 5), np.int32([0, 1, 2])
@@ -269,30 +261,34 @@ def test_preset_of_a_classifier(tmp_path):
     path = str(tmp_path)
     settings = {
         "class_names": ["a", "b", "c"],
-        "token_mask": TimeFrequencyMask(0.5, 0.5, seed=1),
+        "token_mask": kb.TimeFrequencyMask(0.5, 0.5, seed=1),
         "feature_augmentation": Louder(),
         "dropout": 0.1,
         "multi_label": True,
-        "preprocessor": BridleAudioPreprocessor(BridleAudioConverter(num_samples=1500)),
+        "preprocessor": kb.BridleAudioPreprocessor(
+            kb.BridleAudioConverter(num_samples=1500)
+        ),
     }
     model, x = classifier(**settings, compile=True), clips(12, 8)
     model.save_to_preset(path)
     expected = model.predict(x, verbose=0)
-    loaded = BridleAudioClassifier.from_preset(path)
+    loaded = kb.BridleAudioClassifier.from_preset(path)
     assert (loaded.class_names, loaded.multi_label) == (["a", "b", "c"], True)
     assert (loaded.dropout, loaded.token_mask.time_mask_ratio) == (0.1, 0.5)
     assert isinstance(loaded.feature_augmentation, Louder)
-    assert BridleAudioConverter.from_preset(path).num_samples == 1500
+    assert kb.BridleAudioConverter.from_preset(path).num_samples == 1500
     close(loaded.predict(x, verbose=0), expected, 1e-6)
     for names in (["x", "y", "z"], ["a", "b", "c", "d"]):
         with pytest.raises(ValueError, match=f"pass num_classes={len(names)} as well"):
-            BridleAudioClassifier.from_preset(path, class_names=names)
-    other = BridleAudioClassifier.from_preset(
+            kb.BridleAudioClassifier.from_preset(path, class_names=names)
+    other = kb.BridleAudioClassifier.from_preset(
         path, num_classes=4, token_mask=None, drop_path_rate=0.3
     )
     assert (other.num_classes, other.class_names, other.token_mask) == (4, None, None)
     assert other.backbone.drop_path_rate == 0.3
-    fresh = BridleAudioClassifier.from_preset(path, load_weights=False, num_classes=4)
+    fresh = kb.BridleAudioClassifier.from_preset(
+        path, load_weights=False, num_classes=4
+    )
     for made, same in ((other, True), (fresh, False), (loaded, True)):
         kernel = to_numpy(made.backbone.blocks[0].qkv.kernel)
         right = to_numpy(model.backbone.blocks[0].qkv.kernel)

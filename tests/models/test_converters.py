@@ -8,17 +8,7 @@ from harness import to_numpy
 from keras import ops
 from video_files import write_video
 
-from keras_bridle.data.video_reader import VideoReader
-from keras_bridle.layers.log_mel import LogMelSpectrogram
-from keras_bridle.models.backbone import BridleBackbone
-from keras_bridle.models.converters import (
-    BridleAudioConverter,
-    BridleAudioPreprocessor,
-    BridleImageConverter,
-    BridleImagePreprocessor,
-    BridleVideoConverter,
-    BridleVideoPreprocessor,
-)
+import keras_bridle as kb
 
 
 def noise(*shape):
@@ -57,7 +47,7 @@ def test_audio_in_any_form(shape, length):
     # Of long clips the middle, as of files.
     first = (max(0, 7 - length) + 1) // 2
     expected = np.pad(mono, padding)[..., first : first + length]
-    converter = BridleAudioConverter(num_samples=length)
+    converter = kb.BridleAudioConverter(num_samples=length)
     for inputs in (x, x.tolist(), ops.convert_to_tensor(x), tf.constant(x)):
         np.testing.assert_allclose(converter(inputs), expected, 1e-6)
     np.testing.assert_allclose(in_pipeline(converter, x), expected, 1e-6)
@@ -65,10 +55,10 @@ def test_audio_in_any_form(shape, length):
 
 def test_audio_of_several_lengths():
     short, stereo = noise(3), noise(6, 2)
-    longest = BridleAudioConverter()([short, stereo])
+    longest = kb.BridleAudioConverter()([short, stereo])
     expected = np.stack([np.pad(short, (0, 3)), stereo.mean(axis=1)])
     np.testing.assert_allclose(longest, expected, 1e-6)
-    clips, converter = [short, noise(8)], BridleAudioConverter(num_samples=5)
+    clips, converter = [short, noise(8)], kb.BridleAudioConverter(num_samples=5)
     expected = np.stack([np.pad(short, (0, 2)), clips[1][2:7]])
     data = tf.data.Dataset.from_generator(
         lambda: iter(clips), output_signature=tf.TensorSpec((None,), tf.float32)
@@ -78,17 +68,17 @@ def test_audio_of_several_lengths():
         np.testing.assert_allclose(found, expected, 1e-6)
     # Padding is no part of the middle.
     x = np.pad(noise(6), (0, 4))
-    found = BridleAudioConverter(num_samples=4)(x)
+    found = kb.BridleAudioConverter(num_samples=4)(x)
     np.testing.assert_array_equal(found, x[1:5])
 
 
 def test_dtypes_of_audio():
     x = np.int16([[-32768, 0, 16384]])
-    np.testing.assert_allclose(BridleAudioConverter()(x), [[-1.0, 0.0, 0.5]])
-    doubles = BridleAudioConverter()(np.float64([[0.1, 0.2]]))
+    np.testing.assert_allclose(kb.BridleAudioConverter()(x), [[-1.0, 0.0, 0.5]])
+    doubles = kb.BridleAudioConverter()(np.float64([[0.1, 0.2]]))
     assert doubles.dtype == np.float32
     x = noise(2, 5)
-    assert np.shares_memory(BridleAudioConverter(num_samples=5)(x), x)
+    assert np.shares_memory(kb.BridleAudioConverter(num_samples=5)(x), x)
 
 
 @pytest.mark.parametrize(
@@ -97,12 +87,12 @@ def test_dtypes_of_audio():
 )
 def test_arrays_that_are_no_audio(inputs):
     with pytest.raises(ValueError):
-        BridleAudioConverter()(inputs)
+        kb.BridleAudioConverter()(inputs)
 
 
 def test_resizes_as_pillow_and_crops():
     x = image(60, 40, 3)
-    found = BridleImageConverter((20, 20))(x[None])
+    found = kb.BridleImageConverter((20, 20))(x[None])
     # As wide as it must be, and 10 of the 60 rows cropped at either end.
     expected = PIL.Image.fromarray(x[10:50]).resize((20, 20), PIL.Image.BICUBIC)
     assert found.dtype == np.float32
@@ -112,7 +102,7 @@ def test_resizes_as_pillow_and_crops():
 
 def test_list_of_images_of_all_sizes():
     images = [image(28, 28), image(60, 40, 3), image(32, 32, 4)]
-    converter = BridleImageConverter((32, 32), channels=3)
+    converter = kb.BridleImageConverter((32, 32), channels=3)
     found = converter(images)
     assert found.shape == (3, 32, 32, 3)
     for x, result in zip(images, found, strict=True):
@@ -126,27 +116,27 @@ def test_list_of_images_of_all_sizes():
 
 def test_gray_and_color():
     x = image(8, 9, 3)
-    gray = BridleImageConverter(channels=1)(x[None])[0]
+    gray = kb.BridleImageConverter(channels=1)(x[None])[0]
     weights = np.array([0.299, 0.587, 0.114])
     np.testing.assert_allclose(gray[..., 0], x @ weights, 1e-5)
-    color = BridleImageConverter(channels=3)(gray[None])[0]
+    color = kb.BridleImageConverter(channels=3)(gray[None])[0]
     np.testing.assert_allclose(color, np.repeat(gray, 3, axis=-1))
     batch = np.stack([image(8, 9)] * 2)
-    converter = BridleImageConverter(channels=1)
+    converter = kb.BridleImageConverter(channels=1)
     assert converter(batch).shape == in_pipeline(converter, batch).shape == (2, 8, 9, 1)
     with pytest.raises(ValueError):
-        BridleImageConverter(channels=3)(x[None, ..., :2])
+        kb.BridleImageConverter(channels=3)(x[None, ..., :2])
 
 
 @pytest.mark.parametrize(
     ("converter", "inputs"),
     [
         (
-            BridleImageConverter((16, 24), channels=1),
+            kb.BridleImageConverter((16, 24), channels=1),
             np.stack([image(30, 20, 3), image(30, 20, 3)[::-1]]),
         ),
         (
-            BridleVideoConverter((6, 6), channels=1, num_frames=4),
+            kb.BridleVideoConverter((6, 6), channels=1, num_frames=4),
             np.stack([clip(5, 12, 10), clip(5, 12, 10, seed=1)]),
         ),
     ],
@@ -164,10 +154,10 @@ def test_tensors_pipelines_and_single_inputs(converter, inputs):
 
 def test_pixels_keep_their_range():
     checks = 255 * (np.indices((40, 40)).sum(axis=0) // 3 % 2)
-    found = BridleImageConverter((63, 63))(checks[None, ..., None].astype("uint8"))
+    found = kb.BridleImageConverter((63, 63))(checks[None, ..., None].astype("uint8"))
     assert (found.min(), found.max()) == (0.0, 255.0)
     x = image(8, 9, 3)[None]
-    assert np.shares_memory(BridleImageConverter((8, 9), channels=3)(x), x)
+    assert np.shares_memory(kb.BridleImageConverter((8, 9), channels=3)(x), x)
 
 
 @pytest.mark.parametrize(
@@ -184,10 +174,10 @@ def test_pixels_keep_their_range():
 )
 def test_frames_are_cut_or_repeated(rate, frames, kept):
     x = clip(frames, 6, 8)
-    converter = BridleVideoConverter(num_frames=4, sampling_rate=rate)
-    converter = BridleVideoConverter.from_config(converter.get_config())
+    converter = kb.BridleVideoConverter(num_frames=4, sampling_rate=rate)
+    converter = kb.BridleVideoConverter.from_config(converter.get_config())
     np.testing.assert_array_equal(converter(x), x[kept])
-    every = BridleVideoConverter(sampling_rate=rate)
+    every = kb.BridleVideoConverter(sampling_rate=rate)
     np.testing.assert_array_equal(every(x), x[::rate])
     assert every.compute_output_shape(x.shape)[0] == len(x[::rate])
 
@@ -197,19 +187,19 @@ def test_frames_are_those_of_files(tmp_path, count):
     frames = np.tile(10 * np.arange(count).reshape(count, 1, 1, 1), (1, 16, 16, 3))
     frames = frames.astype("uint8")
     write_video(tmp_path / "clip.avi", "mjpeg", frames)
-    reader = VideoReader(16, num_frames=4, sampling_rate=3)
+    reader = kb.VideoReader(16, num_frames=4, sampling_rate=3)
     expected = reader(str(tmp_path / "clip.avi"))
-    found = BridleVideoConverter(num_frames=4, sampling_rate=3)(frames)
+    found = kb.BridleVideoConverter(num_frames=4, sampling_rate=3)(frames)
     np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=5)
 
 
 def test_frames_are_resized_as_images():
     x = np.stack([clip(5, 12, 10), clip(5, 12, 10, seed=1)])
-    found = BridleVideoConverter((6, 6), channels=1, num_frames=4)(x)
-    images = BridleImageConverter((6, 6), channels=1)(x[:, 1:].reshape(8, 12, 10, 3))
+    found = kb.BridleVideoConverter((6, 6), channels=1, num_frames=4)(x)
+    images = kb.BridleImageConverter((6, 6), channels=1)(x[:, 1:].reshape(8, 12, 10, 3))
     np.testing.assert_allclose(found.reshape(8, 6, 6, 1), images, 1e-5)
     clips = [clip(3, 6, 8), clip(7, 12, 12)]
-    converter = BridleVideoConverter((6, 6), num_frames=4)
+    converter = kb.BridleVideoConverter((6, 6), num_frames=4)
     found = converter(clips)
     assert found.shape == (2, 4, 6, 6, 3)
     for x, result in zip(clips, found, strict=True):
@@ -219,13 +209,18 @@ def test_frames_are_resized_as_images():
 
 
 def backbone(patch_size, *input_dims, **settings):
-    return BridleBackbone(patch_size, 8, 1, 1, 8, input_dims=input_dims, **settings)
+    return kb.BridleBackbone(patch_size, 8, 1, 1, 8, input_dims=input_dims, **settings)
 
 
-AUDIO = (BridleAudioPreprocessor, 8, (None,), {"front_end": LogMelSpectrogram(8000)})
-IMAGE = (BridleImagePreprocessor, 4, (8, 12, 1), {})
+AUDIO = (
+    kb.BridleAudioPreprocessor,
+    8,
+    (None,),
+    {"front_end": kb.LogMelSpectrogram(8000)},
+)
+IMAGE = (kb.BridleImagePreprocessor, 4, (8, 12, 1), {})
 VIDEO = (
-    BridleVideoPreprocessor,
+    kb.BridleVideoPreprocessor,
     (2, 4, 4),
     (4, 8, 12, 1),
     {"position_layout": "sequence"},
@@ -254,12 +249,12 @@ def test_preprocessor_of_an_encoder(case, other, inputs, shape):
 
 
 def test_settings_of_an_encoder():
-    heard = backbone(8, None, front_end=LogMelSpectrogram(8000))
-    made = BridleAudioPreprocessor.for_backbone(heard, num_samples=4000)
+    heard = backbone(8, None, front_end=kb.LogMelSpectrogram(8000))
+    made = kb.BridleAudioPreprocessor.for_backbone(heard, num_samples=4000)
     converter = made.audio_converter
     assert (converter.sampling_rate, converter.num_samples) == (8000, 4000)
     seen = backbone(4, None, 12, 2)
-    converter = BridleImagePreprocessor.for_backbone(seen).image_converter
+    converter = kb.BridleImagePreprocessor.for_backbone(seen).image_converter
     assert (converter.image_size, converter.channels) == (None, None)
-    converter = BridleImagePreprocessor.for_backbone(seen, image_size=(16, 16))
+    converter = kb.BridleImagePreprocessor.for_backbone(seen, image_size=(16, 16))
     assert converter.image_converter.image_size == (16, 16)
