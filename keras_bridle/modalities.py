@@ -188,12 +188,10 @@ class _Audio(Modality):
                 "data", f"given for recordings of {reading['sample_rate']} Hz", None
             )
         (length,) = self.input_shape(reading)
-        splits = [
-            samples.load_syllables(split, "initial", length)
-            for split in ("train", "test")
-        ]
-        names = [_PINYIN.get(name, name) for name in splits[0][2]]
-        return splits[0][:2], splits[1][:2], names
+        train, test = (
+            samples.load_syllables(x, "initial", length) for x in ("train", "test")
+        )
+        return train[:2], test[:2], [_PINYIN.get(name, name) for name in train[2]]
 
     def augmentation(self, options, reading):
         """Lists layers for raw inputs."""

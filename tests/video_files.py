@@ -18,10 +18,10 @@ def scene(num_frames, height=48, width=64):
 
 
 def write_video(
-    path, codec, frames, *, b_frames=None, stamps=None, gop=12, options=None
+    path, codec, frames, *, b_frames=None, stamps=None, gop=12, options=None, muxer=None
 ):
     """Encodes frames; `stamps` are the times they are shown at, in 1/25 s."""
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=muxer or {}) as container:
         stream = container.add_stream(codec, rate=25, options=options or {})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"

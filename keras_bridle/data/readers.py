@@ -47,16 +47,17 @@ def import_tensorflow():
     return tf
 
 
-# Seeking in these, libsndfile may give one wrong frame (MP3) or land some milliseconds
-# away (OGG, near its end). So up to this many seconds we decode what we skip.
-_INEXACT_SEEK = ("MP3", "OGG")
+# Codings in which libsndfile finds every frame. Seeking in others it may give one wrong
+# frame (MP3) or land elsewhere: we decode what we skip, of long ones so many seconds.
+_EXACT_SEEK = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
+_LONG_FORMATS = ("MP3", "OGG")
 _SEEK_SECONDS = 60
 # More frames than this are what libsndfile says of streams of unknown length.
 _MOST_FRAMES = 2**48
-# Samples above this are as loud as can be.
-_FULL_SCALE = 0.999
-# Bytes of tags that may follow the sound of an MP3 file.
-_MOST_TAGS = 8192
+# Samples above this are as loud as can be, also in 8 bits.
+_FULL_SCALE = 0.98
+# Bytes of tags that may follow the sound of an MP3 file, and of a page of OGG.
+_MOST_TAGS, _MOST_OF_PAGE = 8192, 65536
 # Channels cancel each other if the power of their mean is below this share of theirs.
 _CANCELLED = 1e-4
 # Beyond this, the resampling filter no longer feels where a clip was cut.
@@ -67,8 +68,8 @@ class AudioReader:
     """Reads mono waveforms of one length and sample rate, for `file_dataset()`.
 
     Channels are averaged and samples clipped to [-1, 1]. Only the part of a file that
-    is used is decoded (of OGG and MP3 files also up to 60 s before it). A short
-    recording gets exact zeros after its end.
+    is used is decoded (of OGG and MP3 also up to 60 s before it, of ADPCM, ALAC and GSM
+    all before it). A short recording gets exact zeros after its end.
 
     Args:
         seconds: float. Length of a waveform in seconds. Give this or `num_samples`.
@@ -186,14 +187,15 @@ def decode_with_soundfile(path, cut, sample_rate):
     name = path if path == printable(path) else os.fsencode(path)
     with soundfile.SoundFile(name) as file:
         rate = file.samplerate
-        is_unknown = file.frames > _MOST_FRAMES
-        if is_unknown or (file.format == "MP3" and not _tells_its_length(path)):
+        is_long = file.format in _LONG_FORMATS
+        is_known = 0 < file.frames < _MOST_FRAMES
+        if not is_known or (is_long and not _tells_its_length(path)):
             start, frames, skip = cut(_decodable_frames(path), rate)
             sound = _decode_from_start(path, start, frames)
         else:
             start, frames, skip = cut(file.frames, rate)
-            seeks = file.format not in _INEXACT_SEEK or start > _SEEK_SECONDS * rate
-            before = 0 if seeks and file.seekable() else start
+            is_far = is_long and start > _SEEK_SECONDS * rate
+            before = 0 if is_far or file.subtype.startswith(_EXACT_SEEK) else start
             if start > before:
                 file.seek(start)
             # Two dimensions also for mono, for the mean over channels.
@@ -219,9 +221,13 @@ def _mixed_down(sound):
 
 @functools.lru_cache(maxsize=100_000)
 def _tells_its_length(path):
-    """Whether an MP3 file's first frame holds a table with the length of the whole."""
+    """Whether an MP3's first frame holds the length of the whole, or an OGG is one."""
     with Path(path).open("rb") as file:
-        head, start = file.read(10), 0
+        head, start = file.read(18), 0
+        if head[:4] == b"OggS":
+            # Streams have numbers, and others may follow the first.
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _MOST_OF_PAGE))
+            return file.read().rpartition(b"OggS")[2][10:14] == head[14:]
         if head[:3] == b"ID3":
             # Seven bits of each byte count.
             size = functools.reduce(lambda x, byte: x << 7 | byte & 127, head[6:10], 0)
@@ -364,8 +370,11 @@ def check_channels(channels):
 
 def _to_mode(image, mode):
     if image.mode[0] in "IF":
-        # Pillow itself would cut all above 255 off.
-        return Image.fromarray(as_pixels(np.asarray(image), "pixels")).convert(mode)
+        # Pillow itself would cut all above 255 off, and show what is clear.
+        numbers = np.asarray(image)
+        is_clear = numbers == image.info.get("transparency")
+        pixels = np.where(is_clear, np.uint8(255), as_pixels(numbers, "pixels"))
+        return Image.fromarray(pixels).convert(mode)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")

@@ -172,6 +172,9 @@ def list_packets(path):
     with video.container:
         rows = [row_of(packet) for packet in video.packets() if packet.size]
         announced = video.stream.frames
+        if "mov" in video.container.format.name:
+            # The header counts what an edit list cuts off.
+            announced = len(video.stream.index_entries)
     # The packet in which a file breaks off is of no use.
     while rows and rows[-1][-1]:
         rows.pop()
