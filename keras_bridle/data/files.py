@@ -19,13 +19,14 @@ from keras_bridle.config import ArgumentError
 
 Labels = Sequence[int] | Sequence[tuple[int, ...]]
 
+_ENDINGS = {
+    "audio": "wav flac ogg oga opus mp3 aiff aif aifc au caf w64 rf64 sph",
+    "image": "jpg jpeg jfif png webp avif jp2 bmp tif tiff gif pgm ppm",
+    "video": "mp4 m4v mov 3gp mpg mpeg m2ts mts webm mkv avi wmv flv",
+}
 EXTENSIONS = {
-    "audio": (
-        *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
-        *(".aiff", ".aif", ".au", ".caf", ".w64"),
-    ),
-    "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
-    "video": (".mp4", ".m4v", ".mov", ".mpg", ".mpeg", ".webm", ".mkv", ".avi"),
+    kind: tuple(f".{name}" for name in names.split())
+    for kind, names in _ENDINGS.items()
 }
 # What a list has one entry of for each file.
 _COLUMNS = ("files", "labels", "segments", "splits")
@@ -82,12 +83,10 @@ class FileList:
             check(count == len(self.files), name, f"{len(self.files)} entries", count)
         numbers: Any = () if self.labels is None else self.labels
         if self.multi_label:
-            numbers = list(itertools.chain.from_iterable(numbers))
-        if len(numbers):
-            ends = (min(numbers), max(numbers))
-            expected = f"numbers of the {len(self.class_names)} `class_names`"
-            is_right = ends[0] >= 0 and ends[1] < len(self.class_names)
-            check(is_right, "labels", expected, ends)
+            numbers = itertools.chain.from_iterable(numbers)
+        wrong = set(numbers).difference(range(len(self.class_names)))
+        expected = f"numbers of the {len(self.class_names)} `class_names`"
+        check(not wrong, "labels", expected, sorted(wrong)[:5])
 
     def __len__(self) -> int:
         return len(self.files)
@@ -197,10 +196,10 @@ def list_folder(kind, root, labels=False, class_names=None):
         if len(path.parts) < 2:
             raise ValueError(f"'{root / path}' lies in no class's folder.")
     classes = [path.parts[0] for path in paths]
-    lost = {path.parts[0] for path in others if len(path.parts) > 1}.difference(classes)
-    for name in sorted(lost):
+    for name in sorted(set(subfolders(root)).difference(classes)):
         found = _count_endings(path for path in others if path.parts[0] == name)
-        notes.append(f"the class '{name}' has no {kind} file, only others: {found}")
+        only = f", only others: {found}" if found else ""
+        notes.append(f"the class '{name}' has no {kind} file{only}")
     return files.with_classes(classes, class_names)
 
 
@@ -254,8 +253,7 @@ def csv_table(
     if label_separator is not None:
         several = [map(str.strip, x.split(label_separator)) for x in classes]
         classes = [tuple(filter(None, names)) for names in several]
-        return files.with_classes(classes, class_names)
-    if not all(classes):
+    elif not all(classes):
         # The header is row 1.
         raise ValueError(
             f"'{path}', row {classes.index('') + 2}: no class in the column "

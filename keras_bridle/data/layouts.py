@@ -418,9 +418,7 @@ def _named_splits(files, test_split):
         wanted = test_split or " or ".join(TEST_NAMES)
         raise ValueError(f"There is no split {wanted}, but {', '.join(names[:10])}")
     is_held_out = splits == validation
-    is_trained = splits == train
-    if train is None:
-        is_trained = (splits != test) & ~is_held_out
+    is_trained = splits == train if train else (splits != test) & ~is_held_out
     if not is_trained.any():
         raise ValueError(f"There is no split to train on, but {', '.join(names)}")
     pair = (np.flatnonzero(is_trained), np.flatnonzero(splits == test))

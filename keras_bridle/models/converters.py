@@ -227,7 +227,7 @@ class BridleImageConverter(_Converter, keras_hub.layers.ImageConverter):
 
 def _is_gray(shape):
     """Whether a shape is that of a batch of gray images without channels."""
-    if len(shape) != 3 or shape[-1] in (1, 3, 4):
+    if len(shape) != 3 or shape[-1] in (1, 2, 3, 4):
         return False
     if shape[0] in (3, 4):
         expected = "images with their channels last (gray ones with an axis of 1)"

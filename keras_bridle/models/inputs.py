@@ -30,6 +30,8 @@ def as_array(values, name="inputs"):
         return ops.convert_to_numpy(values)
     if hasattr(values, "detach"):
         values = values.detach().cpu()
+        # NumPy has no bfloat16.
+        values = values.float() if "bfloat16" in str(values.dtype) else values
     try:
         return np.asarray(values)
     except ValueError:
@@ -54,7 +56,9 @@ def as_examples(inputs, name="inputs"):
         inputs = np.stack(inputs) if inputs else np.zeros(0)
     elif ops.is_tensor(inputs) or not isinstance(dtype, np.dtype):
         inputs = as_array(inputs)
-    if not inputs.shape or len(inputs) == 0 or inputs.dtype.kind not in "biuf":
+    if inputs.dtype.name == "bfloat16":
+        inputs = inputs.astype("float32")
+    if not inputs.shape or 0 in inputs.shape or inputs.dtype.kind not in "biuf":
         received = f"{inputs.dtype} of shape {tuple(inputs.shape)}"
         raise ArgumentError(name, "an array of numbers with examples", received)
     if len(inputs.shape) > 3 and inputs.dtype.kind in "biu":

@@ -123,18 +123,19 @@ def test_class_names_in_results(tmp_path):
 
 def test_what_folders_lose_is_said(tmp_path):
     touch(tmp_path, "ant/1.png", "ant/a.txt", "bee/1.bmp", "bee/x.psd", "bee/y.x")
-    touch(tmp_path, "walrus/1.psd", "walrus/2.psd")
+    touch(tmp_path, "walrus/1.psd", "walrus/2.psd", "yak/.hidden.png")
     note = "other files in the folder, not read as image: 3 .psd, 1 .x"
     assert list_files("image", tmp_path).notes == [note]
     files = list_files("image", tmp_path, labels=True)
     lost = "the class 'walrus' has no image file, only others: 2 .psd"
-    assert files.notes == [note, lost] and files.class_names == ("ant", "bee")
+    empty = "the class 'yak' has no image file"
+    assert files.notes == [note, lost, empty] and files.class_names == ("ant", "bee")
     report = ReadReport()
     for _ in range(2):
         report.add_missing(files)
     report.write(tmp_path)
     lines = (tmp_path / "other_files.csv").read_text().splitlines()
-    assert lines == ["file,reason", f',"{note}"', f',"{lost}"']
+    assert lines == ["file,reason", f',"{note}"', f',"{lost}"', f",{empty}"]
 
 
 def write_numbers(folder, count):
@@ -187,7 +188,11 @@ def test_the_digest_tells_that_files_have_changed(tmp_path):
 
 def test_clipped_recordings_are_listed(tmp_path):
     report, reader = ReadReport(), AudioReader(seconds=0.1)
-    loud = write(tmp_path / "loud.wav", np.sign(noise(0.2)))
-    reader(loud, report=report)
+    loud = [
+        write(tmp_path / f"{name}.wav", np.sign(noise(0.2)), subtype=name)
+        for name in ("ALAW", "FLOAT", "PCM_16", "PCM_U8", "ULAW")
+    ]
+    for path in loud:
+        reader(path, report=report)
     reader(write(tmp_path / "fine.wav", noise(0.2)), report=report)
-    assert [item.path for item in report.incomplete] == [loud]
+    assert [item.path for item in report.incomplete] == loud

@@ -111,6 +111,27 @@ def test_transparent_pixels_show_white(tmp_path):
     np.testing.assert_array_equal(image[1, 1], [1, 2, 3])
 
 
+GRAY = Image.new("L", (4, 2), 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "options"),
+    [
+        ("a.png", Image.merge("LA", [GRAY, Image.new("L", (4, 2))]), {}),
+        ("a.png", GRAY, {"transparency": 9}),
+        ("a.png", GRAY.convert("RGB"), {"transparency": (9, 9, 9)}),
+        ("a.png", GRAY.convert("P"), {"transparency": bytes(256)}),
+        ("a.gif", GRAY.convert("P"), {"transparency": 9}),
+        ("a.webp", Image.new("RGBA", (4, 2)), {"lossless": True}),
+        ("a.png", Image.new("I;16", (4, 2), 900), {"transparency": 900}),
+    ],
+)
+def test_all_kinds_of_transparency(tmp_path, name, image, options):
+    image.save(tmp_path / name, **options)
+    for channels in (1, 3):
+        assert (read_image(tmp_path / name, channels=channels) == 255).all()
+
+
 def test_cmyk_and_one_bit(tmp_path):
     Image.fromarray(gradient()).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
     image = read_image(tmp_path / "a.jpg")

@@ -149,13 +149,17 @@ def test_inputs_that_mean_the_same():
     np.testing.assert_allclose(found, scores[:1], rtol=1e-5)
     assert extract(IMAGES[0]).shape == (1, 8)
     assert as_batch(np.zeros(5), (None,)).shape == (1, 5)
-    for inputs in forms:
+    half = torch.from_numpy(IMAGES).bfloat16()
+    found = model.predict(half, verbose=0)
+    np.testing.assert_array_equal(found, model.predict(half.float(), verbose=0))
+    for inputs in (*forms, half):
         model.fit(inputs, np.arange(6) % 3, verbose=0)
 
 
 BAD_INPUTS = {
     "empty": np.zeros((0, 8, 8, 1)),
     "empty list": [],
+    "no rows": np.zeros((2, 0, 8, 1)),
     "rank": np.zeros((2, 3, 8, 8, 1)),
     "flat": np.zeros(64),
     "channels": np.zeros((2, 8, 8, 5)),
