@@ -9,10 +9,7 @@ from scipy import stats
 import keras_bridle as kb
 from keras_bridle.augmentation.image import crop_and_resize, transform_copy
 
-FILTERS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def smooth(*shape):

@@ -82,8 +82,7 @@ def test_dtypes_of_audio():
 
 
 @pytest.mark.parametrize(
-    "inputs",
-    [[np.zeros(0)], np.zeros((2, 0)), np.int32([[1, 2]]), noise(1, 2, 3, 4)],
+    "inputs", [[np.zeros(0)], np.zeros((2, 0)), np.int32([[1, 2]]), noise(1, 2, 3, 4)]
 )
 def test_arrays_that_are_no_audio(inputs):
     with pytest.raises(ValueError):
