@@ -90,13 +90,6 @@ def test_padding_changes_nothing_in_windows():
         np.testing.assert_allclose(first[real], second[real], tolerance, tolerance)
 
 
-def test_relative_bias_depends_on_the_offset_alone():
-    bias = to_numpy(windowed().relative_bias((3, 3)))[0].reshape(2, 3, 3, 3, 3)
-    np.testing.assert_allclose(bias[:, 0, 0, 1, 1], bias[:, 1, 1, 2, 2], 1e-6, 1e-6)
-    np.testing.assert_allclose(bias[:, 0, 2, 0, 1], bias[:, 2, 1, 2, 0], 1e-6, 1e-6)
-    assert np.abs(bias[:, 0, 0, 0, 1] - bias[:, 0, 1, 0, 0]).max() > 1e-3
-
-
 def test_sizes_that_do_not_divide():
     for wrong in (
         lambda: TransformerBlock(5, 8).build((None, None, 12)),

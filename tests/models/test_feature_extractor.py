@@ -48,17 +48,6 @@ def test_all_outputs_at_once_are_those_of_the_parts():
     np.testing.assert_allclose(found["distances"], distances, 1e-4, 1e-5)
 
 
-@pytest.mark.parametrize("wanted", [("patches", "is_real"), ("vectors", "is_real")])
-def test_without_padding_all_patches_are_real(wanted):
-    tokenizer = kb.RandomProjectionTokenizer(8, 16, quantizer())
-    inputs = np.ones((2, 32, 16, 1), "float32")
-    model = FeatureModel(backbone(), tokenizer, wanted)
-    found = model.predict_on_batch(inputs)
-    assert found.keys() == set(wanted)
-    assert found["is_real"].dtype == bool and found["is_real"].shape == (2, NUM_PATCHES)
-    assert found["is_real"].all()
-
-
 def test_an_augmentation_brings_inputs_to_their_size():
     half = keras.layers.CenterCrop(32, 16, data_format="channels_last")
     inputs = np.random.default_rng(0).normal(size=(2, 64, 32, 1)).astype("float32")
