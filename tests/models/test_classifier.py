@@ -137,31 +137,23 @@ def video_backbone():
     return pixel_backbone((2, 4, 4), 4, 8, 8, 1, **settings)
 
 
-AUDIO_MASK = {"token_mask": kb.TimeFrequencyMask(0.2, 0.2, seed=1)}
 FITS = {
-    "audio": (kb.BridleAudioClassifier, backbone, tones, AUDIO_MASK),
-    "image": (kb.BridleImageClassifier, image_backbone, images, {}),
-    "video": (
-        kb.BridleVideoClassifier,
-        video_backbone,
-        video,
-        {"token_mask": kb.TubeMask(0.5, seed=1)},
-    ),
+    "audio": (backbone, tones, kb.TimeFrequencyMask(0.2, 0.2, seed=1)),
+    "image": (image_backbone, images, None),
+    "video": (video_backbone, video, kb.TubeMask(0.5, seed=1)),
 }
 
 
 @pytest.mark.parametrize("modality", FITS)
 def test_fit_raw_inputs_and_name_their_classes(tmp_path, modality):
-    kind, make, inputs, settings = FITS[modality]
+    make, inputs, token_mask = FITS[modality]
+    kind = getattr(kb, f"Bridle{modality.title()}Classifier")
     encoder, inputs, labels = make(), inputs(), [0, 1] * 4
     perturb(encoder.weights)
     encoder.save_to_preset(str(tmp_path / "run" / "preset"))
-    model = kind.from_preset(
-        str(tmp_path / "run"),
-        class_names=["first", "second"],
-        drop_path_rate=0.0,
-        **settings,
-    )
+    settings = {"class_names": ["first", "second"], "drop_path_rate": 0.0}
+    run = str(tmp_path / "run")
+    model = kind.from_preset(run, token_mask=token_mask, **settings)
     model.optimizer.learning_rate = 5e-3
     validation = {"validation_data": (inputs, labels), "validation_freq": 40}
     fit = {"batch_size": 4, "epochs": 40, "verbose": 0, **validation}
@@ -181,40 +173,30 @@ def test_fit_raw_inputs_and_name_their_classes(tmp_path, modality):
     close(loaded.predict(inputs, verbose=0), model.predict(inputs, verbose=0))
 
 
-def test_presets_of_other_modalities(tmp_path):
-    image_backbone().save_to_preset(str(tmp_path / "run" / "preset"))
-    kb.BridleImageClassifier(image_backbone(), 3).save_to_preset(
-        str(tmp_path / "whole")
-    )
-    for folder in ("run", "run/preset", "whole"):
-        with pytest.raises(ValueError, match="image"):
-            kb.BridleAudioClassifier.from_preset(str(tmp_path / folder), num_classes=2)
-
-
-def test_presets_in_half_precision_and_with_a_preprocessor(tmp_path):
+def test_presets_of_other_modalities_and_in_half_precision(tmp_path):
     encoder = pixel_backbone(4, 8, 12, 1, dtype="mixed_bfloat16")
-    kb.BridleImageClassifier(encoder, 3).save_to_preset(str(tmp_path / "whole"))
+    preset, whole = str(tmp_path / "run" / "preset"), str(tmp_path / "whole")
+    encoder.save_to_preset(preset)
+    kb.BridleImageClassifier(encoder, 3).save_to_preset(whole)
+    for folder in (str(tmp_path / "run"), preset, whole):
+        with pytest.raises(ValueError, match="image"):
+            kb.BridleAudioClassifier.from_preset(folder, num_classes=2)
     for policy in (None, "mixed_bfloat16"):
-        loaded = kb.BridleImageClassifier.from_preset(
-            str(tmp_path / "whole"), dtype=policy
-        )
+        loaded = kb.BridleImageClassifier.from_preset(whole, dtype=policy)
         assert loaded.backbone.dtype_policy.name == (policy or "float32")
-    encoder.save_to_preset(str(tmp_path / "encoder"))
     converter = kb.BridleImageConverter((16, 16), channels=1)
-    kb.BridleImagePreprocessor(converter).save_to_preset(str(tmp_path / "encoder"))
-    loaded = kb.BridleImageClassifier.from_preset(
-        str(tmp_path / "encoder"), num_classes=2
-    )
+    kb.BridleImagePreprocessor(converter).save_to_preset(preset)
+    loaded = kb.BridleImageClassifier.from_preset(preset, num_classes=2)
     assert loaded.preprocessor.image_converter.image_size == (16, 16)
 
 
+def cropping(num_samples):
+    converter = kb.BridleAudioConverter(num_samples=num_samples)
+    return kb.BridleAudioPreprocessor(converter)
+
+
 def test_data_sets_are_preprocessed_batch_by_batch():
-    model = classifier(
-        preprocessor=kb.BridleAudioPreprocessor(
-            kb.BridleAudioConverter(num_samples=1200)
-        ),
-        compile=True,
-    )
+    model = classifier(preprocessor=cropping(1200), compile=True)
     x, labels = clips(12, 8, 5), np.int32([0, 1, 2])
     cropped = to_numpy(model.preprocessor(x))
     data = tf.data.Dataset.from_tensor_slices((x, labels)).batch(2)
@@ -255,6 +237,12 @@ def test_several_labels():
     assert [s.probability for s in found[0]] == pytest.approx(-np.sort(-shares[0]))
     with pytest.raises(ValueError):
         model.predict_classes(x, top=4)
+    # With a softmax of its own, scores are probabilities already.
+    model = classifier(activation="softmax")
+    expected = outputs(model, x)
+    np.testing.assert_allclose(expected.sum(axis=1), 1.0, 1e-5)
+    scores = model.predict_classes(x)
+    assert [s[0].probability for s in scores] == pytest.approx(expected.max(axis=1))
 
 
 def test_preset_of_a_classifier(tmp_path):
@@ -265,9 +253,7 @@ def test_preset_of_a_classifier(tmp_path):
         "feature_augmentation": Louder(),
         "dropout": 0.1,
         "multi_label": True,
-        "preprocessor": kb.BridleAudioPreprocessor(
-            kb.BridleAudioConverter(num_samples=1500)
-        ),
+        "preprocessor": cropping(1500),
     }
     model, x = classifier(**settings, compile=True), clips(12, 8)
     model.save_to_preset(path)
@@ -293,11 +279,3 @@ def test_preset_of_a_classifier(tmp_path):
         kernel = to_numpy(made.backbone.blocks[0].qkv.kernel)
         right = to_numpy(model.backbone.blocks[0].qkv.kernel)
         assert (kernel == right).all() == same
-
-
-def test_softmax_of_its_own():
-    model, x = classifier(activation="softmax"), clips(12, 8)
-    expected = outputs(model, x)
-    np.testing.assert_allclose(expected.sum(axis=1), 1.0, 1e-5)
-    scores = model.predict_classes(x)
-    assert [s[0].probability for s in scores] == pytest.approx(expected.max(axis=1))
