@@ -71,10 +71,8 @@ def test_labels_without_a_meaning():
     """Refused before a weight moves, and what refused them works on."""
     model = classifier()
     before = [np.copy(weight) for weight in model.get_weights()]
-    tuner = compiled_tuner(classifier())
-    good = GOOD_LABELS["names"]
-    quiet = {"verbose": 0}
-    tuning = {"epochs": 1, "batch_size": 2, **quiet}
+    tuner, good = compiled_tuner(classifier()), GOOD_LABELS["names"]
+    quiet, tuning = {"verbose": 0}, {"epochs": 1, "batch_size": 2, "verbose": 0}
     for labels in BAD_LABELS.values():
         calls = [
             lambda y: model.fit(IMAGES, y, **quiet),
@@ -89,18 +87,8 @@ def test_labels_without_a_meaning():
     for weight, old in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, old)
     model.fit(IMAGES, good, **quiet)
-
-
-def test_names_train_as_their_numbers():
-    losses = []
-    for labels in (np.arange(6) % 3, GOOD_LABELS["names"]):
-        keras.utils.set_random_seed(1)
-        history = classifier().fit(IMAGES, labels, epochs=2, batch_size=3, verbose=0)
-        losses.append(history.history["loss"])
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
-    examples = ArrayExamples(IMAGES, GOOD_LABELS["names"])
-    options = {"epochs": 1, "batch_size": 3, "verbose": 0}
-    found = fine_tune(FineTuner(classifier()), examples, examples, **options)
+    examples = ArrayExamples(IMAGES, good)
+    found = fine_tune(FineTuner(model), examples, examples, **tuning)
     assert 0 <= found.best_score <= 1
 
 
@@ -156,16 +144,16 @@ def test_inputs_that_mean_the_same():
         model.fit(inputs, np.arange(6) % 3, verbose=0)
 
 
-BAD_INPUTS = {
-    "empty": np.zeros((0, 8, 8, 1)),
-    "empty list": [],
-    "no rows": np.zeros((2, 0, 8, 1)),
-    "rank": np.zeros((2, 3, 8, 8, 1)),
-    "flat": np.zeros(64),
-    "channels": np.zeros((2, 8, 8, 5)),
-    "sizes": [np.zeros((8, 8, 1)), np.zeros((9, 8, 1))],
-    "text": np.full((2, 8, 8, 1), "a"),
-}
+BAD_INPUTS = [
+    [],
+    np.zeros((0, 8, 8, 1)),
+    np.zeros((2, 0, 8, 1)),
+    np.zeros((2, 3, 8, 8, 1)),
+    np.zeros(64),
+    np.zeros((2, 8, 8, 5)),
+    [np.zeros((8, 8, 1)), np.zeros((9, 8, 1))],
+    np.full((2, 8, 8, 1), "a"),
+]
 
 
 def test_inputs_without_a_meaning():
@@ -181,7 +169,7 @@ def test_inputs_without_a_meaning():
         extract,
         lambda inputs: pretraining.fit(inputs, **options),
     ]
-    for inputs in BAD_INPUTS.values():
+    for inputs in BAD_INPUTS:
         for call in calls:
             with pytest.raises(ArgumentError):
                 call(inputs)
