@@ -123,9 +123,6 @@ def test_speech_commands(tmp_path):
         list_files("audio", tmp_path, "speech_commands")
 
 
-# ImageNet-1K, in the layouts it comes in
-
-
 def imagenet(tmp_path, *val):
     touch(tmp_path / "train", *(f"n0{i}/n0{i}_{i}{i}.JPEG" for i in (3, 1, 2)))
     touch(tmp_path / "val", *val)
@@ -199,8 +196,6 @@ def test_imagenet_errors(tmp_path):
     with pytest.raises(ValueError):
         list_files("image", root, "imagenet")
 
-
-# Kinetics
 
 KINETICS = """\
 label,youtube_id,time_start,time_end,split,is_cc

@@ -23,15 +23,11 @@ CAFE = os.fsdecode(b"caf\xe9")
 NAMES = ["Ba$$in", "$5_notes$^", "a|b", "_x", CAFE, "a\nb", 'q"u,', "100 %"]
 
 
-# Text
-
-
 @pytest.mark.parametrize("kind", ["audio", "image"])
 def test_names_that_are_not_utf8(tmp_path, kind):
-    if kind == "audio":
-        ending, reader = "wav", AudioReader(seconds=0.05)
-        write(tmp_path / "0.wav", noise(0.1))
-    else:
+    ending, reader = "wav", AudioReader(seconds=0.05)
+    write(tmp_path / "0.wav", noise(0.1))
+    if kind == "image":
         ending, reader = "png", ImageReader(8)
         Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
     (tmp_path / f"0.{ending}").rename(tmp_path / f"{CAFE}.{ending}")
@@ -116,9 +112,6 @@ def test_class_names_in_results(tmp_path):
     lines = text.splitlines()
     assert len(lines) == 2 + len(NAMES)
     assert {line.replace("\\|", "").count("|") for line in lines} == {3}
-
-
-# What is lost
 
 
 def test_what_folders_lose_is_said(tmp_path):

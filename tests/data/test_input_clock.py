@@ -94,9 +94,6 @@ def test_fit_sees_the_same_number_of_batches_every_epoch(tmp_path, repeat):
     assert train.clock.seconds > 0 and train.epoch == (0 if repeat else 3)
 
 
-# TensorFlow beside another backend
-
-
 @pytest.mark.one_backend
 @pytest.mark.parametrize(
     ("backend", "left"), [("jax", []), ("torch", []), ("tensorflow", ["GPU:0"])]

@@ -8,9 +8,6 @@ from keras_bridle.data.layouts import list_files, splits_of
 pytestmark = pytest.mark.one_backend
 
 
-# Folders
-
-
 def test_a_folders_files_are_sorted_and_nothing_else(tmp_path):
     touch(tmp_path, "b/2.flac", "b/10.OGG", "a.Wav", "c/d/e.mp3", "b/cover.jpg")
     touch(tmp_path, ".hidden/x.wav", "b/._2.flac", "noext", "b.wav.part", "v.mp4")
@@ -67,9 +64,6 @@ def test_options_of_other_layouts_are_refused(tmp_path):
         with pytest.raises(ValueError, match=f"`{option}`"):
             list_files(kind, tmp_path, layout, **{option: "x"})
     assert len(list_files("image", tmp_path, root=None, meta=None)) == 2
-
-
-# Splits
 
 
 def test_class_folders_are_dealt_to_folds(tmp_path):

@@ -1,10 +1,8 @@
 import itertools
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 from sound_files import noise, which, write, write_constants
 
 from keras_bridle.data import pipeline
@@ -34,9 +32,6 @@ def broken(folder, *names):
         (folder / name).write_text("no sound in here")
 
 
-# What comes out
-
-
 def test_evaluation_gives_every_file_once_in_order(tmp_path):
     write_constants(tmp_path, 10)
     dataset = read(tmp_path, batch_size=4)
@@ -44,7 +39,6 @@ def test_evaluation_gives_every_file_once_in_order(tmp_path):
     assert [batch.shape for batch in result] == [(4, 800), (4, 800), (2, 800)]
     assert all(batch.dtype == np.float32 for batch in result)
     assert which(np.concatenate(result)) == list(range(10))
-    assert batches(dataset)[2].shape == (2, 800)
 
 
 def test_training_gives_full_static_batches_and_no_file_twice(tmp_path):
@@ -96,16 +90,14 @@ def test_labels_stay_with_their_files(tmp_path):
     broken(tmp_path, "004.wav", "007.wav")
     files = FileList("audio", paths, list(range(12)), [str(i) for i in range(12)])
     for shuffle in (False, True):
-        for waveforms, labels in batches(
-            read(files, batch_size=5, shuffle=shuffle, num_parallel=4)
-        ):
+        dataset = read(files, batch_size=5, shuffle=shuffle, num_parallel=4)
+        for waveforms, labels in batches(dataset):
             assert labels.dtype == np.int32
             assert which(waveforms) == labels.tolist()
     alone = read(files, batch_size=5, labels=False)
     assert batches(alone)[0].shape == (4, 800)
     several = FileList("audio", paths[:3], [(0, 2), (), (1,)], ["a", "b", "c"])
-    dataset = read(several, batch_size=3)
-    labels = batches(dataset)[0][1]
+    ((_, labels),) = batches(read(several, batch_size=3))
     np.testing.assert_array_equal(labels, [[1, 0, 1], [0, 0, 0], [0, 1, 0]])
 
 
@@ -115,9 +107,6 @@ def test_segments_of_one_file_are_recordings_of_their_own(tmp_path):
     segments = [(0.2, 0.3), (0.0, 0.1), (0.1, 0.2)]
     files = FileList("audio", [file] * 3, segments=segments)
     assert which(batches(read(files, 1600, batch_size=3))[0]) == [2, 0, 1]
-
-
-# Crops
 
 
 class Positions:
@@ -148,9 +137,6 @@ def test_crops_are_fixed_or_uniform_and_others_in_every_epoch(tmp_path):
     # Both ends can be drawn.
     (clips,) = epochs(read([ramp] * 200, 1000, batch_size=200, crop="random"), 1)
     assert set(np.round(clips[:, 0] * 2**15)) == {0, 1, 2, 3}
-
-
-# Seeds and epochs
 
 
 def test_seed_and_epoch_decide_however_many_threads_read(tmp_path):
@@ -195,9 +181,6 @@ def test_a_run_resumed_within_an_epoch_reads_nothing_before(tmp_path, shard):
     np.testing.assert_array_equal(far, expected)
 
 
-# Unreadable files
-
-
 def test_evaluation_leaves_unreadable_files_out(tmp_path):
     files = write_constants(tmp_path, 8)
     broken(tmp_path, "000.wav", "003.wav")
@@ -205,15 +188,13 @@ def test_evaluation_leaves_unreadable_files_out(tmp_path):
     files.append(str(tmp_path / "dangling.wav"))
     Path(files[-1]).symlink_to("nowhere")
     report = ReadReport()
-    dataset = read(files, batch_size=4, report=report)
-    for epoch in epochs(dataset, 2):
+    for epoch in epochs(read(files, batch_size=4, report=report), 2):
         assert which(epoch) == [1, 2, 4, 5, 6]
     assert report.read == 10
     bad = [files[0], files[3], files[7], files[8]]
     assert [item.path for item in report.skipped] == bad
-    reasons = [item.reason for item in report.skipped]
-    assert "LibsndfileError" in reasons[0]
-    assert reasons[2] == "FileNotFoundError: no such file"
+    assert "LibsndfileError" in report.skipped[0].reason
+    assert report.skipped[2].reason == "FileNotFoundError: no such file"
 
 
 @pytest.mark.parametrize("kind", [PermissionError, RuntimeError, MemoryError])
@@ -235,17 +216,15 @@ def test_what_readers_raise_and_report_is_listed(tmp_path, kind):
 
 
 def test_training_replaces_unreadable_files(tmp_path, monkeypatch):
-    tried = []
-    original = soundfile.SoundFile.__init__
+    tried, original = [], AudioReader.__call__
 
-    def open_file(self, path, *args, **options):
-        tried.append(os.fsdecode(path))
-        original(self, path, *args, **options)
+    def counted(self, path, *args):
+        tried.append(path)
+        return original(self, path, *args)
 
-    files = write_constants(tmp_path, 12)
-    bad = [1, 2, 3, 8]
+    monkeypatch.setattr(AudioReader, "__call__", counted)
+    files, bad = write_constants(tmp_path, 12), [1, 2, 3, 8]
     broken(tmp_path, *(f"{i:03}.wav" for i in bad))
-    monkeypatch.setattr(soundfile.SoundFile, "__init__", open_file)
     report = ReadReport()
     dataset = read(files, batch_size=4, shuffle=True, report=report, num_parallel=1)
     assert len(dataset) == 3
@@ -312,19 +291,13 @@ def test_strict_names_the_file(tmp_path):
         read(files[2:], batch_size=2, strict=True)
 
 
-# Arguments
-
-
 @pytest.mark.parametrize(
     ("argument", "options"),
     [
         ("crop", {"crop": "end"}),
-        ("batch_size", {"batch_size": 0}),
         ("batch_size", {"batch_size": 7, "shuffle": True}),
         ("seed", {"seed": -1}),
-        ("initial_epoch", {"initial_epoch": -1}),
         ("first_batch", {"first_batch": 1}),
-        ("shard", {"shard": (2, 2), "shuffle": True}),
         ("shard", {"shard": (0, 4), "shuffle": True}),
         ("drop_remainder", {"shard": (0, 3)}),
     ],

@@ -148,9 +148,6 @@ def test_short_videos_end_in_their_last_frame(tmp_path, name, count):
     assert (read_clip(path, start=99, num_frames=3) == frames[-1]).all()
 
 
-# Broken files
-
-
 def cut(path, source, share):
     contents = source.read_bytes()
     path.write_bytes(contents[: int(share * len(contents))])
