@@ -116,8 +116,5 @@ def test_a_resumed_report_adds_to_what_there_is(tmp_path):
     rows = json.loads((results / "report.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["pixels", "untrained", "0_cold_start"]
     assert rows[-1]["score"] == 0.2
-    for name in ("codes", "code_patches", "history", "code_usage"):
-        assert (results / f"{name}.png").exists()
     assert "A title" in console.file.getvalue()
-    assert (results / "code_usage.csv").exists() and (results / "probes.md").exists()
     assert report(resume=True).usages.keys() == {"0_cold_start", "1_tokenizer"}

@@ -9,6 +9,7 @@ import pytest
 from golden_files import golden_files, load
 from harness import relative_error, to_numpy
 from keras import ops
+from published_models import weights_of
 
 from keras_bridle.conversion.published_quantizer import (
     PublishedResidualQuantizer,
@@ -65,10 +66,6 @@ def close(ours, expected, what, relative=False):
     absolute = TOLERANCE * (np.abs(expected).max() if relative else 1.0)
     ours = ops.convert_to_numpy(ours).reshape(expected.shape)
     np.testing.assert_allclose(ours, expected, TOLERANCE, absolute, err_msg=what)
-
-
-def weights_of(arrays):
-    return {name[2:]: array for name, array in arrays.items() if name.startswith("w.")}
 
 
 def fractions(ids, num_vectors):
