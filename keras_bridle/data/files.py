@@ -24,10 +24,7 @@ _ENDINGS = {
     "image": "jpg jpeg jfif png webp avif jp2 bmp tif tiff gif pgm ppm",
     "video": "mp4 m4v mov 3gp mpg mpeg m2ts mts webm mkv avi wmv flv",
 }
-EXTENSIONS = {
-    kind: tuple(f".{name}" for name in names.split())
-    for kind, names in _ENDINGS.items()
-}
+EXTENSIONS = {kind: tuple(f".{x}" for x in y.split()) for kind, y in _ENDINGS.items()}
 # What a list has one entry of for each file.
 _COLUMNS = ("files", "labels", "segments", "splits")
 
@@ -265,10 +262,11 @@ def csv_table(
 
 def _as_path(name, folder):
     """Reads a name as spreadsheets and other systems write it."""
-    path = Path(name).expanduser()
-    if "\\" in name and not (folder / path).exists():
-        return Path(name.replace("\\", "/")).expanduser()
-    return path
+    if name.isascii() and "\\" not in name:
+        return Path(name).expanduser()
+    forms = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
+    paths = [Path(x).expanduser() for x in (name, name.replace("\\", "/"), *forms)]
+    return next((path for path in paths if (folder / path).exists()), paths[1])
 
 
 def read_table(path, columns=()):

@@ -4,6 +4,7 @@ import pytest
 from harness import perturb, run, to_numpy
 
 import keras_bridle as kb
+from keras_bridle.conversion.published_state import read_published_state
 from keras_bridle.conversion.published_video import from_published_video
 from keras_bridle.conversion.published_weights import load_published, published_weights
 
@@ -106,15 +107,25 @@ def test_classifiers_with_learned_positions(pooling):
     check_outputs(loaded, original)
 
 
-def test_scales_of_channels():
+@pytest.mark.parametrize(
+    ("theirs", "prefix"), [("", ""), ("encoder_decoder.encoder.", "encoder_decoder.")]
+)
+def test_scales_of_channels(tmp_path, theirs, prefix):
     """The video code's `init_values`, multiplied into what they scale."""
+    torch = pytest.importorskip("torch")
     settings = {**SIZES, "input_dims": (8, 12, 1)}
     original = kb.BridleBackbone(4, **settings, layer_scale=0.1)
     perturb(original.weights)
-    state = weights_of(original)
-    assert "blocks.1.gamma_2" in state
+    state = {
+        f"{theirs}{name}": torch.tensor(array)
+        for name, array in weights_of(original).items()
+    }
+    assert f"{theirs}blocks.1.gamma_2" in state
+    torch.save({"model": state}, tmp_path / "a.pth")
+    state = from_published_video(read_published_state(tmp_path / "a.pth", "model"))
+    assert not any("gamma" in name for name in state)
     loaded = kb.BridleBackbone(4, **settings)
-    load_published(loaded, from_published_video(state))
+    load_published(loaded, state, prefix)
     check_outputs(loaded, original)
 
 

@@ -83,6 +83,15 @@ def test_home_and_names_with_backslashes(tmp_path, monkeypatch):
     assert relative(files, tmp_path) == ["a.png", "b\\c.png"]
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_tables_name_files_in_either_form(tmp_path, form):
+    names = [unicodedata.normalize(x, f"{x}/café.png") for x in ("NFC", "NFD")]
+    touch(tmp_path, *names)
+    rows = ["file", *(unicodedata.normalize(form, name) for name in names)]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    assert relative(csv_table("image", tmp_path / "t.csv"), tmp_path) == names
+
+
 def test_two_forms_of_a_name_are_one_class(tmp_path):
     for form in ("NFC", "NFD"):
         touch(tmp_path, f"{unicodedata.normalize(form, 'café')}/{form}.png")

@@ -198,6 +198,27 @@ def test_first_call_with_kmeans_like_published(path):
     check_residual_state(layer, arrays, "after.rq.")
 
 
+@KMEANS
+def test_first_call_with_fewer_vectors_than_codes_like_published(path):
+    """Codes that start alike: the first of them takes all vectors."""
+    config, arrays = load(path)
+    ids, bins = arrays["in.init_ids_few"], arrays["out.bins_few"]
+    few = int(bins.sum())
+    assert few < config["codes"] and len(np.unique(ids)) < len(ids)
+    layer = PublishedResidualQuantizer(
+        "audio", 1, config["codes"], kmeans_init=True, dim=arrays["in.z"].shape[-1]
+    )
+    layer.build((None, layer.dim))
+    output, state = layer.stateless_step(
+        arrays["in.x_normalised"][:few],
+        training=False,
+        draws={"kmeans": fractions(ids[None], few)},
+    )
+    close(state["code_vectors"][0], arrays["out.means_few"], "few")
+    counts = np.bincount(to_numpy(output.codes)[:, 0], minlength=len(ids))
+    close(state["counts"][0], 0.99 * bins + 0.01 * counts, "counts")
+
+
 @pytest.mark.parametrize("path", golden_files("vq*.npz"), ids=lambda path: path.stem)
 @pytest.mark.parametrize("block", ["training", "ours", "eval", "noema", "kmeans"])
 def test_vq_like_published(path, block):
