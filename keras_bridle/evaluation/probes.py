@@ -154,6 +154,8 @@ def _check_split(train_features, train_labels, test_features, test_labels):
     check_consistent_length(test, test_labels)
     for name, labels in (("train_labels", train_labels), ("test_labels", test_labels)):
         labels = as_array(labels)
+        if labels.dtype == "O" and any(x is None or x != x for x in labels.ravel()):
+            raise ArgumentError(name, "a class for each row", "None or NaN")
         if labels.ndim == 1 and labels.dtype.kind in "iuf":
             # A missing label, -1 or NaN, is no class.
             as_labels(labels, sys.maxsize, rows=False, name=name)

@@ -105,9 +105,18 @@ def test_rows_of_several_classes():
     model.fit(IMAGES, 5 * rows, verbose=0)
 
 
-@pytest.mark.parametrize("labels", [[0, 1, -1, 0], [0.0, 1.0, np.nan, 1.0]])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [0, 1, -1, 0],
+        [0.0, 1.0, np.nan, 1.0],
+        ["a", None, "b", "a"],
+        ["a", np.nan, 1, 1],
+    ],
+)
 def test_probes(labels):
     features = np.random.default_rng(1).normal(size=(4, 5))
+    labels = np.array(labels, object if "a" in labels else "float64")
     for call in (linear_probe, knn_probe, lambda *split: probe("dense", *split)):
         with pytest.raises(ArgumentError):
             call(features, labels, features, [0, 1, 0, 1])
