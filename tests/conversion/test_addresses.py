@@ -63,14 +63,12 @@ def test_classifiers_of_beats(hub, end, capsys):
     capsys.readouterr()
     backbone = kb.BridleBackbone.from_preset(f"hf://someone/encoder{end}")
     assert ": predictor\n" in capsys.readouterr().out
-    inputs = np.random.default_rng(0).normal(0, 0.1, (1, 8000)).astype("float32")
-    np.testing.assert_array_equal(
-        backbone.predict(inputs, verbose=0), expected.predict(inputs, verbose=0)
-    )
     classifier = kb.BridleAudioClassifier.from_preset(
         f"hf://someone/encoder{end}", class_names=["a", "b"]
     )
-    assert classifier.predict(inputs, verbose=0).shape == (1, 2)
+    for found in (backbone, classifier.backbone):
+        weights = zip(found.get_weights(), expected.get_weights(), strict=True)
+        assert all(np.array_equal(ours, right) for ours, right in weights)
 
 
 def test_files_that_are_not_there(hub):

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from harness import run, to_numpy
-from programs import BACKEND, load
+from programs import load
 from public_encoders import ENCODERS, FOLDER, STORED, pixels, written
 
 pytest.importorskip("safetensors")
@@ -191,12 +191,10 @@ def test_recipes_start_from_public_encoders(tmp_path):
     assert load_file_features(tmp_path / "features").features.shape == (6, 12)
 
 
+@pytest.mark.full_matrix
 @pytest.mark.parametrize(
     ("name", "policy"),
-    [
-        ("beit_pretraining", "mixed_bfloat16"),
-        pytest.param("beit", "mixed_float16", marks=pytest.mark.one_backend),
-    ],
+    [("beit_pretraining", "mixed_bfloat16"), ("beit", "mixed_float16")],
 )
 def test_training_starts_from_them(name, policy, tmp_path):
     keras.config.set_dtype_policy(policy)
@@ -206,9 +204,7 @@ def test_training_starts_from_them(name, policy, tmp_path):
         backbone, RandomMask(0.5, seed=0), num_levels=1, codebook_size=4, code_dim=4
     )
     epochs = {"cold_start_epochs": 1, "tokenizer_epochs": 1, "encoder_epochs": 1}
-    # Compiling the phases of a round takes most of a minute elsewhere.
-    rounds = int(BACKEND == "torch")
-    pretraining.fit(images, rounds=rounds, **epochs, batch_size=4, verbose=0)
+    pretraining.fit(images, rounds=1, **epochs, batch_size=4, verbose=0)
     after = weights_of(pretraining.backbone)
     still = [name for name in before if np.array_equal(before[name], after[name])]
     assert not still

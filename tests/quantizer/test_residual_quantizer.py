@@ -259,9 +259,9 @@ def test_fit_moves_the_codebooks_as_calls_do(jit_compile, rows):
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="for XLA alone")
 def test_random_options_compile_with_xla():
     quantizer = small(**RANDOM)
-    fit(quantizer, random_vectors(4000, 8), batch_size=1500, jit_compile=True)
+    fit(quantizer, random_vectors(3000, 8), batch_size=1500, jit_compile=True)
     totals = to_numpy(quantizer.code_histogram).sum(axis=1)
-    assert totals[0] == 4000 and totals[1] in (0, 1000, 1500, 2500, 3000, 4000)
+    assert totals[0] == 3000 and totals[1] in (0, 1500, 3000)
     assert np.isfinite(to_numpy(quantizer.code_vectors)).all()
 
 
