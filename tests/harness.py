@@ -337,6 +337,7 @@ def check_training(case):
     before = to_numpy(weights)
     model = Holder(layer, case)
     model.compile(keras.optimizers.Adam(1e-3))
+    model.optimizer.build(model.trainable_variables)
     batch = len(keras.tree.flatten(case.inputs)[0])
     history = model.fit(case.inputs, batch_size=batch, epochs=3, verbose=0)
     losses = history.history["loss"]

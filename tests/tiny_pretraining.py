@@ -156,6 +156,9 @@ def set_codebooks(tokenizer):
 
 def fit(trainer, inputs, **kwargs):
     """Trains on batches of 4 in the order they are in, and returns the history."""
+    if not trainer.optimizer.built:
+        # TensorFlow traces a step twice that makes variables.
+        trainer.optimizer.build(trainer.trainable_variables)
     settings = {"batch_size": 4, "shuffle": False, "verbose": 0}
     return trainer.fit(inputs, **{**settings, **kwargs}).history
 

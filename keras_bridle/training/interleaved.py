@@ -17,7 +17,6 @@ from keras_bridle.config import (
 )
 from keras_bridle.distribution import (
     broadcast_variables,
-    is_alone,
     is_chief,
     local_function,
     num_devices,
@@ -313,9 +312,8 @@ class InterleavedPretraining:
     def _train(self, trainer, phase, call, files):
         """Trains a phase from where it was stopped, if it was; gives its history."""
         call.compile(trainer, phase)
-        if not is_alone():
-            # In all processes at once.
-            trainer.optimizer.build(trainer.trainable_variables)
+        # In all processes at once. TensorFlow traces steps twice that make variables.
+        trainer.optimizer.build(trainer.trainable_variables)
         make_batches, options = call.make_batches, call.options
         if not files.restore(trainer):
             self._set_codebooks(phase, call.one_reading(0), options.adapt_batches)

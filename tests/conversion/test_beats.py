@@ -179,7 +179,7 @@ def test_files_of_espnet(tmp_path):
         kb.BridleBackbone.from_preset(tmp_path)
 
 
-@pytest.mark.every_backend
+@pytest.mark.full_matrix
 def test_visible_patches():
     """They see each other where they are, and nothing of the rest."""
     backbone = kb.BeatsBackbone.from_preset(SAVED)

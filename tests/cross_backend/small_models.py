@@ -198,6 +198,7 @@ def trained(name):
     optimizer = adamw(model, 1e-3, epsilon=1e-6)
     compiled = keras.backend.backend() == "jax"
     model.compile(optimizer, jit_compile=compiled)
+    optimizer.build(model.trainable_variables)
     history = model.fit(
         waveforms(), batch_size=4, epochs=STEPS, shuffle=False, verbose=0
     )

@@ -57,6 +57,7 @@ def trained(phase, is_divided=False):
     # Gradients that are nothing but rounding errors must not become steps.
     optimizer = adamw(model, 1e-3, epsilon=1e-4, global_clipnorm=0.5)
     model.compile(skipping(optimizer))
+    model.optimizer.build(model.trainable_variables)
     model.skip_nonfinite_steps()
     batches = ArrayBatches(inputs(), BATCH, seed=3, shard=process_shard())
     history = model.fit(batches, epochs=2, shuffle=False, verbose=0).history

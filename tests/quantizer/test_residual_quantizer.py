@@ -233,8 +233,8 @@ def fit_choices():
     """Batches searched at once and in slices, compiled by XLA and not."""
     return {
         "torch": [(False, 16), (False, 1200)],
-        "jax": [(True, 1200), (False, 16)],
-        "tensorflow": [(True, 16), (True, 1200), (False, 1200)],
+        "jax": [(True, 1200)],
+        "tensorflow": [(True, 16), (False, 1200)],
     }[keras.backend.backend()]
 
 

@@ -176,6 +176,7 @@ def test_pretraining_from_any_batch_on(make):
         assert numbers(once(1, first_batch=1), 9) == [1, 2]
 
 
+@pytest.mark.full_matrix
 def test_pretraining():
     def losses(data):
         keras.utils.set_random_seed(0)
@@ -272,6 +273,7 @@ def test_labels_of_batches_are_checked(make):
     assert model.fit(IMAGES, LABELS % 2, verbose=0).history["loss"][0] > 0
 
 
+@pytest.mark.full_matrix
 def test_a_classifier():
     model = BridleImageClassifier(backbone(), class_names=["cat", "dog", "owl"])
     names = np.array(model.class_names)[LABELS]

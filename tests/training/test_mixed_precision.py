@@ -97,7 +97,6 @@ def test_codes_are_the_nearest_in_float32(policy):
     assert len(np.unique(codes)) > 3
 
 
-@pytest.mark.every_backend
 def test_overflow_skips_the_step_and_leaves_codebooks():
     """A loss scale too large for float16 is halved until gradients fit."""
     keras.config.set_dtype_policy("mixed_float16")

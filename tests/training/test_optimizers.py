@@ -170,7 +170,10 @@ class Sums(keras.Model):
         return sum(sums) * ops.mean(x)
 
 
-@pytest.mark.parametrize("accumulation", [None, 2])
+@pytest.mark.every_backend
+@pytest.mark.parametrize(
+    "accumulation", [pytest.param(None, marks=pytest.mark.full_matrix), 2]
+)
 def test_compiled_steps_are_those_of_parameter_groups(accumulation):
     model = classifier()
     variables = model.trainable_variables

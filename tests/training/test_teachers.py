@@ -44,7 +44,7 @@ def teacher(**options):
     return backbone(**{**settings, **options})
 
 
-@pytest.mark.every_backend
+@pytest.mark.full_matrix
 def test_a_tokenizer_takes_the_place_of_the_cold_start(tmp_path):
     given = teacher()
     before = weights_of(given)
