@@ -52,6 +52,7 @@ def position(directory, phase=PHASE):
     return header["epoch"], header["step"]
 
 
+@pytest.mark.full_matrix
 def test_ended_in_every_way(unbroken, tmp_path, monkeypatch):
     directory = tmp_path / "run"
 
