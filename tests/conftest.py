@@ -1,6 +1,7 @@
 """Settings that every test shares."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -51,6 +52,12 @@ def memory_given_back():
         import jax
 
         jax.clear_caches()
+
+
+def pytest_collection_finish():
+    """Spares what was imported, millions of objects, from each garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 # Where little can differ from backend to backend that other tests do not see: these
