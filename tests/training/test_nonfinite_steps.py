@@ -102,6 +102,7 @@ def test_too_many(tmp_path):
     assert all(np.isfinite(array).all() for array in weights_of(trainer))
 
 
+@pytest.mark.full_matrix
 def test_the_first_one_stops_unless_asked_otherwise(tmp_path):
     trainer = compiled(encoder_pretrainer, may_skip=False)
     with pytest.raises(
