@@ -56,8 +56,8 @@ def test_files_can_be_held_in_the_head(path):
 
 def test_the_package_does_not_grow():
     sources = [path.read_text() for path in FILES]
-    assert sum(len(code_lines(source)) for source in sources) <= 11_650
-    assert sum(len(source.splitlines()) for source in sources) <= 19_750
+    assert sum(len(code_lines(source)) for source in sources) <= 11_660
+    assert sum(len(source.splitlines()) for source in sources) <= 19_760
 
 
 def test_private_names_of_keras_are_listed():

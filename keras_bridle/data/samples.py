@@ -25,8 +25,14 @@ FASHION_CLASSES = (
 _SPLITS = ("train", "test", None)
 # (down, right) of a camera that pans.
 _DIRECTIONS = {
-    **{"right": (0, 1), "down right": (1, 1), "down": (1, 0), "down left": (1, -1)},
-    **{"left": (0, -1), "up left": (-1, -1), "up": (-1, 0), "up right": (-1, 1)},
+    "right": (0, 1),
+    "down right": (1, 1),
+    "down": (1, 0),
+    "down left": (1, -1),
+    "left": (0, -1),
+    "up left": (-1, -1),
+    "up": (-1, 0),
+    "up right": (-1, 1),
 }
 # The first so much of each video is for training.
 _TRAINING_SHARE = 0.7
@@ -197,8 +203,12 @@ def extract_samples(directory):
         folder.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(images[labels == label][:20, ..., 0]):
             Image.fromarray(image).save(folder / f"{number:02}.png")
-    options: Any = {"copy_function": shutil.copyfile, "dirs_exist_ok": True}
-    shutil.copytree(_FOLDER / "video", directory / "video", **options)
+    shutil.copytree(
+        _FOLDER / "video",
+        directory / "video",
+        copy_function=shutil.copyfile,
+        dirs_exist_ok=True,
+    )
     shutil.copyfile(_FOLDER / "NOTICE", directory / "NOTICE")
     return directory
 
