@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import soxr
 from sound_files import decibels, noise, write
 
@@ -42,9 +43,13 @@ def read_both(path, num_samples, position=0.5, segment=None):
     ("name", "subtype"),
     [
         ("a.wav", "PCM_U8"),
+        ("a.wav", "PCM_16"),
         ("a.wav", "PCM_24"),
+        ("a.wav", "PCM_32"),
         ("a.WAV", "FLOAT"),
+        ("a.flac", "PCM_S8"),
         ("a.flac", "PCM_16"),
+        ("a.flac", "PCM_24"),
         ("a.ogg", "VORBIS"),
         ("a.mp3", "MPEG_LAYER_III"),
     ],
@@ -69,6 +74,13 @@ def test_clips_at_the_same_rate_are_equal(tmp_path, name, subtype, channels):
     law = write(tmp_path / "law.wav", noise(0.1), subtype="ULAW")
     with pytest.raises(ValueError):
         AudioReader(seconds=3.0, decoder="tensorflow-io")(law)
+
+
+@needs_tfio
+def test_extensible_headers_are_read(tmp_path):
+    path = str(tmp_path / "a.wav")
+    soundfile.write(path, noise(1.0, channels=2), 16000, "PCM_24", format="WAVEX")
+    np.testing.assert_array_equal(*read_both(path, 16000))
 
 
 @needs_tfio

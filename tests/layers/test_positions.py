@@ -96,7 +96,8 @@ def test_grids_and_sizes_that_do_not_fit():
     ("grid", "trained"), [((3, 5), (3, 5)), ((2, 3), (4, 3)), ((2, 1, 3), (2, 2, 4))]
 )
 def test_relative_positions_by_their_definition(grid, trained, token):
-    layer = kb.RelativePositionBias(2, trained, use_class_token=token)
+    layer = kb.RelativePositionBias(2, np.array(trained), use_class_token=token)
+    assert layer.get_config()["trained_grid"] == trained
     layer.build((None, *trained, 4))
     perturb(layer.weights)
     table = to_numpy(layer.positions)

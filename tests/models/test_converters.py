@@ -79,7 +79,8 @@ def test_dtypes_of_audio():
     assert doubles.dtype == np.float32
     x = noise(2, 5)
     assert np.shares_memory(kb.BridleAudioConverter(num_samples=5)(x), x)
-    for no_audio in ([np.zeros(0)], np.zeros((2, 0)), np.int32([[1, 2]])):
+    empty = [np.zeros(0)], np.zeros((2, 0))
+    for no_audio in (*empty, np.int32([[1, 2]]), noise(1, 2, 3, 4)):
         with pytest.raises(ValueError):
             kb.BridleAudioConverter()(no_audio)
 
