@@ -25,12 +25,13 @@ def as_teacher(teacher, student):
 
 def _loaded(preset, dims):
     """The encoder in a preset, for inputs of these dims."""
-    from keras_bridle.conversion.checkpoints import fetched, is_checkpoint
+    from keras_bridle.conversion import checkpoints
 
-    folder, changes = fetched(preset), {}
-    if len(dims) > 1 and is_checkpoint(folder):
+    folder, changes = checkpoints.fetched(preset), {}
+    if len(dims) > 1 and checkpoints.is_checkpoint(folder):
+        own = checkpoints.encoder_config(folder)["input_dims"]
         # Its positions are resized, and gray pictures become colored.
-        changes = {"input_dims": (*dims[:-1], 3)}
+        changes = {"input_dims": (*dims[:-1], 3)} if len(own) == len(dims) else {}
     try:
         return BridleBackbone.from_preset(folder, **changes)
     except ArgumentError as error:

@@ -1,6 +1,7 @@
 """Runs whose first tokenizer learns from an encoder that is given."""
 
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -148,7 +149,9 @@ def test_teachers_that_do_not_fit():
     with pytest.raises(ArgumentError):
         pretraining(teacher=teacher(input_dims=(48, 16, 1)))
     audio = kb.BridleBackbone.from_preset("bridle_audio_tiny", load_weights=False)
-    for wrong in (audio, "no such folder"):
+    public = Path(__file__).parents[1] / "fixtures"
+    files = public / "beats.pt", public / "public_encoders" / "video_mae"
+    for wrong in (audio, "no such folder", *files):
         with pytest.raises(ArgumentError) as raised:
             pretraining(teacher=wrong)
         assert raised.value.argument == "teacher"
