@@ -1,10 +1,16 @@
-"""Public encoders give the tokens of the libraries that they come from."""
+"""Public encoders give the tokens of the libraries that they come from.
+
+`python test_public_encoders.py FOLDER` saves presets of the stored ones.
+"""
 
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
+import programs
 import pytest
 from harness import run, to_numpy
 from programs import load
@@ -89,6 +95,29 @@ def test_files_of_pytorch(count, tmp_path, capsys):
     # What was loaded is saved as any encoder.
     backbone.save_to_preset(str(tmp_path / "ours"))
     check(BridleBackbone.from_preset(str(tmp_path / "ours")), inputs, tokens)
+
+
+@pytest.mark.every_backend
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch", reason="the others read what this one saves"
+)
+def test_presets_saved_on_pytorch(tmp_path):
+    """They need no file of the encoder's own."""
+    programs.run("tests/conversion/test_public_encoders.py", tmp_path, backend="torch")
+    for name in STORED:
+        inputs, tokens = read(FOLDER / name, "inputs_0", "tokens_0")
+        check(BridleBackbone.from_preset(str(tmp_path / name)), inputs, tokens)
+    beats = BridleBackbone.from_preset(str(tmp_path / "beats"))
+    expected = BridleBackbone.from_preset(FOLDER.parent / "beats.pt")
+    waveforms = np.random.default_rng(0).normal(0, 0.1, (2, 9000)).astype("float32")
+    check(beats, waveforms, to_numpy(expected(waveforms)))
+
+
+def save_presets(folder):
+    for name in (*STORED, "../beats.pt"):
+        target = Path(folder, Path(name).stem)
+        target.mkdir()
+        BridleBackbone.from_preset(FOLDER / name).save_to_preset(str(target))
 
 
 def timm_state():
@@ -253,3 +282,7 @@ def test_bad_files(tmp_path):
     path.unlink()
     with pytest.raises(FileNotFoundError, match="no weights"):
         BridleBackbone.from_preset(str(folder))
+
+
+if __name__ == "__main__":
+    save_presets(sys.argv[1])
