@@ -1,4 +1,7 @@
 import itertools
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +275,42 @@ def test_many_unreadable_files(tmp_path, monkeypatch):
     with pytest.raises(UnreadableFileError) as caught:
         read(missing[:2], batch_size=1, shuffle=True)
     assert caught.value.path == missing[0]
+
+
+ENDLESS = """
+import signal, sys, threading, time
+import keras
+import numpy as np
+from keras_bridle.data.files import FileList
+from keras_bridle.data.pipeline import file_dataset
+
+class Reader:
+    shape, dtype, count = (2,), "float32", 0
+
+    def __call__(self, *_):
+        time.sleep(0.1)
+        self.count += 1
+        if self.count == 12:
+            print(threading.active_count() > 2, flush=True)
+            signal.raise_signal(signal.SIGINT)
+        return np.ones(2)
+
+files = FileList("image", [sys.argv[1]] * 64)
+dataset = file_dataset(files, Reader(), batch_size=4, repeat=True, num_parallel=4)
+model = keras.Sequential([keras.layers.Dense(1)])
+model.compile("sgd", lambda y, prediction: prediction)
+data = ((x, x) for x in dataset)
+model.fit(data, steps_per_epoch=10**6, verbose=0)
+"""
+
+
+def test_an_interrupt_ends_training_and_its_threads(tmp_path):
+    (path := tmp_path / "file").write_text("")
+    command = [sys.executable, "-c", ENDLESS, str(path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.stdout.split() == ["True"]
+    assert ended.stderr.rstrip().endswith("KeyboardInterrupt"), ended.stderr
+    assert ended.returncode in (1, 130, -signal.SIGINT)
 
 
 def test_strict_names_the_file(tmp_path):
