@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny_pretraining import backbone, maps
 
+from keras_bridle.evaluation import monitor as monitor_module
 from keras_bridle.evaluation.features import PatchFeatures
 from keras_bridle.evaluation.monitor import FeatureMonitor
 from keras_bridle.training.interleaved import InterleavedPretraining
@@ -73,6 +74,29 @@ def test_in_pretraining(capsys):
     assert cold["rank"][0] == cold["rank"][1] == measures[0]["rank"]
     assert cold["rank"][2] == encoder["rank"][0] == measures[1]["rank"]
     assert encoder["rank"][1] == measures[2]["rank"]
+
+
+def test_it_takes_no_more_than_its_share_of_the_time(monkeypatch):
+    """Epochs of 10 s, measured in 1 s: every fifth one, and the last."""
+    now, measured = [0.0], []
+    monkeypatch.setattr(monitor_module.time, "perf_counter", lambda: now[0])
+    monitor = FeatureMonitor(maps(4))
+
+    def measure():
+        now[0] += 1.0
+        measured.append(now[0])
+        return {"token_deviation": 1.0}
+
+    monitor.measure = measure
+    monitor.set_model(types.SimpleNamespace(backbone=backbone()))
+    monitor.set_params({"epochs": 203})
+    monitor.on_train_begin()
+    for epoch in range(203):
+        now[0] += 10.0
+        monitor.on_epoch_end(epoch, {})
+    # Besides those before training and at its end.
+    assert len(measured) - 2 == 41 <= 0.02 * now[0]
+    assert measured[1] == 52.0
 
 
 def test_a_warning_where_tokens_become_alike(capsys):

@@ -15,7 +15,8 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from keras_bridle.training.progress import ProfileSteps, RichProgress, SpeedBoard
 
 LOGS = {"loss": 1.5, "accuracy_1": 0.25, "accuracy_2": 0.5, "usage_1": 1.0}
-LINE = "loss 1.500  accuracy 25/50 %  used 100 %"
+LOGS |= {"token_deviation": 0.5, "rank": 12.3, "knn": 0.75}
+LINE = "loss 1.500  accuracy 25/50 %  used 100 %  tokens 0.50  rank 12  k-NN 75%"
 
 
 def console(terminal):
