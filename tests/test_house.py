@@ -2,6 +2,7 @@
 
 import ast
 import re
+import zlib
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,22 @@ def test_the_package_does_not_grow():
     sources = [path.read_text() for path in FILES]
     assert sum(len(code_lines(source)) for source in sources) <= 11_660
     assert sum(len(source.splitlines()) for source in sources) <= 19_760
+
+
+def test_no_backend_is_imported_but_the_one_in_use():
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            names = [getattr(node, "module", None) or ""]
+            names += [x.name for x in getattr(node, "names", ())]
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                roots = {name.partition(".")[0] for name in names}
+                assert not roots & {"tensorflow", "torch", "jax"}, path
+
+
+def test_the_wheel_is_small():
+    files = [*ROOT.rglob("*"), *(ROOT.parent / "recipes").glob("*.py")]
+    files = [x for x in files if x.is_file() and x.suffix != ".pyc"]
+    assert sum(len(zlib.compress(path.read_bytes())) for path in files) < 10e6
 
 
 def test_private_names_of_keras_are_listed():
