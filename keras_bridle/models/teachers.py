@@ -24,13 +24,12 @@ def as_teacher(teacher, student):
 
 
 def _loaded(preset, dims):
-    """The encoder in a preset, for inputs of these dims."""
+    """An encoder for inputs of these dims: positions are resized, gray is colored."""
     from keras_bridle.conversion import checkpoints
 
     folder, changes = checkpoints.fetched(preset), {}
     if len(dims) > 1 and checkpoints.is_checkpoint(folder):
         own = checkpoints.encoder_config(folder)["input_dims"]
-        # Its positions are resized, and gray pictures become colored.
         changes = {"input_dims": (*dims[:-1], 3)} if len(own) == len(dims) else {}
     try:
         return BridleBackbone.from_preset(folder, **changes)
