@@ -194,6 +194,7 @@ def test_balanced_epochs_of_a_given_length():
     [
         {"warmup_epochs": 5},
         {"epoch_length": 99},
+        {"gradient_accumulation_steps": 99},
         {"metric": "accuracy", "multi_label": True},
     ],
 )

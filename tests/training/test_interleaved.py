@@ -534,6 +534,7 @@ def test_rounds_and_epochs_follow_the_size_of_the_data(
         (INPUTS, {"rounds": 0, "joint": True}, "rounds"),
         (INPUTS, {"warmup": 1.0}, "warmup"),
         (INPUTS, {"steps_per_epoch": 3}, "steps_per_epoch"),
+        (INPUTS, {"gradient_accumulation_steps": 99}, "gradient_accumulation_steps"),
         (INPUTS[:0], {}, "inputs"),
         (INPUTS[..., 0], {}, "inputs"),
         (INPUTS[:, :16], {}, "inputs"),
