@@ -50,8 +50,7 @@ def import_tensorflow():
 # Codings in which libsndfile finds every frame. Seeking in others it may give one wrong
 # frame (MP3) or land elsewhere: we decode what we skip, of long ones so many seconds.
 _EXACT_SEEK = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
-_LONG_FORMATS = ("MP3", "OGG")
-_SEEK_SECONDS = 60
+_LONG_FORMATS, _SEEK_SECONDS = ("MP3", "OGG"), 60
 # More frames than this are what libsndfile says of streams of unknown length.
 _MOST_FRAMES = 2**48
 # Samples above this are as loud as can be, also in 8 bits.
@@ -171,9 +170,8 @@ class AudioReader:
         stop = min(start + needed, last)
         if rate == self.sample_rate:
             return start, stop - start, 0
-        # With a margin on either side, the waveform equals that part of the whole
-        # recording resampled. It has whole units, so that nothing moves by a fraction
-        # of a sample.
+        # With a margin on either side, the waveform is that part of the whole recording
+        # resampled; of whole units, so that nothing moves by a fraction of a sample.
         unit = rate // math.gcd(rate, self.sample_rate)
         margin = math.ceil(_MARGIN_SECONDS * rate / unit) * unit
         before = min(margin, (start - first) // unit * unit)
@@ -185,12 +183,13 @@ def decode_with_soundfile(path, cut, sample_rate):
     """Decodes and resamples a part of a file, its channels mixed down."""
     # libsndfile takes names that are not UTF-8 as bytes.
     name = path if path == printable(path) else os.fsencode(path)
+    date = Path(path).stat().st_mtime_ns
     with soundfile.SoundFile(name) as file:
         rate = file.samplerate
         is_long = file.format in _LONG_FORMATS
         is_known = 0 < file.frames < _MOST_FRAMES
-        if not is_known or (is_long and not _tells_its_length(path)):
-            start, frames, skip = cut(_decodable_frames(path), rate)
+        if not is_known or (is_long and not _tells_its_length(path, date)):
+            start, frames, skip = cut(_decodable_frames(path, date), rate)
             sound = _decode_from_start(path, start, frames)
         else:
             start, frames, skip = cut(file.frames, rate)
@@ -198,7 +197,6 @@ def decode_with_soundfile(path, cut, sample_rate):
             before = 0 if is_far or file.subtype.startswith(_EXACT_SEEK) else start
             if start > before:
                 file.seek(start)
-            # Two dimensions also for mono, for the mean over channels.
             sound = file.read(before + frames, dtype="float32", always_2d=True)[before:]
     if len(sound) < frames:
         raise ValueError(f"broken off after {start + len(sound)} frames")
@@ -220,7 +218,7 @@ def _mixed_down(sound):
 
 
 @functools.lru_cache(maxsize=100_000)
-def _tells_its_length(path):
+def _tells_its_length(path, date):
     """Whether an MP3's first frame holds the length of the whole, or an OGG is one."""
     with Path(path).open("rb") as file:
         head, start = file.read(18), 0
@@ -245,7 +243,7 @@ def _tells_its_length(path):
 
 
 @functools.lru_cache(maxsize=100_000)
-def _decodable_frames(path):
+def _decodable_frames(path, date):
     """Counts the frames of a file whose length nothing tells, by decoding it."""
     return sum(map(len, _decoded(path)))
 
@@ -263,12 +261,16 @@ def _decode_from_start(path, start, frames):
 
 def _decoded(path):
     """Decodes all of a file that can be decoded, piece by piece, to floats."""
-    resampler = av.AudioResampler(format="fltp")
     with av.open(path) as container:
-        packets = container.demux(container.streams.audio[0])
+        stream = container.streams.audio[0]
+        setup = ("fltp", stream.layout.name, stream.rate)
+        resampler_of = functools.cache(lambda *found: av.AudioResampler(*setup))
+        packets = container.demux(stream)
         while True:
             try:
                 for frame in next(packets).decode():
+                    # Files that were joined may change from mono to stereo.
+                    resampler = resampler_of(frame.layout.name, frame.sample_rate)
                     yield from (x.to_ndarray().T for x in resampler.resample(frame))
             except StopIteration:
                 return

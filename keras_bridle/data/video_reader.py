@@ -147,11 +147,9 @@ class PacketList(NamedTuple):
 
     # When a packet's frame is shown.
     stamps: np.ndarray
-    # In bytes.
-    sizes: np.ndarray
+    sizes: np.ndarray  # in bytes
     # How many frames are shown before; `None` if time stamps are missing or alike.
     ranks: np.ndarray | None
-    # Which packets are keyframes.
     keyframes: np.ndarray
     # The ranks of the frames that no edit list hides, in order.
     shown: np.ndarray
