@@ -191,7 +191,10 @@ def _encoder(path, config, given, only_shapes=False):
 
 
 def _json(path):
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"'{path}' is damaged: {error}") from error
 
 
 def _licenses(path):
@@ -212,9 +215,8 @@ def _read(path, only_shapes):
     files = [path / name for name in WEIGHTS if (path / name).is_file()]
     files = files[:1] or [x for x in [_torch_file(path)] if x is not None]
     if not files:
-        raise FileNotFoundError(
-            f"'{path}' holds no weights. Looked for {', '.join(WEIGHTS)}"
-        )
+        wanted = ", ".join(WEIGHTS)
+        raise FileNotFoundError(f"'{path}' holds no weights. Looked for {wanted}")
     if files[0].suffix == ".json":
         names = sorted(set(_json(files[0])["weight_map"].values()))
         parts = [_read(path / name, only_shapes)[0] for name in names]

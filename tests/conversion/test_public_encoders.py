@@ -282,6 +282,10 @@ def test_bad_files(tmp_path):
     path.unlink()
     with pytest.raises(FileNotFoundError, match="no weights"):
         BridleBackbone.from_preset(str(folder))
+    # Half of a download.
+    (folder / "config.json").write_text(json.dumps(config)[:40])
+    with pytest.raises(ValueError, match=r"config\.json' is damaged"):
+        BridleBackbone.from_preset(str(folder))
 
 
 if __name__ == "__main__":
