@@ -268,12 +268,8 @@ def _arguments(path, config, state):
         arguments["layer_scale"] = config.get("layer_scale_init_value", 0.1)
     if channels == 1 and not is_clip:
         grid = _grid(config, state)
-        front_end = LogMelSpectrogram(
-            num_mel_bins=grid[1] * patch[1],
-            mean=_AUDIO_MEAN,
-            std=_AUDIO_STD,
-            name="log_mel",
-        )
+        options = {"mean": _AUDIO_MEAN, "std": _AUDIO_STD, "name": "log_mel"}
+        front_end = LogMelSpectrogram(num_mel_bins=grid[1] * patch[1], **options)
         found = {"input_dims": (None,), "trained_grid": grid, "front_end": front_end}
         return arguments | found
     sides = tuple(np.broadcast_to(config.get("image_size", 224), 2).tolist())
