@@ -15,7 +15,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Most of the time on JAX goes into compiling what then runs for milliseconds.
 flags = ["--xla_backend_optimization_level=0"]
-if os.environ.get("KERAS_BACKEND") == "jax":
+if find_spec("jax") is not None:
+    # TensorFlow of the age that tensorflow-io needs does not know it.
     flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 # Workers, and the programs that tests start, compile much the same, and share it.
