@@ -156,6 +156,30 @@ def save_torch(state, path):
     torch.save({"model": tensors, "epoch": 3}, path)
 
 
+@pytest.mark.one_backend
+def test_video_mae_of_the_original_code(tmp_path, capsys):
+    """Biases of queries and values alone, and a decoder beside the encoder."""
+    weights = published_weights(BridleBackbone.from_preset(FOLDER / "video_mae"))
+    state = {"mask_token": np.ones((1, 1, 8)), "decoder.norm.bias": np.ones(8)}
+    for name, weight in weights.items():
+        array = np.ascontiguousarray(weight.to_published(to_numpy(weight.variable)))
+        if name.endswith("qkv.bias"):
+            stem = f"encoder.{name.removesuffix('qkv.bias')}"
+            query, key, value = np.split(array, 3)
+            assert query.any() and value.any() and not key.any()
+            state |= {f"{stem}q_bias": query, f"{stem}v_bias": value}
+        else:
+            state[f"encoder.{name}"] = array
+    path = tmp_path / "videomae_base.pth"
+    save_torch(state, path)
+    capsys.readouterr()
+    options = {"num_heads": 3, "layer_norm_epsilon": 1e-12}
+    options["input_dims"] = (4, 16, 16, 3)
+    backbone = BridleBackbone.from_preset(str(path), **options)
+    assert ": decoder, mask_token" in capsys.readouterr().out
+    check(backbone, *read(FOLDER / "video_mae", "inputs_0", "tokens_0"))
+
+
 def test_audio_mae(tmp_path):
     """One channel, 4 x 8 patches: a table of its own shape, on log-mel."""
     state = timm_state()
