@@ -180,8 +180,54 @@ def test_video_mae_of_the_original_code(tmp_path, capsys):
     check(backbone, *read(FOLDER / "video_mae", "inputs_0", "tokens_0"))
 
 
+def tokens_of_pytorch(state, maps):
+    """What PyTorch's own layers make of spectrograms `(batch, 16, 32, 1)`."""
+    import torch
+    from torch import nn
+
+    state = {name: torch.tensor(array) for name, array in state.items()}
+    options = {"activation": "gelu", "layer_norm_eps": 1e-6, "batch_first": True}
+    with torch.no_grad():
+        patches = nn.functional.conv2d(
+            torch.tensor(maps).movedim(-1, 1),
+            state["patch_embed.proj.weight"],
+            state["patch_embed.proj.bias"],
+            stride=4,
+        )
+        token = state["cls_token"].expand(len(maps), -1, -1)
+        tokens = torch.cat([token, patches.flatten(2).mT], dim=1) + state["pos_embed"]
+        for number in range(2):
+            block = nn.TransformerEncoderLayer(12, 3, 20, norm_first=True, **options)
+            names = [name.partition(".") for name in block.state_dict()]
+            block.load_state_dict(
+                {
+                    f"{layer}{dot}{rest}": state[
+                        f"blocks.{number}.{TIMM.get(layer, layer)}."
+                        f"{TIMM.get(rest, rest)}"
+                    ]
+                    for layer, dot, rest in names
+                }
+            )
+            tokens = block.eval()(tokens)
+        norm = state["norm.weight"], state["norm.bias"]
+        return nn.functional.layer_norm(tokens, (12,), *norm, 1e-6).numpy()
+
+
+# What timm calls the weights of PyTorch's layers.
+TIMM = {
+    "self_attn": "attn",
+    "linear1": "mlp.fc1",
+    "linear2": "mlp.fc2",
+    "in_proj_weight": "qkv.weight",
+    "in_proj_bias": "qkv.bias",
+    "out_proj.weight": "proj.weight",
+    "out_proj.bias": "proj.bias",
+}
+
+
 def test_audio_mae(tmp_path):
     """One channel, 4 x 8 patches: a table of its own shape, on log-mel."""
+    pytest.importorskip("torch")
     state = timm_state()
     state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"][:, :1]
     table = np.random.default_rng(0).normal(size=(1, 1 + 32, 12)).astype("float32")
@@ -194,10 +240,7 @@ def test_audio_mae(tmp_path):
     # 16 frames.
     waveforms = np.random.default_rng(1).normal(size=(2, 2800)).astype("float32")
     maps = to_numpy(backbone.maps(waveforms)[0])
-    patches = maps.reshape(2, 4, 4, 8, 4).swapaxes(2, 3).reshape(2, 32, 16)
-    kernel = state["patch_embed.proj.weight"].reshape(12, 16)
-    tokens = patches @ kernel.T + state["patch_embed.proj.bias"] + table[:, 1:]
-    np.testing.assert_allclose(to_numpy(backbone.patch_tokens(maps)), tokens, 0, 1e-4)
+    check(backbone, waveforms, tokens_of_pytorch(state, maps))
     # Of another grid, positions are interpolated.
     options = {"num_heads": 3, "front_end": None, "input_dims": (32, 32, 1)}
     longer = BridleBackbone.from_preset(str(tmp_path / "audiomae.pth"), **options)
