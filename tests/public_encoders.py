@@ -88,10 +88,22 @@ def video_mae(folder, **settings):
     import transformers
 
     settings = {"num_frames": 4, "use_mean_pooling": False, **settings}
-    config = transformers.VideoMAEConfig(**SIZES, **DECODER, **settings)
-    model = randomized(transformers.VideoMAEForPreTraining(config))
+    settings = {**SIZES, **DECODER, **settings}
+
+    def make(side):
+        config = transformers.VideoMAEConfig(**{**settings, "image_size": side})
+        return transformers.VideoMAEForPreTraining(config)
+
+    model, wider = randomized(make(16)), make(24)
+    wider.load_state_dict(model.state_dict())
+    wider.eval()
     model.save_pretrained(folder)
-    return tokens_of(lambda x: model.videomae(x).last_hidden_state, (2, 4, 16, 16, 3))
+
+    def run(inputs):
+        fits = inputs.shape[-1] == 16
+        return (model if fits else wider).videomae(inputs).last_hidden_state
+
+    return tokens_of(run, (2, 4, 16, 16, 3), (2, 4, 24, 24, 3))
 
 
 def pooled_video_mae(folder):

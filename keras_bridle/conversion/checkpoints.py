@@ -218,9 +218,9 @@ def _read(path, only_shapes):
         wanted = ", ".join(WEIGHTS)
         raise FileNotFoundError(f"'{path}' holds no weights. Looked for {wanted}")
     if files[0].suffix == ".json":
-        names = sorted(set(_json(files[0])["weight_map"].values()))
+        names = sorted(set(_json(files[0]).get("weight_map", {}).values()))
         parts = [_read(path / name, only_shapes)[0] for name in names]
-        return functools.reduce(dict.__or__, parts), {}
+        return functools.reduce(dict.__or__, parts, {}), {}
     return _read(files[0], only_shapes)
 
 

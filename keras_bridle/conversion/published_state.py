@@ -74,7 +74,8 @@ def read_published_file(path, only_shapes=False):
     # Damage shows in many kinds of errors.
     except Exception as error:
         raise ValueError(
-            f"{path} cannot be read safely: it is damaged, or holds more than weights"
+            f"{path} cannot be read safely: it is damaged, or holds more than weights, "
+            "or is older than PyTorch 1.6"
         ) from error
 
 
