@@ -57,8 +57,8 @@ def test_files_can_be_held_in_the_head(path):
 
 def test_the_package_does_not_grow():
     sources = [path.read_text() for path in FILES]
-    assert sum(len(code_lines(source)) for source in sources) <= 11_660
-    assert sum(len(source.splitlines()) for source in sources) <= 19_760
+    assert sum(len(code_lines(source)) for source in sources) <= 11_680
+    assert sum(len(source.splitlines()) for source in sources) <= 19_790
 
 
 def test_no_backend_is_imported_but_the_one_in_use():

@@ -1,9 +1,11 @@
 """Data sets of any library, in a form that `fit()` reads again and again."""
 
+import contextlib
 import functools
 import itertools
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -151,6 +153,30 @@ def _read_once(data, convert, needed):
         raise ArgumentError("x", f"a data set of {needed} batches", received)
 
 
+@contextlib.contextmanager
+def readers_finish():
+    """Waits for TensorFlow's threads to have read where a `fit()` ends with an error.
+
+    To free them it holds Python's lock and waits, while they may wait for the lock.
+    """
+    try:
+        yield
+    except BaseException:
+        left = 3 if keras.backend.backend() == "tensorflow" else 0
+        while left:
+            time.sleep(0.02)
+            frames = sys._current_frames().values()
+            left = 3 if any(map(_is_reader, frames)) else left - 1
+        raise
+
+
+def _is_reader(frame):
+    """Whether a thread's frame was called by an operation of TensorFlow."""
+    while frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_code.co_filename.endswith("script_ops.py")
+
+
 class EpochsWithBatches(keras.callbacks.Callback):
     """Raises an `ArgumentError` after an epoch without a batch."""
 
@@ -207,7 +233,8 @@ class TakesAnyData:
             callbacks = [*keras.tree.flatten(callbacks), EpochsWithBatches()]
         kwargs |= {"batch_size": batch_size, "sample_weight": weight}
         kwargs |= {"validation_data": validation_data, "callbacks": callbacks}
-        return keras.Model.fit(self, x, y, **kwargs)
+        with readers_finish():
+            return keras.Model.fit(self, x, y, **kwargs)
 
     def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
         """Evaluates on raw inputs, see `keras.Model.evaluate()` and `fit()`."""

@@ -19,6 +19,7 @@ from keras_bridle.models.data_sets import (
     is_data_set,
     is_tf_data,
     length_of,
+    readers_finish,
 )
 from keras_bridle.models.inputs import (
     are_batches,
@@ -122,6 +123,7 @@ def fit_in_order(model, batches, callbacks, verbose=0, closing=(), **options):
         )
         callbacks.insert(0, in_order)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(readers_finish())
         for callback in closing:
             stack.callback(callback.close)
         # The batches are prepared already.

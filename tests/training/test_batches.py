@@ -4,6 +4,7 @@ Arrays and functions of the epoch are read in an order of their own.
 """
 
 import functools
+import time
 
 import keras
 import numpy as np
@@ -243,6 +244,40 @@ def test_no_batch_is_lost_that_keras_looks_at():
     expected = sum(batch.sum() for batch, _ in BATCHES[:3])
     total = keras.ops.convert_to_numpy(model.total)[1]
     np.testing.assert_allclose(total, expected, rtol=1e-4)
+
+
+class Slow(Indexed):
+    """Is read for longer than a step takes, and counts how often at this moment."""
+
+    readers = 0
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        self.readers += 1
+        time.sleep(0.1)
+        self.readers -= 1
+        return BATCHES[index % 3]
+
+
+@pytest.mark.every_backend
+@pytest.mark.parametrize("in_order", [True, False])
+def test_no_thread_reads_after_an_interrupt(in_order):
+    """TensorFlow could not free it without a deadlock."""
+
+    def interrupt(batch, logs):
+        raise KeyboardInterrupt
+
+    model, batches = Seen(), Slow()
+    model.compile("sgd", "mse")
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=interrupt)
+    fit = functools.partial(fit_in_order, model) if in_order else model.fit
+    with pytest.raises(KeyboardInterrupt):
+        fit(batches, callbacks=[callback])
+    for _ in range(5):
+        assert batches.readers == 0
+        time.sleep(0.03)
 
 
 class Nothing(Iterable):
