@@ -109,6 +109,9 @@ def flat_weights(model):
     ["backbone", "tokenizer", "projection", "decoder", "estimator", "classifier"],
 )
 def test_networks_load(name, outputs):
+    if name == "classifier":
+        # Keras looks for the optimizer where the saving backend had it.
+        pytest.importorskip("torch")
     model = keras.saving.load_model(FIXTURES / f"{name}.keras")
     weights = outputs[f"{name}_weights"]
     np.testing.assert_array_equal(flat_weights(model), weights)
