@@ -111,6 +111,7 @@ def fetched(preset):
         if config:
             return folder("model*.safetensors", "pytorch_model*.bin")
         return folder("*.pt", "*.pth")
+    # Of many kinds, by what the hub's library is built on.
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{preset!r} cannot be fetched: {reason}") from error

@@ -155,7 +155,7 @@ def _read_once(data, convert, needed):
 
 @contextlib.contextmanager
 def readers_finish():
-    """Waits for TensorFlow's threads to have read where a `fit()` ends with an error.
+    """Waits for TensorFlow's threads to have read where an error ends a `fit()`.
 
     To free them it holds Python's lock and waits, while they may wait for the lock.
     """
@@ -200,6 +200,7 @@ class TakesAnyData:
 
     prepared: Any
 
+    @readers_finish()
     def fit(self, x=None, y=None, batch_size=None, *, validation_data=None, **kwargs):
         """Trains on raw inputs, see `keras.Model.fit()`.
 
@@ -233,9 +234,9 @@ class TakesAnyData:
             callbacks = [*keras.tree.flatten(callbacks), EpochsWithBatches()]
         kwargs |= {"batch_size": batch_size, "sample_weight": weight}
         kwargs |= {"validation_data": validation_data, "callbacks": callbacks}
-        with readers_finish():
-            return keras.Model.fit(self, x, y, **kwargs)
+        return keras.Model.fit(self, x, y, **kwargs)
 
+    @readers_finish()
     def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
         """Evaluates on raw inputs, see `keras.Model.evaluate()` and `fit()`."""
         sample_weight = kwargs.pop("sample_weight", None)
@@ -244,6 +245,7 @@ class TakesAnyData:
         kwargs |= {"batch_size": batch_size, "sample_weight": sample_weight}
         return keras.Model.evaluate(self, x, y, **kwargs)
 
+    @readers_finish()
     def predict(self, x, batch_size=None, **kwargs):
         """Predicts for raw inputs, see `keras.Model.predict()` and `fit()`."""
         x, *_ = self._data(x, steps=kwargs.get("steps"))

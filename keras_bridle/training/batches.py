@@ -113,6 +113,7 @@ class ArrayBatches(keras.utils.PyDataset):
         return batch if self.labels is None else (batch, self.labels[places])
 
 
+@readers_finish()
 def fit_in_order(model, batches, callbacks, verbose=0, closing=(), **options):
     """Is `model.fit()` on batches in their own order; closes callbacks at its end."""
     callbacks = [*callbacks, EpochsWithBatches()]
@@ -123,7 +124,6 @@ def fit_in_order(model, batches, callbacks, verbose=0, closing=(), **options):
         )
         callbacks.insert(0, in_order)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(readers_finish())
         for callback in closing:
             stack.callback(callback.close)
         # The batches are prepared already.

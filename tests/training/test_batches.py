@@ -262,19 +262,21 @@ class Slow(Indexed):
 
 
 @pytest.mark.every_backend
-@pytest.mark.parametrize("in_order", [True, False])
-def test_no_thread_reads_after_an_interrupt(in_order):
+@pytest.mark.parametrize("method", ["fit", "evaluate", "predict", None])
+def test_no_thread_reads_after_an_interrupt(method):
     """TensorFlow could not free it without a deadlock."""
 
-    def interrupt(batch, logs):
+    def interrupt(batch, logs=None):
         raise KeyboardInterrupt
 
     model, batches = Seen(), Slow()
     model.compile("sgd", "mse")
-    callback = keras.callbacks.LambdaCallback(on_train_batch_end=interrupt)
-    fit = functools.partial(fit_in_order, model) if in_order else model.fit
+    callback = keras.callbacks.Callback()
+    for name in ("train", "test", "predict"):
+        setattr(callback, f"on_{name}_batch_end", interrupt)
+    in_order = functools.partial(fit_in_order, model)
     with pytest.raises(KeyboardInterrupt):
-        fit(batches, callbacks=[callback])
+        (getattr(model, method) if method else in_order)(batches, callbacks=[callback])
     for _ in range(5):
         assert batches.readers == 0
         time.sleep(0.03)
