@@ -39,7 +39,7 @@ def main(arguments=None):
 
 
 def _load(recipe):
-    # Beside this file in a wheel, beside the package in a checkout.
+    # Wheels have the recipes beside this file, checkouts beside the package.
     here = Path(__file__).parent
     folder = next(x for x in (here, here.parent) if (x / "recipes").is_dir())
     name, path = f"keras_bridle.recipes.{recipe}", folder / "recipes" / f"{recipe}.py"

@@ -198,7 +198,7 @@ class Setup:
         read_report: `ReadReport`, for files that cannot be read.
     """
 
-    # The option that allows to use a directory again.
+    # The option that allows an existing run directory.
     again = "resume"
 
     def __init__(self, kind, description, arguments=None, profiles=None):
@@ -270,7 +270,7 @@ class Setup:
                 expected = f"a multiple of the number of devices, {num_devices()}"
                 raise ArgumentError("batch_size", expected, options.batch_size)
             self._scope = stack.pop_all()
-        # Only one worker reports and leaves files.
+        # Only the chief prints and writes to the run's directory.
         options.directory = own_directory(options.directory)
         options.quiet = options.quiet or not is_chief()
         self.console = Console(quiet=not is_chief())
@@ -375,7 +375,7 @@ def load_encoder(source):
     if (path / "phases").is_dir():
         run = load_run(path)
         return Encoder(source, run.backbone, run.tokenizer)
-    # Sizes have no weights.
+    # Presets that name a size have no weights.
     has_weights = path.exists() or "://" in source
     backbone = BridleBackbone.from_preset(source, load_weights=has_weights)
     return Encoder(source, backbone, None)
@@ -383,7 +383,7 @@ def load_encoder(source):
 
 def check_source(source):
     """Raises an error if what `--from` names is nothing that there may be."""
-    # KerasHub's message on names that it does not know tells of its own models.
+    # KerasHub's error for unknown names would list its own models.
     if not (source.startswith("bridle_") or "://" in source or Path(source).exists()):
         expected = (
             "the directory of a run, a preset's folder or address, such as "

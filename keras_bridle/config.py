@@ -26,7 +26,7 @@ class ArgumentError(ValueError):
     def __init__(self, argument, expected=None, received=None):
         text = f"`{argument}` must be {expected}. Received: {argument}={received!r}"
         if expected is None:
-            # Keras makes an error of a `call()` anew, from its text and where it was.
+            # Keras recreates errors raised in `call()` from their text alone.
             argument, text = None, argument
         super().__init__(text)
         self.argument, self.expected, self.received = argument, expected, received

@@ -24,7 +24,7 @@ elif keras.backend.backend() == "jax":
 else:
     import tensorflow as tf
 
-# Bytes of a file that are shared at a time.
+# Bytes of a file to send at a time.
 _PIECE = 2**22
 
 
@@ -53,7 +53,7 @@ def gather(array):
     array = np.asarray(array)
     if is_alone():
         return array[None]
-    # Bytes travel as they are, whatever they stand for.
+    # Send raw bytes, so that any dtype works.
     found = _exchange(np.frombuffer(array.tobytes(), "uint8"))
     shape = (process_shard().parts, *array.shape)
     return np.asarray(found).view(array.dtype).reshape(shape)
@@ -114,7 +114,7 @@ def local_function(model):
     if keras.backend.backend() != "tensorflow" or num_devices() == 1:
         return model.predict_on_batch
 
-    # There `predict_on_batch()` joins what all devices return.
+    # `predict_on_batch()` would join the outputs of all devices.
     return lambda batch: keras.tree.map_structure(
         keras.ops.convert_to_numpy, model(batch, training=False)
     )
@@ -262,7 +262,7 @@ def _jax_distribution(model_devices):
         keras.distribution.initialize()
     devices = keras.distribution.list_devices()
     if model_devices == 1:
-        # Every process reads its own part of each batch.
+        # Each process reads its own shard of a batch.
         return keras.distribution.DataParallel(
             devices=devices, auto_shard_dataset=False
         )

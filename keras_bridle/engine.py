@@ -37,7 +37,7 @@ def attention(query, key, value, mask=None, bias=None):
     JAX has no fused attention on CPUs, and there XLA multiplies twice as fast with the
     heads in front.
     """
-    if mask is not None and bias is not None:  # Keras takes one of them
+    if mask is not None and bias is not None:  # Keras takes only one of them
         mask, bias = None, ops.where(mask, bias, ops.cast(-3e4, bias.dtype))
     if not _is_jax_on_cpu():
         return ops.dot_product_attention(query, key, value, bias=bias, mask=mask)
@@ -75,7 +75,7 @@ if keras.backend.backend() == "jax":
 
     def _held(gradient):
         first = gradient[(0,) * gradient.ndim]
-        # Always so. What is added where it is not is lost in rounding.
+        # This is always true. Even otherwise, rounding would lose what is added.
         return jax.lax.cond(first < np.inf, lambda x: x, lambda x: x + 1e-30, gradient)
 
     _held_gradient = jax.custom_vjp(lambda tensor: tensor)

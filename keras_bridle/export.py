@@ -35,8 +35,8 @@ FORMATS = {
     "tf_saved_model": Format("", "tensorflow"),
     "litert": Format(".tflite", "tensorflow"),
 }
-# An input to trace. Nothing may look like a symbol's usual values, 0 and 1, and no two
-# sides alike.
+# The shape to trace. Sides must differ from each other, and from 0 and 1, which would
+# be specialized.
 _EXAMPLE = (3, 16411, 97, 113, 5)
 _JOB = (
     "import sys, keras_bridle.models.feature_extractor; "
@@ -47,7 +47,7 @@ _JOB = (
 class Exportable:
     """A model of raw inputs that every backend can export to every format."""
 
-    # Those of the model.
+    # Attributes of the model.
     compute_dtype: str
     input_dims: tuple
     save: Any
@@ -106,11 +106,11 @@ class Exportable:
                 raise ImportError(
                     f'{format} needs {package}, as "keras-bridle[export]" has it'
                 )
-        # To the path that the other process sees, too.
+        # Absolute, as another process may write it.
         path = Path(filepath).resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         model = self if encoder.compute_dtype == "float32" else _in_float32(self)
-        # What an accelerator's process writes might not run without one.
+        # A program traced on an accelerator might not run without one.
         device = str(ops.zeros(()).device).lower()
         is_here = keras.backend.backend() == kind.backend and "cpu" in device
         (model._write if is_here else model._write_elsewhere)(path, format, shape)
@@ -258,7 +258,7 @@ def load_exported(path):
         case ".xml":
             import openvino
 
-            # By default it computes in half precision where the device is faster so.
+            # By default, OpenVINO uses half precision on devices where it is faster.
             precision = {"INFERENCE_PRECISION_HINT": "f32"}
             compiled = openvino.compile_model(path, "CPU", precision)
             return lambda inputs: {
@@ -277,13 +277,13 @@ def load_exported(path):
 
             def run(inputs):
                 outputs = infer(inputs=inputs)
-                # A tensor without a name gets one of its own.
+                # LiteRT names outputs that have no name.
                 return outputs if len(outputs) > 1 else outputs.get("output_0", outputs)
 
         case _:
             import tensorflow
 
-            # The function needs the model as long as it lives.
+            # The function must keep the model alive.
             model = tensorflow.saved_model.load(path)
 
             def run(inputs):

@@ -37,7 +37,7 @@ from keras_bridle.models.classifier import (
 )
 from keras_bridle.models.presets import backbone_preset, saved_encoder_config
 
-# Bopomofo, which few fonts have, in Pinyin.
+# Bopomofo to Pinyin, as few fonts have Bopomofo.
 _PINYIN = {
     **dict(zip("ㄅㄆㄇㄈㄉㄊㄋㄌㄍㄎㄏ", "bpmfdtnlgkh", strict=True)),
     **dict(zip("ㄐㄑㄒㄖㄗㄘㄙ", "jqxrzcs", strict=True)),
@@ -272,7 +272,7 @@ class _Pictures(Modality):
             )
             layers.append(ImageAugmentation(rand_augment))
         if options.random_erasing:
-            # Of one number, Keras draws the rate from 0 to it.
+            # Given one number, Keras would draw the rate from 0 to it.
             rates = 2 * (options.random_erasing,)
             erasing = keras.layers.RandomErasing(
                 rates,
@@ -302,7 +302,7 @@ class _Image(_Pictures):
         if _sides(reading) != (28, 28):
             raise ArgumentError("image_size", "28 without data", reading["image_size"])
         splits = [samples.load_fashion(split) for split in ("train", "test")]
-        # They are gray; encoders for color take them as well.
+        # The images are gray: repeat them for encoders that take color.
         train, test = (
             (np.repeat(images, reading["channels"], axis=-1), labels)
             for images, labels, _ in splits

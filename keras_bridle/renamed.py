@@ -6,7 +6,7 @@ import inspect
 import pkgutil
 import warnings
 
-# The packages that may have a name now, by the package that had it.
+# For each old package, the packages to look for its names in.
 _ROOMS = {
     "layers": ("layers", "quantizer", "augmentation"),
     "models": ("models",),
@@ -58,7 +58,7 @@ def old_address(package):
             return functools.partial(_dataset, kind)
         new_name = _NEW_NAMES.get(name, name)
         modules = _modules(package)
-        # Python asks for a package's modules and for names of its own, too.
+        # Python also asks for submodules and for its own names.
         is_own = name.startswith("__") or f"{package}.{name}" in modules
         for address in [] if is_own else modules:
             found = vars(importlib.import_module(address)).get(new_name)

@@ -67,7 +67,7 @@ def _sum_vector(vector):
     if keras.backend.backend() == "tensorflow":
         context = tf.distribute.get_replica_context()
         return context.all_reduce(tf.distribute.ReduceOp.SUM, vector)
-    # Keras finds out shapes with tensors that hold nothing.
+    # Keras infers shapes with tensors that have no data.
     if vector.device.type == "meta":
         return vector
     vector = vector.clone()
@@ -87,7 +87,7 @@ def sum_over_replicas(tensors):
         for tensor in keras.tree.flatten(tensors)
     ]
     summed = [None] * len(flat)
-    # One exchange for each dtype: its time is mostly that of getting started.
+    # One exchange for each dtype, as each has a high fixed cost.
     for dtype in dict.fromkeys(tensor.dtype for tensor in flat):
         indices = [i for i, tensor in enumerate(flat) if tensor.dtype == dtype]
         joined = ops.concatenate([ops.reshape(flat[i], (-1,)) for i in indices])
@@ -191,7 +191,7 @@ def sum_gradients(variables):
     if keras.backend.backend() != "torch" or num_replicas() == 1:
         return
     for parameter in (variable.value for variable in variables):
-        # Encoders are trained in several phases.
+        # An encoder is trained in several phases.
         if not hasattr(parameter, "sums_over_replicas"):
             parameter.sums_over_replicas = True
             parameter.register_post_accumulate_grad_hook(_sum_gradient)
@@ -235,7 +235,7 @@ class SummedGradients:
         super().apply(grads, trainable_variables)  # type: ignore[misc]
 
     def update_step(self, gradient, variable, learning_rate):
-        # What Keras has summed here were equal gradients of all replicas.
+        # Keras has summed equal gradients of all replicas.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         gradient = gradient / replicas
         super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]

@@ -16,7 +16,7 @@ from keras_bridle.models.presets import (
 )
 
 CARD = "README.md"
-# Options of a run that the card names, where they are known.
+# Options of a run to list in the model card.
 _OPTIONS = (
     *("data", "layout", "preset", "teacher", "num_levels", "codebook_size", "rounds"),
     *("cold_start_epochs", "tokenizer_epochs", "encoder_epochs"),
@@ -60,8 +60,7 @@ def upload_preset(folder, uri, license=None):
     if not card.exists():
         card.write_text(model_card(folder, uri, license), "utf-8")
     if uri.startswith("hf://"):
-        # KerasHub would put a card of its own in the place of ours, unless the hub has
-        # one.
+        # KerasHub would replace our model card, unless the hub has one already.
         hub = importlib.import_module("huggingface_hub")
         created = hub.create_repo(repo_id=uri.removeprefix("hf://"), exist_ok=True)
         hub.upload_file(
@@ -76,7 +75,7 @@ def model_card(folder, uri, license=None):
     config = saved_encoder_config(preset)
     if config is None or "patch_size" not in config:
         raise ArgumentError("folder", "an encoder or a classifier", str(folder))
-    # A preset lies in the folder of its run.
+    # A run's preset is in its folder.
     folders = Path(folder), preset.parent
     run = next((x for x in folders if (x / "settings.json").exists()), None)
     modality = preset_modality(preset)
@@ -121,7 +120,7 @@ def _options_of(run):
     content = json.loads((run / "settings.json").read_text())
     options = content.get("recipe") or content.get("settings", {})
     if options.get("data"):
-        # The last folder alone: the rest concerns nobody.
+        # Only the last folder, as the full path is private.
         options["data"] = Path(options["data"]).name
     return options
 

@@ -111,7 +111,7 @@ class Export(Setup):
     def compare(self, network, path, shape):
         """Runs the file and the network on the same noise."""
         encoder = network.backbone
-        # Two inputs of a second, where nothing else is said.
+        # By default, two inputs of one second.
         one_second = AUDIO.sizes(encoder)["sample_rate"] if len(shape) == 2 else None
         shape = (shape[0] or 2, *(side or one_second for side in shape[1:]))
         low, high = (-1, 1) if one_second else (0, 255)

@@ -50,7 +50,7 @@ from keras_bridle.evaluation.features import (
 from keras_bridle.evaluation.plots import plot_embedding
 from keras_bridle.modalities import modality_of
 
-# More points hide each other, and UMAP takes long.
+# More points would hide each other, and UMAP is slow.
 MOST_POINTS = 5000
 
 
@@ -94,7 +94,7 @@ class Extraction(Setup):
             raise ArgumentError("segment_means", "1 for patches", options.segment_means)
         super().check()
         if options.picture == "umap":
-            # Now, and not after all files are encoded.
+            # Fail now rather than after all files are encoded.
             optional_package("umap", "umap")
 
 

@@ -60,7 +60,7 @@ SAMPLE = {
         "smallest_crop": 0.8,
         "flip": True,
     },
-    # Not mirrored: a pan to the left would be one to the right.
+    # No flips, as they would turn pans to the left into pans to the right.
     "video": {
         "labels_per_class": 40,
         "epochs": 40,
@@ -83,7 +83,7 @@ PICTURES = {
     "mixup": 0.8,
     "cutmix": 1.0,
 }
-# Where a data set has none of its own.
+# For data sets without settings of their own.
 OWN = {
     "audio": {
         "epochs": 100,
@@ -127,7 +127,7 @@ PUBLISHED = {
         "seconds": 5.0,
         "hide_frames": 96,
     },
-    # A word has a beginning and an end.
+    # Words have a beginning and an end.
     "speech_commands": {
         "epochs": 60,
         "warmup_epochs": 4,

@@ -68,7 +68,7 @@ def main(arguments=None):
         recipe.load(lambda reading: sample_recordings(reading, options.sounds))
         augmentation = [kb.RandomWaveformGain(seed=options.seed)]
         if options.roll:
-            # A syllable has an order, which rolling further would destroy.
+            # Rolling further would destroy the order within a syllable.
             factor = 0.05 if options.data is None else 0.5
             augmentation.insert(0, kb.RandomWaveformRoll(factor, seed=options.seed))
         recipe.train(
@@ -99,7 +99,7 @@ def syllable_probes(reading, backbone):
 
     def of_encoder():
         in_order = [extract(x, batch_size=89) for x in (train, test)]
-        # The segments are equally long, so that their mean is that of the syllable.
+        # Segments are equally long, so their mean is the mean of the syllable.
         return probes(in_order, [x.reshape(len(x), 8, -1).mean(1) for x in in_order])
 
     def of_log_mel():

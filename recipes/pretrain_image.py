@@ -41,7 +41,7 @@ SAMPLE = {
     "encoder_epochs": 5,
     "batch_size": 32,
     "encoder_learning_rate": 1e-3,
-    # So few and small images want coarse codes: one level did better than four.
+    # For so few and small images, one level of codes was better than four.
     "num_levels": 1,
     "code_dim": 64,
     "mask_ratio": 0.5,
@@ -52,12 +52,12 @@ SAMPLE = {
     "directory": "runs/image_sample",
 }
 OWN = {
-    # Not published, and better by far on the sample data.
+    # Not published, but much better on the sample data.
     "cold_start_centered": True,
     "image_size": 224,
     "directory": "runs/image",
 }
-# Labels of a class, and draws of them: with few it matters which.
+# Labels a class, and random draws of them: with few labels, the draw matters.
 DRAWS = {20: 3, 100: 3, 800: 1}
 MASKS = {
     "random": kb.RandomMask,
@@ -121,7 +121,7 @@ def clothes_probes(reading, backbone):
     def probes(mean, in_place):
         for count, draws in DRAWS.items():
             kinds = {"linear": (linear, *mean), "k-NN": (knn_probe, *mean)}
-            if count == 20:  # with more it takes long
+            if count == 20:  # more would take long
                 kinds["in place"] = linear, *in_place
             for seed in range(draws):
                 rows = draw_few(labels, count, seed)

@@ -43,10 +43,10 @@ SAMPLE = {
     "cold_start_centered": True,
     "tokenizer_epochs": 2,
     "encoder_epochs": 4,
-    # Steps are few, so small batches teach more than long ones in the same time.
+    # Small batches learn more in the same time here, as steps are few.
     "batch_size": 4,
     "encoder_learning_rate": 1e-3,
-    # So few clips want coarse codes: one level did better than four.
+    # For so few clips, one level of codes was better than four.
     "num_levels": 1,
     "code_dim": 64,
     "tokenize": "masked",
@@ -59,7 +59,7 @@ SAMPLE = {
     "directory": "runs/video_sample",
 }
 OWN = {
-    # Not published, and better by far on the sample data.
+    # Not published, but much better on the sample data.
     "cold_start_centered": True,
     "batch_size": 32,
     "tokenize": "masked",

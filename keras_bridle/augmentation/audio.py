@@ -207,7 +207,7 @@ class SpecAugment(Augmentation):
         seed=None,
         **kwargs,
     ):
-        # It only hides, so that any dtype will do.
+        # It only masks values, so any dtype is precise enough.
         kwargs.setdefault("dtype", None)
         super().__init__(locals())
         check(max_bins >= 0, "max_bins", "0 or more", max_bins)

@@ -42,7 +42,7 @@ def crop_and_resize(images, boxes, size, interpolation):
 def _weights(starts, lengths, size_in, size_out, interpolation):
     """Computes shares of input rows in output rows, `(batch, size_out, size_in)`."""
     starts, lengths = starts[:, None, None], lengths[:, None, None]
-    # A pixel's middle lies at a half.
+    # The center of pixel i is at i + 0.5.
     outputs = (ops.arange(size_out, dtype="float32") + 0.5)[None, :, None]
     inputs = (ops.arange(size_in, dtype="float32") + 0.5)[None, None, :]
     scale = lengths / size_out
@@ -86,7 +86,7 @@ class _RandomCrop(Augmentation):
 
     def leave(self, images):
         """Resizes the largest centered box with the proportions of the result."""
-        # Sizes are tensors where TensorFlow compiled one function for several.
+        # In a TensorFlow function traced for several sizes, these are tensors.
         rows, columns = (ops.cast(side, "float32") for side in ops.shape(images)[-3:-1])
         scale = ops.minimum(rows / self.size[0], columns / self.size[1])
         height, width = self.size[0] * scale, self.size[1] * scale
@@ -141,7 +141,7 @@ class RandomHorizontalFlip(Augmentation):
         return ops.where(is_flipped, ops.flip(images, axis=-2), images)
 
 
-# As many as usual: with the usual scale and ratio, one in a million fails them all.
+# As other libraries do. With the usual scale and ratio, one in a million fails all.
 _TRIES = 10
 
 
@@ -202,7 +202,7 @@ class RandomResizedCrop(_RandomCrop):
         area = self.uniform((batch_size, _TRIES), *self.scale) * (height * width)
         ratio = ops.exp(self.uniform((batch_size, _TRIES), *map(math.log, self.ratio)))
         sizes = ops.stack([ops.sqrt(area / ratio), ops.sqrt(area * ratio)], axis=2)
-        # The largest box of allowed proportions comes last, and always fits.
+        # The last candidate is the largest box with an allowed ratio: it always fits.
         widest = min(max(width / height, self.ratio[0]), self.ratio[1])
         last = (min(height, width / widest), min(width, height * widest))
         last = ops.convert_to_tensor(last, "float32") + ops.zeros_like(sizes[:, :1])
@@ -212,7 +212,7 @@ class RandomResizedCrop(_RandomCrop):
         chosen = ops.argmax(ops.cast(fits, "int32"), axis=1)[:, None]
         index = ops.repeat(chosen[:, :, None], 2, axis=2)
         size = ops.take_along_axis(sizes, index, axis=1)[:, 0]
-        # The last one is centered.
+        # The last candidate is centered.
         position = ops.where(chosen == _TRIES, 0.5, self.uniform((batch_size, 2)))
         corner = ops.floor(position * (sides - size + 1))
         return ops.concatenate([corner, size], axis=1)
@@ -381,7 +381,7 @@ def _ways(factor, options):
         layers.RandomBrightness(0.45 * factor, **options),
         layers.RandomColorDegeneration(0.9 * factor, **options),
         layers.RandomContrast(0.9 * factor, **options),
-        # Keras blurs below a half and sharpens above.
+        # Keras blurs for factors below 0.5 and sharpens above.
         layers.RandomSharpness((0.5 - spread, 0.5 + spread), **options),
         layers.RandomPosterization((8 - round(4 * factor), 8), **options),
         _Solarization(factor, **options),
@@ -398,7 +398,7 @@ class _Solarization(keras.layers.Solarization):
         self.strength = factor
 
     def get_random_transformation(self, data, training=True, seed=None):
-        # At 256 all pixels stay.
+        # A threshold of 256 leaves all pixels as they are.
         low, shape = 256.0 * (1.0 - self.strength), (ops.shape(data)[0], 1, 1, 1)
         thresholds = keras.random.uniform(shape, low, 256.0, self.compute_dtype, seed)
         return {"additions": ops.zeros_like(thresholds), "thresholds": thresholds}
@@ -419,14 +419,14 @@ class _Equalization(keras.layers.Equalization):
         ones = ops.ones_like(flat_bins, dtype="float32")
         counts = ops.segment_sum(ones, flat_bins, num_segments=number * 256)
         counts = ops.reshape(counts, (-1, 256))
-        # How many pixels are as dark or darker, without the darkest.
+        # The number of pixels that are as dark or darker, minus the darkest ones.
         darker = ops.cumsum(counts, axis=1)
         lowest = ops.where(counts > 0, darker, num_pixels)
         lowest = ops.min(lowest, axis=1, keepdims=True)
         others = ops.maximum(num_pixels - lowest, 1)
         equalized = ops.round((darker - lowest) * 255.0 / others)
         found = ops.take(ops.reshape(equalized, (-1,)), bins)
-        # Where all pixels are alike there is nothing to spread.
+        # An image with a single value has nothing to equalize.
         found = ops.where(lowest < num_pixels, found, values)
         found = ops.reshape(found, (-1, channels, height, width))
         return ops.cast(ops.transpose(found, (0, 2, 3, 1)), self.compute_dtype)
@@ -480,8 +480,8 @@ class RandomImageMix(Mixing):
         others = ops.take(images, partners, axis=0)
         paste_rate = 0.5 if self.mixup_alpha and self.cutmix_alpha else 1.0
         is_pasted = self.uniform(shape) < (paste_rate if self.cutmix_alpha else 0.0)
-        # Pixels of one's own: a share of each where images are blended, all of some
-        # where a box is pasted.
+        # The weight of an image's own pixels: MixUp has one weight for all of them,
+        # CutMix has 0 inside the pasted box and 1 outside.
         weights = shares = ops.ones(shape, "float32")
         if self.mixup_alpha:
             weights = shares = self.beta("mixup_alpha", shape)
@@ -502,7 +502,7 @@ class RandomImageMix(Mixing):
         side = ops.sqrt(1.0 - self.beta("cutmix_alpha", (batch_size, 1)))
         inside = []
         for size in (height, width):
-            # The middle lies anywhere, so that a box may stand over the edge.
+            # The center lies anywhere, so a box may reach over the edge.
             middle = self.uniform((batch_size, 1)) * size
             pixels = ops.arange(size, dtype="float32")[None] + 0.5
             inside.append(ops.abs(pixels - middle) < side * size / 2)
@@ -567,7 +567,7 @@ class ImageAugmentation(ConfiguredLayer):
             layer = keras.saving.deserialize_keras_object(layer)
         kwargs.setdefault("dtype", "float32")
         super().__init__(locals())
-        # Keras' public methods for whoever writes such a layer.
+        # Keras documents these methods for subclasses.
         methods = ("get_random_transformation", "transform_images")
         is_right = all(hasattr(layer, name) for name in methods)
         expected = "an image augmentation, such as `keras.layers.RandomErasing()`"
@@ -588,7 +588,7 @@ class ImageAugmentation(ConfiguredLayer):
             images = self._augment(images)
             if channels == 1:
                 images = ops.mean(images, axis=-1, keepdims=True)
-            # Not all of Keras' augmentations stay within the range of pixels.
+            # Some of Keras' augmentations leave the range of pixels.
             images = ops.clip(images, 0.0, 255.0)
         return ops.cast(images, self.compute_dtype)
 

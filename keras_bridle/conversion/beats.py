@@ -9,11 +9,11 @@ from keras_bridle.layers.log_mel import LogMelSpectrogram
 _NAMES = (
     (r"^encoder\.pos_conv\.0\.", "pos_conv."),
     (r"^encoder\.layers\.", "blocks."),
-    # What newer versions of PyTorch call a length and a direction.
+    # Newer versions of PyTorch name weight normalization's parts like this.
     (r"\.parametrizations\.weight\.original0$", ".weight_g"),
     (r"\.parametrizations\.weight\.original1$", ".weight_v"),
 )
-# Of all published encoders, in files without settings.
+# The settings of all published encoders, for files that have none.
 _PUBLISHED = {"deep_norm": True, "max_distance": 800}
 
 
@@ -32,12 +32,12 @@ def beats_weights(path, state):
     """
     first = min((x for x in state if x.endswith("patch_embedding.weight")), key=len)
     prefix = first.removesuffix("patch_embedding.weight")
-    # ESPnet has heads beside the encoder.
+    # ESPnet's files also have heads.
     heads = {f"head.{x}": y for x, y in state.items() if not x.startswith(prefix)}
     found = {
         name.removeprefix(prefix): array
         for name, array in state.items()
-        # Ones, which count what is padding.
+        # These are constant ones, used to count padding.
         if name.startswith(prefix) and "_pad." not in name
     }
     found = renamed(found, _NAMES)
@@ -45,7 +45,7 @@ def beats_weights(path, state):
     if {"pos_conv.weight_g", "pos_conv.weight_v"} <= found.keys():
         kernel = found.pop("pos_conv.weight_v")
         norm = np.linalg.norm(kernel, axis=(0, 1), keepdims=True)
-        # Where only shapes are read, all of it is zero.
+        # All weights are zero where only shapes were read.
         norm = np.maximum(norm, np.finfo("float32").tiny)
         found["pos_conv.weight"] = kernel / norm * found.pop("pos_conv.weight_g")
     for block in blocks_of(found):

@@ -30,7 +30,7 @@ from keras_bridle.models.beats_backbone import BeatsBackbone
 
 _STEMS = ("model.safetensors", "pytorch_model.bin")
 WEIGHTS = (*_STEMS, *(f"{stem}.index.json" for stem in _STEMS))
-# In order: what a name of transformers or the original code has, and what timm's has.
+# In order: patterns of names in transformers and original code, and timm's names.
 _NAMES = (
     (r"^(module|model|vit|videomae|beit|data2vec_vision|encoder)\.", ""),
     (r"^encoder\.", ""),
@@ -47,21 +47,21 @@ _NAMES = (
     (r"\.layernorm_after\.", ".norm2."),
     (r"\.lambda_([12])$", r".gamma_\1"),
     (r"^layernorm\.", "norm."),
-    # Of a block, a number; of all blocks, none.
+    # A table of one block has its number; a table that all blocks share has none.
     (r"^blocks\.(\d+)\..*(relative_position_bias_table)$", r"rel_pos_bias.\1.\2"),
     (r"^(shared|relative)_position_bias\.", "rel_pos_bias."),
 )
-# What pretraining and classification put on top of an encoder.
+# Weights of the heads for pretraining and classification.
 _HEADS = re.compile(
     r"^(predictor|quantize|decoder|mask_token|encoder_to_decoder|head|lm_head|cls_pt|fc_norm|pooler|"
     r"classifier)"
 )
-# Norms of pooled features, in the place of one of tokens.
+# These norms of pooled features replace the norm of tokens.
 _POOLED_NORMS = {"fc_norm.weight", "pooler.layernorm.weight"}
 _BIAS = "rel_pos_bias."
 _SHARED_BIAS = f"{_BIAS}relative_position_bias_table"
 _HEADS_OF_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
-# Of AudioMAE's recordings.
+# AudioMAE's normalization.
 _AUDIO_MEAN, _AUDIO_STD = -4.2677393, 4.5689974
 
 
@@ -95,7 +95,7 @@ def fetched(preset):
     name, file = "/".join(parts[:2]), "/".join(parts[2:])
 
     def folder(*patterns):
-        # An unreachable hub is an error at once; the download of a file is retried.
+        # Fail at once if the hub is unreachable; downloads of files are retried.
         wanted = ["*.json", "README.md", *patterns]
         return Path(snapshot_download(name, allow_patterns=wanted))
 
@@ -111,7 +111,7 @@ def fetched(preset):
         if config:
             return folder("model*.safetensors", "pytorch_model*.bin")
         return folder("*.pt", "*.pth")
-    # Of many kinds, by what the hub's library is built on.
+    # The hub's library raises errors of many HTTP and file packages.
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{preset!r} cannot be fetched: {reason}") from error
@@ -149,7 +149,7 @@ def load_checkpoint(cls, preset, load_weights=True, **kwargs):
     if not load_weights:
         return cls(**arguments)
     replaced = {"glorot_uniform": _GlorotUniform, "RandomNormal": _RandomNormal}
-    # Front ends and subclasses may have weights that the file has not.
+    # Front ends and subclasses may have weights that the file lacks.
     is_all_in_file = cls is kind and "front_end" not in kwargs
     with keras.saving.custom_object_scope(replaced if is_all_in_file else {}):
         backbone = cls(**arguments)
@@ -227,7 +227,7 @@ def _read(path, only_shapes):
 
 def _timm_names(state):
     """Renames weights, and joins those of queries, keys and values."""
-    # BEiT's head has a norm, too: the encoder's last in pretraining, if it has none.
+    # BEiT's head has a norm, too. In pretraining it replaces a missing encoder norm.
     found = renamed(state, _NAMES)
     found = {k: v for k, v in found.items() if "relative_position_index" not in k}
     for block in blocks_of(found):
@@ -301,7 +301,7 @@ def _grid(config, state):
         side = math.isqrt(count)
     grids = [(side, side)]
     if channels == 1:
-        # 128 bins, by patches of 16.
+        # AudioMAE has 128 bins in patches of 16.
         grids.insert(0, (count // 8, 8))
     size = config.get("pretrained_cfg", {}).get("input_size", [])[1:]
     size = size or config.get("image_size")
@@ -325,7 +325,7 @@ def _fit_positions(backbone, config, state):
     if backbone.position_layout == "learned":
         token, table = np.split(state["pos_embed"], [backbone.use_class_token], axis=1)
         table = table.reshape(*_grid(config, state), -1)
-        # Of timm's files. Transformers and the original code do not smooth.
+        # timm antialiases, transformers and the original code do not.
         weights = _smooth_weights if "architecture" in config else _cubic_weights
         table = _resized(table, backbone.trained_grid, weights)
         table = table.reshape(1, -1, table.shape[-1])

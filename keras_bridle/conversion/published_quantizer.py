@@ -183,13 +183,13 @@ class PublishedResidualQuantizer(ResidualQuantizer):
         before = table["code_vectors"]
         fixed = ops.stop_gradient(before)
         scores = nearness(vectors, fixed, 0.5 * ops.sum(ops.square(fixed), axis=-1))
-        # The farthest come first.
+        # The published code takes the farthest codes first.
         codes = choose_codes(-scores if self.top_k > 1 else scores, self.top_k)
         counts, sums = counts_and_sums(vectors, codes, self.codebook_size)
         if self.ema:
             options = self.decay, True, self.normalize_codes
             moved = moved_tables(table, counts, sums, *options)
-            # In evaluation only the counts move.
+            # The published code updates the counts in evaluation, too.
             table = table | (moved if training else {"counts": moved["counts"]})
         if self.restart_unused_codes:
             unused = ops.logical_and(counts == 0, table["restart_done"] == 0)
@@ -214,7 +214,7 @@ class PublishedResidualQuantizer(ResidualQuantizer):
         means, counts = ops.cond(table["kmeans_done"] > 0, lambda: old, run)
         done = ops.ones_like(table["kmeans_done"])
         new = {"code_vectors": means, "kmeans_done": done}
-        # The published VQ keeps the two kinds of counts apart.
+        # The published VQ does not use k-means' counts for its EMA.
         return table | new | ({} if self.flavor == "vq" else {"counts": counts})
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-# What PyTorch calls the numbers of a storage. NumPy has no bfloat16: its bits are read.
+# PyTorch's names of dtypes. NumPy has no bfloat16, so its bits are read as integers.
 _TYPES = {
     "DoubleStorage": "<f8",
     "FloatStorage": "<f4",
@@ -71,7 +71,7 @@ def read_published_file(path, only_shapes=False):
         return read(path, only_shapes)
     except (FileNotFoundError, ImportError):
         raise
-    # Damage shows in many kinds of errors.
+    # Damaged files raise many kinds of errors.
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read safely: it is damaged, or holds more than weights, "

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-# How names start in the video code, and in that of audio and images.
+# Prefixes of names in the video code, and in the code for audio and images.
 _NAMES = (
     (r"^(encoder_decoder|tokenizer)\.encoder\.", r"\1."),
     (r"^encoder_decoder\.encoder_to_decoder\.", "encoder_decoder.decoder_embed."),
@@ -16,7 +16,7 @@ _NAMES = (
     (r"^tokenizer\.decoder\.head\.", "tokenizer.estimator_pred."),
     (r"\.attn\.([qv])_bias$", r".attn.\1.bias"),
 )
-# The layer whose output a block's scales multiply.
+# The layer whose output each layer scale multiplies.
 _SCALED = {"gamma_1": "attn.proj", "gamma_2": "mlp.fc2"}
 
 

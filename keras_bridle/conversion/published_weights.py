@@ -19,7 +19,7 @@ from keras_bridle.models.classifier import BridleClassifier
 from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
 from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
 
-# Positions differ by less only by rounding.
+# Smaller differences between positions are rounding.
 _SAME_POSITION = 1e-4
 
 _BLOCK = {
@@ -67,7 +67,7 @@ _NAMES: dict[type, dict[str, str]] = {
         "patch_embed.proj": "patch_embedding",
         "cold_start_encoder": "projection",
     },
-    # Before its base.
+    # Subclasses come before their base.
     GatedTransformerBlock: {
         "self_attn.qkv": "qkv",
         "self_attn.out_proj": "attention_output",
@@ -156,7 +156,7 @@ def _weights_of(part, name):
         is_kernel = part.name == "kernel"
         return {name: PublishedWeight(part, axes[::-1] if is_kernel else axes)}
     if isinstance(part, PatchEmbedding):
-        # There a convolution: channels move to the end of a patch.
+        # The published layer is a convolution: move channels to the end of a patch.
         bias = _weights_of(part.projection.bias, f"{name}.bias")
         kernel, patch = part.projection.kernel, part.patch_size
         axes = (*range(2, 2 + len(patch)), 1, 0)
@@ -168,7 +168,7 @@ def _weights_of(part, name):
         inner = reduce(lambda x, key: getattr(x, key, None), ours.split("."), part)
         weights |= _weights_of(inner, f"{name}.{theirs}".strip("."))
     if getattr(part, "fc_norm", None) is not None:
-        # Published without the encoder's norm, which is not used.
+        # Published classifiers lack the encoder's norm, which they do not use.
         weights = {k: v for k, v in weights.items() if not k.startswith("norm.")}
     return weights
 
@@ -226,7 +226,7 @@ def load_published(part, state, prefix=""):
         _check_positions(part.backbone, state, prefix)
     token, positions = f"{prefix}cls_token", f"{prefix}pos_embed"
     if positions in weights and token in state:
-        # The first row, the class token's own, is added to it.
+        # The first row is the class token's position: add it to the token.
         rows = np.asarray(state[positions])
         added = np.asarray(state[token]) + rows[:, :1]
         state = {**state, token: added, positions: rows[:, 1:]}
@@ -265,7 +265,7 @@ def _check_positions(backbone, state, prefix):
         return
     table = np.asarray(state[f"{prefix}pos_embed"])
     table = table.reshape(-1, table.shape[-1])[int(backbone.use_class_token) :]
-    # Encoders of audio take any number of rows.
+    # Audio encoders take any number of rows.
     rows = grid[0] or len(table) // math.prod(grid[1:])
     ours = backbone.position_encoding.table((rows, *grid[1:]), table.shape[1])
     ours = keras.ops.convert_to_numpy(ours)
@@ -282,7 +282,7 @@ def _check_positions(backbone, state, prefix):
 def _check_depth(part, state, weights):
     """A deeper published network would load into a shallower one without a word."""
     starts = {name.partition("blocks.")[0] for name in weights if "blocks." in name}
-    # What windows keep beside weights follows from their size and shift.
+    # These buffers of windows follow from their size and shift.
     tables = ("relative_coordinates_log", "attention_mask", "attn_mask")
     further = [
         name

@@ -12,7 +12,7 @@ from keras_bridle.conversion.published_video import renamed
 from keras_bridle.conversion.published_weights import published_weights
 from keras_bridle.layers.pixels import PixelNormalization
 
-# In order: what timm's names have, and what those of transformers have.
+# In order: patterns of timm's names, and the names in transformers.
 _NAMES = (
     (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
     (r"^cls_token$", "embeddings.cls_token"),
@@ -73,7 +73,7 @@ def to_transformers(backbone, folder):
         table = backbone.position_encoding(np.zeros((1, *grid), "float32"))
         table = ops.convert_to_numpy(ops.cast(table, "float32"))
         table = table.reshape(1, -1, backbone.hidden_dim)
-        # The class token has no position here, or it is a part of the token.
+        # Our class token has no position, or the token includes it.
         state["pos_embed"] = np.pad(table, ((0, 0), (1, 0), (0, 0)))
     _divide_attention(state, is_clip)
     state = {
@@ -120,7 +120,7 @@ def _divide_attention(state, is_clip):
     for name in [x for x in state if ".attn.qkv." in x]:
         query, key, value = np.split(state.pop(name), 3)
         if is_clip and name.endswith("bias"):
-            # A key's bias adds the same to all logits of a query.
+            # A key bias changes nothing: it adds the same to all logits of a query.
             stem = name.removesuffix("qkv.bias")
             state |= {f"{stem}q_bias": query, f"{stem}v_bias": value}
         else:

@@ -25,7 +25,7 @@ _ENDINGS = {
     "video": "mp4 m4v mov 3gp mpg mpeg m2ts mts webm mkv avi wmv flv",
 }
 EXTENSIONS = {kind: tuple(f".{x}" for x in y.split()) for kind, y in _ENDINGS.items()}
-# What a list has one entry of for each file.
+# Fields with one entry for each file.
 _COLUMNS = ("files", "labels", "segments", "splits")
 
 
@@ -138,7 +138,7 @@ class FileList:
         return dataclasses.replace(self, labels=numbers, class_names=numbers)
 
 
-# Not worth a word beside data.
+# Files that are expected beside data, so no note mentions them.
 _COMPANIONS = (".csv", ".tsv", ".txt", ".json", ".md", ".yaml", ".yml", ".xml", "")
 
 
@@ -277,7 +277,7 @@ def read_table(path, columns=()):
     """
     contents = Path(path).read_bytes()
     is_utf16 = contents[:2] in (b"\xff\xfe", b"\xfe\xff")
-    # Bytes that are no UTF-8 are kept, as in the names of files.
+    # Keep bytes that are not UTF-8, as in file names.
     text = contents.decode("utf-16" if is_utf16 else "utf-8-sig", "surrogateescape")
     first = next((line for line in text.splitlines() if line.strip()), "")
     separator = max(",;\t", key=first.count)
@@ -347,7 +347,7 @@ def copies(files):
     be read, or are empty, are unlike all others.
     """
     keys: dict[str, Any] = dict.fromkeys(files.files)
-    # Whole files are read only where all else is equal.
+    # Read whole files only if their sizes and ends are equal.
     for content in (_size, _ends, _whole):
         counts = Counter(keys.values())
         keys = {
@@ -482,7 +482,7 @@ class ReadReport:
         }
         for name, files in tables.items():
             if files or name == "skipped":
-                # Names of files need not be UTF-8.
+                # File names need not be UTF-8.
                 table = path.with_name(f"{name}_files.csv")
                 with table.open(
                     "w", newline="", encoding="utf-8", errors="surrogateescape"

@@ -26,9 +26,9 @@ LAYOUTS = {
     "image": ("folder", "csv", "imagenet"),
     "video": ("folder", "csv", "kinetics"),
 }
-# How long recordings are where all have one length.
+# The length of recordings in data sets where all are equally long.
 LAYOUT_SECONDS = {"esc50": 5.0, "speech_commands": 1.0}
-# Names of splits; of several, the first counts.
+# Names of splits. If a data set has several of them, the first one counts.
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "eval", "val", "valid", "validation", "dev")
 VALIDATION_NAMES = ("val", "valid", "validation", "dev")
@@ -162,7 +162,7 @@ def _folder(kind, data, labels=False, test_split=None):
 
 def _are_splits(root, names):
     """Whether some folders, or all, are splits of a data set and not classes."""
-    # A class may be called so, whose folder holds files alone.
+    # A folder with files alone may be a class that is called like a split.
     with_folders = {name for name in names if subfolders(root / name)}
     named = {x for x in names if x.casefold() in (*TRAIN_NAMES, *TEST_NAMES)}
     for_training = {x for x in named if x.casefold() in TRAIN_NAMES}
@@ -223,7 +223,7 @@ def _paths_by_id(paths, wanted):
     """
     by_id: dict[str, Path] = {}
     for path in paths:
-        # The id itself first: it may begin with a Y of its own.
+        # Try the whole stem first, as an id may itself begin with a Y.
         for text in (path.stem, path.stem[1:] if path.stem.startswith("Y") else ""):
             if text[:11] in wanted and (len(text) == 11 or text[11] == "_"):
                 by_id.setdefault(text[:11], path)
@@ -249,7 +249,7 @@ def speech_commands(kind, data):
         for split, table in (("validation", "validation"), ("test", "testing"))
         for name in (data / f"{table}_list.txt").read_text("utf-8").split()
     }
-    # `_background_noise_` is no class.
+    # `_background_noise_` is not a class.
     paths = [
         path
         for path in find_files(kind, data)[0]
@@ -270,7 +270,7 @@ def imagenet(kind, data, ground_truth=None, meta=None):
     else:
         paths, _ = find_files(kind, val)
         synset = _ground_truth(Path(ground_truth), meta, synsets, paths)
-        # What the list lacks is no class.
+        # Images that the list lacks get their file name, which is not a class.
         classes = [synset.get(path.stem, path.name) for path in paths]
         files = FileList(kind, [str(val / path) for path in paths])
         parts["val"] = files.with_classes(classes, synsets)
@@ -286,7 +286,7 @@ def _ground_truth(path, meta, synsets, images):
     names = {str(index): name for index, name in enumerate(synsets)}
     if all(len(line) == 1 for line in lines):
         check(meta is not None, "meta", f"the kit's `meta.mat` for '{path}'", meta)
-        # The kit has an order of its own, and inner nodes of WordNet's tree.
+        # The kit numbers synsets in its own order, and includes WordNet's inner nodes.
         from scipy.io import loadmat
 
         names = {
@@ -441,7 +441,7 @@ def deal_folds(labels, folds, seed=0):
     expected = f"from 2 to the {len(labels)} files"
     check(2 <= folds <= len(labels), "folds", expected, folds)
     shuffled = np.random.default_rng(seed).permutation(len(labels))
-    # Of several classes, the first will do.
+    # Files with several classes are dealt by the first.
     classes = np.array(
         [(*label, -1)[0] if isinstance(label, tuple) else label for label in labels]
     )

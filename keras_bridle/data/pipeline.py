@@ -17,9 +17,9 @@ from keras_bridle.data.files import FileList, ReadReport, UnreadableFileError, c
 from keras_bridle.data.readers import CENTER, Position, import_tensorflow
 
 CROPS = {"start": (0.0, 0.5, 0.5), "center": CENTER, "random": None}
-# Batches that are read while the model trains on one.
+# Batches to read ahead.
 _AHEAD = 2
-# So many files in a row that cannot be read are a lost disk, not broken files.
+# This many unreadable files in a row mean a lost disk rather than broken files.
 _MAX_FAILURES = 1000
 
 
@@ -159,9 +159,9 @@ class FileDataset(keras.utils.PyDataset):
         self.labels = self.labels and self.files.labels is not None
         self.epoch = self.initial_epoch
         self.clock = InputClock()
-        # Places of an epoch; with `drop_remainder`, of its full batches alone.
+        # Examples of an epoch; with `drop_remainder`, those of full batches alone.
         self._places = count // size * size if self.drop_remainder else count
-        # Threads may be at the end of one epoch and the start of the next.
+        # Some threads may read the next epoch while others finish this one.
         order = functools.partial(_order_of, count, self.shuffle, self.seed)
         self._order = functools.lru_cache(maxsize=2)(order)
         self._unreadable: dict[int, str] = {}
@@ -193,7 +193,7 @@ class FileDataset(keras.utils.PyDataset):
         self.epoch += not self.repeat
         for number in itertools.count() if self.repeat else range(len(self)):
             batch = self._batch(epoch, number)
-            # All of its files were skipped.
+            # Leave out a batch if all of its files were skipped.
             if len(batch[0] if self.labels else batch):
                 yield batch
 
@@ -219,7 +219,7 @@ class FileDataset(keras.utils.PyDataset):
         self.clock.batches += 1
         self.clock.examples += len(clips)
         self.report.read += len(clips)
-        # A batch may be empty, but has a shape.
+        # An empty batch still needs the right shape.
         batch: Any = np.zeros((len(clips), *self.reader.shape), self.reader.dtype)
         for row, (_, clip) in zip(batch, clips, strict=True):
             row[...] = clip
@@ -258,7 +258,7 @@ class FileDataset(keras.utils.PyDataset):
             generator = np.random.default_rng((self.seed, epoch, place, 1))
             position = tuple(generator.random(3).tolist())
         order = self._order(epoch)
-        # Others come from half an epoch away, so that no batch holds a file twice.
+        # Replacements come from half an epoch away, so no batch holds a file twice.
         other = place + len(order) // 2
         others = range(other, other + len(order)) if self.drop_remainder else ()
         for number in itertools.chain([place], others):
@@ -282,8 +282,8 @@ class FileDataset(keras.utils.PyDataset):
             clip = self.reader(path, position, segment, self.report)
             self._failed_in_a_row = 0
             return clip
-        # soundfile's own error is a RuntimeError; a broken header may ask for any
-        # amount of memory.
+        # soundfile raises RuntimeErrors, and a broken header may ask for any amount of
+        # memory.
         except (OSError, RuntimeError, ValueError, MemoryError) as error:
             reason = f"{type(error).__name__}: {error}"
         if self.strict:
@@ -321,7 +321,7 @@ class FileDataset(keras.utils.PyDataset):
     def reading_speed(self, seconds=2.0, max_batches=64):
         """Examples read each second when nothing else runs; `None` for one batch."""
         batches, before = iter(self), self.clock.examples
-        # The first one comes after files were opened for the first time.
+        # The first batch includes start-up costs.
         next(batches, None)
         first, start = self.clock.examples, time.perf_counter()
         for _ in itertools.islice(batches, max_batches):

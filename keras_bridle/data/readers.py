@@ -20,8 +20,8 @@ from PIL import Image, ImageOps
 from keras_bridle.data.files import check, printable
 from keras_bridle.layers.pixels import as_pixels
 
-# Where in a file a clip lies: shares of the room there is, along time, height and
-# width.
+# Where a clip lies in its file: from 0 (first possible place) to 1 (last), along time,
+# height and width.
 Position = tuple[float, float, float]
 CENTER: Position = (0.5, 0.5, 0.5)
 
@@ -33,7 +33,7 @@ def import_tensorflow():
     except ImportError as error:
         raise ImportError("This needs TensorFlow: pip install tensorflow") from error
 
-    # It would take nearly all memory of every GPU as soon as a pipeline is built.
+    # Otherwise TensorFlow reserves nearly all GPU memory once a pipeline is built.
     if keras.backend.backend() != "tensorflow" and tf.config.get_visible_devices("GPU"):
         try:
             tf.config.set_visible_devices([], "GPU")
@@ -47,19 +47,19 @@ def import_tensorflow():
     return tf
 
 
-# Codings in which libsndfile finds every frame. Seeking in others it may give one wrong
-# frame (MP3) or land elsewhere: we decode what we skip, of long ones so many seconds.
+# Encodings in which libsndfile seeks exactly. In others it may return one wrong frame
+# (MP3) or land elsewhere, so we decode what we skip: up to 60 s in long files.
 _EXACT_SEEK = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 _LONG_FORMATS, _SEEK_SECONDS = ("MP3", "OGG"), 60
-# More frames than this are what libsndfile says of streams of unknown length.
+# libsndfile reports more frames than this for streams of unknown length.
 _MOST_FRAMES = 2**48
-# Samples above this are as loud as can be, also in 8 bits.
+# Samples above this are clipped, including the largest value of 8 bits.
 _FULL_SCALE = 0.98
-# Bytes of tags that may follow the sound of an MP3 file, and of a page of OGG.
+# Upper bounds in bytes: the tags at the end of an MP3 file, and a page of OGG.
 _MOST_TAGS, _MOST_OF_PAGE = 8192, 65536
 # Channels cancel each other if the power of their mean is below this share of theirs.
 _CANCELLED = 1e-4
-# Beyond this, the resampling filter no longer feels where a clip was cut.
+# With this margin, the cut does not affect the resampled clip.
 _MARGIN_SECONDS = 0.02
 
 
@@ -127,7 +127,7 @@ class AudioReader:
         self.shape = (self.num_samples,)
         self._decode = decode_with_soundfile
         if decoder == "tensorflow-io":
-            # Here, as it reads as this module does.
+            # Imported here, as the module imports this one.
             from keras_bridle.data import tfio
 
             tfio.import_tensorflow_io()
@@ -170,8 +170,8 @@ class AudioReader:
         stop = min(start + needed, last)
         if rate == self.sample_rate:
             return start, stop - start, 0
-        # With a margin on either side, the waveform is that part of the whole recording
-        # resampled; of whole units, so that nothing moves by a fraction of a sample.
+        # With a margin on both sides, the clip equals that part of the resampled
+        # recording. Margins of whole units avoid shifts by a fraction of a sample.
         unit = rate // math.gcd(rate, self.sample_rate)
         margin = math.ceil(_MARGIN_SECONDS * rate / unit) * unit
         before = min(margin, (start - first) // unit * unit)
@@ -223,11 +223,11 @@ def _tells_its_length(path, date):
     with Path(path).open("rb") as file:
         head, start = file.read(18), 0
         if head[:4] == b"OggS":
-            # Streams have numbers, and others may follow the first.
+            # The last page has another serial number if several streams are joined.
             file.seek(max(0, file.seek(0, os.SEEK_END) - _MOST_OF_PAGE))
             return file.read().rpartition(b"OggS")[2][10:14] == head[14:]
         if head[:3] == b"ID3":
-            # Seven bits of each byte count.
+            # ID3 sizes use seven bits of each byte.
             size = functools.reduce(lambda x, byte: x << 7 | byte & 127, head[6:10], 0)
             start = 10 + size
         file.seek(start)
@@ -237,7 +237,7 @@ def _tells_its_length(path, date):
     if at < 0:
         return b"VBRI" in first
     flags, *numbers = struct.unpack(">3I", first[at + 4 : at + 16].ljust(12, b"\0"))
-    # Files that were joined have the first one's table. Tags may follow the sound.
+    # Joined files keep the first one's table. Tags may follow the sound.
     told = numbers[flags & 1] if flags & 2 else size
     return size <= told + _MOST_TAGS
 
@@ -269,7 +269,7 @@ def _decoded(path):
         while True:
             try:
                 for frame in next(packets).decode():
-                    # Files that were joined may change from mono to stereo.
+                    # Joined files may change from mono to stereo.
                     resampler = resampler_of(frame.layout.name, frame.sample_rate)
                     yield from (x.to_ndarray().T for x in resampler.resample(frame))
             except StopIteration:
@@ -278,8 +278,8 @@ def _decoded(path):
                 continue
 
 
-# JPEG files are decoded at a half, a quarter or an eighth of their size where this many
-# times the wanted size remains: much faster, and not visible after resizing.
+# Decode JPEG files at 1/2, 1/4 or 1/8 of their size if this many times the wanted size
+# remains: it is much faster, and not visible after resizing.
 _DRAFT_FACTOR = 2
 
 
@@ -337,12 +337,12 @@ class ImageReader:
         height, width, channels = self.shape
         try:
             with Image.open(path) as image:
-                # Orientation may exchange the sides.
+                # EXIF orientation may swap the sides.
                 least = _DRAFT_FACTOR * max(height, width)
                 image.draft(None, (least, least))
                 image.load()
                 upright: Image.Image = image
-                # The pixels are good even if what is said about them is not.
+                # Broken EXIF data do not make the pixels unusable.
                 with contextlib.suppress(Exception):
                     upright = ImageOps.exif_transpose(image)
                 picture = _to_mode(upright, "L" if channels == 1 else "RGB")
@@ -350,7 +350,7 @@ class ImageReader:
                 pixels = ImageOps.fit(
                     picture, (width, height), centering=(horizontal, vertical)
                 )
-        # Out of broken files, Pillow's parsers raise whatever comes to them.
+        # Pillow's parsers raise errors of any kind for broken files.
         except Exception as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
         return np.asarray(pixels).reshape(self.shape)
@@ -372,7 +372,7 @@ def check_channels(channels):
 
 def _to_mode(image, mode):
     if image.mode[0] in "IF":
-        # Pillow itself would cut all above 255 off, and show what is clear.
+        # Pillow itself would clip values above 255 and ignore transparency.
         numbers = np.asarray(image)
         is_clear = numbers == image.info.get("transparency")
         pixels = np.where(is_clear, np.uint8(255), as_pixels(numbers, "pixels"))

@@ -23,7 +23,7 @@ FASHION_CLASSES = (
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 _SPLITS = ("train", "test", None)
-# (down, right) of a camera that pans.
+# The direction (down, right) of a camera pan.
 _DIRECTIONS = {
     "right": (0, 1),
     "down right": (1, 1),
@@ -34,10 +34,10 @@ _DIRECTIONS = {
     "up": (-1, 0),
     "up right": (-1, 1),
 }
-# The first so much of each video is for training.
+# The first part of each video is for training.
 _TRAINING_SHARE = 0.7
-# The shorter side of the frames that a window pans over, and its step from one frame to
-# the next, in sides of the window.
+# A window pans over a larger frame. In sides of the window: the frame's shorter side,
+# and the step from one frame to the next.
 _SCENE, _STEP = 2.25, 1 / 16
 
 

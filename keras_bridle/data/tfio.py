@@ -9,7 +9,7 @@ import soundfile
 
 from keras_bridle.data.readers import import_tensorflow
 
-# By format and subtype: the operation that decodes, the type that it gives, full scale.
+# For each format and subtype: the decoding operation, its dtype, and full scale.
 _DECODERS = {
     ("WAV", "PCM_U8"): ("decode_wav", "uint8", 2.0**7),
     ("WAV", "PCM_16"): ("decode_wav", "int16", 2.0**15),
@@ -30,7 +30,7 @@ def import_tensorflow_io():
     tf = import_tensorflow()
     try:
         with warnings.catch_warnings():
-            # It warns of what it cannot load; the call below says it more clearly.
+            # Ignore warnings about libraries: the call fails if one is needed.
             warnings.simplefilter("ignore")
             import tensorflow_io
 
@@ -46,8 +46,8 @@ def import_tensorflow_io():
 
 def decode(path, cut, sample_rate):
     """Decodes and resamples a part of a file, as `decode_with_soundfile()` does."""
-    # tensorflow-io's decoders do not tell the sample rate, and its `AudioIOTensor`,
-    # which does, mixes files up when several threads open them.
+    # tensorflow-io's decoders do not return the sample rate. `AudioIOTensor` does, but
+    # it mixes up files that several threads open.
     header = soundfile.info(path)
     start, frames, skip = cut(header.frames, header.samplerate)
     try:
@@ -108,7 +108,7 @@ def _decoder(file_format, subtype):
     def run(path):
         samples = decode_file(tf.io.read_file(path), **options)
         if subtype == "PCM_32":
-            # The operation takes the bits of 32-bit integers for those of floats.
+            # The operation reads the bits of 32-bit integers as floats.
             samples = tf.bitcast(samples, tf.int32)
         samples = tf.cast(samples, tf.float32)
         if dtype == "uint8":

@@ -16,7 +16,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from keras_bridle.data.files import check
 from keras_bridle.data.readers import CENTER, Position, as_size, check_channels
 
-# Packet lists are kept for so many packets in all, about 32 bytes each.
+# The total number of packets to keep in lists, about 32 bytes each.
 _KEPT_PACKETS = 2_000_000
 
 
@@ -76,7 +76,7 @@ class VideoReader:
         self.shape = (num_frames, *size, check_channels(channels))
         self.num_frames = num_frames
         self.sampling_rate = sampling_rate
-        # Frames of the file that a clip covers, those it leaves out included.
+        # The number of frames that a clip spans, including those between its own.
         self.span = (num_frames - 1) * sampling_rate + 1
         self._lists: OrderedDict[str, PacketList] = OrderedDict()
         self._kept_packets = 0
@@ -105,7 +105,7 @@ class VideoReader:
         """Reads the clip that starts at a given frame, and says what it lacks."""
         packets = self._packets(path)
         wanted = start + self.sampling_rate * np.arange(self.num_frames)
-        # A stream may hold fewer frames than packets; then only decoding tells.
+        # A stream may have fewer frames than packets, which only decoding shows.
         listed = np.minimum(wanted, len(packets.shown) - 1)
         to_pixels = _pixel_maker(self.shape, position)
         decoded = _decode_from_keyframe(path, packets, set(listed.tolist()), to_pixels)
@@ -113,7 +113,7 @@ class VideoReader:
             decoded = _decode_from_start(path, set(wanted.tolist()), to_pixels)
         if not decoded:
             raise ValueError(f"nothing can be decoded at frame {start}")
-        # Frames that there are not are those before them.
+        # Repeat the previous frame where one is missing.
         numbers = np.array(sorted(decoded))
         nearest = np.maximum(np.searchsorted(numbers, wanted, side="right") - 1, 0)
         clip = np.stack([decoded[int(number)] for number in numbers[nearest]])
@@ -151,9 +151,9 @@ class PacketList(NamedTuple):
     # How many frames are shown before; `None` if time stamps are missing or alike.
     ranks: np.ndarray | None
     keyframes: np.ndarray
-    # The ranks of the frames that no edit list hides, in order.
+    # The sorted ranks of the frames that no edit list hides.
     shown: np.ndarray
-    # How many of them the file's header announces; 0 if it does not say.
+    # The number of frames that the header announces; 0 if it does not.
     announced: int
 
     @property
@@ -171,9 +171,9 @@ def list_packets(path):
         rows = [row_of(packet) for packet in video.packets() if packet.size]
         announced = video.stream.frames
         if "mov" in video.container.format.name:
-            # The header counts what an edit list cuts off.
+            # The header also counts frames that an edit list cuts off.
             announced = len(video.stream.index_entries)
-    # The packet in which a file breaks off is of no use.
+    # Drop the truncated packet at the end of a broken file.
     while rows and rows[-1][-1]:
         rows.pop()
     if all(is_hidden for *_, is_hidden, _ in rows):
@@ -205,27 +205,27 @@ class _Video:
         streams: Any = self.container.streams
         picture = av.stream.Disposition.attached_pic
         for stream in (streams.best("video"), *streams.video):
-            # The cover of a song is a stream as well; some have no decoder.
+            # Skip cover art, which is a stream, too, and streams without a decoder.
             if stream and stream.codec_context and not stream.disposition & picture:
                 break
         else:
             self.container.close()
             raise ValueError("holds no video stream")
-        # Files are decoded side by side; threads within one only get in the way.
+        # Files are decoded in parallel, so threads within one only slow that down.
         stream.thread_type, stream.thread_count = "NONE", 1
         self.stream = stream
 
     def packets(self):
         """Yields the packets from here on, up to the end or what cannot be read."""
         with contextlib.suppress(av.FFmpegError):
-            # The last one is empty and makes the decoder give out what it holds.
+            # The last packet is empty and flushes the decoder.
             yield from self.container.demux(self.stream)
 
     def decode(self, packet):
         """Returns the frames that come out when a packet goes in."""
         with contextlib.suppress(av.FFmpegError):
             return self.stream.codec_context.decode(packet if packet.size else None)
-        # Broken data: the frame before stays on the screen.
+        # Broken data: the previous frame is repeated.
         return []
 
 
@@ -236,12 +236,12 @@ def _pixel_maker(shape, position):
 
     def to_pixels(frame):
         (right, down), (across, along) = _display_matrix(frame)
-        # Rows become columns.
+        # The display matrix swaps rows and columns.
         turned = abs(down) > abs(right)
         sides = np.array([frame.height, frame.width])
         upright = sides[::-1] if turned else sides
         scale = max(size[0] / upright[0], size[1] / upright[1])
-        # Not below the wanted size by rounding.
+        # Rounding must not make it smaller than the wanted size.
         scaled = [max(round(a * scale), b) for a, b in zip(upright, size, strict=True)]
         height, width = scaled[::-1] if turned else scaled
         frame = reformatter.reformat(
@@ -250,7 +250,7 @@ def _pixel_maker(shape, position):
             height=height,
             format="gray" if channels == 1 else "rgb24",
             interpolation=Interpolation.BICUBIC,
-            # Threads of its own may block one another for minutes on a busy machine.
+            # Its threads may block each other for minutes on a busy machine.
             threads=1,
         )
         pixels = frame.to_ndarray()
@@ -287,18 +287,18 @@ def _decode_from_keyframe(path, packets, targets, to_pixels):
         return None
     keyframe = int(usable[np.argmax(ranks[usable])])
     found: dict[int, np.ndarray] = {}
-    # Frames shown before the keyframe may refer to what was not decoded.
+    # Frames shown before the keyframe may refer to frames that were not decoded.
     expected = int(np.searchsorted(shown, ranks[keyframe]))
     video, source = _open_at(path, packets, keyframe)
     with video.container:
         for number, packet in enumerate(source, start=keyframe):
             if packet.size:
                 if number >= len(ranks):
-                    # The packet in which the file breaks off.
+                    # This is the truncated packet of a broken file.
                     continue
                 if packet.size != packets.sizes[number]:
                     return None
-                # Decoders hand a packet's stamp on to its frame.
+                # Decoders copy a packet's time stamp to its frame.
                 packet.pts = int(ranks[number])
             for frame in video.decode(packet):
                 next_one = shown[expected] if expected < len(shown) else -1
@@ -326,7 +326,7 @@ def _open_at(path, packets, keyframe):
         packet = next(source, None)
         if packet and packet.pts == stamp and packet.size == size:
             return video, itertools.chain([packet], source)
-    # Seeks may land elsewhere, in MPEG program streams in the middle of a frame.
+    # A seek may land elsewhere, in MPEG program streams even within a frame.
     video.container.close()
     video = _Video(path)
     return video, itertools.islice(video.packets(), keyframe, None)

@@ -133,11 +133,11 @@ class FeatureExtractor:
         """Yields a dict of arrays for each batch, and what came with its inputs."""
         for batch, size, others in _batches(inputs, batch_size, self.backbone):
             found = self.model.predict_on_batch(filled_up(batch, size))
-            # In the order asked for: JAX sorts the keys.
+            # Restore the order, as JAX sorts the keys.
             names = self.model.wanted
             found = {name: np.asarray(found[name])[: len(batch)] for name in names}
             if "codes" in found:
-                # Soft codes have several for a level.
+                # Soft quantizers have several codes for each level.
                 found["codes"] = found["codes"].reshape(*found["codes"].shape[:2], -1)
             yield found, others
 
@@ -194,14 +194,14 @@ class FeatureExtractor:
         if part_size < 1:
             raise ArgumentError("part_size", "at least 1", part_size)
         if format == "parquet":
-            optional_package("pyarrow.parquet", "parquet")  # not after the work
+            optional_package("pyarrow.parquet", "parquet")  # fail before the work
         work = _Files(self, source, batch_size, reading)
         settings = {**work.settings(), "format": format, "part_size": part_size}
         with run_lock(directory):
             run = RunDirectory(directory, settings, resume)
             indices = np.arange(len(work.files))
             split = np.split(indices, range(part_size, len(indices), part_size))
-            # The note of a part says that it is done.
+            # A part is done when its JSON file exists.
             parts = {
                 run.path / "parts" / f"part-{number:06d}.json": part
                 for number, part in enumerate(split)
@@ -365,7 +365,7 @@ class _Files:
             columns = self.columns(indices, report)
             save_columns(note.with_suffix(f".{format}"), columns)
         except UnreadableFileError:
-            pass  # Other parts may have files that can be read.
+            pass  # Other parts may have readable files.
         about = {"skipped": report.skipped, "incomplete": report.incomplete}
         rows = len(columns.get("files", ()))
         write_json(note, {"rows": rows, "grid": self.grid, **about})
@@ -418,11 +418,11 @@ def save_columns(path, columns):
         arrays, shapes = {}, {}
         for name, values in columns.items():
             if values.dtype.kind == "U":
-                # Names of files need not be UTF-8, and Parquet's texts must.
+                # Parquet needs UTF-8, file names need not be.
                 values = np.array([printable(text) for text in values])
             arrays[name] = array = pyarrow.array(values.reshape(-1))
             if values.ndim > 1:
-                # A list of one length for each row, and its shape in the metadata.
+                # Rows are fixed-size lists; the metadata has their shapes.
                 shapes[name] = shape = values.shape[1:]
                 as_lists = pyarrow.FixedSizeListArray.from_arrays
                 arrays[name] = as_lists(array, int(np.prod(shape)))
@@ -446,7 +446,7 @@ def load_columns(path):
             values = values.to_numpy(zero_copy_only=False)
             values = values.astype(str) if values.dtype == object else values
             columns[name] = values.reshape(-1, *shapes.get(name, ()))
-    # Names of the first version.
+    # Version 0.1 had other names.
     columns = {{"places": "patch"}.get(name, name): x for name, x in columns.items()}
     return {name: x for name, x in columns.items() if name not in ("about", "index")}
 

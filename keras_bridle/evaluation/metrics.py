@@ -38,7 +38,7 @@ class ClassificationMetrics(NamedTuple):
             "top-5": self.top5,
             "mAP": self.mean_average_precision,
             "AUC": self.area_under_curve,
-            # Text: tables show floats in percent.
+            # A string, as tables show floats in percent.
             "d'": f"{self.d_prime:.3f}",
         }
         return {name: value for name, value in found.items() if value is not None}

@@ -11,9 +11,9 @@ from sklearn.neighbors import NearestNeighbors
 from keras_bridle.distribution import num_devices
 from keras_bridle.evaluation.features import FeatureExtractor
 
-# Examples that recipes watch.
+# The number of examples that recipes monitor.
 WATCHED = 256
-# Below this share of the deviation that they had before training, tokens are alike.
+# Warn if the deviation over tokens falls below this share of its initial value.
 ALIKE = 0.3
 
 
@@ -97,7 +97,7 @@ class FeatureMonitor(keras.callbacks.Callback):
         if not self._is_on:
             return
         budget = self.share * (time.perf_counter() - self._start)
-        # Several workers must not look at clocks of their own.
+        # Workers must agree, so they do not go by their own clocks.
         is_due = num_devices() == 1 and self._spent + self._cost <= budget
         if is_due or epoch + 1 == self.params["epochs"]:
             self._measured()
@@ -127,7 +127,7 @@ class FeatureMonitor(keras.callbacks.Callback):
         }
         if self.labels is not None:
             count = min(self.neighbors, len(pooled) - 1)
-            # No example is a neighbor of its own.
+            # Without arguments, no example is its own neighbor.
             search = NearestNeighbors(n_neighbors=count, metric="cosine").fit(pooled)
             labels = self.labels[search.kneighbors(return_distance=False)]
             votes = np.eye(self.labels.max() + 1)[labels].sum(axis=1)

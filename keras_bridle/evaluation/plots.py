@@ -33,15 +33,15 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "legend.fontsize": 8,
     "legend.frameon": False,
-    # Names may hold dollar signs.
+    # Names may have dollar signs.
     "text.parse_math": False,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
 }
-# What the second row of a history shows: the first kind that a phase has.
+# The second row of a history shows the first of these that a phase has.
 SECOND_ROW = ("accuracy", "cosine", "usage", "perplexity")
-# More names than these cannot be read, more numbers do not fit into their cells, and
-# more classes have no colors that can be told apart.
+# Limits of a plot: names that are readable, numbers that fit into cells, and colors
+# that can be told apart.
 MOST_NAMES, MOST_NUMBERS, MOST_COLORS = 60, 20, 20
 
 
@@ -88,7 +88,7 @@ def plot_history(history, path):
 def _columns(history):
     """The columns of a phase, arrays of floats."""
     if not isinstance(history, dict):
-        # Words and empty cells, as of epochs without validation, are NaN.
+        # Text and empty cells (epochs without validation) become NaN.
         table = np.genfromtxt(history, delimiter=",", names=True, ndmin=1)
         history = {name: table[name] for name in table.dtype.names or ()}
     return {name: np.asarray(x, "float64") for name, x in history.items()}
@@ -103,7 +103,7 @@ def _second_row(columns):
             if kind in name and "loss" not in name and np.isfinite(values).any()
         ]
         if names:
-            # Levels if there are any: their mean would only hide among them.
+            # Show levels rather than their mean.
             return kind, [x for x in names if _level(x) is not None] or names
     return None, []
 
@@ -118,7 +118,7 @@ def _draw_curves(axis, columns, names):
     colors = dict(zip(levels, _level_colors(len(levels)), strict=True))
     for name in sorted(names):
         values, level = columns[name], _level(name)
-        # Validation may run in some epochs only: join those.
+        # Validation may run in some epochs only: connect those.
         known = np.isfinite(values)
         label = name.replace("_", " ") if level is None else f"level {level}"
         axis.plot(
@@ -142,7 +142,7 @@ def plot_code_usage(usage, path):
     levels, size = usage.counts.shape
     shares = usage.counts * size / usage.counts.sum(axis=1, keepdims=True)
     shares = np.sort(shares, axis=1)[:, ::-1]
-    # At least two decades, or the logarithmic axis would be left without numbers.
+    # A logarithmic axis needs two decades to have numbers.
     lowest = min(0.5 * shares[shares > 0].min(), 0.1)
     highest = max(1.5 * shares.max(), 10)
     columns = min(levels, 4)
@@ -190,7 +190,7 @@ def plot_codes(
     hidden, codes = hidden.reshape(grid), codes.reshape(*grid, -1)
     is_spectrogram = inputs.ndim == 2
     if is_spectrogram:
-        # Time to the right.
+        # Time runs to the right.
         grid, patch_size = grid[::-1], patch_size[::-1]
         inputs, hidden, codes = (x.swapaxes(0, 1) for x in (inputs, hidden, codes))
         colors = colormaps["magma"](as_colors(inputs[..., None])[..., 0])[..., :3]
@@ -205,7 +205,7 @@ def plot_codes(
     seen = frames.copy()
     seen[np.kron(hidden, np.ones((1, *patch_size[1:]))) > 0] = 0.8
     count = f"visible: {hidden.size - hidden.sum()} of {hidden.size} patches"
-    # A name, images, and for those in patches the numbers in their cells.
+    # Each panel has a title, images, and the numbers to write into cells, or None.
     panels: list[tuple] = [("log-mel" if is_spectrogram else "input", frames, None)]
     panels.append((count, seen, np.full(hidden.shape, -1)))
     for level, numbers in enumerate(np.moveaxis(codes, -1, 0), start=1):
@@ -318,7 +318,7 @@ def plot_code_patches(patches, path, title=None):
     lengths = [len(found) for found in patches.values()]
     colors = as_colors(np.concatenate(list(patches.values())))
     height, width = colors.shape[1:3]
-    # A patch of a few frames by many bins would be a line: it is drawn wider.
+    # Patches of a few frames and many bins are drawn wider than they are.
     ratio = min(max(width / height, 0.6), 3.0)
     rows, columns = len(lengths), max(lengths)
     size = (columns * ratio / 2 + 0.5, rows / 2)
@@ -362,14 +362,14 @@ def draw_codes(pretraining, inputs, folder, most_examples=512):
     backbone, augmentation = pretraining.backbone, pretraining.augmentation
     inputs = np.asarray(inputs[:most_examples])
     codes, distances = pretraining.codes(inputs, with_distances=True)
-    # The nearest of soft codes.
+    # The nearest code, where a level has several.
     codes = codes.reshape(*codes.shape[:2], pretraining.num_levels, -1)[..., 0]
     if augmentation is not None:
-        # It may bring inputs to their size.
+        # It may also crop inputs to the encoder's size.
         inputs = keras.ops.convert_to_numpy(augmentation(inputs, training=False))
     is_audio = len(backbone.input_dims) == 1
     if is_audio:
-        # A few at a time, as a batch of long recordings would fill the memory.
+        # Small batches, as long recordings need much memory.
         size = min(16, len(inputs))
         batches = np.split(inputs, range(size, len(inputs), size))
         maps = [backbone.features(filled_up(batch, size))[0] for batch in batches]
@@ -387,7 +387,7 @@ def draw_codes(pretraining, inputs, folder, most_examples=512):
         for code, nearest in nearest_patches(codes[:, :, 0], distances).items()
     }
     if is_audio:
-        # Time to the right and high notes at the top, as in spectrograms.
+        # Time runs to the right and frequency upwards, as in spectrograms.
         patches = {name: x.swapaxes(1, 2)[:, ::-1] for name, x in patches.items()}
     title = "level 1: the patches nearest to a code, frequent codes first"
     plot_code_patches(patches, Path(folder, "code_patches.png"), title)
@@ -438,7 +438,7 @@ def plot_embedding(features, path, labels=None, method="pca", title=None, seed=0
         axis_labels["xlabel"] = f"first component ({first:.0%} of the variance)"
         axis_labels["ylabel"] = f"second component ({second:.0%})"
     else:
-        # With a seed there is one job, as it warns if that is not asked for.
+        # With a seed, UMAP warns unless it is told to use one job.
         umap = optional_package("umap", "umap").UMAP(random_state=seed, n_jobs=1)
         points = umap.fit_transform(inputs)
     labels = np.zeros(len(points)) if labels is None else np.asarray(labels)

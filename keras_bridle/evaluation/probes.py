@@ -32,8 +32,8 @@ from keras_bridle.evaluation.metrics import (
 from keras_bridle.models.inputs import as_array, as_labels
 
 PROBES = ("linear", "dense", "knn", "attentive")
-# Half decades; weaker ones than 10 no longer change the answers on standardized
-# features.
+# Half decades. On standardized features, values above 10 no longer change the
+# predictions.
 REGULARIZATIONS = tuple(10.0 ** (power / 2) for power in range(-7, 3))
 
 
@@ -113,21 +113,21 @@ def linear_probe(
         raise ArgumentError("train_labels", "of 2 classes or more", classes)
     inputs, test_inputs = standardized(train_features, test_features)
     if inputs.shape[1] > inputs.shape[0]:
-        # The solution is a sum of training rows: their span gives the same, sooner.
+        # The solution lies in the span of the training rows, where fitting is faster.
         span = np.linalg.svd(inputs, full_matrices=False)[2].T
         inputs, test_inputs = inputs @ span, test_inputs @ span
 
-    # The products are so small that threads only wait for each other, up to a hundred
-    # times longer on a busy machine.
+    # The products are small, so threads mostly wait for each other: on a busy machine,
+    # up to a hundred times longer.
     with threadpool_limits(1):
         chosen, validation_accuracy = _cross_validated(
             inputs, targets, groups, sorted(map(float, regularizations)), folds, seed
         )
-        # To the end: where it stops early depends on rounding.
+        # Fit until convergence, as stopping earlier would depend on rounding.
         classifier = LogisticRegression(C=chosen, solver="newton-cg", tol=1e-6)
         classifier.fit(inputs, targets)
         logits = classifier.decision_function(test_inputs)
-    if logits.ndim == 1:  # of two classes
+    if logits.ndim == 1:  # two classes
         logits = np.stack([-logits / 2, logits / 2], axis=1)
     predictions = classes[logits.argmax(axis=1)]
     is_right = predictions == test_labels
@@ -157,7 +157,7 @@ def _check_split(train_features, train_labels, test_features, test_labels):
         if labels.dtype == "O" and any(x is None or x != x for x in labels.ravel()):
             raise ArgumentError(name, "a class for each row", "None or NaN")
         if labels.ndim == 1 and labels.dtype.kind in "iuf":
-            # A missing label, -1 or NaN, is no class.
+            # -1 and NaN mean a missing label.
             as_labels(labels, sys.maxsize, rows=False, name=name)
     return train, test
 
@@ -196,7 +196,7 @@ def _cross_validated(inputs, targets, groups, regularizations, num_folds, seed):
     fold_ids = _fold_ids(targets, groups, num_folds, seed)
     for fold in range(num_folds):
         training = fold_ids != fold
-        # Nothing can be known of a class that is held out as a whole.
+        # Ignore classes that are held out as a whole.
         held_out = ~training & np.isin(targets, targets[training])
         if len(np.unique(targets[training])) > 1 and held_out.any():
             model = LogisticRegression(solver="newton-cg", tol=1e-3, warm_start=True)
@@ -205,8 +205,8 @@ def _cross_validated(inputs, targets, groups, regularizations, num_folds, seed):
         raise ArgumentError("groups", "two or more for each class", groups)
     losses, accuracies = [], []
     rows = np.array([held_out.sum() for *_, held_out in folds])
-    # From the strongest penalty on; each solution is the start of the next one's. Once
-    # it is too weak it only gets worse, and takes the longest to fit.
+    # Start with the strongest penalty, and each fit from the one before. Weak penalties
+    # take longest to fit, so stop when the loss rises.
     for regularization in regularizations:
         scores = [_held_out(*fold, inputs, targets, regularization) for fold in folds]
         loss, accuracy = np.average(scores, axis=0, weights=rows)
@@ -214,7 +214,7 @@ def _cross_validated(inputs, targets, groups, regularizations, num_folds, seed):
         accuracies.append(accuracy)
         if len(losses) > np.argmin(losses) + 1:
             break
-    # Weights by likelihood: all rows together tell two penalties apart, or do not.
+    # Average over penalties, weighted by the likelihood of all held-out rows.
     evidence = rows.sum() * (min(losses) - np.array(losses))
     weights = np.exp(evidence) / np.exp(evidence).sum()
     exponents = np.log(regularizations[: len(losses)])
@@ -224,7 +224,7 @@ def _cross_validated(inputs, targets, groups, regularizations, num_folds, seed):
 def _held_out(model, training, held_out, inputs, targets, regularization):
     """Fits one fold, returns its mean negative log-likelihood and its accuracy."""
     with warnings.catch_warnings():
-        # Choosing needs no full convergence.
+        # Model selection needs no full convergence.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.set_params(C=regularization).fit(inputs[training], targets[training])
     inputs, targets = inputs[held_out], targets[held_out]
@@ -286,7 +286,7 @@ def neighbor_votes(train, hot, test, neighbors=10, temperature=0.07):
     def weights(distances):
         if temperature is None:
             return np.ones_like(distances)
-        # Against the nearest neighbor's, so that no weight overflows.
+        # Relative to the nearest neighbor's distance, so that no weight overflows.
         return np.exp((distances[:, :1] - distances) / temperature)
 
     # The weighted mean of the neighbors' targets.
@@ -362,7 +362,7 @@ def _trained_scores(
     multi_label=False,
 ):
     """Trains a dense layer by AdamW and a cosine, and gives logits of test rows."""
-    # From zero: all classes are alike before the first step, whatever the seed.
+    # Zeros: all classes start equal, whatever the seed.
     head = keras.layers.Dense(hot.shape[1], kernel_initializer="zeros", dtype="float32")
     model = keras.Model(inputs, head(features))
     losses = keras.losses
@@ -382,7 +382,7 @@ def _batches(arrays, batch_size, seed):
     generator = np.random.default_rng(seed)
     while True:
         order = generator.permutation(len(arrays[-1]))
-        # A small rest would distort the statistics of the normalization.
+        # A small last batch would distort the normalization's statistics.
         for start in range(0, len(order) - batch_size + 1, batch_size):
             *inputs, targets = (x[order[start : start + batch_size]] for x in arrays)
             yield tuple(inputs), targets
@@ -468,7 +468,7 @@ def _features(extract, data, batch_size, most_gigabytes):
 
 def _of_splits(kind, features, rows, data, seed, options):
     """Returns the `ClassificationMetrics` of each split."""
-    # Where a row of the labels is among the features, -1 if it could not be read.
+    # For each label, the row of its features, or -1 if the file was unreadable.
     position = np.full(len(data.labels), -1)
     position[rows] = np.arange(len(rows))
     found = []
@@ -528,7 +528,7 @@ def probe(
         if numbers is None:
             raise ArgumentError("kind", '"dense" for multi-label data', kind)
         result = linear_probe(train, numbers, test, test_labels, seed=seed, **options)
-        # A class that training lacks comes last.
+        # Classes that training lacks rank last.
         scores = np.full((len(test), classes), result.scores.min() - 1)
         scores[:, result.classes] = result.scores
     elif kind == "knn":

@@ -29,7 +29,7 @@ from keras_bridle.evaluation.plots import (
 from keras_bridle.training.checkpoint import write_json
 
 ENDINGS = (".json", ".csv", ".md")
-# Of arrays and NumPy's numbers.
+# Converts arrays and NumPy numbers for JSON.
 to_list = operator.methodcaller("tolist")
 
 
@@ -45,7 +45,7 @@ def probe_table(rows, title="Probe accuracy", digits=1, caption=None):
     for metric in header[1:]:
         table.add_column(escape(metric), justify="right", no_wrap=True)
     for line in lines:
-        # A class may be called [laughter], which would be taken for a style.
+        # rich would take a class name like [laughter] for a style.
         table.add_row(*(escape(printable(cell)) for cell in line))
     return table
 
@@ -228,7 +228,7 @@ class RunReport:
     def on_phase_end(self, phase, pretraining):
         """Probes the encoder and counts the codes."""
         codes = pretraining.codes(self.inputs)
-        # After the axes of example and patch come levels, and soft codes of each.
+        # Axes: example, patch, level and, for soft quantizers, code.
         is_real = codes.reshape(*codes.shape[:2], -1)[..., 0] >= 0
         usage = code_usage(codes[is_real], pretraining.codebook_size)
         self.usages[phase.name] = usage

@@ -52,7 +52,7 @@ class RandomLayer(ConfiguredLayer):
 
 def check(is_right, argument, expected, received):
     """Raises a `ValueError` unless an argument is right."""
-    # Of no other class: Keras makes errors within `call()` anew, from a text alone.
+    # A plain ValueError, as Keras recreates errors raised in `call()` from their text.
     if not is_right:
         raise ValueError(
             f"`{argument}` must be {expected}. Received: {argument}={received!r}"
@@ -71,6 +71,6 @@ def fitted(inputs, axis, size, most_missing):
         padding = [(0, 0)] * len(inputs.shape)
         padding[axis] = (0, most_missing)
         inputs = ops.pad(inputs, padding)
-    # `torch.export` would take a slice for one that always leaves something out.
+    # `torch.export` would assume that a slice always shortens the input.
     kept = ops.arange(size, dtype="int64") if is_symbolic(size) else slice(0, size)
     return inputs[(*[slice(None)] * axis, kept)]

@@ -40,7 +40,7 @@ class ConvolutionalPositionEncoding(ConfiguredLayer):
     def call(self, tokens, is_real=None):
         if is_real is not None:
             tokens = tokens * ops.cast(is_real, tokens.dtype)[:, :, None]
-        # Of an even number of tokens, one more comes before.
+        # An even kernel needs one more token before than after.
         before, after = self.kernel_size // 2, (self.kernel_size - 1) // 2
         padded = ops.pad(tokens, [(0, 0), (before, after), (0, 0)])
         return tokens + ops.gelu(self.convolution(padded), approximate=False)
@@ -76,7 +76,7 @@ class BucketedPositionBias(ConfiguredLayer):
         offsets = ops.clip(offsets, -self.max_distance, self.max_distance)
         buckets = ops.convert_to_tensor(_buckets(self.num_buckets, self.max_distance))
         table = ops.cast(self.positions, self.compute_dtype)
-        # First a bias for each offset, then for each pair of tokens.
+        # First look up a bias for each offset, then for each pair of tokens.
         table = ops.take(table, buckets, axis=0)
         biases = ops.take(table, offsets + self.max_distance, axis=0)
         return ops.transpose(biases, (0, 3, 1, 2))
@@ -94,7 +94,7 @@ def _buckets(num_buckets, max_distance):
     half = num_buckets // 2
     exact = half // 2
     distances = np.abs(offsets)
-    # In float32 and in this order, as published: some ranges end at whole numbers.
+    # In float32 and this order, as published: some buckets depend on rounding.
     far = np.log(np.maximum(distances, 1).astype("float32") / np.float32(exact))
     far = far / np.float32(np.log(max_distance / exact)) * np.float32(half - exact)
     far = np.minimum(exact + far.astype("int32"), half - 1)

@@ -10,7 +10,7 @@ from keras_bridle.layers.base import ConfiguredLayer, check, fitted
 
 # Kaldi floors the mel energies here before the logarithm: float32's epsilon.
 ENERGY_FLOOR = 1.1920929e-07
-# Of a Hann window.
+# Windows are powers of a Hann window.
 _WINDOW_POWERS = {"hann": 1.0, "povey": 0.85}
 
 
@@ -207,7 +207,7 @@ class LogMelSpectrogram(ConfiguredLayer):
         length, step = self._frame_length, self._frame_step
         needed = (num_frames - 1) * step + length
         waveforms = fitted(waveforms, 1, needed, length)
-        # A product of each frame with a matrix, without cutting the frames.
+        # A strided convolution multiplies each frame by the matrix without copies.
         matrix = _spectrum_matrix(
             self.window, length, self._fft_length, self.preemphasis
         )
@@ -250,7 +250,7 @@ class LogMelSpectrogram(ConfiguredLayer):
     def _mel_energies(self, spectra):
         real, imaginary = spectra
         power = ops.square(real) + ops.square(imaginary)
-        # One flat product is faster than a batch of them.
+        # One large product is faster than a batch of small ones.
         power = ops.reshape(power, (-1, self._fft_length // 2 + 1))
         return ops.matmul(power, ops.convert_to_tensor(self._filters))
 
@@ -281,7 +281,7 @@ def mel_filters(
     falling = (right - mels) / (right - center)
     filters = np.maximum(0.0, np.minimum(rising, falling))
     if fft_length % 2 == 0:
-        filters[-1] = 0.0  # Kaldi leaves out the last, the Nyquist frequency.
+        filters[-1] = 0.0  # Kaldi leaves out the Nyquist frequency.
     return filters
 
 
@@ -293,12 +293,12 @@ def _window(name, frame_length):
 def _spectrum_matrix(window, frame_length, fft_length, preemphasis):
     """What turns a frame into its spectrum, real parts first."""
     samples = np.arange(frame_length)
-    # Whole turns are left out as integers, so that angles are exact.
+    # Reduced modulo whole turns as integers, so that angles are exact.
     turns = np.outer(samples, np.arange(fft_length // 2 + 1)) % fft_length
     angles = turns * (2 * np.pi / fft_length)
     waves = np.concatenate([np.cos(angles), -np.sin(angles)], axis=1)
     matrix = _window(window, frame_length)[:, None] * waves
-    # The steps in reverse; the first sample, which has no predecessor, counts zero.
+    # Pre-emphasis and mean removal, transposed; the first sample has no predecessor.
     matrix[:-1] -= preemphasis * matrix[1:]
     return (matrix - matrix.mean(axis=0)).astype("float32")
 

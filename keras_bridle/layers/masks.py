@@ -41,14 +41,14 @@ def restore_order(mask):
 def num_kept(length, mask_ratio):
     """Counts how many of `length` things stay visible: never none, never all."""
     check(length > 1, "length", "at least 2 to hide some and keep some", length)
-    # The small number keeps 10 x (1 - 0.8) at 2 in floating point.
+    # The small number makes 10 * (1 - 0.8) count as 2.
     kept = int(length * (1.0 - mask_ratio) + 1e-6)
     return min(max(kept, 1), length - 1)
 
 
 def _split(scores, num_visible, sort=False):
     """Keeps the patches of smallest score visible, in the order of scores or sorted."""
-    # One sort: two `top_k` could both take a patch that has the same score as another.
+    # A single sort: two calls of `top_k` could return the same patch if scores tie.
     order = ops.cast(ops.argsort(scores, axis=1), "int32")
     mask = PatchMask(order[:, :num_visible], order[:, num_visible:])
     return PatchMask(*(ops.sort(part, axis=1) for part in mask)) if sort else mask
@@ -84,7 +84,7 @@ class _Mask(RandomLayer):
         return ops.convert_to_tensor(noise, dtype="float32")
 
     def compute_output_spec(self, patches, grid=None, noise=None):
-        # Stated, as Keras on JAX would trace the sides of `grid` to find it out.
+        # Without this, Keras on JAX would trace the sides of `grid`.
         grid = (patches.shape[1],) if grid is None else grid
         num_visible = self.num_visible(grid)
         counts = num_visible, math.prod(grid) - num_visible
@@ -189,7 +189,7 @@ class TubeMask(_Mask):
         )
 
 
-# The part of a score that is random; the rest is a patch's distance in its block.
+# The random part of a score; the rest is the distance to the block's center.
 _NOISE = 0.1
 
 

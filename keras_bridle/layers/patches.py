@@ -59,7 +59,7 @@ class PatchEmbedding(ConfiguredLayer):
 
     def build(self, inputs_shape):
         self.grid(inputs_shape[1:-1])
-        # Faster than the convolution that it equals, on each backend.
+        # On every backend, this is faster than the equivalent convolution.
         self.projection = keras.layers.Dense(
             self.hidden_dim, dtype=self.dtype_policy, name="projection"
         )
@@ -71,7 +71,7 @@ class PatchEmbedding(ConfiguredLayer):
         grid = self.grid(sides)
         for axis, patch in enumerate(self.patch_size, start=1):
             inputs = fitted(inputs, axis, grid[axis - 1] * patch, patch - 1)
-        # Neighbors that stay neighbors are one axis: LiteRT has no more than six.
+        # Merge axes that stay adjacent, as LiteRT has at most six.
         sizes = [*itertools.chain(*zip(grid, self.patch_size, strict=True))]
         sizes[0], sizes[-1] = batch * sizes[0], sizes[-1] * channels
         patches = ops.reshape(inputs, sizes)

@@ -108,7 +108,7 @@ class PixelNormalization(ConfiguredLayer):
         mean, std = self._mean, self._std
         if channels == 1:
             mean, std = mean.mean(keepdims=True), std.mean(keepdims=True)
-        # One multiplication and one addition for each pixel.
+        # This takes one multiplication and one addition for each pixel.
         factor = ops.convert_to_tensor(1.0 / (self.scale * std), dtype="float32")
         offset = ops.convert_to_tensor(-mean / std, dtype="float32")
         pixels = ops.cast(pixels, "float32") * factor + offset

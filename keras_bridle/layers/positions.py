@@ -85,7 +85,7 @@ class SineCosinePositionEncoding(ConfiguredLayer):
         if all(isinstance(side, int) for side in grid):
             table = _known_table(self.layout, self.trained_grid, grid, dim)
             return ops.convert_to_tensor(table)
-        # Graphs for inputs of any size compute it as they run.
+        # Graphs for inputs of any size compute the table when they run.
         table = _table(ops, self.layout, self.trained_grid, grid, dim)
         return ops.cast(table, "float32")
 
@@ -97,7 +97,7 @@ def check_layout(layout, sides):
     check(num_sides == 2 or layout == "sequence", "layout", expected, layout)
 
 
-# Without it, torch would compute the sines anew at every step.
+# Without the cache, torch would compute the sines again in each step.
 @functools.lru_cache(maxsize=32)
 def _known_table(layout, trained_grid, grid, dim):
     return _table(np, layout, trained_grid, grid, dim).astype("float32")
@@ -128,7 +128,7 @@ def _sequence_table(numpy, grid, trained_grid, dim):
     """Positions of a sequence: sines at even channels, cosines at odd ones."""
     index = numpy.arange(math.prod(grid), dtype="int32")
     position, step, trained_step = 0.0, 1, 1.0
-    # From the last side, whose neighbors are neighbors in the sequence.
+    # From the last side, which varies fastest in the sequence.
     for side, trained_side in reversed(list(zip(grid, trained_grid, strict=True))):
         cell = _stretched(index // step % side, side, trained_side)
         position = position + cell * trained_step
@@ -151,7 +151,7 @@ def _stretched(cells, side, trained_side):
 def _as_float64(number):
     if isinstance(number, np.ndarray):
         return number.astype("float64")
-    # Other sides are plain or, in `torch.export`, symbolic integers.
+    # Other sides are integers, symbolic ones in `torch.export`.
     return ops.cast(number, "float64") if ops.is_tensor(number) else number
 
 
@@ -293,7 +293,7 @@ class RelativePositionBias(ConfiguredLayer):
 def _checked_grid(patches, grid, trained_grid):
     """The grid of patches, which a table of positions must cover."""
     grid = ops.shape(patches)[1:-1] if grid is None else tuple(grid)
-    # Within TensorFlow's graphs some sides are known only as it runs.
+    # In TensorFlow's graphs, some sides are known only at run time.
     fits = len(grid) == len(trained_grid) and not any(
         isinstance(side, int) and side > trained
         for side, trained in zip(grid, trained_grid, strict=True)

@@ -20,7 +20,7 @@ class _Block(ConfiguredLayer):
             )
         else:
             layer = keras.layers.Dense(units, dtype=dtype, name=name)
-        # Keras 3.16 holds norms to the rank that they are built for.
+        # In Keras 3.16, norms accept only the rank that they were built for.
         layer.build((None, None, size))
         setattr(self, name, layer)
 
@@ -87,7 +87,7 @@ class TransformerBlock(_Block):
             0.0 <= drop_path_rate < 1.0, "drop_path_rate", "in [0, 1)", drop_path_rate
         )
         self.attention_scale = self.mlp_scale = None
-        # It has no weights, so files fit whether it is there or not.
+        # It has no weights, so saved weights load with or without it.
         self.drop_path = None
         if drop_path_rate:
             self.drop_path = keras.layers.Dropout(
@@ -151,7 +151,7 @@ def check_heads(num_heads, dim):
     check(dim % num_heads == 0, "num_heads", expected, num_heads)
 
 
-# Attention logits of pairs that must not see each other are lowered by this much.
+# Added to attention logits of pairs that must not see each other.
 _BLOCKED = -100.0
 
 
@@ -216,7 +216,7 @@ class WindowTransformerBlock(_Block):
         )
         self._add("qkv", dim, 3 * dim)
         self._add("attention_output", dim, dim)
-        # The bias of the attention is a part of its logits: float32 throughout.
+        # The bias is a part of the attention logits, which are float32.
         self._add("bias_hidden", 2, self.bias_dim, "float32")
         self._add("bias_output", self.bias_dim, self.num_heads, "float32")
         self._add("mlp_hidden", dim, self.mlp_dim)
@@ -249,7 +249,7 @@ class WindowTransformerBlock(_Block):
         )
         query, key, value = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), axis=0)
         logits = self._cosine_logits(query, key) + self.relative_bias(window)
-        # (batch, windows, heads, area, area): what varies by window is added there.
+        # (batch, windows, heads, area, area), to add what varies by window.
         num_windows = grid[0] * grid[1] // area
         logits = ops.reshape(logits, (batch, num_windows, self.num_heads, area, area))
         if any(shift):
@@ -285,7 +285,7 @@ class WindowTransformerBlock(_Block):
 
 
 def _norm(vectors):
-    # The derivative of a square root at zero is infinite: keep away from it.
+    # The derivative of a square root is infinite at zero.
     squares = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
     return ops.sqrt(ops.maximum(squares, 1e-24))
 

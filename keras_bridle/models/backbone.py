@@ -34,16 +34,16 @@ class PatchBackbone(SumsItself, Exportable, Configured, keras_hub.models.Backbon
     patch_embedding: Any
     blocks: Any
     hidden_dim: int
-    # What not every encoder has.
+    # Not every encoder has these.
     class_token: Any = None
     norm: Any = None
     position_encoding: Any = None
 
     def __init__(self, **kwargs):
-        # Sides differ from input to input; the channels of a map do not.
+        # Only the number of channels is the same for all inputs.
         inputs = keras.Input(open_sides(self.input_dims), name="inputs")
         maps, padding_mask = self.maps(inputs)
-        # `None`: the mode that the model is called in.
+        # `None` means the mode that the model is called with.
         outputs = self.encode(maps, padding_mask, training=None)
         self.maps_shape = self.features_shape = tuple(maps.shape)
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
@@ -97,7 +97,7 @@ class PatchBackbone(SumsItself, Exportable, Configured, keras_hub.models.Backbon
         if self.class_token is not None:
             tokens = self.class_token(tokens)
             mask = with_class_token(mask)
-        # Keras 3.16 would hold to a `None` that the graph of the model is made with.
+        # Keras 3.16 would keep a `None` that is a part of the model's graph.
         mode = {} if training is None else {"training": training}
         # All blocks share a single bias.
         biases = itertools.cycle(biases or [None])
@@ -289,7 +289,7 @@ class BridleBackbone(PatchBackbone):
             bias_names = ["position_bias"]
         self.position_biases, self.blocks = [], []
         drop_path_rates = rising_rates(drop_path_rate, num_layers)
-        # In turn, so that weights have the order of Keras' graph on every backend.
+        # In this order, weights are ordered as in Keras' graph on every backend.
         for index in range(num_layers):
             if index < len(bias_names):
                 sizes = num_heads, grid, use_class_token
@@ -328,7 +328,7 @@ class BridleBackbone(PatchBackbone):
         if grid != "input" and not (has_table and grid is None):
             return None if grid is None else tuple(grid)
         grid = self.grid_of_inputs()
-        if not has_table:  # the time of a clip is not stretched
+        if not has_table:  # positions in time are not stretched
             grid = (*[None] * (len(grid) - 2), *grid[-2:])
         if None in (grid if has_table else grid[-2:]):
             raise ValueError(
@@ -361,7 +361,7 @@ class BridleBackbone(PatchBackbone):
         """
         config = backbone_preset(preset)
         if config is None:
-            # This class stands for all encoders, a subclass for itself.
+            # This class loads any encoder, a subclass only its own.
             if cls is BridleBackbone:
                 return PatchBackbone.from_preset(preset, load_weights, **kwargs)
             return super().from_preset(preset, load_weights, **kwargs)

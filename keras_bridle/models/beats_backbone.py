@@ -68,7 +68,7 @@ class BeatsBackbone(PatchBackbone):
         - [Wang et al., 2022](https://arxiv.org/abs/2203.00555), DeepNorm
     """
 
-    # What a `BridleBackbone` like it would have.
+    # As in the corresponding `BridleBackbone`.
     use_class_token = use_final_norm = False
     position_layout = "convolution"
     layer_scale = None

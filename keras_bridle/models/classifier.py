@@ -172,7 +172,7 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
 
     def compile_from_config(self, config):
         """Compiles a loaded classifier as the saved one was."""
-        # Keras leaves it out for models with a `compile()` of their own.
+        # Keras does not save this for models that override `compile()`.
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
@@ -246,7 +246,7 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
                 weights or classes, or other classes than those of the saved head.
             FileNotFoundError: if the directory of a run has no preset yet.
         """
-        # Here, as it builds on this module.
+        # Imported here, as the module imports this one.
         from keras_bridle.conversion import checkpoints
 
         preset = preset_folder(checkpoints.fetched(preset))
@@ -285,7 +285,7 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
 
     def save_task_weights(self, filepath):
         """Saves the weights that are not the encoder's, see `keras_hub.models.Task`."""
-        # KerasHub would put the optimizer's state into the preset.
+        # KerasHub would save the optimizer's state, too.
         skipped = [self.backbone, self.optimizer]
         keras.saving.save_weights(self, filepath, objects_to_skip=skipped)
 
@@ -306,7 +306,7 @@ class _PooledEncoder(keras.layers.Layer):
     """Encodes raw inputs, in training only some patches, and pools them."""
 
     def __init__(self, backbone, pooling, token_mask, feature_augmentation):
-        # Raw input must reach the front end as it came, not in half precision.
+        # The front end needs raw inputs in full precision.
         super().__init__(dtype="float32", autocast=False, name="pooled_encoder")
         self.backbone = backbone
         self.pooling = pooling
@@ -367,7 +367,7 @@ def _mean(tokens, is_real):
     if is_real is None:
         return ops.mean(tokens, axis=1)
     weights = ops.expand_dims(ops.cast(is_real, "float32"), 2)
-    # Of a short clip the mask may have left nothing.
+    # The mask may have left nothing of a short clip.
     count = ops.maximum(ops.sum(weights, axis=1), 1.0)
     return ops.sum(tokens * weights, axis=1) / count
 

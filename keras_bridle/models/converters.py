@@ -15,7 +15,7 @@ from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.inputs import as_array, is_symbolic
 from keras_bridle.models.presets import MODALITIES_BY_RANK
 
-# The weights of red, green and blue in gray, as in Pillow and TensorFlow.
+# The weights of red, green and blue for gray, as in Pillow and TensorFlow.
 _BRIGHTNESS = np.array([[0.299], [0.587], [0.114]], "float32")
 
 
@@ -27,7 +27,7 @@ class _Converter(Configured):
     compute_output_shape: Any
 
     def __init__(self, *args, dtype="float32", **kwargs):
-        # Pixels keep their range, the encoder normalizes them (`PixelNormalization`).
+        # The encoder normalizes pixels itself (`PixelNormalization`).
         for name in ("scale", "offset"):
             if kwargs.pop(name, None) is not None:
                 raise ArgumentError(name, "left to the encoder", "a number")

@@ -17,7 +17,7 @@ from keras_bridle.config import ArgumentError
 def is_data_set(data):
     """Whether something gives batches, rather than being examples itself."""
     is_plain = data is None or isinstance(data, list | tuple | dict)
-    # Data sets of Hugging Face have a shape.
+    # Hugging Face data sets have a `shape`.
     return not (is_plain or hasattr(data, "dtype"))
 
 
@@ -34,7 +34,7 @@ def length_of(batches):
         count = getattr(batches, "cardinality", batches.__len__)()
     except (AttributeError, TypeError):
         return None
-    # What Grain repeats without an end has the largest length there is.
+    # Grain gives endless data sets the largest possible length.
     return int(count) if 0 <= int(count) < sys.maxsize else None
 
 
@@ -219,7 +219,7 @@ class TakesAnyData:
         given = x
         x, y, weight = self._data(x, y, weight, steps, epochs)
         if is_data_set(given):
-            # They have an order of their own, and Keras would warn of it.
+            # Data sets have their own order, and Keras would warn.
             is_indexed = isinstance(given, keras.utils.PyDataset) and x.num_batches
             kwargs.setdefault("shuffle", bool(is_indexed))
         if isinstance(validation_data, tuple):

@@ -69,7 +69,7 @@ class FeatureModel(SumsItself, Exportable, Configured, keras.Model):
         if wanted & {"vectors", "codes", "distances"}:
             vectors = self.tokenizer.vectors(maps, padding_mask)
             found["vectors"] = ops.cast(vectors, "float32")
-        # Codebooks that k-means is to set cannot give codes yet.
+        # Codebooks that wait for k-means have no codes yet.
         if wanted & {"codes", "distances"}:
             found["codes"] = self.tokenizer.quantizer(vectors, is_real).codes
         if "distances" in wanted:

@@ -152,7 +152,7 @@ class CodeDecoder(_Head):
         return ops.cast(ops.reshape(logits, shape), "float32")
 
     def compute_output_spec(self, tokens, patch_mask, grid, padding_mask=None):
-        # Keras on JAX would trace the sides of `grid` to find it out.
+        # Without this, Keras on JAX would trace the sides of `grid`.
         shape = (*patch_mask.masked.shape, self.num_levels, self.codebook_size)
         return keras.KerasTensor(shape, dtype="float32")
 
@@ -160,7 +160,7 @@ class CodeDecoder(_Head):
         """Copies the weights of another decoder of the same size, except the head's."""
         weights = zip(self._body_weights(), other._body_weights(), strict=True)
         for weight, source in weights:
-            # A copy, as training on JAX gives up the arrays it starts from.
+            # A copy, as training on JAX donates the arrays it starts from.
             weight.assign(ops.copy(source))
 
     def copy_last_levels(self, other, num_levels):
@@ -239,6 +239,6 @@ class FeatureEstimator(_Head):
         return ops.cast(self.head(self.norm(tokens)), "float32")
 
     def compute_output_spec(self, vectors, grid, padding_mask=None):
-        # Keras on JAX would trace the sides of `grid` to find it out.
+        # Without this, Keras on JAX would trace the sides of `grid`.
         shape = (*vectors.shape[:-1], self.output_dim)
         return keras.KerasTensor(shape, dtype="float32")

@@ -11,7 +11,7 @@ from keras_bridle.layers.log_mel import LogMelSpectrogram
 from keras_bridle.layers.pixels import PixelNormalization
 from keras_bridle.layers.positions import LAYOUTS
 
-# By the rank of one raw input.
+# Keys are the rank of one raw input.
 MODALITIES_BY_RANK = {1: "audio", 3: "image", 4: "video"}
 
 # hidden_dim, num_layers, num_heads
@@ -22,7 +22,7 @@ _SIZES = {
     "large": (1024, 24, 16),
     "huge": (1280, 32, 16),
 }
-# Of an input and of a patch.
+# Sides of an input and of a patch.
 _TINY_SIDES = {"image": (32, 4), "video": (64, 8)}
 
 
@@ -30,7 +30,7 @@ def _modality_arguments(modality, size):
     """The arguments of a `BridleBackbone` that its modality decides."""
     if modality == "audio":
         return {
-            # Tiny is for short clips: the consonant of a syllable takes 20 to 50 ms.
+            # Tiny encoders are for short clips: a consonant lasts 20 to 50 ms.
             "patch_size": (2, 32) if size == "tiny" else (16, 16),
             "input_dims": (None,),
             "front_end": LogMelSpectrogram(name="log_mel"),
@@ -70,14 +70,14 @@ def preset_names(modality=None):
         f"bridle_{name}_{size}"
         for name in MODALITIES_BY_RANK.values()
         for size in _SIZES
-        # Huge was published for video only.
+        # The paper has a huge encoder for video only.
         if modality in (None, name) and (size != "huge" or name == "video")
     ]
 
 
 def preset_folder(preset):
     """The preset's directory if given that of a run; anything else as it is."""
-    # Here, as it builds on the encoder.
+    # Imported here, as the module imports the encoder.
     from keras_bridle.conversion.checkpoints import is_checkpoint
 
     path = Path(preset)

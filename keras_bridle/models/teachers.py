@@ -82,7 +82,7 @@ def features_on_grid(backbone, inputs, grid):
         if count < wanted:
             patches = ops.take(patches, cells // times, axis=axis)
         elif count > wanted:
-            # The last one stands for those that are missing.
+            # Repeat the last one for those that are missing.
             patches = ops.take(patches, ops.minimum(cells, count - 1), axis=axis)
             shape = patches.shape[1:axis], (wanted, times), patches.shape[axis + 1 :]
             patches = ops.reshape(patches, (-1, *shape[0], *shape[1], *shape[2]))

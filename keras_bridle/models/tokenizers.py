@@ -21,7 +21,7 @@ class _Tokenizer(Configured, keras.Model):
             raise ArgumentError("quantizer", "one with a known `dim`", quantizer)
 
     def build_quantizer(self):
-        if not self.quantizer.built:  # one that was loaded or adapted before is
+        if not self.quantizer.built:  # it was loaded or adapted before
             self.quantizer.build((None, None, self.quantizer.dim))
         self.built = True
 
@@ -171,7 +171,7 @@ class RandomProjectionTokenizer(_Tokenizer):
     def _center_projection(self):
         """Gives a patch and the same, but brighter, the same vector."""
         kernel = self.patch_embedding.projection.kernel
-        # Of each channel by itself.
+        # The mean of each channel.
         pixels = math.prod(self.patch_embedding.patch_size)
         by_pixel = ops.reshape(kernel, (pixels, -1, self.hidden_dim))
         centered = by_pixel - ops.mean(by_pixel, axis=0, keepdims=True)
@@ -193,13 +193,13 @@ class RandomProjectionTokenizer(_Tokenizer):
         vectors = self.projection(patches)
         if not self.center_patches:
             return vectors
-        # What is left of a flat patch is rounding errors. Brought to unit length, they
-        # would be codes of its brightness: any fixed vector gives it a code of its own.
+        # Only rounding errors are left of a flat patch, which depend on its brightness.
+        # Unit length would magnify them, so a fixed vector replaces them.
         squares = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
         flat = self.quantizer.dim**-0.5
         return ops.where(squares > SHORTEST**2, vectors, flat)
 
 
-# Other centered vectors are longer: 9e-3 where one pixel of 1,536 is 1 / 255 brighter.
-# Rounding errors are 5e-6 long, those of bright patches 3e-5.
+# Other centered vectors are at least 9e-3 long (one pixel of 1,536 is 1 / 255
+# brighter), rounding errors 5e-6, or 3e-5 in bright patches.
 SHORTEST = 5e-4

@@ -10,8 +10,8 @@ from keras import ops
 from keras_bridle.engine import argmax_of_rows, is_symbolic, segment_sum
 from keras_bridle.replicas import all_rows, take_rows
 
-# Rows whose distances to all codes exist at one time: large enough for a fast matrix
-# product, small enough to stay in the cache and out of the memory's peak.
+# Rows to compare with all codes at a time: enough for a fast matrix product, few enough
+# to stay in the cache and not to raise peak memory.
 ROWS_AT_ONCE = 1024
 # Added to the EMA counts (Laplace smoothing), so that no code is divided by zero.
 SMOOTHING = 1e-5
@@ -21,7 +21,7 @@ class DrawnSeed(keras.random.SeedGenerator):
     """A seed drawn before, in the form that `keras.random` takes."""
 
     def __init__(self, seed):
-        # Without the parent's variable: there is no state to move.
+        # Without the parent's variables, as there is no state.
         self._seed = seed
 
     def next(self, ordered=True):
@@ -38,14 +38,14 @@ def unit_vectors(vectors):
     """Brings vectors `(..., dim)` to unit length; zero vectors stay zero."""
     squares = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
     scale = ops.rsqrt(ops.maximum(squares, 1e-24))
-    # No gradient at zero either, where it would be 1e12 times too large.
+    # The gradient is zero at zero, where it would be 1e12 times too large.
     return vectors * ops.where(squares > 1e-24, scale, 0.0)
 
 
 def choose_codes(scores, top_k=1, temperature=None, drawn=None):
     """Turns `nearness()` scores into the nearest codes, or draws them by `drawn`."""
     if drawn is not None:
-        # What scores lack of the squared distance, softmax ignores.
+        # Scores lack a part of the squared distance that softmax ignores.
         shares = ops.softmax(scores * (2.0 / temperature), axis=-1)
         reached = ops.cumsum(shares, axis=-1)
         threshold = drawn[:, None] * reached[:, -1:]
@@ -70,7 +70,7 @@ def sum_of_codes(table, codes, absent=False):
 
 def counts_and_sums(targets, codes, codebook_size):
     """Counts codes `(rows, top_k)` and adds up the targets `(rows, dim)` of each."""
-    # Codes of -1 go to a segment of their own, which is cut off.
+    # Codes of -1 go to a separate segment, which is dropped.
     ids = ops.where(codes < 0, codebook_size, codes)
     ones = ops.ones_like(targets[:, 0])
     counts = sums = 0.0
@@ -111,7 +111,7 @@ def restarted_tables(
     dead = tables["counts"] < threshold * mean
     num_rows = ops.shape(order)[0]
     if real is not None:
-        # Padding comes last in the order, out of reach.
+        # Padding is sorted last, out of reach.
         real = all_rows(ops.cast(real, "int32")) > 0
         order = ops.where(real, order, 2.0)
         num_rows = ops.maximum(ops.sum(ops.cast(real, "int32")), 1)
@@ -154,7 +154,7 @@ def map_rows(function, rows, rows_at_once=ROWS_AT_ONCE):
     # Slices of equal size, so that little is padded.
     size = (total + num_slices - 1) // num_slices
     missing = num_slices * size - total
-    # Of rows that lie on several devices, each slice takes some from all of them.
+    # Each slice takes rows from all devices.
     is_spread = keras.distribution.distribution() is not None
 
     def sliced(array):

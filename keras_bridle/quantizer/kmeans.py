@@ -4,9 +4,9 @@ import keras
 import numpy as np
 from keras import ops
 
-# Rows compared with all means at a time: bounds the memory of the distances.
+# Rows to compare with all means at a time, which bounds memory.
 ROWS_AT_ONCE = 4096
-# Squares of rounding errors, relative to those of the numbers they come from.
+# Squared rounding errors, relative to the squares of the numbers.
 ROUNDING = np.float32(1e-12)
 
 
@@ -66,10 +66,10 @@ def residual_kmeans(quantizer, vectors, iterations, seed):
         rows = np.concatenate([looked_up(residual) for residual in residuals])
         size = quantizer.codebook_size
         means, counts = kmeans(rows, size, iterations, cosine, seed=[seed, level])
-        # The codes of one vector add up to it, so each is a share.
+        # The codes of a vector add up to it, so each is moved by its share.
         means = means if cosine else means * np.float32(1.0 / top_k)
         if quantizer.shared_codebooks:
-            # All residuals change with the one codebook.
+            # With a shared codebook, all residuals change.
             tables, residuals = [], [vectors]
             for _ in range(min(level + 1, levels - 1)):
                 residuals.append(rest(residuals[-1], means))
@@ -116,7 +116,7 @@ def _fill_empty(samples, labels, means, rng):
 def _moved_means(samples, labels, means, cosine):
     counts = np.bincount(labels, minlength=len(means))
     occupied = np.flatnonzero(counts)
-    # Sorted by cluster, the samples of one are a run that reduceat adds up.
+    # Sort samples by cluster, so that reduceat sums each cluster's run.
     starts = (np.cumsum(counts) - counts)[occupied]
     order = np.argsort(labels, kind="stable")
     moved = np.add.reduceat(samples[order], starts, axis=0)
@@ -140,7 +140,7 @@ def sample_vectors(data, max_vectors, seed):
             drawn = np.empty((0, vectors.shape[1]), "float32")
         room = vectors[: max_vectors - len(drawn)]
         drawn = np.concatenate([drawn, room]) if len(room) else drawn
-        # Algorithm R: the n-th vector takes a random seat of n, if it is in the sample.
+        # Algorithm R: if in the sample, the n-th vector replaces a random one.
         later = vectors[len(room) :]
         first = seen + len(room)
         seats = rng.integers(0, np.arange(first, first + len(later)) + 1)

@@ -25,11 +25,11 @@ from keras_bridle.quantizer.kmeans import ROUNDING, residual_kmeans, sample_vect
 from keras_bridle.quantizer.usage import CodebookUsage, usage_of_counts
 from keras_bridle.replicas import draw_rows, num_replicas, sum_over_replicas
 
-# The EMA count that k-means gives a code without samples, in shares of an even use:
+# The EMA count after k-means of a code without samples, relative to uniform usage:
 # small, so that the code moves freely, but far above the smoothing.
 COUNT_OF_EMPTY = 0.01
 NORMALIZATIONS = ("input", "level", None)
-# How codebooks learn, and the weights that this moves.
+# The rules by which codebooks learn, and the weights that each updates.
 RULES: dict[str, tuple] = {
     "sums": ("code_vectors", "counts", "sums"),
     "mean": ("code_vectors", "counts"),
@@ -161,8 +161,8 @@ class ResidualQuantizer(ConfiguredLayer):
         **kwargs,
     ):
         super().__init__(locals())
-        # Inputs come as they are and are cast to float32 in the step: the policy's
-        # half precision would round them first.
+        # The step casts inputs to float32. Autocasting would round them to half
+        # precision first.
         self.autocast = False
         threshold = restart_threshold or 0.0
         keeps_counts = codebook_update != "gradient"
@@ -185,7 +185,7 @@ class ResidualQuantizer(ConfiguredLayer):
         }
         for name, (is_right, expected) in rules.items():
             check(is_right, name, expected, getattr(self, name))
-        # Follows keras.utils.set_random_seed when no seed is given.
+        # Without a seed, it follows `keras.utils.set_random_seed()`.
         self._seed = random.randrange(2**31) if seed is None else seed
         if any(self._wanted_draws().values()):
             self.seed_generator = keras.random.SeedGenerator(self._seed)
@@ -212,16 +212,16 @@ class ResidualQuantizer(ConfiguredLayer):
         by_gradient = self.codebook_update == "gradient"
         tables = (self._num_tables, self.codebook_size)
         vectors, draw = (*tables, self.dim), self._initial_code_vectors
-        # The optimizer applies it after each of its steps.
+        # The optimizer applies the constraint after each step.
         unit = keras.constraints.UnitNorm(-1) if self.normalize_codes else None
         learned = {"trainable": True, "constraint": unit} if by_gradient else {}
         self.code_vectors = self._add_state("code_vectors", vectors, draw, **learned)
         if not by_gradient:
             self.counts = self._add_state("counts", tables, "ones")
         if self.codebook_update == "sums":
-            # Counts are one, so consistent sums are the code vectors themselves.
+            # With counts of 1, consistent sums are the code vectors.
             self.sums = self._add_state("sums", vectors, draw)
-        # Exact, for `usage()`: the EMA counts forget.
+        # Exact counts for `usage()`, as EMA counts decay.
         shape = (self.num_levels, self.codebook_size)
         self.code_histogram = self._add_state("code_histogram", shape, dtype="int")
 
@@ -273,7 +273,7 @@ class ResidualQuantizer(ConfiguredLayer):
             level_losses=keras.KerasTensor((self.num_levels,), dtype="float32"),
         )
 
-    # State and the pure step.
+    # The state, and a step as a pure function of it.
 
     def _state_weights(self):
         """The weights that a training step moves, by name."""
@@ -324,7 +324,7 @@ class ResidualQuantizer(ConfiguredLayer):
         rows, levels = ops.shape(vectors)[0], self.num_levels
         draw_each = functools.partial(draw_rows, keras.random.uniform)
         choice = uniform(draws.get("choice"), (rows, levels), draw_each)
-        # The order is that of the vectors of all replicas.
+        # The order covers the vectors of all replicas.
         order = uniform(draws.get("order"), (num_replicas() * rows,))
         num_used = uniform(draws.get("num_levels"), ())
         codes = self._search(vectors, tables, choice)
@@ -334,7 +334,7 @@ class ResidualQuantizer(ConfiguredLayer):
             num_used = ops.minimum(ops.cast(num_used * levels, "int32"), levels - 1) + 1
             is_used = ops.arange(levels, dtype="int32") < num_used
             codes = ops.where(is_used[:, None], codes, -1)
-        # Means are over the real rows of all replicas, whose shares of it add up.
+        # Means are over the real rows of all replicas: their shares add up.
         share = float(num_replicas())
         if real is not None:
             codes = ops.where(real[:, None, None], codes, -1)
@@ -358,7 +358,7 @@ class ResidualQuantizer(ConfiguredLayer):
         loss = ops.sum(level_losses) / num_losses
         if training:
             state = self._moved(state, residuals, codes, real, num_used, order, loss)
-        # What is left after the last level is what the codes' sum lacks.
+        # The residual after the last level is the error of the codes' sum.
         quantized = vectors - ops.stop_gradient(residual)
         return self._output(quantized, codes, loss, level_losses, lead), state
 
@@ -401,7 +401,7 @@ class ResidualQuantizer(ConfiguredLayer):
         vectors = ops.cast(ops.reshape(vectors, (-1, self.dim)), "float32")
         if padding_mask is not None:
             real = ops.cast(ops.reshape(padding_mask, (-1,)), "bool")
-            # First, so that not even NaN in the padding gets any further.
+            # First, so that not even NaN in the padding spreads.
             vectors = ops.where(real[:, None], vectors, 0.0)
         if self.normalize == "input":
             vectors = unit_vectors(vectors)
@@ -414,7 +414,7 @@ class ResidualQuantizer(ConfiguredLayer):
         squares, floor = (
             ops.sum(ops.square(x), axis=-1, keepdims=True) for x in (residual, vectors)
         )
-        # The direction of rounding errors would differ from machine to machine.
+        # Rounding errors would have another direction on each machine.
         return unit_vectors(ops.where(squares > floor * ROUNDING, residual, 1.0))
 
     def _search(self, vectors, tables, choice=None):
@@ -443,7 +443,7 @@ class ResidualQuantizer(ConfiguredLayer):
 
     def _moved(self, state, residuals, codes, real, num_used, order, loss):
         """Returns the state after this batch; the old one if the batch is unfit."""
-        # What each code of a vector should be, given the vector.
+        # The target of each code of a vector.
         residuals = [ops.stop_gradient(x) for x in residuals]
         targets = [self._looked_up(x, residuals[0]) for x in residuals]
         if self.top_k > 1 and self.normalize != "level":
@@ -489,7 +489,7 @@ class ResidualQuantizer(ConfiguredLayer):
         has_residuals = self.shared_codebooks and self.num_levels > 1
         return is_first & (self.normalize == "input" and not has_residuals)
 
-    # Codes without training.
+    # Inference: codes and decoding.
 
     def encode(self, vectors):
         """Returns the codes of `vectors`, without training's dropout and sampling.
@@ -556,7 +556,7 @@ class ResidualQuantizer(ConfiguredLayer):
         self.code_vectors.assign(tables)
         if self.codebook_update == "gradient":
             return
-        # An evenly used code starts with a count of 1.
+        # A code with uniform usage starts with a count of 1.
         shares = samples / samples.mean(axis=1, keepdims=True)
         counts = np.maximum(shares, COUNT_OF_EMPTY).astype("float32")
         self.counts.assign(counts)

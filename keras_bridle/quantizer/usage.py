@@ -56,7 +56,7 @@ class CodeUsage(keras.metrics.Metric):
         super().__init__(name=name, dtype=dtype)
         self.num_levels = num_levels
         self.codebook_size = codebook_size
-        # Integers: float32 stops counting at 2 ** 24.
+        # Integers, as float32 stops counting at 2 ** 24.
         self.counts = self.add_variable(
             shape=(num_levels, codebook_size),
             initializer="zeros",
@@ -71,7 +71,7 @@ class CodeUsage(keras.metrics.Metric):
             codes = ops.where(ops.cast(mask, "bool")[..., None], codes, -1)
         size = self.codebook_size + 1
         ids = ops.where(codes < 0, self.codebook_size, ops.cast(codes, "int32"))
-        # Each level's codes in a range of their own.
+        # Give each level's codes their own range.
         ids = ids + size * ops.arange(self.num_levels, dtype="int32")
         ids = ops.reshape(ids, (-1,))
         counts = segment_sum(ops.ones_like(ids), ids, self.num_levels * size)

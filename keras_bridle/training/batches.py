@@ -48,7 +48,7 @@ def from_batch_on(batches, start, repeat=False, convert=None):
     if not is_tf_data(batches):
         return LaterBatches(batches, start, repeat, convert)
     if repeat:
-        # A whole number of readings is nothing to skip.
+        # Whole passes over the data need no skipping.
         start %= length_of(batches) or sys.maxsize
         batches = batches.repeat()
     return batches.skip(start) if start else batches
@@ -102,7 +102,7 @@ class ArrayBatches(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         start = (self.first_batch + index) * self.batch_size
-        # Sorted, a batch is also read from a file on disk in one direction.
+        # Sorted, so that files on disk are read in one direction.
         places = np.sort(self._order[start : start + self.batch_size])
         part, count = self.shard
         size = self.batch_size // count
@@ -118,7 +118,7 @@ def fit_in_order(model, batches, callbacks, verbose=0, closing=(), **options):
     """Is `model.fit()` on batches in their own order; closes callbacks at its end."""
     callbacks = [*callbacks, EpochsWithBatches()]
     if isinstance(batches, ArrayBatches):
-        # Keras may draw a batch to look at it, which ends an epoch of its own.
+        # Keras may read a batch to inspect it, which must not end an epoch.
         in_order = keras.callbacks.LambdaCallback(
             on_epoch_begin=lambda epoch, logs: batches.start_epoch(epoch)
         )

@@ -17,19 +17,19 @@ from pathlib import Path
 import keras
 import numpy as np
 
-# What layers draw from that were given no seed; Keras has no public name for it.
+# Layers without a seed draw from it. Keras has no public name for it.
 from keras.src.random.seed_generator import global_seed_generator
 
 from keras_bridle.distribution import gather, is_alone, is_chief
 from keras_bridle.replicas import summing
 from keras_bridle.training.batches import first_batches
 
-# A quota is as good as a full disk.
+# An exceeded quota counts as a full disk.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# As a shell reports a program that SIGTERM ended: Kubernetes, HTCondor and the like
-# take it for a stop that was asked for, not for a fault of the program.
+# A shell's exit code for SIGTERM. Kubernetes, HTCondor and others take it for a
+# requested stop rather than a failure.
 EXIT_CODE = 128 + signal.SIGTERM
-# How often several processes ask each other, in seconds.
+# Seconds between the processes' exchanges about stopping.
 _INTERVAL = 1.0
 
 
@@ -56,7 +56,7 @@ def atomic_file(path):
         _flush(unfinished)
         unfinished.replace(path)
         _flush(path.parent)
-    # HDF5 may notice only on closing a file, with an error of its own.
+    # HDF5 may notice only when it closes a file, and raises its own error.
     except (OSError, RuntimeError) as error:
         raise SaveError(path, error) from error
     finally:
@@ -97,7 +97,7 @@ def write_history(path, logs):
 def full_disk_error(error):
     """Finds the exception that says that a disk is full: an error, or its cause."""
     while error is not None:
-        # HDF5 and TensorFlow raise errors without a number.
+        # HDF5's and TensorFlow's errors have no `errno`.
         in_words = os.strerror(errno.ENOSPC) in str(error)
         if in_words or getattr(error, "errno", None) in _FULL:
             return error
@@ -119,7 +119,7 @@ def state_variables(model):
 
 def _as_array(variable):
     array = keras.ops.convert_to_numpy(variable)
-    # NumPy's files know no bfloat16; float32 holds it exactly.
+    # NumPy's files have no bfloat16; float32 holds it exactly.
     return array if array.dtype.kind in "biuf" else array.astype("float32")
 
 
@@ -155,7 +155,7 @@ class NonFiniteSteps(keras.callbacks.Callback):
         self._seen = None if self.first_step else 0
 
     def on_train_batch_end(self, batch, logs=None):
-        # One step late: to wait for each would keep accelerators waiting.
+        # One step late, as waiting for each step would stall accelerators.
         self.check()
         self._pending = (self._epoch, self.first_step + batch, logs or {})
 
@@ -201,7 +201,7 @@ def is_float16():
 
 def skipping(optimizer):
     """Makes an optimizer skip steps whose gradients are not finite."""
-    # Keras' scaling of losses does just that.
+    # Keras' loss scaling does just that.
     exact = {"initial_scale": 1.0, "dynamic_growth_steps": 2**31 - 1}
     optimizer.is_within = True  # see `SummedGradients`
     scaling = summing(keras.optimizers.LossScaleOptimizer)
@@ -226,7 +226,7 @@ class Preemption:
         self.is_requested = False
         self._before = None
         self._is_alone = is_alone()
-        # Of several processes: what they agreed on, and the steps to the next asking.
+        # With several processes: what they agreed on, and steps to the next exchange.
         self._is_agreed, self._steps, self._steps_left = False, 1, 1
         self._asked_at = time.monotonic()
 
@@ -237,11 +237,11 @@ class Preemption:
 
     def __exit__(self, kind, error, traceback):
         if isinstance(error, Preempted) and not self._is_alone:
-            # The first one to end makes torchrun send the others the signal.
+            # When one process ends, torchrun sends the others the signal.
             return
         self._restore()
         if self.is_requested and kind is None:
-            # It came too late for this run, but the program is to end all the same.
+            # It came too late for this run, but must still end the program.
             os.kill(os.getpid(), signal.SIGTERM)
 
     def is_due(self):
@@ -252,7 +252,7 @@ class Preemption:
         if self._steps_left <= 0:
             now = time.monotonic()
             steps = self._steps * _INTERVAL / max(now - self._asked_at, 1e-3)
-            # One step that happens to be short tells little. The chief's number counts.
+            # A single step is too noisy, and the chief's number decides.
             steps = int(np.clip(steps, 1, 2 * self._steps)) if is_chief() else 0
             requests, steps = gather([int(self.is_requested), steps]).sum(axis=0)
             self._is_agreed = self._is_agreed or bool(requests)
@@ -264,7 +264,7 @@ class Preemption:
         """Raises `Preempted` if the signal came, in all processes at this point."""
         self._steps_left = 0
         is_due = self.is_due()
-        # What follows may have longer steps.
+        # The next phase may have longer steps.
         self._steps = self._steps_left = 1
         if is_due:
             raise Preempted
@@ -311,19 +311,19 @@ class Checkpoint(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch, self._first_step = epoch, 0
         if self._metrics and epoch == self.epoch:
-            # Keras has just reset them.
+            # Keras has just reset the metrics.
             self._first_step = self.step
             assign(_unique(self.model.metrics_variables), self._metrics)
             self._metrics = []
 
     def on_train_batch_end(self, batch, logs=None):
         self._is_due = self._is_due or self._is_time(self._first_step + batch + 1)
-        # After the last step, the end of the epoch is to follow.
+        # After the last step, the epoch must still end.
         if self._is_due and batch + 1 != self.params.get("steps"):
             self._save_and_stop(self._epoch, self._first_step + batch + 1)
 
     def on_epoch_end(self, epoch, logs=None):
-        # An epoch that is run again takes the place of the first try.
+        # A repeated epoch replaces its first row.
         self.logs[epoch:] = [{name: float(x) for name, x in (logs or {}).items()}]
         write_history(self.path.with_name("history.csv"), self.logs)
         is_last = epoch + 1 == self.params.get("epochs")
@@ -402,7 +402,7 @@ class Checkpoint(keras.callbacks.Callback):
         for path in paths:
             try:
                 return _read(path)
-            # Damage shows in as many kinds of errors as an archive has kinds of bytes.
+            # Damaged archives raise many kinds of errors.
             except Exception as error:
                 damage = f"{type(error).__name__}: {error}"
                 if path is paths[-1]:
@@ -410,7 +410,7 @@ class Checkpoint(keras.callbacks.Callback):
                         f"The checkpoint {path} is damaged and cannot be read "
                         f"({damage}). Delete it to start the phase anew"
                     ) from error
-                # Out of the way: the next one saved must not push out the good one.
+                # Move it away, or the next checkpoint would replace the good one.
                 kept = path.replace(self._damaged_path)
                 warnings.warn(
                     f"The checkpoint {path} is damaged ({damage}) and kept as "

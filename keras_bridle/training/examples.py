@@ -58,7 +58,7 @@ def balanced_weights(labels, num_classes=None):
         weights = 1000.0 / (counts[labels] + 0.01)
     else:
         of_class = 1000.0 / (np.count_nonzero(labels, axis=0) + 0.01)
-        # In chunks, as products are made in float64.
+        # In chunks, as products are in float64.
         chunks = np.array_split(labels, 1 + len(labels) // 10_000)
         weights = np.concatenate([(chunk > 0) @ of_class for chunk in chunks])
     if not weights.sum() > 0:
@@ -84,7 +84,7 @@ class Examples:
 
     def some_inputs(self, count, seed=0):
         """Draws some examples at random, and gives their inputs, an array."""
-        # Neighbors are often of one class, so not the first.
+        # Not the first ones, as neighbors often share a class.
         drawn = np.random.default_rng(seed).permutation(len(self))[:count]
         batches = self.subset(np.sort(drawn)).batches_in_order(32)
         return np.concatenate([inputs for inputs, _ in batches])
@@ -173,7 +173,7 @@ class FileExamples(Examples):
             return lambda epoch: shuffled(self.manifest, initial_epoch=epoch), steps
 
         def batches_from(first):
-            # Of each epoch other files, so each is a data set of its own.
+            # Each epoch is its own data set, as its files differ.
             for epoch in itertools.count(first):
                 order = epoch_order(len(self), seed, epoch, weights, epoch_length)
                 yield from read(
@@ -183,7 +183,7 @@ class FileExamples(Examples):
                     drop_remainder=True,
                 )
 
-        # Keras would lose what it reads of a generator to look at it.
+        # Keras would lose the batch that it reads to inspect a generator.
         return lambda epoch: LaterBatches(Opened(batches_from, epoch)), steps
 
     def batches_in_order(self, batch_size):
@@ -201,7 +201,7 @@ class FileExamples(Examples):
         )
 
     def _take(self, indices):
-        # What is missing was reported once.
+        # Missing files were reported before.
         return dataclasses.replace(self.manifest.take(indices), missing=())
 
 

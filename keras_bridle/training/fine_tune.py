@@ -108,7 +108,7 @@ class FineTuner(TrainedModel):
         logits = self.classifier.classify(features, padding_mask, training=training)
         outputs = {"logits": logits, **mixed}
         if training and self.repeats > 1:
-            # Tells those who see the labels alone that inputs were repeated.
+            # Tells code that sees only the labels that inputs are repeated.
             outputs["repeated"] = ops.ones_like(logits[:, 0])
         return outputs
 
@@ -204,7 +204,7 @@ class ValidationScores(keras.callbacks.Callback):
 
 
 def _validation_scores(labels, scores):
-    # Importing scikit-learn takes a second, which others need not wait for.
+    # Importing scikit-learn takes a second that others need not wait for.
     from sklearn.metrics import average_precision_score
 
     found = {}
@@ -229,7 +229,7 @@ def averaged_weights(model):
     variables = model.trainable_variables
     kept = _values(variables)
     optimizer.finalize_variable_values(variables)
-    # On JAX these are the averages themselves, which a step would use up.
+    # On JAX, these are the averages themselves, which a step would donate.
     assign(variables, _values(variables))
     try:
         yield
@@ -325,7 +325,7 @@ def fine_tune(
         tuning.batch_size, tuning.seed, weights, tuning.epoch_length
     )
     check_accumulation(tuning, steps)
-    # Schedules count batches, also where several of them make a step.
+    # Schedules count batches, even if several of them make a step.
     warmup_steps = round(tuning.warmup_epochs * steps)
     losses = {
         "binary": keras.losses.BinaryCrossentropy,
@@ -376,7 +376,7 @@ def fine_tune(
                 [progress],
                 epochs=epochs,
                 initial_epoch=checkpoint.epoch,
-                # Finite ones know their number.
+                # Finite data sets have a length.
                 steps_per_epoch=None if getattr(batches, "num_batches", 0) else steps,
             )
         if scores is None:

@@ -110,7 +110,7 @@ class InterleavedPretraining:
         self.decoder: Any = None
         self.estimator: Any = None
         self.history: dict[str, dict[str, list[float]]] = {}
-        # The last function by the names of outputs, and what it is for.
+        # The last compiled function, and the model and outputs it is for.
         self._functions: dict[tuple[str, ...], tuple] = {}
         self._check_parts()
 
@@ -244,11 +244,11 @@ class InterleavedPretraining:
         self._new_estimator(self.backbone).build((None, None, self.config.code_dim))
         if self.teacher is not None:
             grids = [x.grid_of_inputs() for x in (self.teacher, self.backbone)]
-            # Waveforms tell their length later.
+            # The length of waveforms is known later.
             if None not in (*grids[0], *grids[1]):
                 check_grids(*grids)
         if self.backbone.front_end is not None:
-            # The tokenizer's encoder gets one of its own.
+            # The tokenizer's encoder gets its own front end.
             serialized = keras.saving.serialize_keras_object(self.backbone.front_end)
             keras.saving.deserialize_keras_object(serialized)
 
@@ -294,7 +294,7 @@ class InterleavedPretraining:
 
     def _run_phase(self, index, phase, call, files):
         """Trains a phase, or loads it if it is done."""
-        # A phase draws the same numbers whether the run was stopped before or not.
+        # A phase draws the same numbers whether or not the run was resumed.
         keras.utils.set_random_seed((self.config.seed * 1000 + index) % 2**32)
         trainer = self._trainer(phase, call.options)
         names = (*trainer.trained_parts, "tokenizer")
@@ -312,7 +312,7 @@ class InterleavedPretraining:
     def _train(self, trainer, phase, call, files):
         """Trains a phase from where it was stopped, if it was; gives its history."""
         call.compile(trainer, phase)
-        # In all processes at once. TensorFlow traces steps twice that make variables.
+        # All processes together. TensorFlow traces a step twice if it makes variables.
         trainer.optimizer.build(trainer.trainable_variables)
         make_batches, options = call.make_batches, call.options
         if not files.restore(trainer):
@@ -350,7 +350,7 @@ class InterleavedPretraining:
         teacher = self._teacher(phase)
         if phase.kind in ("tokenizer", "joint"):
             self.estimator = self._new_estimator(teacher)
-        # Layers without seeds draw them one after the other, so their order counts.
+        # Layers without seeds draw them in turn, so the order of creation counts.
         if phase.kind == "tokenizer":
             return TokenizerPretrainer(
                 self.tokenizer,
@@ -411,7 +411,7 @@ class InterleavedPretraining:
     def _new_quantizer(self):
         config = self.config
         options = {"normalize": config.normalize, "seed": config.seed}
-        # Codebooks that are weights have nothing to restart by.
+        # Codebooks that learn by gradient have no counts to restart by.
         if config.quantizer_options.get("codebook_update") != "gradient":
             options["restart_threshold"] = config.restart_threshold
         options |= config.quantizer_options
@@ -475,7 +475,7 @@ for described, kind, indent in (
     (InterleavedPretraining, MethodOptions, 12),
     (InterleavedPretraining.fit, TrainingOptions, 16),
 ):
-    # Without docstrings, as with `python -OO`, there is nothing to fill in.
+    # With `python -OO`, there is no docstring to fill in.
     text = described.__doc__ or ""
     described.__doc__ = text.replace("{options}", _listed(kind, indent))
 
@@ -529,7 +529,7 @@ def load_run(directory):
         )
     made = [phase for phase in done if phase.kind != "encoder"][-1]
     if (root / "preset" / "config.json").exists():
-        # It knows its names and dtype policies; weights come with the phases.
+        # It has its names and dtype policies; weights come with the phases.
         backbone = BridleBackbone.from_preset(str(root / "preset"))
     else:
         backbone = keras.saving.deserialize_keras_object(settings["backbone"])

@@ -20,7 +20,7 @@ def code_prediction_loss(codes, logits, weights=None):
     if len(codes.shape) == len(logits.shape):
         logits = ops.expand_dims(logits, 3)
         logits = ops.repeat(logits, codes.shape[-1], axis=3)
-    # Padding has the code -1. Its weight is 0, but even so it must be a code.
+    # Padding has the code -1. Its weight is 0, but the index must be valid.
     codes = ops.maximum(codes, 0)
     losses = keras.losses.sparse_categorical_crossentropy(
         codes, logits, from_logits=True

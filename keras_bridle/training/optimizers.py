@@ -9,8 +9,8 @@ from keras import ops
 from keras_bridle.config import ArgumentError
 from keras_bridle.replicas import summing
 
-# Which weights come before the first block, and which number a block has. Names are
-# those that `BridleBackbone` gives to its parts.
+# Weights before the first block, and the number of a block, by the names that
+# `BridleBackbone` gives to its parts.
 _FIRST = re.compile(
     r"(^|/)(patch_(embedding|norm|projection)|class_token|position_(encoding|norm))(/|$)"
 )
@@ -30,7 +30,7 @@ def warmup_cosine(learning_rate, total_steps, warmup_steps=0, min_learning_rate=
     )
     if warmup_steps == 0:
         return schedule(learning_rate)
-    # The type of the rate decides that of the whole computation.
+    # The dtype of the rate decides the dtype of the computation.
     return schedule(
         learning_rate * 0.0, warmup_target=learning_rate, warmup_steps=warmup_steps
     )
@@ -94,7 +94,7 @@ class LayerDecayAdamW(keras.optimizers.Adam):
             raise ArgumentError("num_layers", "at least 1", num_layers)
         if not 0.0 < layer_decay <= 1.0:
             raise ArgumentError("layer_decay", "above 0 and at most 1", layer_decay)
-        # Keras' own weight decay would know one rate only.
+        # Keras' own weight decay uses a single rate.
         super().__init__(learning_rate, epsilon=epsilon, weight_decay=None, **kwargs)
         self.num_layers = num_layers
         self.layer_decay = layer_decay
@@ -121,7 +121,7 @@ class LayerDecayAdamW(keras.optimizers.Adam):
         self._rates = {}
         for variable in variables:
             rates = self.multiplier(variable), decays(variable)
-            # TensorFlow gives `update_step()` the values, which have no path.
+            # TensorFlow passes values to `update_step()`, which have no path.
             self._rates[id(variable)] = self._rates[id(variable.value)] = rates
         super().build(variables)
 

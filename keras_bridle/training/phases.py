@@ -25,7 +25,7 @@ class Phase(NamedTuple):
     learning_rate: float
 
 
-# Where these are from: docs/how_long.md.
+# docs/how_long.md explains these defaults.
 EXAMPLES_FOR_ROUNDS = 50_000
 ENCODER_STEPS = 10_000
 ENCODER_EPOCHS = 20, 400
@@ -74,7 +74,7 @@ def phases(options, has_teacher=False):
     return [Phase(f"{i}_{kind}", kind, *rest) for i, (kind, *rest) in enumerate(plan)]
 
 
-# With fewer, encoders were no better than untrained ones by some probe, on some data:
+# With fewer steps, some probes on some data found no gain over an untrained encoder:
 # docs/how_long.md.
 ENOUGH_STEPS = 1000
 
@@ -115,7 +115,7 @@ class FitCall:
         trainer.phase = phase.name
         options = self.options
         trainer.set_trained_parts()
-        # Schedules count batches, also where several of them make a step.
+        # Schedules count batches, even if several of them make a step.
         batches = phase.epochs * self.num_batches
         warmup = int(options.warmup * batches)
         schedule = warmup_cosine(phase.learning_rate, batches, warmup)
@@ -176,7 +176,7 @@ class FitCall:
 
     def _fit_rest_of_epoch(self, trainer, phase, fit, epoch, step):
         """Trains the rest of an epoch in a `fit()` of its own."""
-        # Keras ends it with moving averages in place of the weights.
+        # At its end, Keras replaces the weights by their moving averages.
         kept: list = []
         keep = keras.callbacks.LambdaCallback(
             on_epoch_end=lambda epoch, logs: kept.extend(trainer.get_weights())

@@ -18,7 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-# How many lines to print at most where there is no terminal.
+# The most lines to print without a terminal.
 _LINES = 5
 
 
@@ -44,7 +44,7 @@ def device_memory():
     status = Path("/proc/self/statm")
     if status.exists():
         return int(status.read_text().split()[1]) * resource.getpagesize(), "process"
-    # The most it ever held, in bytes on macOS and in KiB elsewhere.
+    # Peak memory, in bytes on macOS and in KiB elsewhere.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024), "process"
 
@@ -82,16 +82,16 @@ def tune_jax():
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        # Code for one processor may not run on another that shares this folder.
+        # Code for one processor may not run on another one that shares this folder.
         info = Path("/proc/cpuinfo")
         lines = info.read_text().splitlines() if info.exists() else []
-        # What Linux calls them on x86 and on ARM.
+        # Linux' names for the processor's features on x86 and on ARM.
         features = [x for x in lines if x.lower().startswith(("flags", "features"))]
         about = "".join([platform.machine(), platform.processor(), *features[:1]])
         machine = hashlib.sha256(about.encode()).hexdigest()[:8]
         folder = Path(cache, "keras_bridle", f"jax-{machine}")
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    # The hundreds of small programs take as long as the large ones.
+    # Cache small programs, too: together they take as long as the large ones.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
@@ -107,7 +107,7 @@ def keep_freed_memory():
     if mallopt is None:  # another C library
         return False
     no_mapped_blocks, never_trim = (-4, 0), (-1, 2**31 - 1)
-    # One for all threads makes them wait for each other, many keep too much.
+    # With one arena threads wait for each other, and many hold too much memory.
     arenas = (-8, os.cpu_count() or 1)
     return all(mallopt(*x) for x in (no_mapped_blocks, arenas, never_trim))
 
@@ -159,7 +159,7 @@ class RichProgress(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if self.clock is not None and "loss" in (logs or {}):
-            # What is still being computed would pass for waiting at the next batch.
+            # Otherwise pending computation would count as waiting for the next batch.
             float(keras.ops.convert_to_numpy(logs["loss"]))
         self.done += 1
         self._timed += 1
@@ -330,7 +330,7 @@ class ProfileSteps(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self._done += 1
         if self._done == self.first_step + self.steps:
-            # What is still being computed belongs to the trace.
+            # Pending computation belongs to the trace.
             keras.tree.map_structure(keras.ops.convert_to_numpy, logs or {})
             self.close()
 

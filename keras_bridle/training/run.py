@@ -57,7 +57,7 @@ class RunDirectory:
         self._state_path = self.path / "state.json"
         self._done: list[str] = []
         settings_path = self.path / "settings.json"
-        # What JSON makes of the settings is what a later run will read.
+        # Compare what a later run will read: the settings after a pass through JSON.
         settings = json.loads(json.dumps(settings))
         backend = keras.config.backend()
         if not settings_path.exists():
@@ -144,7 +144,7 @@ def open_run(directory, settings, options, resume=False, echo=False):
                 PhaseFiles, run=run, options=options, preemption=preemption
             )
         except BaseException as error:
-            # The disk may be what is wrong.
+            # The disk itself may be the problem.
             with contextlib.suppress(OSError):
                 run.note(f"Stopped by {type(error).__name__}")
             raise
@@ -167,7 +167,7 @@ class PhaseFiles:
                 self.folder / "checkpoint.npz",
                 every=options.checkpoint_every,
                 every_steps=options.checkpoint_every_steps,
-                # Processes that save together must not look at clocks of their own.
+                # Processes that save together must not go by their own clocks.
                 minutes=options.checkpoint_minutes if is_alone() else None,
                 preemption=preemption,
             )
@@ -249,7 +249,7 @@ def cached_codes(tokenize, tokenizers, inputs, batch_size, folder=None):
     def compute(new_array):
         codes = None
         for start in starts:
-            # The last batch is full as well, with some examples once more.
+            # The last batch is filled up with repeated examples.
             start = min(start, len(inputs) - size)
             batch = np.maximum(tokenize(in_floatx(inputs[start : start + size])), 0)
             if codes is None:

@@ -47,7 +47,7 @@ class Tracker(keras.callbacks.Callback):
         self.project = project
         self._module: Any = None
         if kind != "tensorboard":
-            # Now, and not after hours.
+            # Fail now rather than after hours.
             self._module = importlib.import_module(kind)
         self._run: Any = None
 

@@ -77,8 +77,8 @@ class Pretrainer(TrainedModel):
     def set_trained_parts(self):
         """Freezes all but the phase's own parts, as `compile()` does."""
         for name, part in self.parts.items():
-            # On TensorFlow, setting what is set already does nothing, not even to the
-            # parts' own layers, which after loading may differ.
+            # On TensorFlow, setting an unchanged value does nothing, even if the layers
+            # of the parts differ, as they may after loading.
             part.trainable = name not in self.trained_parts
             part.trainable = name in self.trained_parts
 
@@ -87,13 +87,13 @@ class Pretrainer(TrainedModel):
         super().compile(*args, **kwargs)
         sum_gradients(self.trainable_variables)
         if keras.backend.backend() == "torch":
-            # Each part lists its own parameters before the whole does, by paths, which
-            # are the same in the encoder and the tokenizer's own.
+            # Let each part list its parameters before the whole does, as paths are the
+            # same in the encoder and in the tokenizer's encoder.
             for part in self.parts.values():
                 part.named_parameters()
 
     def compile_from_config(self, config):
-        # Keras leaves it out for models with a `compile()` of their own.
+        # Keras does not save this for models that override `compile()`.
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
@@ -125,7 +125,7 @@ class Pretrainer(TrainedModel):
             loss = sum_over_replicas(self.loss_share(y_pred))
             self.finite_loss.update_state(loss, ops.shape(codes)[0])
         if len(codes.shape) == 4:
-            # Several codes of a level, which all count.
+            # Soft quantizers: all codes of a level count.
             codes = ops.swapaxes(codes, 2, 3)
             real = ops.broadcast_to(ops.expand_dims(real, 2), ops.shape(codes)[:3])
         self.code_usage.update_state(codes, real)
@@ -260,7 +260,7 @@ class EncoderPretrainer(Pretrainer):
     def draw_mask(self, maps):
         """Draws the `PatchMask` of a batch of maps."""
         grid = self.backbone.grid(maps)
-        # A mask asks for the patches' shape alone.
+        # A mask only needs the shape of the patches.
         patches = ops.zeros((ops.shape(maps)[0], math.prod(grid)))
         return self.mask(patches, grid=grid)
 
@@ -480,7 +480,7 @@ class JointPretrainer(EncoderPretrainer):
             tokenizer,
             mask,
             augmentation,
-            # The tokenizer learns from all patches, so it sees them all.
+            # The tokenizer learns from all patches.
             tokenize="all",
             earlier_tokenizer=earlier_tokenizer,
             **kwargs,
@@ -501,10 +501,10 @@ class JointPretrainer(EncoderPretrainer):
             losses, _ = self._tokenizer_step(maps, padding_mask, training=False)
             return {**outputs, **losses}
         quantizer = self.tokenizer.quantizer
-        # Inside a branch nothing may be assigned and no random number drawn.
+        # Within a branch, nothing may be assigned and no random number drawn.
         state, draws = quantizer.state(), quantizer.draws()
         step = ops.convert_to_tensor(self.step)
-        # Codes are those of the tokenizer before this step trains it.
+        # Codes are from the tokenizer before this step trains it.
         is_due = ops.equal(step % self.tokenizer_every, 0)
         is_due = after(is_due, outputs["codes"])
         losses, state = cond(
@@ -519,7 +519,7 @@ class JointPretrainer(EncoderPretrainer):
     def _tokenizer_step(self, maps, padding_mask, training, state=None, draws=None):
         """The tokenizer's losses, and the state that its quantizer comes to."""
         is_real = self.backbone.patch_padding_mask(maps, padding_mask)
-        # Its own encoder skips no blocks, which would draw random numbers.
+        # Without stochastic depth, which would draw random numbers.
         quantized, state = self.tokenizer.quantizer.stateless_step(
             self.tokenizer.vectors(maps, padding_mask),
             is_real,
@@ -543,8 +543,8 @@ class JointPretrainer(EncoderPretrainer):
         zero = ops.zeros(())
         for part in (self.tokenizer, self.estimator):
             for variable in part.trainable_variables:
-                # Else torch would have no gradients instead of zeros, and its optimizer
-                # would leave these variables out.
+                # Otherwise torch would have no gradients instead of zeros, and the
+                # optimizer would skip these variables.
                 rows = ops.reshape(ops.convert_to_tensor(variable), (-1,))
                 zero = zero + ops.cast(ops.sum(rows[:0]), "float32")
         names = ("tokenizer_loss", "cosine", "quantizer_loss", "is_due")
@@ -552,7 +552,7 @@ class JointPretrainer(EncoderPretrainer):
 
     def get_config(self):
         config = super().get_config()
-        # It is no argument of this class.
+        # This class does not have the argument.
         del config["tokenize"]
         return config
 

@@ -157,7 +157,7 @@ class Pretraining(Setup):
             )
 
         with self.read_report.reraise():
-            # Shuffled: the first files in order may be of one class.
+            # Shuffled, as the first files may share a class.
             self.examples = np.concatenate(list(first_batches(batches(0), 4)))
         self.inputs = functools.partial(batches, repeat=True, shard=process_shard())
         self.monitor = functools.partial(
@@ -211,7 +211,7 @@ class Pretraining(Setup):
             console=self.console,
             **shown,
         )
-        # All workers have the same left to probe.
+        # All workers must have the same rows left to probe.
         report.rows = broadcast(report.rows)
 
         def on_start(pretraining):

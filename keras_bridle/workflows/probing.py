@@ -66,7 +66,7 @@ class Probing(Setup):
                 most_gigabytes=options.most_gigabytes,
                 plain=plain,
             )
-            # The data can be read: what goes wrong now is a fault.
+            # The data are readable, so errors from here on are bugs.
             self.is_over = True
         self.show(found, data)
         self.list_skipped()
