@@ -603,7 +603,8 @@ class Lab:
 
     def write(self, stage):
         minutes = (time.perf_counter() - self.started) / 60
-        kind = "_targets" * self.args.targets + "_cpu" * bool(self.args.cpu)
+        kind = "" if self.args.study == "whole" else f"_{self.args.study}"
+        kind += "_cpu" * bool(self.args.cpu)
         path = Path(self.args.out, f"{self.args.data}{kind}.json")
         head = {"data": self.args.data, "steps": self.args.steps, "date": DATE}
         head["machine"] = jax.devices()[0].device_kind
