@@ -44,6 +44,7 @@ def main():
     found = {
         path.stem: json.loads(path.read_text())
         for path in sorted(Path(args.results).glob("*.json"))
+        if path.stem.split("_")[0] in HEADINGS
     }
     for name, about in found.items():
         head = ", ".join(f"{key} {about[key]}" for key in ("steps", "date", "machine"))
