@@ -19,7 +19,7 @@ COMMANDS = {
 
 
 def main(arguments=None):
-    """Runs the recipe that the first words of a command line name."""
+    """Runs the recipe named by the first words of a command line."""
     arguments = sys.argv[1:] if arguments is None else arguments
     for command, recipe in COMMANDS.items():
         words = command.split()

@@ -1,4 +1,4 @@
-"""The command line of the recipes, made from their options."""
+"""The command line of the recipes, generated from their options."""
 
 import argparse
 import contextlib
@@ -89,7 +89,7 @@ class RecipeParser(argparse.ArgumentParser):
             self.epilog += f"\n\n{text}"
 
     def flag(self, name):
-        """What reaches an option on the command line."""
+        """Returns how the command line sets an option."""
         field = self.kind.fields().get(name)
         if field is None:
             return f"`{name}`"
@@ -149,7 +149,7 @@ class RecipeParser(argparse.ArgumentParser):
         return f"unknown argument {word}"
 
     def _read(self, path) -> Any:
-        """Reads a file of settings: those of a run are not all ones of a recipe."""
+        """Reads a settings file; a run's may hold options that a recipe lacks."""
         fields = self.kind.fields()
         try:
             found = yaml.safe_load(Path(path).read_text()) or {}
@@ -167,7 +167,7 @@ class RecipeParser(argparse.ArgumentParser):
 
 
 def _text_of(default):
-    """A value as `--set` takes it; nothing for none."""
+    """Returns a value as `--set` takes it, empty for `None`."""
     if default is None or default is dataclasses.MISSING:
         return ""
     if isinstance(default, bool):
@@ -215,11 +215,11 @@ class Setup:
             self.check()
 
     def defaults(self, given):
-        """The recipe's own defaults, by what is given."""
+        """Returns the recipe's own defaults, given other options."""
         return {}
 
     def check(self):
-        """Raises an error for options that do not fit each other, or the files."""
+        """Raises an error for options that conflict with each other or with files."""
         options = self.options
         for name, field in options.fields().items():
             path = getattr(options, name)
@@ -237,11 +237,11 @@ class Setup:
             raise ArgumentError("directory", expected, folder)
 
     def is_taken(self, folder):
-        """Whether a folder holds a run."""
+        """Returns whether a folder holds a run."""
         return (folder / "settings.json").exists()
 
     def refuse_idle(self, modality):
-        """Raises an error for what the command line gives and would change nothing."""
+        """Raises an error for given options that would have no effect."""
         fields = self.options.fields()
         labeled = {*LabeledDataOptions.fields(), "reader", "sampling_rate"} - {"data"}
         for name in self.given:
@@ -309,7 +309,7 @@ class Setup:
             self.parser.error(error)
 
     def list_data(self, files):
-        """Says what a list leaves out, and that files are those of the resumed run."""
+        """Reports what a list leaves out, and checks the files of a resumed run."""
         self.read_report.add_missing(files)
         self.say_notes()
         self._digest = digest_of(files)
@@ -324,18 +324,18 @@ class Setup:
                 raise ArgumentError("data", expected, self.options.data)
 
     def keep_digest(self):
-        """Notes in the run's directory which files it reads."""
+        """Saves a digest of the run's files in its directory."""
         if self.options.data is not None:
             write_json(Path(self.options.directory, "data.json"), self._digest)
 
     def say_notes(self):
-        """Says each note on other files once."""
+        """Prints each note once."""
         for note in self.read_report.notes[self._said :]:
             self.say(f"Note: {note}", style="yellow")
         self._said = len(self.read_report.notes)
 
     def list_skipped(self):
-        """Writes the lists of files that could not be read, and counts them."""
+        """Writes the lists of unreadable files, and prints their number."""
         self.say_notes()
         report, folder = self.read_report, self.options.directory
         if report.skipped or report.incomplete or report.notes:
@@ -348,12 +348,12 @@ class Setup:
                 )
 
     def say(self, text, **style):
-        """Prints a line; brackets in a folder's name are no style."""
+        """Prints a line without interpreting brackets as styles."""
         self.console.print(printable(text), markup=False, highlight=False, **style)
 
 
 class Encoder(NamedTuple):
-    """An encoder, where it comes from, and its tokenizer if it has one."""
+    """An encoder, its source, and its tokenizer if it has one."""
 
     name: str
     backbone: Any
@@ -382,7 +382,7 @@ def load_encoder(source):
 
 
 def check_source(source):
-    """Raises an error if what `--from` names is nothing that there may be."""
+    """Raises an error if `--from` names neither a path, an address nor a size."""
     # KerasHub's error for unknown names would list its own models.
     if not (source.startswith("bridle_") or "://" in source or Path(source).exists()):
         expected = (
@@ -415,7 +415,7 @@ def labeled_data(options, modality, report):
 
 
 def check_segments(count, encoder, reading):
-    """Raises an error for more segments than an encoder's inputs have patches."""
+    """Raises an error if inputs have fewer rows of patches than segments."""
     shape = modality_of(encoder.backbone).input_shape(reading)
     rows = patch_grid(encoder.backbone, shape)[0]
     if count is not None and rows is not None and count > rows:

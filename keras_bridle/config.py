@@ -33,7 +33,7 @@ class ArgumentError(ValueError):
 
 
 class Range(typing.NamedTuple):
-    """The numbers that an option takes, and what they are called."""
+    """The numbers that an option takes, and a description for errors."""
 
     words: str
     at_least: float = -math.inf
@@ -103,19 +103,19 @@ class Options:
 
     @classmethod
     def make(cls, config=None, **options) -> Any:
-        """Makes the options of a call: those of a config, or others in their place."""
+        """Makes the options of a call: new ones, or those of a config with changes."""
         return cls(**options) if config is None else config.replace(**options)
 
     def replace(self, **options):
-        """Makes a copy with other values."""
+        """Returns a copy with other values."""
         return dataclasses.replace(self, **options)
 
     def of(self, kind):
-        """Those that another class has as well, as an object of it."""
+        """Returns the options of another class of options."""
         return kind(**{name: getattr(self, name) for name in kind.fields()})
 
     def settings(self):
-        """Those that change what is learned, by name, for JSON."""
+        """Returns the options that change what is learned, by name, for JSON."""
         return {
             name: getattr(self, name)
             for name, field in self.fields().items()
@@ -124,7 +124,7 @@ class Options:
 
 
 def checked(field, value, is_text=False):
-    """Gives the value of an option, or with `is_text` a text of it, in its type."""
+    """Converts the value of an option, or with `is_text` a string, to its type."""
     try:
         return _converted(field.type, value, is_text)
     except (TypeError, ValueError):
@@ -132,14 +132,14 @@ def checked(field, value, is_text=False):
 
 
 def kinds_of(kind):
-    """The types that a type is the union of, `None` first."""
+    """Returns the members of a union type, `None` first."""
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         return sorted(typing.get_args(kind), key=lambda one: one is not type(None))
     return [kind]
 
 
 def expectation(kind):
-    """Says what values a type has, such as "an int, at least 1"."""
+    """Describes the values of a type, such as "an int, at least 1"."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if len(kinds_of(kind)) > 1:
         return " or ".join(map(expectation, kinds_of(kind)))
@@ -164,7 +164,7 @@ _WORDS = {
 
 
 def _converted(kind, value, is_text):
-    """Gives a value in a type, or raises a TypeError or ValueError."""
+    """Converts a value to a type, or raises a TypeError or ValueError."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         same = [one for one in arguments if one == value and type(one) is type(value)]
@@ -243,7 +243,7 @@ class MethodOptions(Options):
 
 
 def current_settings(settings):
-    """Gives the settings of a run, also of an earlier version, today's form."""
+    """Converts the settings of a run of an earlier version to today's form."""
     settings = _without_modules(settings)
     quantizer = settings.get("quantizer_options", {})
     for name in ("normalize", "restart_threshold"):
@@ -253,7 +253,7 @@ def current_settings(settings):
 
 
 def _without_modules(config):
-    """Copies a config without the modules of registered classes, which may move."""
+    """Copies a config without the modules of registered classes, as these may move."""
     if isinstance(config, dict):
         drop = {"module"} if config.get("registered_name") else set()
         return {k: _without_modules(v) for k, v in config.items() if k not in drop}
@@ -264,7 +264,7 @@ def _without_modules(config):
 
 @dataclasses.dataclass(kw_only=True)
 class OptimizerOptions(Options):
-    """What pretraining and fine-tuning share."""
+    """Options that pretraining and fine-tuning share."""
 
     batch_size: Count = flag(64, "examples in a batch, over all devices")
     weight_decay: NotNegative = option(1e-4, "weight decay of AdamW")

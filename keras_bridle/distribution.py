@@ -1,4 +1,4 @@
-"""Training on several devices, in one process or in several."""
+"""Training on several devices, in one process or several."""
 
 import contextlib
 import datetime
@@ -29,17 +29,17 @@ _PIECE = 2**22
 
 
 def is_chief():
-    """Tells whether this process is the one that writes."""
+    """Returns whether this process is the one that writes."""
     return process_shard().part == 0
 
 
 def is_alone():
-    """Tells whether there are no other processes."""
+    """Returns whether there are no other processes."""
     return process_shard().parts == 1
 
 
 def num_devices():
-    """Counts the devices among which a batch is divided, those of all processes."""
+    """Counts the devices of all processes, which share a batch."""
     if keras.backend.backend() == "tensorflow":
         return tf.distribute.get_strategy().num_replicas_in_sync
     if keras.backend.backend() == "jax":
@@ -49,7 +49,7 @@ def num_devices():
 
 
 def gather(array):
-    """Stacks the arrays of all processes, which have the same shape and dtype."""
+    """Stacks the arrays of all processes, of equal shapes and dtypes."""
     array = np.asarray(array)
     if is_alone():
         return array[None]
@@ -74,7 +74,7 @@ def _exchange(own):
 
 
 def broadcast(value):
-    """Gives every process the chief's value: an equal array, or what JSON can hold."""
+    """Returns the chief's value in every process: an array, or JSON-compatible."""
     if is_alone():
         return value
     if isinstance(value, np.ndarray):
@@ -86,7 +86,7 @@ def broadcast(value):
 
 
 def broadcast_variables(variables):
-    """Gives the variables of every process the chief's values."""
+    """Assigns the chief's values to the variables of every process."""
     if is_alone():
         return
     for variable in variables:
@@ -94,7 +94,7 @@ def broadcast_variables(variables):
 
 
 def share_file(path):
-    """Gives every process a file that the chief has, if it has one."""
+    """Copies a file of the chief, if it exists, to every process."""
     if is_alone():
         return
     size = broadcast(path.stat().st_size if is_chief() and path.exists() else None)
@@ -110,7 +110,7 @@ def share_file(path):
 
 
 def local_function(model):
-    """Makes a function of NumPy batches that every process computes by itself."""
+    """Returns a function of NumPy batches that runs on one device."""
     if keras.backend.backend() != "tensorflow" or num_devices() == 1:
         return model.predict_on_batch
 
@@ -126,7 +126,7 @@ def _scratch():
 
 
 def own_directory(directory):
-    """Gives each process a directory; only the chief's outlives the process."""
+    """Returns a directory for each process; only the chief's outlives the process."""
     if directory is None or is_chief():
         return directory
     scratch, path = Path(_scratch().name).resolve(), Path(directory).resolve()

@@ -1,4 +1,4 @@
-"""The few operations that need the backend itself rather than `keras.ops`."""
+"""The few operations that use the backend itself rather than `keras.ops`."""
 
 import keras
 import numpy as np
@@ -53,7 +53,7 @@ def attention(query, key, value, mask=None, bias=None):
 
 
 def by_rows(layer, tokens):
-    """Calls a layer on rows of tokens: faster on JAX' CPUs than on longer shapes."""
+    """Calls a layer on tokens as a matrix, which is faster on CPUs with JAX."""
     if not _is_jax_on_cpu():
         return layer(tokens)
     shape = ops.shape(tokens)
@@ -83,15 +83,15 @@ if keras.backend.backend() == "jax":
 
 
 def is_symbolic(size):
-    """Whether a size is an integer that `torch.export` does not know, only names."""
+    """Returns whether a size is a symbolic integer of `torch.export`."""
     return not (size is None or isinstance(size, int) or ops.is_tensor(size))
 
 
 def segment_sum(values, segment_ids, num_segments):
     """Adds up the rows of `values` that share a segment, in `[0, num_segments)`.
 
-    `keras.ops.segment_sum` is right everywhere, but on torch it spreads the ids to
-    the size of the values first, which takes some thirty times as long.
+    On torch, `keras.ops.segment_sum` first broadcasts the ids to the size of the
+    values, which takes some thirty times as long.
     """
     values = ops.convert_to_tensor(values)
     segment_ids = ops.convert_to_tensor(segment_ids)
@@ -119,10 +119,10 @@ def nearness(rows, table, penalties):
 
 
 def argmax_of_rows(scores):
-    """Finds the (first) largest number of each row, a valid column even with NaN.
+    """Finds the first maximum of each row; a valid column even with NaN.
 
-    XLA and TensorFlow compute an argmax one number at a time, and vectorize these two
-    plain reductions; torch's own argmax is the faster one there.
+    XLA and TensorFlow vectorize these two reductions, but no argmax; on torch its own
+    argmax is faster.
     """
     if keras.backend.backend() == "torch":
         return torch.argmax(scores, dim=-1).to(torch.int32)

@@ -21,7 +21,7 @@ from keras_bridle.config import ArgumentError
 
 
 class Format(NamedTuple):
-    """A format: how its files end, the backend that writes it, packages for that."""
+    """A format: its file ending, the backend that writes it, and other packages."""
 
     ending: str
     backend: str
@@ -119,7 +119,7 @@ class Exportable:
             print(f"Saved {format} at {filepath}{how}")
 
     def _write_elsewhere(self, path, format, shape):
-        """Has a process of another backend load the model and write it."""
+        """Exports in a process with another backend."""
         with tempfile.TemporaryDirectory() as folder:
             saved = str(Path(folder, "model.keras"))
             self.save(saved)
@@ -149,13 +149,13 @@ class Exportable:
 
 
 def _run_job(saved, path, format, shape):
-    """What the other process does."""
+    """The main function of the other process."""
     model = keras.saving.load_model(saved, compile=False)
     model._write(Path(path), format, tuple(json.loads(shape)))
 
 
 def _in_float32(model):
-    """Copies a model of half precision, whose weights are float32."""
+    """Copies a half-precision model as a float32 one."""
     config = json.dumps(keras.saving.serialize_keras_object(model))
     config = re.sub(r'"(mixed_)?b?float16"', '"float32"', config)
     copy = keras.saving.deserialize_keras_object(json.loads(config))
@@ -164,7 +164,7 @@ def _in_float32(model):
 
 
 def _front_ends_for(format, model):
-    """Lets front ends compute spectra by operations that the format has."""
+    """Returns a context in which front ends only use operations of the format."""
     stack = contextlib.ExitStack()
     for name in ("backbone", "tokenizer"):
         if getattr(model, name, None) is not None:
@@ -224,7 +224,7 @@ def _write_by_torch(model, path, format, shape):
 
 @contextlib.contextmanager
 def _quiet():
-    """Keeps what the exporter says of itself and of other packages to itself."""
+    """Silences warnings and logs of the exporter."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

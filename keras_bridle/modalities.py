@@ -1,4 +1,4 @@
-"""The one table of modalities: all that differs between audio, image and video."""
+"""The table of modalities: all that differs between audio, image and video."""
 
 import types
 from collections.abc import Mapping
@@ -90,7 +90,7 @@ class Modality:
         return found
 
     def reading_of(self, options, encoder):
-        """As `reading()`, for an object of options."""
+        """Calls `reading()` with the values of an object of options."""
         given = {name: getattr(options, name) for name in self.reading_names}
         return self.reading(encoder, **given)
 
@@ -114,24 +114,24 @@ class Modality:
         )
 
     def input_dims(self, reading):
-        """The `input_dims` of a new encoder."""
+        """Returns the `input_dims` of a new encoder."""
         return self.input_shape(reading)
 
     def mix(self, options):
-        """A layer that mixes the examples of a batch, or `None`."""
+        """Returns a layer that mixes the examples of a batch, or `None`."""
         if options.mix_rate and (options.mixup or options.cutmix):
             return self._mix(options)
         return None
 
     def _check(self, encoder, reading):
-        """Raises an error for a size that an encoder does not take."""
+        """Raises an error if an encoder does not take inputs of this size."""
 
     def enlarged(self, reading):
-        """Reads a little more than an encoder takes, so that crops lose less detail."""
+        """Enlarges the sides to read, so that crops lose less detail."""
         return reading
 
     def classifier_options(self, options):
-        """Arguments of a classifier for what happens within it in training."""
+        """Returns arguments of a classifier for augmentation within it."""
         return {}
 
 
@@ -143,7 +143,7 @@ class _Audio(Modality):
     plain = "log-mel"
 
     def sizes(self, encoder):
-        """What an encoder takes, `None` where any size fits."""
+        """Returns the sizes that an encoder takes, `None` where any size fits."""
         (length,), front_end = encoder.input_dims, encoder.front_end
         if isinstance(front_end, dict):
             front_end = types.SimpleNamespace(**front_end["config"])
@@ -161,27 +161,27 @@ class _Audio(Modality):
         return (None,)
 
     def input_shape(self, reading):
-        """The shape of one input."""
+        """Returns the shape of one input."""
         return (round(reading["seconds"] * reading["sample_rate"]),)
 
     def reader(self, reading):
-        """The reader of files."""
+        """Returns the reader of files."""
         reading = {**reading, "decoder": reading.get("reader", "soundfile")}
         reading.pop("reader", None)
         return AudioReader(**reading)
 
     def converter_options(self, reading):
-        """Arguments of the converter of raw inputs, as it was trained on."""
+        """Returns the arguments of the converter of raw inputs."""
         return {"num_samples": self.input_shape(reading)[0]}
 
     def front_end(self, examples):
-        """A front end that is fitted to raw examples."""
+        """Returns a front end fitted to raw examples."""
         return LogMelSpectrogram.for_data(examples, name="log_mel")
 
     def sample(self, reading, **options):
-        """Training and test part of the sample data, and the names of its classes.
+        """Returns the training and test splits of the sample data, and class names.
 
-        Syllables, labeled by their initials; the test part has other base syllables.
+        Syllables, labeled by their initials; the test split has other base syllables.
         """
         if reading["sample_rate"] != 16000:
             raise ArgumentError(
@@ -221,13 +221,13 @@ class _Audio(Modality):
 
 
 class _Pictures(Modality):
-    """What images and videos share."""
+    """Base of images and videos."""
 
     reader_class: Any
     crop: Any
 
     def sizes(self, encoder):
-        """What an encoder takes, `None` where any size fits."""
+        """Returns the sizes that an encoder takes, `None` where any size fits."""
         *frames, rows, columns, channels = encoder.input_dims
         sides = rows if rows == columns else (rows, columns)
         found = {"image_size": sides, "channels": channels}
@@ -240,12 +240,12 @@ class _Pictures(Modality):
             raise ArgumentError("image_size", words, reading["image_size"])
 
     def input_shape(self, reading):
-        """The shape of one input."""
+        """Returns the shape of one input."""
         frames = [reading["num_frames"]] if "num_frames" in reading else []
         return (*frames, *_sides(reading), reading["channels"])
 
     def converter_options(self, reading):
-        """Arguments of the converter of raw inputs, as it was trained on."""
+        """Returns the arguments of the converter of raw inputs."""
         found = {name: x for name, x in reading.items() if name != "channels"}
         return {**found, "image_size": _sides(reading)}
 
@@ -254,11 +254,11 @@ class _Pictures(Modality):
         return {**reading, "image_size": sides}
 
     def reader(self, reading):
-        """The reader of files."""
+        """Returns the reader of files."""
         return self.reader_class(**reading)
 
     def front_end(self, examples):
-        """A front end that is fitted to raw examples."""
+        """Returns a front end fitted to raw examples."""
         return PixelNormalization.for_data(examples, name="pixel_normalization")
 
     def augmentation(self, options, reading):
@@ -298,7 +298,7 @@ class _Image(_Pictures):
     sample_channels = types.MappingProxyType({"channels": 1})
 
     def sample(self, reading, **options):
-        """Clothes, as of `_Audio.sample()`."""
+        """Returns images of clothes, see `_Audio.sample()`."""
         if _sides(reading) != (28, 28):
             raise ArgumentError("image_size", "28 without data", reading["image_size"])
         splits = [samples.load_fashion(split) for split in ("train", "test")]
@@ -310,7 +310,7 @@ class _Image(_Pictures):
         return train, test, list(splits[0][2])
 
     def crop(self, options, reading):
-        """The layer that gives inputs their size."""
+        """Returns the layer that crops inputs to their size."""
         scale = (options.smallest_crop, 1.0)
         return RandomResizedCrop(_sides(reading), scale=scale, seed=options.seed)
 
@@ -325,7 +325,7 @@ class _Video(_Pictures):
     sample_channels = types.MappingProxyType({"channels": 3})
 
     def sample(self, reading, num_clips=(800, 400), seed=0):
-        """Synthetic pans over parts of the videos, as of `_Audio.sample()`."""
+        """Returns synthetic pans over parts of the videos, see `_Audio.sample()`."""
         train, test = (
             samples.synthetic_pans(
                 split,
@@ -340,7 +340,7 @@ class _Video(_Pictures):
         return train[:2], test[:2], list(train[2])
 
     def crop(self, options, reading):
-        """The layer that gives inputs their size."""
+        """Returns the layer that crops inputs to their size."""
         return RandomMultiScaleCrop(_sides(reading), seed=options.seed)
 
 
@@ -349,7 +349,7 @@ MODALITIES = {modality.name: modality for modality in (AUDIO, IMAGE, VIDEO)}
 
 
 def modality_of(encoder):
-    """Finds the modality of an encoder, by its `input_dims`.
+    """Returns the modality of an encoder, by its `input_dims`.
 
     Raises:
         ValueError: if its inputs are of none.
@@ -379,7 +379,7 @@ def encoder_of(preset):
 
 
 def patch_grid(backbone, shape):
-    """Counts the patches along each side of an input of a shape, without the batch."""
+    """Returns the grid of patches of an input; `shape` has no batch axis."""
     shape = (None, *shape)
     if backbone.front_end is not None:
         shape = backbone.front_end.compute_output_shape(shape)
@@ -391,7 +391,7 @@ def _sides(reading):
 
 
 def _is_constant(examples):
-    """Whether no waveform changes, or a channel of images has one value."""
+    """Returns whether all waveforms, or a channel of images, are constant."""
     if examples.ndim == 2:
         return bool((examples == examples[:, :1]).all())
     pixels = examples.reshape(-1, examples.shape[-1])

@@ -1,4 +1,4 @@
-"""Names of version 0.1 at the addresses they had, for one more version."""
+"""Names of version 0.1 at their old addresses, for one more version."""
 
 import functools
 import importlib
@@ -25,7 +25,7 @@ _NEW_NAMES = {
 
 
 def _dataset(kind, source, **options):
-    """What `audio_dataset()`, `image_dataset()` and `video_dataset()` were."""
+    """The former `audio_dataset()`, `image_dataset()` and `video_dataset()`."""
     import keras_bridle as kb
 
     reader_class = getattr(kb, f"{kind.title()}Reader")
@@ -38,7 +38,7 @@ def _dataset(kind, source, **options):
 
 
 def _modules(package):
-    """The names of the modules where a name of an old package may be now."""
+    """Lists the modules that may have a name of an old package now."""
     rooms = [f"keras_bridle.{room}" for room in _ROOMS[package.rpartition(".")[2]]]
     return [
         f"{room}.{module.name}"

@@ -1,4 +1,4 @@
-"""What replicas of a model that share a batch must agree on within a step.
+"""Communication of the replicas of a model within a step.
 
 Replicas are the devices of TensorFlow's `MirroredStrategy` or the processes of torch.
 On JAX, and wherever there is one device, there is one replica and nothing to sum.
@@ -30,14 +30,14 @@ class WorkerLostError(RuntimeError):
 
 
 class Shard(NamedTuple):
-    """Which of how many equal parts of every batch a process reads, from 0."""
+    """The equal part of every batch that a process reads, counted from 0."""
 
     part: int
     parts: int
 
 
 def process_shard():
-    """Tells which of how many processes this one is, as a `Shard`."""
+    """Returns the number of this process, and of all, as a `Shard`."""
     if keras.backend.backend() == "torch":
         group = torch.distributed
         if group.is_available() and group.is_initialized():
@@ -79,7 +79,7 @@ def _sum_vector(vector):
 
 
 def sum_over_replicas(tensors):
-    """Adds up a nested structure of tensors over replicas; no gradient goes through."""
+    """Sums nested tensors over replicas; without gradients."""
     if num_replicas() == 1:
         return tensors
     flat = [
@@ -102,9 +102,9 @@ def sum_over_replicas(tensors):
 
 
 def draw_rows(draw, shape, *args, **kwargs):
-    """Calls `draw(shape, ...)` for the whole batch and takes this replica's rows.
+    """Calls `draw(shape, ...)` for the whole batch, and returns this replica's rows.
 
-    All replicas share a seed, so that numbers are the same on any number of devices.
+    As replicas share a seed, numbers are the same on any number of devices.
     """
     replicas = num_replicas()
     values = draw((replicas * shape[0], *shape[1:]), *args, **kwargs)
@@ -114,7 +114,7 @@ def draw_rows(draw, shape, *args, **kwargs):
 
 
 def all_rows(values):
-    """Joins the rows of all replicas, in their order in the batch; no gradient."""
+    """Gathers the rows of all replicas in batch order; without gradients."""
     replicas = num_replicas()
     if replicas == 1:
         return values
@@ -125,7 +125,7 @@ def all_rows(values):
 
 
 def take_rows(values, rows):
-    """Takes rows of the whole batch, each from the replica that has it; no gradient."""
+    """Takes rows of the whole batch from any replica; without gradients."""
     if num_replicas() == 1:
         return ops.take(values, rows, axis=0)
     count = ops.shape(values)[0]
@@ -137,7 +137,7 @@ def take_rows(values, rows):
 
 
 def with_value_of_batch(share):
-    """Gives a replica's share of the loss the value of the whole batch's loss.
+    """Returns a share of the loss with the value of the whole batch's loss.
 
     Gradients are those of the share, as they are summed over replicas. On TensorFlow
     Keras multiplies the value that it reports by the number of replicas.
@@ -152,7 +152,7 @@ def with_value_of_batch(share):
 
 
 def metrics_are_summed():
-    """Tells whether Keras sums metrics' states over replicas when it reads them.
+    """Returns whether Keras sums metrics' states over replicas.
 
     It does on TensorFlow, and from version 3.16 on in torch's processes.
     """
@@ -162,17 +162,17 @@ def metrics_are_summed():
 
 
 def metric_share(value):
-    """What each replica adds to a metric's state of a number that all of them know."""
+    """Returns what each replica adds to a metric of a number that all know."""
     return value / num_replicas() if metrics_are_summed() else value
 
 
 def metric_increment(values):
-    """What each replica adds to a metric's state of what it has counted itself."""
+    """Returns what each replica adds to a metric of its own counts."""
     return values if metrics_are_summed() else sum_over_replicas(values)
 
 
 def cond(predicate, true_function, false_function):
-    """Is `keras.ops.cond`, also where the functions sum over replicas.
+    """Calls `keras.ops.cond`; the functions may sum over replicas.
 
     TensorFlow cannot exchange anything within a branch: there replicas compute both.
     """
@@ -184,7 +184,7 @@ def cond(predicate, true_function, false_function):
 
 
 def sum_gradients(variables):
-    """Lets torch sum the variables' gradients over replicas as it computes them.
+    """Makes torch sum the variables' gradients over replicas.
 
     Keras does so on TensorFlow alone (see `SummedGradients`); JAX does it itself.
     """
@@ -202,14 +202,14 @@ def _sum_gradient(parameter):
 
 
 class SumsItself:
-    """Mixin of models that Keras 3.16 must not wrap for torch's processes.
+    """Mixin of models that Keras 3.16 must not wrap in torch's DDP.
 
     It would average gradients that `sum_gradients()` sums, and refuse frozen models.
     """
 
     @property
     def ddp_model(self):
-        """What Keras calls in the model's place: nothing."""
+        """The wrapper that Keras calls instead of the model: none."""
         return False
 
     @ddp_model.setter
@@ -242,7 +242,7 @@ class SummedGradients:
 
 
 def summing(optimizer_class):
-    """Adds `SummedGradients` to an optimizer's class where there is a use for it."""
+    """Adds `SummedGradients` to an optimizer's class if the backend needs it."""
     if keras.backend.backend() != "tensorflow":
         return optimizer_class
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:

@@ -1,4 +1,4 @@
-"""Sharing of presets, with a card that says what they are."""
+"""Sharing of presets, with model cards."""
 
 import importlib
 import json
@@ -116,7 +116,7 @@ def model_card(folder, uri, license=None):
 
 
 def _options_of(run):
-    """The options that a run was started with, of the recipe if it was one."""
+    """Returns the options of a run, those of the recipe if there was one."""
     content = json.loads((run / "settings.json").read_text())
     options = content.get("recipe") or content.get("settings", {})
     if options.get("data"):

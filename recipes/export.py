@@ -81,7 +81,7 @@ class Export(Setup):
         super().check()
 
     def network(self):
-        """Loads what is to be exported."""
+        """Loads the network to export."""
         options, path = self.options, Path(self.options.source)
         has_phases = not path.is_dir() or (path / "phases").is_dir()
         preset = str(path) if has_phases else preset_folder(path)
@@ -109,7 +109,7 @@ class Export(Setup):
         return (1 if is_fixed else None, *sides)
 
     def compare(self, network, path, shape):
-        """Runs the file and the network on the same noise."""
+        """Compares the file with the network on the same noise."""
         encoder = network.backbone
         # By default, two inputs of one second.
         one_second = AUDIO.sizes(encoder)["sample_rate"] if len(shape) == 2 else None

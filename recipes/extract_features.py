@@ -138,7 +138,7 @@ def main(arguments=None):
 
 
 def read_source(options, modality):
-    """Lists the files; a folder as it is, so that names are relative to it."""
+    """Returns a list of files, or a folder, so that names are relative to it."""
     is_table = Path(options.data).is_file()
     if is_table and options.class_folders:
         raise ArgumentError("class_folders", "left out for a CSV file", True)
@@ -154,7 +154,7 @@ def read_source(options, modality):
 
 
 def draw(options, found):
-    """Draws a map of the rows, or of some of them."""
+    """Draws an embedding of the rows, or of some of them."""
     rows = np.random.default_rng(options.seed).permutation(len(found.features))
     rows = np.sort(rows[:MOST_POINTS])
     plot_embedding(

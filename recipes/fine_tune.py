@@ -185,7 +185,7 @@ class Options(
 
 
 def settings(modality, layout):
-    """The recipe's defaults, by modality and layout of the data."""
+    """Returns the recipe's defaults, by modality and layout."""
     if layout is None:
         return SAMPLE[modality]
     return {**OWN[modality], **PUBLISHED.get(layout, {})}

@@ -90,7 +90,7 @@ def sample_recordings(reading, per_sound):
 
 
 def syllable_probes(reading, backbone):
-    """Linear probes for initials: of eighths of a syllable in order, and their mean."""
+    """Linear probes for initials: eighths of a syllable in order, and their mean."""
     length = AUDIO.input_shape(reading)[0]
     train, labels, _ = samples.load_syllables("train", "initial", length)
     test, test_labels, _ = samples.load_syllables("test", "initial", length)

@@ -105,7 +105,7 @@ def sample_images(reading):
 
 
 def clothes_probes(reading, backbone):
-    """Probes of the mean of the patches, and "in place" of all, as pixels are."""
+    """Probes of the mean of the patches, and "in place" of all, like pixels."""
     (images, labels), (test_images, test_labels), _ = IMAGE.sample(reading)
     extract = FeatureExtractor(backbone, per="patch")
 
@@ -133,7 +133,7 @@ def clothes_probes(reading, backbone):
 
 
 def linear(train, labels, *test):
-    """A linear probe; with many labels few penalties, as they take long."""
+    """A linear probe; with many labels, it tries fewer penalties."""
     penalties = (1e-3, 1e-2, 1e-1, 1.0)
     if len(labels) < 1000:
         return linear_probe(train, labels, *test, regularizations=penalties)

@@ -106,7 +106,7 @@ def sample_clips(reading):
 
 
 def pan_probes(reading, backbone):
-    """In which direction the camera pans: real pixels, synthetic motion."""
+    """Probes for the direction of a camera pan: real pixels, synthetic motion."""
     splits = VIDEO.sample(reading, num_clips=(1000, 500), seed=1)[:2]
     extract = FeatureExtractor(backbone)
 
@@ -125,7 +125,7 @@ def pan_probes(reading, backbone):
 
 
 def small_pixels(clips, side=16):
-    """Frames in gray, averaged down to so many pixels."""
+    """Returns gray frames, averaged down to a number of pixels."""
     side = min(side, clips.shape[2])
     cell = clips.shape[2] // side
     gray = clips[:, :, : side * cell, : side * cell].mean(axis=-1)

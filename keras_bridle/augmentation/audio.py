@@ -229,7 +229,7 @@ class SpecAugment(Augmentation):
         return features
 
     def _stripe(self, batch_size, size, largest):
-        """Draws a stripe of an axis; `True` inside it, of shape `(batch, size)`."""
+        """Draws a stripe along an axis: bool `(batch, size)`, `True` inside it."""
         width, start = (self.uniform((batch_size, 1)) for _ in range(2))
         positions = ops.arange(size, dtype="float32")[None]
         size = ops.cast(size, "float32")

@@ -1,4 +1,4 @@
-"""What all augmentations share."""
+"""The bases of all augmentations."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from keras_bridle.layers.base import RandomLayer, check
 
 
 class Augmentation(RandomLayer):
-    """Base of the augmentations: they `augment()` inputs in training, in float32."""
+    """Base of the augmentations, which `augment()` float32 inputs in training."""
 
     def __init__(self, arguments):
         # Half precision is too coarse for samples and pixels.
@@ -24,7 +24,7 @@ class Augmentation(RandomLayer):
         return ops.cast(outputs, self.compute_dtype)
 
     def leave(self, inputs):
-        """Gives the outputs without training."""
+        """Returns the outputs for inference."""
         return inputs
 
 
@@ -45,13 +45,13 @@ class MixedBatch(NamedTuple):
 
 
 def mix_labels(labels, partners, shares):
-    """Mixes labels of shape `(batch, classes)` as a `MixedBatch` was mixed."""
+    """Mixes labels `(batch, classes)` by the partners and shares of a `MixedBatch`."""
     shares = ops.cast(shares, labels.dtype)[:, None]
     return shares * labels + (1.0 - shares) * ops.take(labels, partners, axis=0)
 
 
 class Mixing(Augmentation):
-    """Base of layers whose `mix()` gives the mixture with partners, and the shares."""
+    """Base of layers whose `mix()` returns mixtures with partners, and the shares."""
 
     def __init__(self, arguments):
         super().__init__(arguments)

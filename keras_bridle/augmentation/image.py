@@ -13,7 +13,7 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 def as_pixels(images):
-    """Checks that inputs are images or clips by their rank; gives float32."""
+    """Checks the rank of images or clips, and casts them to float32."""
     images = ops.convert_to_tensor(images)
     expected = "(batch, height, width, channels), or clips with frames after the batch"
     check(len(images.shape) in (4, 5), "images", expected, tuple(images.shape))
@@ -23,8 +23,8 @@ def as_pixels(images):
 def crop_and_resize(images, boxes, size, interpolation):
     """Resizes a box `(top, left, height, width)` of each image, as Pillow does.
 
-    What lies outside a box has no influence. The result stays within the range of the
-    image's values, which bicubic filters alone would exceed at edges.
+    Pixels outside a box have no influence. Results stay within the image's range, which
+    bicubic filters alone would exceed at edges.
     """
     clips = images if len(images.shape) == 5 else images[:, None]
     height, width = ops.shape(clips)[2:4]
@@ -40,7 +40,7 @@ def crop_and_resize(images, boxes, size, interpolation):
 
 
 def _weights(starts, lengths, size_in, size_out, interpolation):
-    """Computes shares of input rows in output rows, `(batch, size_out, size_in)`."""
+    """Returns weights of input rows in output rows, `(batch, size_out, size_in)`."""
     starts, lengths = starts[:, None, None], lengths[:, None, None]
     # The center of pixel i is at i + 0.5.
     outputs = (ops.arange(size_out, dtype="float32") + 0.5)[None, :, None]
@@ -64,7 +64,7 @@ def _filter(distance, interpolation):
 
 
 class _RandomCrop(Augmentation):
-    """Base of the layers that cut out the boxes of `random_boxes()` and resize them."""
+    """Base of the layers that crop to `random_boxes()` and resize."""
 
     checked = staticmethod(as_pixels)
 
@@ -85,7 +85,7 @@ class _RandomCrop(Augmentation):
         return crop_and_resize(images, boxes, self.size, self.interpolation)
 
     def leave(self, images):
-        """Resizes the largest centered box with the proportions of the result."""
+        """Resizes the largest centered box with the aspect ratio of the result."""
         # In a TensorFlow function traced for several sizes, these are tensors.
         rows, columns = (ops.cast(side, "float32") for side in ops.shape(images)[-3:-1])
         scale = ops.minimum(rows / self.size[0], columns / self.size[1])
@@ -345,7 +345,7 @@ class RandAugment(Augmentation):
         return self.transform_images(images, self.get_random_transformation(images))
 
     def get_random_transformation(self, images, training=True):
-        """Draws the ways of each image, and how strong they are."""
+        """Draws the operations for each image, and their strengths."""
         seed = self.seed_generator
         shape = (self.num_ops, ops.shape(images)[0], 1, 1, 1)
         chosen = keras.random.randint(shape, 0, len(self.ways), seed=seed)
@@ -356,7 +356,7 @@ class RandAugment(Augmentation):
         return {"chosen": chosen, "drawn": drawn}
 
     def transform_images(self, images, transformation, training=True):
-        """Changes images in the ways drawn."""
+        """Applies the operations that were drawn."""
         for chosen in ops.unstack(transformation["chosen"], self.num_ops):
             changed = images
             for number, way in enumerate(self.ways):
@@ -367,10 +367,10 @@ class RandAugment(Augmentation):
 
 
 def _ways(factor, options):
-    """Keras' layers, one for each way, at a strength.
+    """Returns a layer for each operation, with a given strength.
 
-    The largest changes are those of Cubuk et al., as Keras' layers count them: shares
-    of a turn, of the image's sides and of its values. 4 of 8 bits stay.
+    The ranges are from Cubuk et al., in the units of Keras' layers: fractions of a
+    turn, of the image's sides and of its values. At least 4 of 8 bits stay.
     """
     layers = keras.layers
     shear, translation, spread = 0.3 * factor, 0.45 * factor, 0.45 * factor
@@ -391,7 +391,7 @@ def _ways(factor, options):
 
 
 class _Solarization(keras.layers.Solarization):
-    """Inverts pixels over a threshold, which sinks from 256 as the strength grows."""
+    """Inverts pixels above a threshold, which falls from 256 with more strength."""
 
     def __init__(self, factor, **kwargs):
         super().__init__(**kwargs)
@@ -405,7 +405,7 @@ class _Solarization(keras.layers.Solarization):
 
 
 class _Equalization(keras.layers.Equalization):
-    """Spreads values over the range, by the histogram of each image and channel."""
+    """Equalizes the histogram of each image and channel."""
 
     def transform_images(self, images, transformation, training=True):
         _, height, width, channels = images.shape
@@ -498,7 +498,7 @@ class RandomImageMix(Mixing):
         return weights * images + (1.0 - weights) * others, shares[:, 0, 0]
 
     def _outside_boxes(self, batch_size, height, width):
-        """Draws boxes; 1 outside them and 0 inside, `(batch, height, width)`."""
+        """Draws boxes: 1 outside and 0 inside, `(batch, height, width)`."""
         side = ops.sqrt(1.0 - self.beta("cutmix_alpha", (batch_size, 1)))
         inside = []
         for size in (height, width):
@@ -511,19 +511,19 @@ class RandomImageMix(Mixing):
 
 
 def allow_compiling(layer):
-    """Lets models with one of Keras' image augmentations be compiled on JAX.
+    """Allows JAX to compile models with one of Keras' image augmentations.
 
-    Those that move pixels cannot be on TensorFlow, and rule it out on every backend:
-    each step would be run operation by operation.
+    Geometric ones cannot be compiled on TensorFlow, so Keras rules compiling out on
+    every backend, and each step would run operation by operation.
     """
     if keras.backend.backend() == "jax":
         layer.supports_jit = True
 
 
 def transform_copy(layer, images, drawn):
-    """Lets one of Keras' image augmentations change images, and nothing else.
+    """Calls one of Keras' image augmentations on copies of its arguments.
 
-    On torch, brightness changes the tensor that it is given, and rotation the angles.
+    On torch, brightness changes its input in place, and rotation its angles.
     """
     drawn = keras.tree.map_structure(
         lambda value: ops.copy(value) if ops.is_tensor(value) else value, drawn

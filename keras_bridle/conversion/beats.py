@@ -18,17 +18,17 @@ _PUBLISHED = {"deep_norm": True, "max_distance": 800}
 
 
 def is_beats(state):
-    """Whether weights are those of BEATs, by their names."""
+    """Returns whether weights have the names of BEATs."""
     return any("pos_conv." in name for name in state) and any(
         name.endswith("patch_embedding.weight") for name in state
     )
 
 
 def beats_weights(path, state):
-    """Renames weights as `load_published()` wants them, and joins some.
+    """Renames weights for `load_published()`, and merges some.
 
-    Those of queries, keys and values; the direction and the length of a convolution's
-    weights; what is summed up before a gate; and the biases that all blocks share.
+    It merges queries, keys and values, direction and length of a convolution's kernel,
+    inputs of a gate that are summed, and the biases that blocks share.
     """
     first = min((x for x in state if x.endswith("patch_embedding.weight")), key=len)
     prefix = first.removesuffix("patch_embedding.weight")
@@ -62,13 +62,13 @@ def beats_weights(path, state):
 
 
 def blocks_of(state):
-    """How the names of each block start."""
+    """Returns the prefix of the names of each block, sorted."""
     blocks = {".".join(x.split(".")[:2]) for x in state if x.startswith("blocks.")}
     return sorted(blocks)
 
 
 def beats_arguments(path, settings, state):
-    """The arguments of a `BeatsBackbone`, from settings and `beats_weights()`."""
+    """Returns the arguments of a `BeatsBackbone`, from settings and weights."""
     needed = {
         "patch_embedding.weight",
         "encoder.layer_norm.weight",

@@ -1,6 +1,6 @@
 """Public encoders of MAE, BEiT and their like, read from their own files.
 
-Every layout is brought to timm's names, which `load_published()` reads.
+Names of all layouts are converted to timm's, which `load_published()` reads.
 """
 
 import functools
@@ -66,7 +66,7 @@ _AUDIO_MEAN, _AUDIO_STD = -4.2677393, 4.5689974
 
 
 def is_checkpoint(preset):
-    """Whether a preset is weights of another library: a file, or a folder of them."""
+    """Returns whether a preset is a file or folder of another library's weights."""
     path = Path(preset)
     if path.is_file():
         return path.suffix in (".safetensors", ".bin", ".pth", ".pt")
@@ -75,7 +75,7 @@ def is_checkpoint(preset):
 
 
 def _torch_file(folder):
-    """The one file of PyTorch in a folder that has neither settings nor a run."""
+    """Returns the only PyTorch file in a folder without settings or a run."""
     if any((folder / name).exists() for name in ("config.json", "preset", "phases")):
         return None
     files = [x for x in folder.rglob("*.pt*") if x.suffix in (".pt", ".pth")]
@@ -86,7 +86,7 @@ def _torch_file(folder):
 
 
 def fetched(preset):
-    """The folder or file of a public encoder's address; any other preset as it is."""
+    """Downloads a public encoder, and returns its path; returns other presets."""
     if not str(preset).startswith("hf://"):
         return preset
     from huggingface_hub import snapshot_download
@@ -118,7 +118,7 @@ def fetched(preset):
 
 
 class _Replaced:
-    """Gives zeros, as JAX would compile random weights for each of their shapes."""
+    """Returns zeros, as JAX would compile a random initializer for each shape."""
 
     def __call__(self, shape, dtype=None):
         return keras.ops.convert_to_tensor(np.zeros(shape, "float32"), dtype)
@@ -135,7 +135,7 @@ class _RandomNormal(_Replaced, keras.initializers.RandomNormal):
 def load_checkpoint(cls, preset, load_weights=True, **kwargs):
     """Builds an encoder of a class from a public one in a folder or file.
 
-    Other arguments replace the encoder's. Its positions are resized to `input_dims`.
+    Other arguments replace the encoder's. Positions are resized to `input_dims`.
     """
     path = Path(preset)
     config = _json(path / "config.json")
@@ -168,7 +168,7 @@ def load_checkpoint(cls, preset, load_weights=True, **kwargs):
 
 
 def encoder_config(preset):
-    """The arguments of the encoder in a folder or file, as a saved preset has them."""
+    """Returns the arguments of a public encoder, as in a preset's config."""
     path = Path(preset)
     config = _json(path / "config.json")
     _, arguments, _ = _encoder(path, config, {}, only_shapes=True)
@@ -177,7 +177,7 @@ def encoder_config(preset):
 
 
 def _encoder(path, config, given, only_shapes=False):
-    """The class and the arguments of an encoder, and its weights as they are read."""
+    """Returns an encoder's class, arguments and weights."""
     state, settings = _read(path, only_shapes)
     if is_beats(state):
         state = beats_weights(path, state)
@@ -199,7 +199,7 @@ def _json(path):
 
 
 def _licenses(path):
-    """What the front matter of a folder's README says."""
+    """Returns the licenses that the front matter of a README names."""
     card = (path.parent if path.is_file() else path) / "README.md"
     text = card.read_text("utf-8") if card.is_file() else ""
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
@@ -207,7 +207,7 @@ def _licenses(path):
 
 
 def _read(path, only_shapes):
-    """The weights of a file or folder, maybe of several files, and BEATs' settings."""
+    """Returns the weights of a file or of a folder's shards, and BEATs' settings."""
     if path.is_file():
         content = read_published_file(path, only_shapes)
         entries = content if isinstance(content, dict) else {}
@@ -226,7 +226,7 @@ def _read(path, only_shapes):
 
 
 def _timm_names(state):
-    """Renames weights, and joins those of queries, keys and values."""
+    """Converts names of weights to timm's, and merges queries, keys and values."""
     # BEiT's head has a norm, too. In pretraining it replaces a missing encoder norm.
     found = renamed(state, _NAMES)
     found = {k: v for k, v in found.items() if "relative_position_index" not in k}
@@ -236,7 +236,7 @@ def _timm_names(state):
 
 
 def _arguments(path, config, state):
-    """The arguments of a `BridleBackbone`, as files and weights tell them."""
+    """Returns the arguments of a `BridleBackbone`, from config and weights."""
     absent = {"patch_embed.proj.weight", "norm.weight"} - state.keys()
     if config.get("use_mean_pooling") or state.keys() & _POOLED_NORMS:
         absent.discard("norm.weight")
@@ -289,7 +289,7 @@ def _arguments(path, config, state):
 
 
 def _grid(config, state):
-    """The grid that learned positions or relative biases are for."""
+    """Returns the grid of learned positions or relative biases."""
     _, channels, *patch = state["patch_embed.proj.weight"].shape
     has_token = "cls_token" in state
     biases = [array for name, array in state.items() if name.startswith(_BIAS)]
@@ -314,7 +314,7 @@ def _grid(config, state):
 
 
 def _spans(grid):
-    """How many offsets two cells of a grid may have along each side."""
+    """Returns the number of offsets between two cells along each side of a grid."""
     return tuple(2 * side - 1 for side in grid)
 
 
@@ -335,10 +335,10 @@ def _fit_positions(backbone, config, state):
 
 
 def _resize_biases(config, state, grid):
-    """Resizes biases of attention to a grid, and numbers them as the backbone does.
+    """Resizes attention biases to a grid, and numbers them as the backbone does.
 
-    Files of transformers are resized linearly, as it does; others as in timm and BEiT's
-    own code. Biases that blocks share are added to those of their own, if any.
+    Files of transformers are resized linearly as it does, others as in timm and in
+    BEiT's code. Shared biases are added to those of a block, if it has any.
     """
     old, has_token = _grid(config, state), "cls_token" in state
     weights = _linear_weights if "model_type" in config else _geometric_weights
@@ -357,7 +357,7 @@ def _resize_biases(config, state, grid):
 
 
 def _resized(table, grid, weights):
-    """Resizes `(rows, columns, dim)` by what a new cell takes of old ones."""
+    """Resizes `(rows, columns, dim)` with the weights of old cells in new ones."""
     for axis, side in enumerate(grid):
         if table.shape[axis] != side:
             table = np.moveaxis(table, axis, 0)
@@ -367,7 +367,7 @@ def _resized(table, grid, weights):
 
 
 def _cubic_weights(old, new):
-    """How much of each old cell a new one takes, `(new, old)`, as PyTorch has it."""
+    """Returns PyTorch's bicubic weights of old cells in new ones, `(new, old)`."""
     centers = _centers(old, new)[:, None]
     cells = np.floor(centers).astype(int) + np.arange(-1, 3)
     weights = np.zeros((new, old))
@@ -395,7 +395,7 @@ def _linear_weights(old, new):
 
 
 def _geometric_weights(old, new):
-    """Steps between old offsets grow by a ratio, so that they cover the new ones."""
+    """Spaces old offsets geometrically, so that they cover the new ones."""
     low, high = 1.01, 1.5
     while high - low > 1e-6:
         ratio = (low + high) / 2
@@ -407,7 +407,7 @@ def _geometric_weights(old, new):
 
 
 def _centers(old, new):
-    """Where the centers of new cells lie among the old ones."""
+    """Returns the centers of new cells, in units of old ones."""
     return (np.arange(new) + 0.5) * old / new - 0.5
 
 

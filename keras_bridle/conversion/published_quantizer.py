@@ -99,7 +99,7 @@ class PublishedResidualQuantizer(ResidualQuantizer):
         return dict.fromkeys(self._drawn, True)
 
     def build(self, input_shape):
-        """Creates the codebooks, their statistics and what has been done to them."""
+        """Creates the codebooks, their statistics and the flags of what was done."""
         super().build(input_shape)
         for name in self._drawn:
             done = self._add_state(f"{name}_done", (self._num_tables,))
@@ -110,7 +110,7 @@ class PublishedResidualQuantizer(ResidualQuantizer):
         return super()._state_weights() | done
 
     def draws(self):
-        """Draws where k-means starts and what restarts take: vector `floor(u * n)`."""
+        """Draws the vectors for k-means and restarts: vector `floor(u * n)`."""
         shape = (self.num_levels, self.codebook_size)
         return {
             name: keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
@@ -128,7 +128,7 @@ class PublishedResidualQuantizer(ResidualQuantizer):
     def stateless_step(
         self, vectors, padding_mask=None, training=True, draws=None, state=None
     ):
-        """As in `ResidualQuantizer`, except that the state moves in evaluation too."""
+        """As in `ResidualQuantizer`, but the state also changes in evaluation."""
         if padding_mask is not None or num_replicas() > 1:
             raise ValueError(
                 "PublishedResidualQuantizer knows neither padding nor several devices. "
@@ -169,7 +169,7 @@ class PublishedResidualQuantizer(ResidualQuantizer):
         return self._output(quantized, codes, ops.mean(losses), losses, lead), state
 
     def _level(self, residual, table, drawn, training):
-        """Returns codes, their counts, the chosen vectors and the moved table."""
+        """Returns codes, their counts, the chosen vectors and the updated table."""
         vectors = ops.stop_gradient(residual)
         vectors = unit_vectors(vectors) if self.normalize == "level" else vectors
 

@@ -1,4 +1,4 @@
-"""Reads the files that weights are published in, without running what is in them."""
+"""Reads published files of weights without running code that they may hold."""
 
 import argparse
 import collections
@@ -61,9 +61,9 @@ def read_published_state(path, key=None):
 
 
 def read_published_file(path, only_shapes=False):
-    """Reads all that a file of weights holds, which may be settings, too.
+    """Reads all contents of a file of weights, which may include settings.
 
-    With `only_shapes`, arrays are zeros, which take no memory before they are used.
+    With `only_shapes`, arrays are zeros that take no memory.
     """
     path = Path(path)
     read = _read_safetensors if path.suffix == ".safetensors" else _read_torch_file
@@ -80,7 +80,7 @@ def read_published_file(path, only_shapes=False):
 
 
 def weights_of(content, path, key=None):
-    """Finds the dictionary of arrays: all there is, the `key`, or the only one."""
+    """Finds the dictionary of arrays: the whole, the entry `key`, or the only one."""
     entries = content if isinstance(content, dict) else {}
     found = [x for name, x in entries.items() if _is_state(x) and key in (None, name)]
     if key is None and _is_state(content):
@@ -113,7 +113,7 @@ def _read_safetensors(path, only_shapes):
 
 
 def _read_torch_file(path, only_shapes):
-    """Reads what `torch.save()` has written, with NumPy arrays for tensors."""
+    """Reads a file of `torch.save()`, with NumPy arrays for tensors."""
     with zipfile.ZipFile(path) as archive:
         (contents,) = [x for x in archive.namelist() if x.endswith("/data.pkl")]
         with archive.open(contents) as file:
@@ -122,7 +122,7 @@ def _read_torch_file(path, only_shapes):
 
 
 class _Reader(pickle.Unpickler):
-    """An unpickler that makes objects of a few known kinds alone."""
+    """An unpickler that only creates objects of a few known kinds."""
 
     def __init__(self, file, archive, folder, only_shapes):
         super().__init__(file)
@@ -131,7 +131,7 @@ class _Reader(pickle.Unpickler):
         self.only_shapes = only_shapes
 
     def find_class(self, module, name):
-        """Looks up one of the names that are let in."""
+        """Looks up one of the names that are allowed."""
         if module in ("torch", "torch.storage") and name in _TYPES:
             return name
         if (module, name) not in _KNOWN:
@@ -139,7 +139,7 @@ class _Reader(pickle.Unpickler):
         return _KNOWN[module, name]
 
     def persistent_load(self, pid):
-        """Reads the numbers that lie beside the pickle."""
+        """Reads a storage, which lies beside the pickle."""
         _, kind, key, *_ = pid
         dtype = np.dtype(_TYPES[kind])
         entry = self.archive.getinfo(f"{self.folder}data/{key}")
@@ -153,7 +153,7 @@ class _Reader(pickle.Unpickler):
 
 
 def _tensor(numbers, offset, shape, strides, *_):
-    """An array of some of the numbers of a storage."""
+    """Returns a strided view of a storage."""
     reached = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if 0 in shape:
         return np.zeros(shape, numbers.dtype)

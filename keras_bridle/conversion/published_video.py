@@ -1,4 +1,4 @@
-"""Names and arithmetic of the published video code, brought to those of the others."""
+"""Converts weights of the published video code to the layout of the others."""
 
 import re
 from typing import Any
@@ -64,9 +64,9 @@ def from_published_video(state):
 
 
 def renamed(state, patterns):
-    """A state dict with pairs of patterns and replacements applied to its names.
+    """Applies pairs of patterns and replacements to the names of a state dict.
 
-    Where two names become one, the first in the alphabet stays.
+    If two names become equal, the first in the alphabet stays.
     """
     found: dict[str, Any] = {}
     for name, array in sorted(state.items()):
@@ -77,9 +77,9 @@ def renamed(state, patterns):
 
 
 def join_qkv(state, stem, end=""):
-    """Joins the maps to queries, keys and values under `qkv`.
+    """Merges the weights of queries, keys and values under `qkv`.
 
-    Missing biases are zeros: a key's changes nothing.
+    Missing biases are zeros: a key's bias has no effect.
     """
     parts, joined = [f"{stem}{part}{end}" for part in "qkv"], f"{stem}qkv"
     if state.keys() >= {f"{part}.weight" for part in parts}:

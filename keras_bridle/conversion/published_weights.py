@@ -31,7 +31,7 @@ _BLOCK = {
 
 
 def _head(name):
-    """The names of a head's parts, which begin with its own."""
+    """Returns the names of a head's parts, with its prefix."""
     parts = {"embed": "embedding", "blocks": "blocks", "norm": "norm", "pred": "head"}
     return {f"{name}_{theirs}": ours for theirs, ours in parts.items()}
 
@@ -116,7 +116,7 @@ class PublishedWeight(NamedTuple):
     shape: tuple[int, ...] | None = None
 
     def from_published(self, array):
-        """Brings a published array to the shape of ours; a wrong one keeps its own."""
+        """Converts a published array to our shape; a wrong one keeps its shape."""
         if len(self.axes) == 1:
             return array.reshape(-1)
         if array.ndim != len(self.axes):
@@ -126,7 +126,7 @@ class PublishedWeight(NamedTuple):
         return array.reshape(self.variable.shape) if is_joined else array
 
     def to_published(self, array):
-        """Brings an array of our shape, such as a gradient, to the published layout."""
+        """Converts an array, such as a gradient, to the published layout."""
         array = array.reshape(self.shape or array.shape)
         return array.transpose(np.argsort(self.axes))
 
@@ -145,7 +145,7 @@ published_block_weights = published_weights
 
 
 def _weights_of(part, name):
-    """The weights of a network, layer or list of layers, a dict by published name."""
+    """Returns the weights of a network, layer or list of layers, by published name."""
     if part is None:
         return {}
     if isinstance(part, list):
@@ -258,7 +258,7 @@ load_published_tokenizer = load_published
 
 
 def _check_positions(backbone, state, prefix):
-    """Other positions than those it was trained with would ruin a network silently."""
+    """Raises an error for other positions than the network was trained with."""
     grid = backbone.grid_of_inputs()
     is_fixed = backbone.position_layout in LAYOUTS
     if f"{prefix}pos_embed" not in state or not is_fixed or None in grid[1:]:
@@ -280,7 +280,7 @@ def _check_positions(backbone, state, prefix):
 
 
 def _check_depth(part, state, weights):
-    """A deeper published network would load into a shallower one without a word."""
+    """Raises an error if the published network has more blocks."""
     starts = {name.partition("blocks.")[0] for name in weights if "blocks." in name}
     # These buffers of windows follow from their size and shift.
     tables = ("relative_coordinates_log", "attention_mask", "attn_mask")

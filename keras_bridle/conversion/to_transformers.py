@@ -116,7 +116,7 @@ def _check(backbone, is_clip):
 
 
 def _divide_attention(state, is_clip):
-    """Divides the maps to queries, keys and values into three."""
+    """Splits the weights of queries, keys and values."""
     for name in [x for x in state if ".attn.qkv." in x]:
         query, key, value = np.split(state.pop(name), 3)
         if is_clip and name.endswith("bias"):
@@ -130,7 +130,7 @@ def _divide_attention(state, is_clip):
 
 
 def _settings(backbone, is_clip):
-    """The configurations of the model and of its images' processor."""
+    """Returns the configs of the model and of its image processor."""
     *frames, rows, columns, channels = backbone.input_dims
     config = {
         "model_type": "vit_mae",

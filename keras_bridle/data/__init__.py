@@ -1,4 +1,4 @@
-"""Files to batches."""
+"""Data sets of files."""
 
 from keras_bridle.renamed import old_address
 

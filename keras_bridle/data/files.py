@@ -1,4 +1,4 @@
-"""Lists of files, and reports of those that cannot be read."""
+"""Lists of files, and reports of unreadable ones."""
 
 import contextlib
 import csv
@@ -94,12 +94,12 @@ class FileList:
         return self.labels is not None and isinstance(self.labels[0], tuple)
 
     def label_array(self, index: int) -> np.ndarray:
-        """One file's label: an int32 scalar, or float32 zeros and ones `(classes,)`."""
+        """Returns a file's label: an int32 scalar, or float32 0/1 `(classes,)`."""
         label = self.take([index]).all_labels()[0]
         return label.astype("float32") if self.multi_label else label
 
     def all_labels(self) -> np.ndarray:
-        """All labels: int32 `(files,)`, or uint8 zeros and ones `(files, classes)`."""
+        """Returns all labels: int32 `(files,)`, or uint8 0/1 `(files, classes)`."""
         labels: Any = self.labels
         if not self.multi_label:
             return np.asarray(labels, "int32")
@@ -110,7 +110,7 @@ class FileList:
         return hot
 
     def classes(self) -> list[Any]:
-        """The name of each file's class; for multi-label data, a tuple of names."""
+        """Returns the class name of each file, or a tuple of names if multi-label."""
         names, labels = self.class_names, self.labels or ()
         return [
             tuple(names[n] for n in label) if isinstance(label, tuple) else names[label]
@@ -118,7 +118,7 @@ class FileList:
         ]
 
     def take(self, indices: Iterable[int]) -> "FileList":
-        """Lists some of the files, in the order of their indices."""
+        """Returns a list of the files at `indices`, in their order."""
         indices = [int(index) for index in indices]
         taken: dict[str, Any] = {
             name: [getattr(self, name)[index] for index in indices]
@@ -128,12 +128,12 @@ class FileList:
         return dataclasses.replace(self, **taken)
 
     def with_classes(self, classes, class_names=None) -> "FileList":
-        """Lists the same files with these classes, see `number_labels()`."""
+        """Returns a list with other classes, see `number_labels()`."""
         labels, names = number_labels(classes, class_names)
         return dataclasses.replace(self, labels=labels, class_names=names)
 
     def numbered(self) -> "FileList":
-        """Lists the same files with their indices as labels."""
+        """Returns a list with the indices of files as labels."""
         numbers: Any = range(len(self))
         return dataclasses.replace(self, labels=numbers, class_names=numbers)
 
@@ -143,9 +143,9 @@ _COMPANIONS = (".csv", ".tsv", ".txt", ".json", ".md", ".yaml", ".yml", ".xml", 
 
 
 def find_files(kind, root):
-    """Lists the files of a kind below a folder, and others, sorted, relative to it.
+    """Lists the files of a kind below a folder, and others; sorted relative paths.
 
-    Follows links, but not in circles; skips names that begin with a dot.
+    Follows links, but not in circles, and skips names that begin with a dot.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder '{root}'.")
@@ -173,13 +173,13 @@ def find_files(kind, root):
 
 
 def subfolders(root):
-    """Names of the folders in a folder, but hidden ones."""
+    """Lists the names of the folders in a folder, except hidden ones."""
     paths = (path for path in root.iterdir() if path.is_dir())
     return sorted(path.name for path in paths if not path.name.startswith("."))
 
 
 def list_folder(kind, root, labels=False, class_names=None):
-    """Lists all files of a kind below a folder, of one folder per class if labeled."""
+    """Lists all files of a kind below a folder; with labels, a folder per class."""
     paths, others = find_files(kind, root)
     unlike = [path for path in others if path.suffix.lower() not in _COMPANIONS]
     notes = []
@@ -206,7 +206,7 @@ def _count_endings(paths):
 
 
 def joined(parts):
-    """Joins the lists of splits to one, whose classes are those of all."""
+    """Joins the lists of splits into one, with the classes of all."""
     lists = list(parts.values())
     files = FileList(
         lists[0].kind,
@@ -261,7 +261,7 @@ def csv_table(
 
 
 def _as_path(name, folder):
-    """Reads a name as spreadsheets and other systems write it."""
+    """Returns the path of a name that a spreadsheet or another system wrote."""
     if name.isascii() and "\\" not in name:
         return Path(name).expanduser()
     forms = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
@@ -272,8 +272,8 @@ def _as_path(name, folder):
 def read_table(path, columns=()):
     """Reads a table with a header line, which must have some columns.
 
-    It is one as spreadsheets write them: columns end with commas, semicolons or tabs,
-    names of columns may be in capitals, and spaces around cells do not count.
+    It reads what spreadsheets write: commas, semicolons or tabs between columns, names
+    of columns in any case, and spaces around cells.
     """
     contents = Path(path).read_bytes()
     is_utf16 = contents[:2] in (b"\xff\xfe", b"\xfe\xff")
@@ -301,9 +301,9 @@ def read_table(path, columns=()):
 
 
 def number_labels(classes, class_names=None):
-    """Numbers classes, a name or a tuple of names per file; gives their names as well.
+    """Numbers the classes of files, each a name or a tuple; also returns the names.
 
-    Names come in the given order, or sorted.
+    Names are in the given order, or sorted.
     """
     classes = [_composed(names) for names in classes]
     groups = [names if isinstance(names, tuple) else (names,) for names in classes]
@@ -323,14 +323,14 @@ def number_labels(classes, class_names=None):
 
 
 def _composed(names):
-    """Writes names as Unicode composes them, each once."""
+    """Composes names (Unicode's NFC), and drops repeated ones."""
     if isinstance(names, tuple):
         return tuple(dict.fromkeys(map(_composed, names)))
     return unicodedata.normalize("NFC", names)
 
 
 def digest_of(files):
-    """Counts files, and sums up their names, sizes and dates in a short text."""
+    """Returns the number of files, and a digest of their names, sizes and dates."""
     digest = hashlib.sha256()
     for name in files.files:
         with contextlib.suppress(OSError):
@@ -341,10 +341,10 @@ def digest_of(files):
 
 
 def copies(files):
-    """Numbers recordings and pictures so that equal ones have equal numbers.
+    """Numbers files so that equal ones have equal numbers.
 
-    Files are compared by size, then by their ends, then by content; those that cannot
-    be read, or are empty, are unlike all others.
+    Files are compared by size, then by their ends, then by content. Unreadable and
+    empty files differ from all others.
     """
     keys: dict[str, Any] = dict.fromkeys(files.files)
     # Read whole files only if their sizes and ends are equal.
@@ -383,7 +383,7 @@ def _whole(name):
 
 
 def printable(text):
-    """A text that can be shown, of one that may hold bytes that are no UTF-8."""
+    """Replaces bytes that are not UTF-8, so that a text can be shown."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -397,7 +397,7 @@ class UnreadableFileError(ValueError):
 
 
 class ReportedFile(NamedTuple):
-    """A file that a report lists, and why."""
+    """A file in a report, and the reason."""
 
     path: str
     reason: str
@@ -439,7 +439,7 @@ class ReadReport:
 
     @property
     def incomplete(self) -> list[ReportedFile]:
-        """The files read although they are too short or broken, sorted by path."""
+        """The files read in part, as they are too short or broken, sorted by path."""
         return [ReportedFile(*item) for item in sorted(self._incomplete.copy().items())]
 
     def add_skipped(self, path: str, reason: str) -> None:
@@ -451,14 +451,14 @@ class ReadReport:
         self._incomplete.setdefault(path, reason)
 
     def add_missing(self, files: FileList) -> None:
-        """Takes over a list's notes, and lists what is missing as skipped."""
+        """Adds a list's notes, and its missing files as skipped."""
         for name in files.missing:
             self.add_skipped(name, "listed, but not in the folder")
         self.notes += [note for note in files.notes if note not in self.notes]
 
     @contextlib.contextmanager
     def reraise(self) -> Iterator[None]:
-        """Raises the `UnreadableFileError` itself, not what TensorFlow makes of it."""
+        """Raises the `UnreadableFileError` itself instead of TensorFlow's error."""
         try:
             yield
         except Exception as error:
@@ -467,10 +467,10 @@ class ReadReport:
             raise self.error from error
 
     def write(self, directory: str | Path) -> Path:
-        """Writes `skipped_files.csv`, and gives its path.
+        """Writes `skipped_files.csv`, and returns its path.
 
-        What there is of incomplete files and of notes goes to `incomplete_files.csv`
-        and `other_files.csv`, with the same columns `file` and `reason`.
+        Incomplete files and notes, if any, go to `incomplete_files.csv` and
+        `other_files.csv`, with the same columns `file` and `reason`.
         """
         path = Path(directory, "skipped_files.csv")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Lists of the files of a data set, and its splits."""
+"""Lists of the files of known data sets, and their splits."""
 
 import csv
 import inspect
@@ -144,7 +144,7 @@ def list_files(
 
 
 def _folder(kind, data, labels=False, test_split=None):
-    """A folder; with labels, class folders or folders of splits that hold these."""
+    """A folder of files; with labels, of class folders, maybe within splits."""
     if not labels:
         return list_folder(kind, data)
     names = subfolders(data)
@@ -161,7 +161,7 @@ def _folder(kind, data, labels=False, test_split=None):
 
 
 def _are_splits(root, names):
-    """Whether some folders, or all, are splits of a data set and not classes."""
+    """Returns whether folders are splits of a data set rather than classes."""
     # A folder with files alone may be a class that is called like a split.
     with_folders = {name for name in names if subfolders(root / name)}
     named = {x for x in names if x.casefold() in (*TRAIN_NAMES, *TEST_NAMES)}
@@ -278,7 +278,7 @@ def imagenet(kind, data, ground_truth=None, meta=None):
 
 
 def _ground_truth(path, meta, synsets, images):
-    """Reads the synsets of images, by the stem of the file's name."""
+    """Reads the synsets of images by the stem of their file names."""
     if path.suffix == ".csv":
         rows = read_table(path, ["ImageId", "PredictionString"])
         return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
@@ -426,7 +426,7 @@ def _named_splits(files, test_split):
 
 
 def _roles(names, test_split):
-    """Names of the train, test and validation splits, `None` where there is none."""
+    """Finds the names of the train, test and validation splits, or `None`."""
 
     def first(wanted):
         return next((name for name in wanted if name in names), None)
@@ -437,7 +437,7 @@ def _roles(names, test_split):
 
 
 def deal_folds(labels, folds, seed=0):
-    """Deals files to folds 0, 1, ... at random, each with as many of every class."""
+    """Deals files to folds 0, 1, ... at random, with equal shares of each class."""
     expected = f"from 2 to the {len(labels)} files"
     check(2 <= folds <= len(labels), "folds", expected, folds)
     shuffled = np.random.default_rng(seed).permutation(len(labels))

@@ -1,4 +1,4 @@
-"""From a list of files to batches."""
+"""Data sets that read batches from lists of files."""
 
 import dataclasses
 import functools
@@ -111,7 +111,7 @@ def file_dataset(
 class FileDataset(keras.utils.PyDataset):
     """The batches of `file_dataset()`, read ahead by threads.
 
-    A batch depends on its number alone, so that any can be read first.
+    A batch depends on its number alone, so they can be read in any order.
     """
 
     files: FileList
@@ -173,7 +173,7 @@ class FileDataset(keras.utils.PyDataset):
 
     @property
     def num_batches(self):
-        """The batches of an epoch; `None` if they never end."""
+        """The number of batches in an epoch; `None` with `repeat`."""
         return None if self.repeat else -(-self._places // self.batch_size)
 
     def __len__(self):
@@ -182,7 +182,7 @@ class FileDataset(keras.utils.PyDataset):
         return self.num_batches
 
     def on_epoch_end(self):
-        """Starts the next epoch, unless Keras only looked at the first batch."""
+        """Starts the next epoch, unless Keras only inspected the first batch."""
         if self._is_read and not self.repeat:
             self.epoch += 1
         self._is_read = False
@@ -230,7 +230,7 @@ class FileDataset(keras.utils.PyDataset):
         return batch
 
     def _start(self, epoch, number):
-        """Lets threads read a batch; gives what will hold its files and clips."""
+        """Starts to read a batch in threads; returns their pending results."""
         shard, num_shards = self.shard
         size = self.batch_size // num_shards
         first = (self.first_batch + number) * self.batch_size + shard * size
@@ -252,7 +252,7 @@ class FileDataset(keras.utils.PyDataset):
         raise self._error(0, self._unreadable[0], problem)
 
     def _clip(self, epoch, place):
-        """Reads a file's index and clip, from any thread; `None` if it is skipped."""
+        """Returns a file's index and clip, or `None` if it is skipped; thread-safe."""
         position = self.position
         if position is None:
             generator = np.random.default_rng((self.seed, epoch, place, 1))
@@ -319,7 +319,7 @@ class FileDataset(keras.utils.PyDataset):
         return dataset.prefetch(tf.data.AUTOTUNE)
 
     def reading_speed(self, seconds=2.0, max_batches=64):
-        """Examples read each second when nothing else runs; `None` for one batch."""
+        """Measures examples read per second; `None` if there is only one batch."""
         batches, before = iter(self), self.clock.examples
         # The first batch includes start-up costs.
         next(batches, None)
@@ -333,13 +333,13 @@ class FileDataset(keras.utils.PyDataset):
 
 @functools.cache
 def _pool(num_threads, process):
-    """The threads that read, shared by all data sets of a process."""
+    """Returns the reading threads, which all data sets of a process share."""
     return multiprocessing.pool.ThreadPool(num_threads)
 
 
 @dataclasses.dataclass
 class InputClock:
-    """Seconds that training waited for its input, and what was read."""
+    """The seconds that training waited for input, and what was read."""
 
     seconds: float = 0.0
     batches: int = 0

@@ -27,7 +27,7 @@ CENTER: Position = (0.5, 0.5, 0.5)
 
 
 def import_tensorflow():
-    """Imports TensorFlow, and keeps it off the GPUs if another backend needs them."""
+    """Imports TensorFlow, and hides the GPUs from it on other backends."""
     try:
         import tensorflow as tf
     except ImportError as error:
@@ -153,7 +153,7 @@ class AudioReader:
     def cut(self, position, segment, frames, rate):
         """Chooses the frames of a file to decode: `(start, frames, skip)`.
 
-        `skip` counts the resampled samples to drop from their front.
+        `skip` is the number of samples to drop after resampling.
         """
         if frames < 1:
             raise ValueError("holds no samples")
@@ -180,7 +180,7 @@ class AudioReader:
 
 
 def decode_with_soundfile(path, cut, sample_rate):
-    """Decodes and resamples a part of a file, its channels mixed down."""
+    """Decodes, mixes down and resamples a part of a file."""
     # libsndfile takes names that are not UTF-8 as bytes.
     name = path if path == printable(path) else os.fsencode(path)
     date = Path(path).stat().st_mtime_ns
@@ -207,7 +207,7 @@ def decode_with_soundfile(path, cut, sample_rate):
 
 
 def _mixed_down(sound):
-    """Averages channels; of those that cancel each other it takes the loudest."""
+    """Averages channels, or returns the loudest if they cancel each other."""
     if sound.shape[1] == 1:
         return sound[:, 0]
     mono = sound.mean(axis=1)
@@ -219,7 +219,7 @@ def _mixed_down(sound):
 
 @functools.lru_cache(maxsize=100_000)
 def _tells_its_length(path, date):
-    """Whether an MP3's first frame holds the length of the whole, or an OGG is one."""
+    """Returns whether an MP3 states its length, or an OGG is a single stream."""
     with Path(path).open("rb") as file:
         head, start = file.read(18), 0
         if head[:4] == b"OggS":
@@ -244,12 +244,12 @@ def _tells_its_length(path, date):
 
 @functools.lru_cache(maxsize=100_000)
 def _decodable_frames(path, date):
-    """Counts the frames of a file whose length nothing tells, by decoding it."""
+    """Counts the frames of a file by decoding it."""
     return sum(map(len, _decoded(path)))
 
 
 def _decode_from_start(path, start, frames):
-    """Decodes a file from its start, and gives some frames, `(frames, channels)`."""
+    """Decodes a file from its start, and returns some frames `(frames, channels)`."""
     parts, number = [], 0
     for sound in _decoded(path):
         parts.append(sound[max(start - number, 0) : start + frames - number])
@@ -260,7 +260,7 @@ def _decode_from_start(path, start, frames):
 
 
 def _decoded(path):
-    """Decodes all of a file that can be decoded, piece by piece, to floats."""
+    """Yields all decodable parts of a file as floats."""
     with av.open(path) as container:
         stream = container.streams.audio[0]
         setup = ("fltp", stream.layout.name, stream.rate)
@@ -365,7 +365,7 @@ def as_size(name, size):
 
 
 def check_channels(channels):
-    """Returns a number of channels if it is 1 or 3."""
+    """Checks that a number of channels is 1 or 3, and returns it."""
     check(channels in (1, 3), "channels", "1 (gray) or 3 (color)", channels)
     return channels
 

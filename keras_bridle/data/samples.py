@@ -186,7 +186,7 @@ def synthetic_pans(
 
 
 def extract_samples(directory):
-    """Writes samples as ordinary files to folders of a directory, and gives that.
+    """Writes the samples as ordinary files to folders in a directory; returns it.
 
     They are called `mandarin_syllables` (with a CSV table), `sonic_pi`,
     `fashion_mnist` (20 images of each class) and `video`.
@@ -230,7 +230,7 @@ def _archive(name):
 
 
 def _starts(length, split, span):
-    """The frames where clips of a split of a video may start."""
+    """Returns the frames at which clips of a split may start."""
     check(split in _SPLITS[:2], "split", f"one of {_SPLITS[:2]}", split)
     border = int(_TRAINING_SHARE * length)
     if split == "train":
@@ -250,7 +250,7 @@ def _scene_size(path, shorter):
 
 @functools.lru_cache(maxsize=4)
 def _frames(path, size, channels):
-    """Decodes a whole video, and keeps it for the next call."""
+    """Decodes a whole video, and caches it."""
     reader = VideoReader(size, len(list_packets(path).sizes), 1, channels)
     frames, _ = reader.read_at(path, 0)
     frames.flags.writeable = False

@@ -85,7 +85,7 @@ def resample(waveform, rate_in, rate_out):
 
 @functools.cache
 def _resampler(rate_in, rate_out):
-    """Compiles the resampler; eager, it would be traced anew for every clip."""
+    """Compiles the resampler, as eager calls would trace it for every clip."""
     tf, tfio = import_tensorflow(), import_tensorflow_io()
     return tf.function(
         lambda waveform: tfio.audio.resample(waveform, rate_in, rate_out),
@@ -95,7 +95,7 @@ def _resampler(rate_in, rate_out):
 
 @functools.cache
 def _decoder(file_format, subtype):
-    """Compiles the graph from a file's name to its mono float32 samples."""
+    """Compiles a function from a file name to mono float32 samples."""
     key = (file_format.replace("WAVEX", "WAV"), subtype)
     if key not in _DECODERS:
         raise ValueError(f"tensorflow-io has no decoder for {file_format}, {subtype}")

@@ -102,7 +102,7 @@ class VideoReader:
     def read_at(
         self, path: str, start: int, position: Sequence[float] = CENTER[1:]
     ) -> tuple[np.ndarray, str]:
-        """Reads the clip that starts at a given frame, and says what it lacks."""
+        """Reads the clip from a frame on; returns it, and a text on what it lacks."""
         packets = self._packets(path)
         wanted = start + self.sampling_rate * np.arange(self.num_frames)
         # A stream may have fewer frames than packets, which only decoding shows.
@@ -143,7 +143,7 @@ class VideoReader:
 
 
 class PacketList(NamedTuple):
-    """The packets of a file's video stream, in the order in which they are stored."""
+    """The packets of a file's video stream, in storage order."""
 
     # When a packet's frame is shown.
     stamps: np.ndarray
@@ -158,7 +158,7 @@ class PacketList(NamedTuple):
 
     @property
     def breaks_off(self):
-        """Says where a broken file ends."""
+        """A text that says where a broken file ends."""
         return f"broken off after {len(self.shown)} of {self.announced} frames"
 
 
@@ -216,13 +216,13 @@ class _Video:
         self.stream = stream
 
     def packets(self):
-        """Yields the packets from here on, up to the end or what cannot be read."""
+        """Yields the remaining packets, up to the end or an unreadable one."""
         with contextlib.suppress(av.FFmpegError):
             # The last packet is empty and flushes the decoder.
             yield from self.container.demux(self.stream)
 
     def decode(self, packet):
-        """Returns the frames that come out when a packet goes in."""
+        """Sends a packet to the decoder, and returns the frames that come out."""
         with contextlib.suppress(av.FFmpegError):
             return self.stream.codec_context.decode(packet if packet.size else None)
         # Broken data: the previous frame is repeated.
@@ -230,7 +230,7 @@ class _Video:
 
 
 def _pixel_maker(shape, position):
-    """Makes a function that turns decoded frames into arrays of one size."""
+    """Makes a function that resizes and crops decoded frames to arrays."""
     _, *size, channels = shape
     reformatter = VideoReformatter()
 
@@ -266,7 +266,7 @@ def _pixel_maker(shape, position):
 
 
 def _display_matrix(frame):
-    """Where a frame's axes, to the right and down, lead on the screen."""
+    """Returns the directions on the screen of a frame's axes, right and down."""
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return np.eye(2)
@@ -276,7 +276,7 @@ def _display_matrix(frame):
 def _decode_from_keyframe(path, packets, targets, to_pixels):
     """Decodes from the last keyframe shown before the first target.
 
-    Gives the targets' pixels by number, or `None` if the file is not as listed.
+    Returns the targets' pixels by number, or `None` if the file is not as listed.
     """
     ranks = packets.ranks
     if ranks is None:
@@ -315,7 +315,7 @@ def _decode_from_keyframe(path, packets, targets, to_pixels):
 
 
 def _open_at(path, packets, keyframe):
-    """Opens a video, and gives the packets from a keyframe on."""
+    """Opens a video, and returns the packets from a keyframe on."""
     video = _Video(path)
     source = video.packets()
     if not keyframe:
@@ -333,7 +333,7 @@ def _open_at(path, packets, keyframe):
 
 
 def _decode_from_start(path, targets, to_pixels):
-    """Decodes a file from its start: the targets that exist, or the last frame."""
+    """Decodes a file from its start; returns the targets, or the last frame."""
     found: dict[int, np.ndarray] = {}
     number, last = 0, None
     video = _Video(path)

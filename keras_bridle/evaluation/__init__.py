@@ -1,4 +1,4 @@
-"""What an encoder has learned, in numbers and plots."""
+"""Probes, metrics and plots of encoders."""
 
 from keras_bridle.renamed import old_address
 

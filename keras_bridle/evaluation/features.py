@@ -250,7 +250,7 @@ class InputFeatures:
         return joined(x for x, _ in self.batches(inputs, batch_size))["features"]
 
     def batches(self, inputs, batch_size=32):
-        """Yields dicts and others like those of a `FeatureExtractor`."""
+        """Yields dicts and others, as `FeatureExtractor.batches()` does."""
         is_audio = len(self.backbone.input_dims) == 1
         for batch, size, others in _batches(inputs, batch_size, self.backbone):
             maps, mask = self.backbone.features(filled_up(batch, size))
@@ -287,7 +287,7 @@ def _resized(array, shape):
 
 
 def _batches(inputs, batch_size, backbone):
-    """Yields batches as arrays, the size of full ones, and what came with them."""
+    """Yields batches as arrays, the full batch size, and what came with the inputs."""
     if batch_size < 1:
         raise ArgumentError("batch_size", "at least 1", batch_size)
     size = None
@@ -312,7 +312,7 @@ def joined(parts):
 
 
 class _Files:
-    """Files to extract features from, and how they are read."""
+    """Files to extract features from, and how to read them."""
 
     def __init__(self, extract, source, batch_size, reading):
         self.extract = extract
@@ -339,7 +339,7 @@ class _Files:
         }
 
     def columns(self, indices, report):
-        """Reads some of the files and gives columns, one row a file or patch."""
+        """Reads some files, and returns columns with a row per file or patch."""
         files = self.files.take(indices).numbered()
         dataset = self.modality.dataset(
             files, self.reading, batch_size=self.batch_size, report=report
@@ -359,7 +359,7 @@ class _Files:
         return joined(parts)
 
     def write_part(self, note, indices, format):
-        """Writes some files' rows, and then the note that says that they are done."""
+        """Writes the rows of some files, then the JSON file that marks them done."""
         report, columns = ReadReport(), {}
         try:
             columns = self.columns(indices, report)
@@ -382,14 +382,14 @@ class _Files:
 
 
 def is_taken(directory):
-    """Whether a directory holds features."""
+    """Returns whether a directory holds features."""
     return Path(directory, "settings.json").exists()
 
 
 def load_file_features(directory):
-    """Reads what `FeatureExtractor.write()` has written, `FileFeatures` in file order.
+    """Reads the results of `FeatureExtractor.write()`: `FileFeatures` in file order.
 
-    Parts whose note is missing were being written when the run was stopped.
+    It ignores parts without a JSON file, which were unfinished.
     """
     parts, grid = [], ()
     for note in sorted(Path(directory, "parts").glob("part-*.json")):
@@ -408,7 +408,7 @@ def _table(columns, grid):
 
 
 def save_columns(path, columns):
-    """Writes a dict of arrays of equal length, to a file that is whole or missing."""
+    """Writes a dict of arrays of equal length, atomically."""
     with atomic_file(path) as unfinished:
         if path.suffix == ".npz":
             np.savez(unfinished, **columns)
@@ -432,7 +432,7 @@ def save_columns(path, columns):
 
 
 def load_columns(path):
-    """Reads what `save_columns()` has written."""
+    """Reads a file of `save_columns()`."""
     if path.suffix == ".npz":
         with np.load(path) as file:
             columns = dict(file)
@@ -461,7 +461,7 @@ def optional_package(name, extra):
 
 
 def _fingerprint(model):
-    """A short name for weights, equal for equal ones."""
+    """Returns a digest of a model's weights."""
     if model is None:
         return None
     digest = hashlib.sha256()

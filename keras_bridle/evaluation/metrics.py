@@ -32,7 +32,7 @@ class ClassificationMetrics(NamedTuple):
     confusion: np.ndarray | None
 
     def summary(self):
-        """Gives the means alone, as one line for `probe_table`."""
+        """Returns the means as a row for `probe_table()`."""
         found = {
             "accuracy": self.accuracy,
             "top-5": self.top5,
@@ -94,13 +94,13 @@ def classification_metrics(labels, scores, class_names=None):
 
 
 def mean_of(rows, name, default=None):
-    """The mean of a metric over the rows that have it."""
+    """Returns the mean of a metric over the rows that have it."""
     known = [row[name] for row in rows if row[name] is not None]
     return float(np.mean(known)) if known else default
 
 
 def check_targets(name, labels, rows, classes, class_names=None):
-    """Gives labels of either kind as bools `(rows, classes)`, and as ints or `None`."""
+    """Returns labels as bools `(rows, classes)`, and as ints or `None`."""
     labels = as_labels(labels, classes, class_names, np.ndim(labels) == 2, name)
     if len(labels) != rows or (labels.ndim == 2 and not np.isin(labels, (0, 1)).all()):
         expected = f"{rows} class numbers or rows of zeros and ones"

@@ -1,4 +1,4 @@
-"""What becomes of an encoder's features while it trains."""
+"""Monitoring of an encoder's features while it trains."""
 
 import time
 from pathlib import Path
@@ -146,14 +146,14 @@ class FeatureMonitor(keras.callbacks.Callback):
 
 
 def watch(inputs, labels):
-    """Makes a monitor of some labeled examples, drawn from these."""
+    """Makes a monitor of random labeled examples."""
     chosen = np.random.default_rng(0).permutation(len(inputs))[:WATCHED]
     labels = np.asarray(labels)[chosen]
     return FeatureMonitor(inputs[chosen], labels if len(set(labels)) > 1 else None)
 
 
 def watch_files(modality, files, reading, report):
-    """Makes a monitor of some files, whose labels are the names of their folders."""
+    """Makes a monitor of random files, labeled by their folders."""
     dataset = modality.dataset(
         files.numbered(),
         reading,

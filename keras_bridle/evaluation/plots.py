@@ -47,7 +47,7 @@ MOST_NAMES, MOST_NUMBERS, MOST_COLORS = 60, 20, 20
 
 @contextlib.contextmanager
 def _figure(path, rows, columns, size, title=None, grid=False, **options):
-    """Yields a new figure's axes, panels of a size in inches; saves those with data."""
+    """Yields the axes of a new figure, then saves it; `size` is a panel's in inches."""
     width, height = size
     with matplotlib.rc_context({**STYLE, "axes.grid": grid}):
         inches = (max(4.5, 0.4 + columns * width), 0.4 + rows * height)
@@ -86,7 +86,7 @@ def plot_history(history, path):
 
 
 def _columns(history):
-    """The columns of a phase, arrays of floats."""
+    """Returns the columns of a phase as float arrays."""
     if not isinstance(history, dict):
         # Text and empty cells (epochs without validation) become NaN.
         table = np.genfromtxt(history, delimiter=",", names=True, ndmin=1)
@@ -95,7 +95,7 @@ def _columns(history):
 
 
 def _second_row(columns):
-    """The first kind of metric that has values, and the names of its columns."""
+    """Finds the first kind of metric with values, and its columns."""
     for kind in SECOND_ROW:
         names = [
             name
@@ -135,9 +135,9 @@ def _draw_curves(axis, columns, names):
 
 
 def plot_code_usage(usage, path):
-    """Draws how often each code of a `CodeUsage` is used, from the most frequent on.
+    """Draws how often each code of a `CodeUsage` is used, in descending order.
 
-    The logarithmic axis has multiples of the share that even use would give.
+    The logarithmic axis is relative to uniform usage.
     """
     levels, size = usage.counts.shape
     shares = usage.counts * size / usage.counts.sum(axis=1, keepdims=True)
@@ -217,7 +217,7 @@ def plot_codes(
 
 
 def _draw_panels(path, panels, hidden, frame_seconds, title):
-    """Draws panels beside each other; those of a clip below each other."""
+    """Draws panels side by side, or a row for each panel of a clip."""
     num_frames, height, width = panels[0][1].shape[:3]
     is_spectrogram = frame_seconds is not None
     if is_spectrogram:
@@ -255,7 +255,7 @@ def _draw_panels(path, panels, hidden, frame_seconds, title):
 
 
 def _draw_cells(axis, hidden, numbers, extent, inches):
-    """Draws lines between the patches, and codes into their cells, if they fit."""
+    """Draws lines between patches, and codes in the cells if they fit."""
     rows, columns = hidden.shape
     left, right, bottom, top = extent
     lines = {"color": "white", "linewidth": 0.6}
@@ -276,7 +276,7 @@ def _draw_cells(axis, hidden, numbers, extent, inches):
 
 
 def code_colors(codes):
-    """Chooses RGB colors that are far apart for neighboring code numbers."""
+    """Maps codes to RGB colors that differ clearly for adjacent numbers."""
     golden = 0.5 * (np.sqrt(5) - 1)
     hue = (codes * golden) % 1
     value = 0.72 + 0.26 * ((codes * golden**2 * 7) % 1)
@@ -284,7 +284,7 @@ def code_colors(codes):
 
 
 def as_colors(pixels):
-    """Turns pixels into RGB from 0 to 1; stretches the range of floats."""
+    """Converts pixels to RGB from 0 to 1, and stretches the range of floats."""
     if pixels.dtype.kind in "iu":
         colors = pixels / 255.0
     else:
@@ -304,7 +304,7 @@ def fill_up(inputs, grid, patch_size):
 def cut_patches(inputs, grid, patch_size):
     """Cuts an image or clip into patches `(patches, height, width, channels)`.
 
-    Of a tubelet it takes the first frame.
+    Tubelets are shown by their first frame.
     """
     inputs = fill_up(np.asarray(inputs), grid, patch_size)
     inputs = inputs[:: patch_size[0]] if len(grid) == 3 else inputs[None]
@@ -314,7 +314,7 @@ def cut_patches(inputs, grid, patch_size):
 
 
 def plot_code_patches(patches, path, title=None):
-    """Draws a contact sheet of a dict from a row's name to its patches, an array."""
+    """Draws a contact sheet of a dict from the name of a row to its patches."""
     lengths = [len(found) for found in patches.values()]
     colors = as_colors(np.concatenate(list(patches.values())))
     height, width = colors.shape[1:3]
@@ -394,9 +394,9 @@ def draw_codes(pretraining, inputs, folder, most_examples=512):
 
 
 def plot_confusion_matrix(confusion, path, class_names=None, title=None):
-    """Draws a confusion matrix, true classes first, its cells as shares of their row.
+    """Draws a confusion matrix with a row per true class, as shares of the row.
 
-    More than 60 names are not drawn, and of more than 20 classes no numbers.
+    With more than 20 classes it has no numbers, with more than 60 no names.
     """
     confusion = np.asarray(confusion)
     classes = len(confusion)
@@ -422,7 +422,7 @@ def plot_confusion_matrix(confusion, path, class_names=None, title=None):
 
 
 def plot_embedding(features, path, labels=None, method="pca", title=None, seed=0):
-    """Draws standardized features as points in the plane, in their classes' colors.
+    """Draws standardized features as points in the plane, colored by class.
 
     `method` is `"pca"`, or `"umap"`, which keeps neighbors near each other and needs
     umap-learn. Of more than 20 classes, the 20 most frequent have colors.

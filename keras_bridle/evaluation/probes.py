@@ -38,7 +38,7 @@ REGULARIZATIONS = tuple(10.0 ** (power / 2) for power in range(-7, 3))
 
 
 class ProbeResult(NamedTuple):
-    """What a linear probe found; see `linear_probe()`."""
+    """The result of `linear_probe()`."""
 
     accuracy: float
     per_class: dict[Any, float]
@@ -147,7 +147,7 @@ def linear_probe(
 
 
 def _check_split(train_features, train_labels, test_features, test_labels):
-    """Gives both arrays of features as finite float64."""
+    """Checks features and labels, and returns features as finite float64."""
     train = check_array(train_features, dtype="float64", input_name="train_features")
     test = check_array(test_features, dtype="float64", input_name="test_features")
     check_consistent_length(train, train_labels)
@@ -163,7 +163,7 @@ def _check_split(train_features, train_labels, test_features, test_labels):
 
 
 def standardized(features, *others):
-    """Brings columns to mean 0 and deviation 1, those of `others` by the same rule."""
+    """Standardizes columns, and those of `others` by the same mean and deviation."""
     mean, spread = features.mean(axis=0), features.std(axis=0)
     # A column that varies by no more than float32 rounding holds no information;
     # dividing by its spread would blow that rounding up.
@@ -189,7 +189,7 @@ def _fold_ids(targets, groups, folds, seed):
 
 
 def _cross_validated(inputs, targets, groups, regularizations, num_folds, seed):
-    """Returns the regularization that suits held-out rows, and the accuracy there."""
+    """Returns the best regularization for held-out rows, and the accuracy there."""
     if len(regularizations) == 1:
         return regularizations[0], float("nan")
     folds = []
@@ -279,7 +279,7 @@ def knn_probe(
 
 
 def neighbor_votes(train, hot, test, neighbors=10, temperature=0.07):
-    """The share of the nearest training rows' votes for each class of `hot`."""
+    """Returns the share of the nearest training rows' votes for each class of `hot`."""
     if temperature is not None and temperature <= 0:
         raise ArgumentError("temperature", "positive or None", temperature)
 
@@ -337,7 +337,7 @@ def dense_scores(train, hot, test, **options):
 
 
 def attentive_scores(train, hot, test, num_heads=None, seed=0, **options):
-    """By default it has one head for each 64 numbers of a patch."""
+    """Trains an attentive probe, by default with heads of 64 channels."""
     _, patches, dim = train.patches.shape
     inputs = [keras.Input((patches, dim)), keras.Input((patches,), dtype="bool")]
     num_heads = num_heads or (dim // 64 if dim % 64 == 0 else 1)
@@ -361,7 +361,7 @@ def _trained_scores(
     seed=0,
     multi_label=False,
 ):
-    """Trains a dense layer by AdamW and a cosine, and gives logits of test rows."""
+    """Trains a dense layer with AdamW and cosine decay; returns logits of test rows."""
     # Zeros: all classes start equal, whatever the seed.
     head = keras.layers.Dense(hot.shape[1], kernel_initializer="zeros", dtype="float32")
     model = keras.Model(inputs, head(features))
@@ -378,7 +378,7 @@ def _trained_scores(
 
 
 def _batches(arrays, batch_size, seed):
-    """Yields full batches of arrays, the last of them targets, without an end."""
+    """Yields full batches of arrays endlessly; the last array has the targets."""
     generator = np.random.default_rng(seed)
     while True:
         order = generator.permutation(len(arrays[-1]))
@@ -449,7 +449,7 @@ def mean_per_class(several):
 
 
 def _features(extract, data, batch_size, most_gigabytes):
-    """Returns features of all examples that can be read, and which those are."""
+    """Returns the features of all readable examples, and their indices."""
     parts, count, size = [], 0, 0
     for part, others in extract.batches(data.inputs(extract.backbone), batch_size):
         if "patches" in part:

@@ -123,19 +123,19 @@ def _write_csv(stream, rows):
 
 
 def _statistics(values):
-    """Mean, standard deviation (if there are several) and number of values."""
+    """Returns the mean, standard deviation (or `None`) and number of values."""
     values = np.asarray(values, "float64").reshape(-1)
     spread = float(values.std(ddof=1)) if len(values) > 1 else None
     return float(values.mean()), spread, len(values)
 
 
 def _metrics(rows):
-    """The metrics of all rows in order of first appearance."""
+    """Lists the metrics of all rows in order of first appearance."""
     return list(dict.fromkeys(key for row in rows for key in row if key != "name"))
 
 
 def _cells(rows, digits=1, percent=True):
-    """Yields the header of a table, and then its lines, as lists of strings."""
+    """Yields the header and the lines of a table, as lists of strings."""
     metrics = _metrics(rows)
     yield ["", *metrics]
     for row in rows:
@@ -217,7 +217,7 @@ class RunReport:
         self._save()
 
     def on_start(self, pretraining):
-        """Adds what there is before any training; a resumed run has it already."""
+        """Adds the rows from before training, unless a resumed run has them."""
         known = {row["name"] for row in self.rows}
         for name, baseline in (self.baselines or {}).items():
             if name not in known:

@@ -1,4 +1,4 @@
-"""What layers share: checks of their arguments and their configuration."""
+"""Bases of layers, and checks of their arguments."""
 
 import inspect
 
@@ -11,10 +11,10 @@ from keras_bridle.replicas import draw_rows
 
 
 class ConfiguredLayer(keras.layers.Layer):
-    """A layer that keeps its constructor's arguments, and the shape of its input."""
+    """A layer with its constructor's arguments as attributes and config."""
 
     def __init__(self, arguments):
-        """Takes the `locals()` that a subclass' constructor starts with."""
+        """Takes the `locals()` of a subclass' constructor."""
         super().__init__(**arguments["kwargs"])
         for name, value in arguments.items():
             if name not in ("self", "kwargs", "__class__"):
@@ -30,14 +30,14 @@ class ConfiguredLayer(keras.layers.Layer):
 
 
 def _as_tuple(value):
-    """Gives sequences of numbers, which JSON has as lists, as tuples."""
+    """Converts lists, ranges and vectors to tuples."""
     if isinstance(value, np.ndarray) and value.ndim == 1:
         value = value.tolist()
     return tuple(value) if isinstance(value, (list, range)) else value
 
 
 class RandomLayer(ConfiguredLayer):
-    """A layer with a `seed` that draws for each example, on any number of devices."""
+    """A layer with a `seed`, which draws the same on any number of devices."""
 
     def __init__(self, arguments):
         super().__init__(arguments)
@@ -60,9 +60,9 @@ def check(is_right, argument, expected, received):
 
 
 def fitted(inputs, axis, size, most_missing):
-    """Cuts or zero-pads one side to a size.
+    """Crops or zero-pads one side to a size.
 
-    `most_missing` bounds the zeros that are needed where a size is not known yet.
+    `most_missing` bounds the number of zeros where the size is unknown.
     """
     side = ops.shape(inputs)[axis]
     if isinstance(size, int):

@@ -1,4 +1,4 @@
-"""Layers of BEATs: convolutional positions and gated biases of attention."""
+"""Layers of BEATs: convolutional positions and gated attention biases."""
 
 import functools
 
@@ -11,13 +11,13 @@ from keras_bridle.layers.transformer import TransformerBlock
 
 
 def _normal(stddev):
-    """An initializer by its name, which loading replaces."""
+    """Returns an initializer by name, so that loading can replace it."""
     return {"class_name": "RandomNormal", "config": {"stddev": stddev}}
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class ConvolutionalPositionEncoding(ConfiguredLayer):
-    """Adds what a grouped convolution finds around each token; padding gets zeros."""
+    """Adds a grouped convolution over the sequence; padding counts as zero."""
 
     def __init__(self, kernel_size, groups, **kwargs):
         super().__init__(locals())
@@ -48,7 +48,7 @@ class ConvolutionalPositionEncoding(ConfiguredLayer):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class BucketedPositionBias(ConfiguredLayer):
-    """Learned biases of attention by the distance in the sequence, far ones shared.
+    """Learned attention biases by the distance in the sequence, in buckets.
 
     Half of the buckets are for keys behind the query. Half of those are for one
     distance each, the others cover ever wider ranges up to `max_distance`.
@@ -68,7 +68,7 @@ class BucketedPositionBias(ConfiguredLayer):
         )
 
     def call(self, tokens, visible=None):
-        """The biases, `(batch or 1, num_heads, length, length)`."""
+        """Returns the biases, `(batch or 1, num_heads, length, length)`."""
         place = visible
         if visible is None:
             place = ops.arange(ops.shape(tokens)[1], dtype="int32")[None]
@@ -89,7 +89,7 @@ class BucketedPositionBias(ConfiguredLayer):
 
 @functools.lru_cache(maxsize=8)
 def _buckets(num_buckets, max_distance):
-    """The bucket of each offset, key minus query, from `-max_distance` on."""
+    """Returns the bucket of each offset (key minus query) from `-max_distance` on."""
     offsets = np.arange(-max_distance, max_distance + 1)
     half = num_buckets // 2
     exact = half // 2
@@ -103,10 +103,10 @@ def _buckets(num_buckets, max_distance):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class GatedTransformerBlock(TransformerBlock):
-    """A block with norms behind its branches, whose queries gate the position bias.
+    """A post-norm block whose queries gate the position bias.
 
-    `residual_scale` is what the tokens are multiplied by before a branch is added to
-    them: above 1 in deep networks (DeepNorm).
+    `residual_scale` multiplies the tokens before a branch is added to them; it is above
+    1 in deep networks (DeepNorm).
     """
 
     def __init__(

@@ -173,13 +173,13 @@ class LogMelSpectrogram(ConfiguredLayer):
         return ops.cast(log_mel, self.compute_dtype)
 
     def padding_mask(self, waveforms):
-        """Tells real frames, `True`, from filled ones: bool `(batch, frames)`."""
+        """Returns which frames are real rather than padding: bool `(batch, frames)`."""
         waveforms = as_waveforms(waveforms)
         num_frames = self._num_output_frames(ops.shape(waveforms)[1])
         return self._real_frames(self._real_lengths(waveforms), num_frames)
 
     def _num_output_frames(self, num_samples):
-        """Counts the frames of the result, or else all whole ones, at least a group."""
+        """Returns `num_frames`, or the number of whole frames, at least a group."""
         if self.num_frames is not None or num_samples is None:
             return self.num_frames
         whole = 1 + (num_samples - self._frame_length) // self._frame_step
@@ -200,7 +200,7 @@ class LogMelSpectrogram(ConfiguredLayer):
         return ops.logical_or(is_first, ends[None] <= lengths[:, None])
 
     def _spectra(self, waveforms, num_frames):
-        """Real and imaginary parts of the frames' spectra."""
+        """Returns real and imaginary parts of the frames' spectra."""
         if self.fourier == "rfft":
             frames = self._windowed_frames(waveforms, num_frames)
             return ops.rfft(frames, self._fft_length)
@@ -237,7 +237,7 @@ class LogMelSpectrogram(ConfiguredLayer):
         return (frames - means) * ops.convert_to_tensor(self._window)
 
     def _frame_pieces(self, samples, num_blocks):
-        """Cuts a signal into blocks of a step, of which a frame is a few in a row."""
+        """Cuts frames into pieces of one step each."""
         step = self._frame_step
         blocks = ops.reshape(samples, (-1, num_blocks, step))
         blocks_per_frame = -(-self._frame_length // step)
@@ -291,7 +291,7 @@ def _window(name, frame_length):
 
 @functools.lru_cache(maxsize=4)
 def _spectrum_matrix(window, frame_length, fft_length, preemphasis):
-    """What turns a frame into its spectrum, real parts first."""
+    """Returns the matrix from a frame to its spectrum, real parts first."""
     samples = np.arange(frame_length)
     # Reduced modulo whole turns as integers, so that angles are exact.
     turns = np.outer(samples, np.arange(fft_length // 2 + 1)) % fft_length
@@ -304,7 +304,7 @@ def _spectrum_matrix(window, frame_length, fft_length, preemphasis):
 
 
 def as_waveforms(waveforms):
-    """Checks that waveforms are floats of shape `(batch, samples)`; gives float32."""
+    """Checks that waveforms are floats `(batch, samples)`, and casts to float32."""
     waveforms = ops.convert_to_tensor(waveforms)
     dtype = keras.backend.standardize_dtype(waveforms.dtype)
     is_right = len(waveforms.shape) == 2 and "float" in dtype
@@ -315,7 +315,7 @@ def as_waveforms(waveforms):
 
 
 def real_lengths(waveforms):
-    """Counts each clip's samples up to the last that is not zero; of silence, all."""
+    """Counts samples up to the last nonzero one, or all of a silent clip."""
     positions = ops.arange(1, ops.shape(waveforms)[1] + 1, dtype="int32")[None]
     lengths = ops.max(ops.where(waveforms != 0, positions, 0), axis=1)
     return ops.where(lengths == 0, positions[:, -1], lengths)

@@ -1,4 +1,4 @@
-"""Masks: which patches the encoder sees and which are hidden from it."""
+"""Masks, which choose the patches that the encoder sees."""
 
 import math
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ class PatchMask(NamedTuple):
 
 
 def gather_patches(patches, indices):
-    """Picks patches by index, each example its own: `(batch, num_picked, ...)`."""
+    """Gathers patches by each example's own indices: `(batch, num_indices, ...)`."""
     # A flat `take` with row offsets: several times as fast as `take_along_axis`.
     batch, num_patches, *rest = ops.shape(patches)
     flat = ops.reshape(patches, (batch * num_patches, *rest))
@@ -33,13 +33,13 @@ def gather_patches(patches, indices):
 
 
 def restore_order(mask):
-    """Finds where each patch stands in the list "visible ones, then masked ones"."""
+    """Finds the position of each patch in the list of visible, then masked ones."""
     order = ops.concatenate([mask.visible, mask.masked], axis=1)
     return ops.cast(ops.argsort(order, axis=1), "int32")
 
 
 def num_kept(length, mask_ratio):
-    """Counts how many of `length` things stay visible: never none, never all."""
+    """Returns how many of `length` stay visible: at least one, but not all."""
     check(length > 1, "length", "at least 2 to hide some and keep some", length)
     # The small number makes 10 * (1 - 0.8) count as 2.
     kept = int(length * (1.0 - mask_ratio) + 1e-6)
@@ -47,7 +47,7 @@ def num_kept(length, mask_ratio):
 
 
 def _split(scores, num_visible, sort=False):
-    """Keeps the patches of smallest score visible, in the order of scores or sorted."""
+    """Keeps the patches with the lowest scores visible, ordered by score or index."""
     # A single sort: two calls of `top_k` could return the same patch if scores tie.
     order = ops.cast(ops.argsort(scores, axis=1), "int32")
     mask = PatchMask(order[:, :num_visible], order[:, num_visible:])
@@ -55,7 +55,7 @@ def _split(scores, num_visible, sort=False):
 
 
 class _Mask(RandomLayer):
-    """Base of the masks, which say how many patches are visible in a grid."""
+    """Base of the masks; a grid determines the number of visible patches."""
 
     max_sides: float = 2
 
@@ -70,7 +70,7 @@ class _Mask(RandomLayer):
         return num_kept(math.prod(grid), self.mask_ratio)
 
     def _sizes(self, patches, grid):
-        """The batch size and the grid, which must be that of the patches."""
+        """Returns the batch size and the grid, which must fit the patches."""
         grid = tuple(grid)
         fits = 2 <= len(grid) <= self.max_sides
         sides = "2 sides" + " or more" * (self.max_sides > 2)
@@ -79,7 +79,7 @@ class _Mask(RandomLayer):
         return ops.shape(patches)[0], grid
 
     def _noise(self, noise, *shape):
-        """Random numbers for each example, unless they are given."""
+        """Draws random numbers for each example, unless they are given."""
         noise = self.uniform(shape) if noise is None else noise
         return ops.convert_to_tensor(noise, dtype="float32")
 
@@ -194,7 +194,7 @@ _NOISE = 0.1
 
 
 class _BlockMask(_Mask):
-    """Base of the masks of whole blocks, which `_block_sizes()` sizes."""
+    """Base of the block masks; `_block_sizes()` draws the sizes."""
 
     hides_blocks = True
 
@@ -205,7 +205,7 @@ class _BlockMask(_Mask):
         return _split(scores, self.num_visible(grid), sort=True)
 
     def _num_blocks(self, share, block_share):
-        """Counts random blocks: twice as many as cover a share on average, and some."""
+        """Returns over twice the number of blocks that cover a share on average."""
         on_average = math.log(1.0 - share) / math.log(1.0 - min(block_share, 0.99))
         return 2 * math.ceil(on_average) + 2
 
@@ -227,7 +227,7 @@ class _BlockMask(_Mask):
         return scores + _NOISE * self.uniform((batch, math.prod(grid)))
 
     def _distances(self, length, sizes):
-        """Places blocks along a side: 0 in the middle of each, below 1 inside."""
+        """Draws blocks along a side; returns distances, below 1 inside a block."""
         draws = self.uniform(ops.shape(sizes))
         first = ops.floor(draws * (length - sizes + 1.0))
         middle = ops.expand_dims(first + 0.5 * (sizes - 1.0), 2)
@@ -378,7 +378,7 @@ class TimeFrequencyMask(_Mask):
         super().__init__(locals())
 
     def _kept(self, grid):
-        """Counts the rows and the columns that stay visible."""
+        """Returns the numbers of rows and columns that stay visible."""
         ratios = self.time_mask_ratio, self.frequency_mask_ratio
         return [num_kept(side, ratio) for side, ratio in zip(grid, ratios, strict=True)]
 

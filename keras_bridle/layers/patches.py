@@ -119,7 +119,7 @@ class PatchEmbedding(ConfiguredLayer):
         return ops.repeat(first_rows, math.prod(columns), axis=1)
 
     def _spread_over_columns(self, first_rows, inputs):
-        """Repeats what is said of rows for columns whose number is not known yet."""
+        """Repeats a mask of rows for an unknown number of columns."""
         corners = inputs[..., 0]
         for axis, size in enumerate(self.patch_size, start=1):
             corners = corners[(*[slice(None)] * axis, slice(None, None, size))]

@@ -12,10 +12,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def as_pixels(numbers, name="inputs"):
-    """Gives the numbers of a picture as pixels from 0 to 255, uint8.
+    """Converts the numbers of an image to uint8 pixels.
 
-    The type and the largest number say what they mean: 8 bits, the upper 8 of 16 bits,
-    shares of white in floats up to 1. What they cannot say is an error.
+    The dtype and the largest number decide: 8 bits, 16 bits (the upper 8 are kept), or
+    floats up to 1, as fractions of white. Other numbers are an error.
     """
     if numbers.dtype == "uint8":
         return numbers
@@ -33,7 +33,7 @@ def as_pixels(numbers, name="inputs"):
 
 
 def on_white(pixels):
-    """Shows transparent pixels `(..., 4)` before a white ground, `(..., 3)`."""
+    """Composites transparent pixels `(..., 4)` on white, `(..., 3)`."""
     colors, opacity = pixels[..., :3].astype("float32"), pixels[..., 3:] / 255.0
     shown = colors * opacity + 255.0 * (1.0 - opacity)
     return np.rint(shown).astype(pixels.dtype)
@@ -93,7 +93,7 @@ class PixelNormalization(ConfiguredLayer):
 
     @classmethod
     def for_data(cls, pixels, scale=255.0, **kwargs):
-        """Makes the layer that brings each channel to mean 0 and deviation 1."""
+        """Makes a layer that standardizes each channel of given pixels."""
         axes = tuple(range(np.ndim(pixels) - 1))
         pixels = np.asarray(pixels) / scale
         mean, std = pixels.mean(axes), pixels.std(axes)
@@ -116,5 +116,5 @@ class PixelNormalization(ConfiguredLayer):
 
 
 def _as_config(value):
-    """A number as it is, several of them as a tuple of floats."""
+    """Returns a float, or several as a tuple."""
     return float(value) if np.ndim(value) == 0 else tuple(map(float, value))

@@ -91,7 +91,7 @@ class SineCosinePositionEncoding(ConfiguredLayer):
 
 
 def check_layout(layout, sides):
-    """Raises a `ValueError` if a layout is not for patches of such sides."""
+    """Raises a `ValueError` if a layout does not fit the number of sides."""
     num_sides = 2 if isinstance(sides, int) else len(sides)
     expected = "'sequence' for patches of other than 2 sides, such as those of clips"
     check(num_sides == 2 or layout == "sequence", "layout", expected, layout)
@@ -104,7 +104,7 @@ def _known_table(layout, trained_grid, grid, dim):
 
 
 def _table(numpy, layout, trained_grid, grid, dim):
-    """Positions in float64, as sines of large angles need it."""
+    """Computes positions in float64, as sines of large angles need it."""
     trained_grid = trained_grid or (None,) * len(grid)
     is_right = len(trained_grid) == len(grid)
     check(is_right, "grid", f"of as many sides as `trained_grid` {trained_grid}", grid)
@@ -125,7 +125,7 @@ def _table(numpy, layout, trained_grid, grid, dim):
 
 
 def _sequence_table(numpy, grid, trained_grid, dim):
-    """Positions of a sequence: sines at even channels, cosines at odd ones."""
+    """Computes positions of a sequence: sines at even channels, cosines at odd ones."""
     index = numpy.arange(math.prod(grid), dtype="int32")
     position, step, trained_step = 0.0, 1, 1.0
     # From the last side, which varies fastest in the sequence.
@@ -141,7 +141,7 @@ def _sequence_table(numpy, grid, trained_grid, dim):
 
 
 def _stretched(cells, side, trained_side):
-    """Coordinates of cells along a side that is stretched onto another."""
+    """Returns the coordinates of cells along a side stretched to the trained one."""
     cells = _as_float64(cells)
     if trained_side is None:
         return cells
@@ -291,7 +291,7 @@ class RelativePositionBias(ConfiguredLayer):
 
 
 def _checked_grid(patches, grid, trained_grid):
-    """The grid of patches, which a table of positions must cover."""
+    """Returns the grid of patches, which a table of positions must cover."""
     grid = ops.shape(patches)[1:-1] if grid is None else tuple(grid)
     # In TensorFlow's graphs, some sides are known only at run time.
     fits = len(grid) == len(trained_grid) and not any(

@@ -9,10 +9,10 @@ from keras_bridle.layers.base import ConfiguredLayer, check
 
 
 class _Block(ConfiguredLayer):
-    """Base of the blocks: their norms, linear maps and MLP."""
+    """Base of the blocks: norms, dense layers and the MLP."""
 
     def _add(self, name, size, units=None, dtype=None):
-        """Adds a built norm of vectors of a size, or a map of them to so many units."""
+        """Adds a built norm, or a dense layer if `units` is given."""
         dtype = dtype or self.dtype_policy
         if units is None:
             layer = keras.layers.LayerNormalization(
@@ -119,7 +119,7 @@ class TransformerBlock(_Block):
         return residual_sum(tokens, self._scaled(mixed, self.mlp_scale, training))
 
     def _scaled(self, branch, scale, training):
-        """What a branch adds: scaled, and in training dropped at random."""
+        """Scales a branch, and drops it at random in training."""
         branch = branch if scale is None else branch * scale
         if self.drop_path is None:
             return branch
@@ -141,12 +141,12 @@ class TransformerBlock(_Block):
         return by_rows(self.attention_output, attended)
 
     def _bias_for(self, query, bias):
-        """What is added to the logits: subclasses let queries change it."""
+        """Returns the bias of the logits; subclasses change it by queries."""
         return bias
 
 
 def check_heads(num_heads, dim):
-    """Raises a `ValueError` if attention heads do not divide the tokens' size."""
+    """Raises a `ValueError` if the number of heads does not divide the width."""
     expected = f"a divisor of the tokens' size, {dim}"
     check(dim % num_heads == 0, "num_heads", expected, num_heads)
 
@@ -230,7 +230,7 @@ class WindowTransformerBlock(_Block):
         return residual_sum(tokens, self.mlp_norm(self._mlp(tokens)))
 
     def effective_window(self, grid):
-        """Gives the window and the shift that a grid really gets."""
+        """Returns the window and the shift for a grid, which may be smaller."""
         window, shift = [], []
         for side, size, by in zip(grid, self.window_size, self.shift, strict=True):
             window.append(min(size, side))
@@ -321,7 +321,7 @@ def _log_offsets(window):
 
 
 def _region_mask(grid, window, shift):
-    """Blocks pairs that only met because the shift rolled them around the border."""
+    """Blocks pairs that are only adjacent as the shift rolled them over the border."""
     region = np.zeros(grid, "int32")
     for axis, (length, side, by) in enumerate(zip(grid, window, shift, strict=True)):
         if by:
@@ -336,7 +336,7 @@ def _region_mask(grid, window, shift):
 
 
 def attention_blocks(model):
-    """Makes the blocks of a model by its attributes, every other window shifted."""
+    """Makes a model's blocks from its attributes; every other window is shifted."""
     check_heads(model.num_heads, model.hidden_dim)
     is_right = model.attention in ("global", "window")
     check(is_right, "attention", "'global' or 'window'", model.attention)

@@ -1,4 +1,4 @@
-"""Constructors' arguments as attributes and configurations."""
+"""Constructor arguments as attributes and config."""
 
 import inspect
 
@@ -8,13 +8,13 @@ _OTHER = ("self", "args", "kwargs", "dtype", "name", "__class__")
 
 
 class Configured:
-    """Has the arguments of a model's constructors as attributes, and saves them.
+    """Keeps the constructor arguments of a model as attributes and in its config.
 
-    Those without an attribute are left out of the configuration.
+    Arguments without an attribute are left out of the config.
     """
 
     def keep_arguments(self, values):
-        """Sets the attributes, given the `locals()` a constructor starts with."""
+        """Sets the attributes from the `locals()` of a constructor."""
         for name, value in values.items():
             if name not in _OTHER:
                 setattr(self, name, value)
@@ -44,7 +44,7 @@ def _deserialized(value):
 
 
 def nameless_config(value):
-    """Serializes layers, without the names that Keras numbers anew in each process."""
+    """Serializes layers without names, which Keras numbers in each process."""
     return _without_names(keras.saving.serialize_keras_object(value))
 
 

@@ -1,4 +1,4 @@
-"""What all encoders share, and the one that BRIDLE pretrains."""
+"""The base of all encoders, and the encoder that BRIDLE pretrains."""
 
 import itertools
 import math
@@ -29,7 +29,7 @@ from keras_bridle.replicas import SumsItself
 
 
 class PatchBackbone(SumsItself, Exportable, Configured, keras_hub.models.Backbone):
-    """Base of the encoders: a subclass calls the constructor when it has its layers."""
+    """Base of the encoders: subclasses create layers, then call this constructor."""
 
     patch_embedding: Any
     blocks: Any
@@ -110,19 +110,19 @@ class PatchBackbone(SumsItself, Exportable, Configured, keras_hub.models.Backbon
         return self._tokens_and_biases(maps, visible)[0]
 
     def _tokens_and_biases(self, maps, visible=None, is_real=None):
-        """Tokens with positions, and biases for each block, for all in one, or none."""
+        """Returns tokens with positions, and a list of attention biases."""
         raise NotImplementedError
 
     def patch_padding_mask(self, maps, padding_mask):
-        """From the padding mask of rows, that of patches, or `None`."""
+        """Converts a padding mask of rows to one of patches, or `None`."""
         return self.patch_embedding.patch_padding_mask(maps, padding_mask)
 
     def grid(self, maps):
-        """The number of patches along each side of maps, a tuple of ints."""
+        """Returns the number of patches along each side of maps."""
         return self.patch_embedding.grid(tuple(maps.shape[1:-1]))
 
     def grid_of_inputs(self):
-        """The grid of an input of `input_dims`, with `None` for unknown sides."""
+        """Returns the grid of inputs of `input_dims`, `None` for unknown sides."""
         shape = (None, *self.input_dims)
         if self.front_end is not None:
             shape = self.front_end.compute_output_shape(shape)
@@ -147,7 +147,7 @@ class PatchBackbone(SumsItself, Exportable, Configured, keras_hub.models.Backbon
         return self.pooled(patches, maps, is_real, segments)
 
     def pooled(self, patches, maps, is_real=None, segments=1):
-        """As `pooled_features()`, from the patches of maps and which of them count."""
+        """Pools encoded patches, see `pooled_features()`."""
         rows, *columns = self.patch_embedding.grid(ops.shape(maps)[1:-1])
         columns = math.prod(columns)
         patches = ops.reshape(patches, (-1, rows, columns, self.hidden_dim))
@@ -323,7 +323,7 @@ class BridleBackbone(PatchBackbone):
         return self.flatten_grid(patches) if visible is None else patches, biases
 
     def _trained_grid(self, layout, grid):
-        """The grid that positions are for, where a table or the caller needs one."""
+        """Returns the grid of the positions, or `None` if they need none."""
         has_table = layout not in LAYOUTS
         if grid != "input" and not (has_table and grid is None):
             return None if grid is None else tuple(grid)
@@ -374,19 +374,19 @@ class BridleBackbone(PatchBackbone):
 
 
 def rising_rates(rate, num_layers):
-    """Rates of stochastic depth, from 0 in the first block to `rate` in the last."""
+    """Returns rates of stochastic depth, from 0 in the first block to `rate`."""
     return [rate * index / max(1, num_layers - 1) for index in range(num_layers)]
 
 
 def with_class_token(mask):
-    """Extends a padding mask of patches by the class token, which is always real."""
+    """Extends a padding mask by the class token, which is always real."""
     if mask is None:
         return None
     return ops.concatenate([ops.ones_like(mask[:, :1]), mask], axis=1)
 
 
 def _segment_shares(lengths, rows, segments):
-    """Weighs rows by how much of a segment they fill, `(batch, segments, rows)`."""
+    """Returns the weights of rows in segments, `(batch, segments, rows)`."""
     edges = lengths[:, None] * ops.arange(segments + 1, dtype="float32") / segments
     starts, ends = edges[:, :-1, None], edges[:, 1:, None]
     row = ops.arange(rows, dtype="float32")

@@ -40,7 +40,7 @@ class ClassScore(NamedTuple):
 
 
 def probabilities_of(logits, multi_label):
-    """Probabilities from float64 logits, by sigmoid if `multi_label`, else softmax."""
+    """Returns probabilities by sigmoid if `multi_label`, else softmax, in float64."""
     if multi_label:
         return 0.5 + 0.5 * np.tanh(0.5 * logits)
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -129,11 +129,11 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
 
     @property
     def fc_norm(self):
-        """The norm of the pooled features; `None` where the encoder's is used."""
+        """The norm of the pooled features; `None` if the encoder's norm is used."""
         return self.pooled_encoder.fc_norm
 
     def pooled(self, maps, padding_mask=None, noise=None, training=None):
-        """As `classify()`, before the head: features of shape `(batch, hidden_dim)`."""
+        """Returns the head's input, features of shape `(batch, hidden_dim)`."""
         return self.pooled_encoder.pooled(maps, padding_mask, noise, training)
 
     def classify(self, maps, padding_mask=None, noise=None, training=None):
@@ -177,7 +177,7 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
         self.optimizer.build(self.trainable_variables)
 
     def prepared(self, x, y=None, sample_weight=None):
-        """Gives raw inputs, labels and weights as the encoder and the loss take them.
+        """Converts raw inputs, labels and weights for the encoder and the loss.
 
         Labels of other losses than cross-entropies stay as they are.
         """
@@ -192,7 +192,7 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
         return keras.utils.pack_x_y_sample_weight(x, y, weight)
 
     def labels(self, labels, name="labels", rows=None):
-        """Checks labels; names of classes become numbers, see `as_labels()`."""
+        """Checks labels, and converts class names to numbers, see `as_labels()`."""
         rows = self.multi_label or rows
         return as_labels(labels, self.num_classes, self.class_names, rows, name)
 
@@ -276,7 +276,7 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
 
     @classmethod
     def _preprocessor(cls, preset, backbone):
-        """The preprocessor in a preset, or else one made for the encoder."""
+        """Returns the preprocessor of a preset, or one made for the encoder."""
         path = Path(preset, f"{cls.modality}_converter.json")
         if not path.exists():
             return cls.preprocessor_cls.for_backbone(backbone)
@@ -284,13 +284,13 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
         return cls.preprocessor_cls(keras.saving.deserialize_keras_object(config))
 
     def save_task_weights(self, filepath):
-        """Saves the weights that are not the encoder's, see `keras_hub.models.Task`."""
+        """Saves the weights of the head, see `keras_hub.models.Task`."""
         # KerasHub would save the optimizer's state, too.
         skipped = [self.backbone, self.optimizer]
         keras.saving.save_weights(self, filepath, objects_to_skip=skipped)
 
     def load_task_weights(self, filepath):
-        """Loads the weights that are not the encoder's, see `keras_hub.models.Task`."""
+        """Loads the weights of the head, see `keras_hub.models.Task`."""
         skipped = [self.backbone, self.optimizer]
         keras.saving.load_weights(self, filepath, objects_to_skip=skipped)
 
@@ -303,7 +303,7 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
 
 
 class _PooledEncoder(keras.layers.Layer):
-    """Encodes raw inputs, in training only some patches, and pools them."""
+    """Encodes and pools raw inputs; in training, it may drop patches."""
 
     def __init__(self, backbone, pooling, token_mask, feature_augmentation):
         # The front end needs raw inputs in full precision.
@@ -322,7 +322,7 @@ class _PooledEncoder(keras.layers.Layer):
         self.built = True
 
     def freeze_unused(self):
-        """Freezes the encoder's norm where it is not used and gets no gradient."""
+        """Freezes the encoder's norm if it is unused, as it gets no gradient."""
         if self.pooling == "mean" and self.backbone.norm is not None:
             self.backbone.norm.trainable = False
 
@@ -362,7 +362,7 @@ class _PooledEncoder(keras.layers.Layer):
 
 
 def _mean(tokens, is_real):
-    """Mean of the real tokens, in float32."""
+    """Returns the mean of the real tokens, in float32."""
     tokens = ops.cast(tokens, "float32")
     if is_real is None:
         return ops.mean(tokens, axis=1)
@@ -373,7 +373,7 @@ def _mean(tokens, is_real):
 
 
 def _check_names_of_head(config, preset, class_names):
-    """Raises a `ValueError` if a saved head, which would be kept, is for others."""
+    """Raises a `ValueError` if a saved head is for other classes."""
     given, saved = [str(name) for name in class_names], config.get("class_names")
     if len(given) != config["num_classes"] or saved not in (None, given):
         raise ValueError(

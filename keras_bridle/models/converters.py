@@ -1,4 +1,4 @@
-"""Raw inputs of any form to what the encoders take."""
+"""Converters of raw inputs and preprocessors."""
 
 import importlib
 from typing import Any
@@ -20,7 +20,7 @@ _BRIGHTNESS = np.array([[0.299], [0.587], [0.114]], "float32")
 
 
 class _Converter(Configured):
-    """Base of the converters: inputs of any form become NumPy batches."""
+    """Base of the converters, which return NumPy batches."""
 
     backbone_cls = BridleBackbone
     convert: Any
@@ -133,7 +133,7 @@ class BridleAudioConverter(_Converter, keras_hub.layers.AudioConverter):
 
 
 def _mono(clip):
-    """One clip as float32 in [-1, 1], of shape `(samples,)`."""
+    """Converts a clip to float32 in [-1, 1], of shape `(samples,)`."""
     is_int16 = clip.dtype == "int16"
     is_float = "float" in keras.backend.standardize_dtype(clip.dtype)
     if clip.ndim not in (1, 2) or not len(clip) or not (is_int16 or is_float):
@@ -147,7 +147,7 @@ def _mono(clip):
 
 
 def _fitted(clip, length):
-    """Zero-pads a clip, or keeps the middle of it without the padding it has."""
+    """Zero-pads a clip, or crops it to the middle of its real part."""
     if len(clip) > length:
         end = 1 + np.max(np.flatnonzero(clip), initial=-1)
         first = max(end - length + 1, 0) // 2
@@ -226,7 +226,7 @@ class BridleImageConverter(_Converter, keras_hub.layers.ImageConverter):
 
 
 def _is_gray(shape):
-    """Whether a shape is that of a batch of gray images without channels."""
+    """Returns whether a shape is a batch of gray images without channels."""
     if len(shape) != 3 or shape[-1] in (1, 2, 3, 4):
         return False
     if shape[0] in (3, 4):
@@ -236,7 +236,7 @@ def _is_gray(shape):
 
 
 def _with_channels(images, channels):
-    """Turns gray into color or color into gray; white shines through."""
+    """Converts between gray and color; transparent pixels become white."""
     if channels in (None, images.shape[-1]):
         return images
     if images.shape[-1] not in (1, 3, 4):
@@ -321,7 +321,7 @@ class BridleVideoConverter(_Converter, keras_hub.layers.VideoConverter):
         return images.reshape(*batch, -1, *images.shape[1:])
 
     def _frames(self, count):
-        """The indices of the frames to keep, those that `VideoReader` reads."""
+        """Returns the indices of the frames to keep, as in `VideoReader`."""
         kept, rate = self.num_frames, self.sampling_rate
         if kept in (None, count):
             return slice(None, None, rate if kept is None else 1)
@@ -330,7 +330,7 @@ class BridleVideoConverter(_Converter, keras_hub.layers.VideoConverter):
 
 
 def check_modality(kind, backbone):
-    """Raises a `ValueError` unless an encoder is of the modality of a class."""
+    """Raises a `ValueError` unless an encoder has the modality of a class."""
     found = MODALITIES_BY_RANK.get(len(backbone.input_dims), "no modality")
     if kind.modality not in (None, found):
         raise ValueError(
@@ -340,7 +340,7 @@ def check_modality(kind, backbone):
 
 
 class _Preprocessor:
-    """Base of the preprocessors: a converter, and labels that pass through."""
+    """Base of the preprocessors, which convert inputs and pass labels through."""
 
     backbone_cls = BridleBackbone
     modality: str

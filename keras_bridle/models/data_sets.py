@@ -1,4 +1,4 @@
-"""Data sets of any library, in a form that `fit()` reads again and again."""
+"""Data sets of any library, in a form that `fit()` can read repeatedly."""
 
 import contextlib
 import functools
@@ -15,19 +15,19 @@ from keras_bridle.config import ArgumentError
 
 
 def is_data_set(data):
-    """Whether something gives batches, rather than being examples itself."""
+    """Returns whether something yields batches, rather than being examples."""
     is_plain = data is None or isinstance(data, list | tuple | dict)
     # Hugging Face data sets have a `shape`.
     return not (is_plain or hasattr(data, "dtype"))
 
 
 def is_tf_data(data):
-    """Whether something is a `tf.data.Dataset`, without a need for TensorFlow."""
+    """Returns whether something is a `tf.data.Dataset`, without TensorFlow."""
     return hasattr(data, "element_spec")
 
 
 def length_of(batches):
-    """Counts the batches of a data set, `None` if it does not know or has no end."""
+    """Returns the batches of a data set, `None` if unknown or endless."""
     if isinstance(batches, keras.utils.PyDataset):
         return batches.num_batches
     try:
@@ -39,7 +39,7 @@ def length_of(batches):
 
 
 class Opened:
-    """What a function gives, made anew for each reading."""
+    """An iterable that calls a function for each iteration."""
 
     def __init__(self, function, *arguments):
         self.call = functools.partial(function, *arguments)
@@ -49,10 +49,10 @@ class Opened:
 
 
 class LaterBatches(keras.utils.PyDataset):
-    """The batches of any data set from `start` on, with `repeat` without an end.
+    """The batches of any data set from `start` on; endless with `repeat`.
 
-    Those without an index are read in order, and anew where they end or an earlier
-    batch is asked for again. `convert` is an optional function of a batch.
+    Data sets without an index are read in order, and from the start again after their
+    end or for an earlier batch. `convert` is an optional function of a batch.
     """
 
     def __init__(self, dataset, start=0, repeat=False, convert=None):
@@ -92,7 +92,7 @@ class LaterBatches(keras.utils.PyDataset):
             return batch
 
     def _read_from(self, index):
-        """Yields numbers and batches of endless readings, from the one of `index`."""
+        """Yields numbers and batches from `index` on, reading again and again."""
         length = length_of(self.dataset)
         number = index - index % length if length else 0
         while True:
@@ -120,9 +120,9 @@ class LaterBatches(keras.utils.PyDataset):
 
 
 def readable(data, convert, steps=None, epochs=1):
-    """Gives a data set as Keras reads it, with `convert` applied to its batches.
+    """Returns a data set that Keras reads, with `convert` applied to batches.
 
-    With `steps`, those of an epoch, it is read again where it ends.
+    With `steps` per epoch, it starts again after its end.
     """
     if length_of(data) == 0:
         raise ArgumentError("x", "a data set with batches", data)
@@ -155,9 +155,9 @@ def _read_once(data, convert, needed):
 
 @contextlib.contextmanager
 def readers_finish():
-    """Waits for TensorFlow's threads to have read where an error ends a `fit()`.
+    """Waits for TensorFlow's reading threads if an error ends a `fit()`.
 
-    To free them it holds Python's lock and waits, while they may wait for the lock.
+    TensorFlow would hold Python's lock and wait for threads that need the lock.
     """
     try:
         yield
@@ -171,7 +171,7 @@ def readers_finish():
 
 
 def _is_reader(frame):
-    """Whether a thread's frame was called by an operation of TensorFlow."""
+    """Returns whether an operation of TensorFlow called a thread's frame."""
     while frame.f_back is not None:
         frame = frame.f_back
     return frame.f_code.co_filename.endswith("script_ops.py")
@@ -195,7 +195,7 @@ class EpochsWithBatches(keras.callbacks.Callback):
 class TakesAnyData:
     """`fit()`, `evaluate()` and `predict()` with data of any library.
 
-    `prepared()` makes of inputs, labels and weights what the model takes.
+    `prepared()` converts inputs, labels and weights for the model.
     """
 
     prepared: Any

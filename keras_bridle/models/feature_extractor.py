@@ -1,4 +1,4 @@
-"""One model from raw inputs to all that can be read out of an encoder."""
+"""A model from raw inputs to features, patches and codes."""
 
 import keras
 from keras import ops

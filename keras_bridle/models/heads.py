@@ -164,7 +164,7 @@ class CodeDecoder(_Head):
             weight.assign(ops.copy(source))
 
     def copy_last_levels(self, other, num_levels):
-        """Copies the last levels of another decoder's head, whose codes stay."""
+        """Copies the last levels of another decoder's head."""
         count = num_levels * self.codebook_size
         for weight, source in zip(self.head.weights, other.head.weights, strict=True):
             first = weight.shape[-1] - count
@@ -177,7 +177,7 @@ class CodeDecoder(_Head):
         return [self.mask_token, *(w for layer in layers for w in layer.weights)]
 
     def _with_mask_tokens(self, visible, patch_mask):
-        """Puts visible tokens and mask tokens in the order of the patches."""
+        """Merges visible tokens and mask tokens in the order of the patches."""
         batch, num_masked = ops.shape(patch_mask.masked)
         mask_tokens = ops.broadcast_to(
             ops.convert_to_tensor(self.mask_token, dtype=visible.dtype),

@@ -1,4 +1,4 @@
-"""What raw inputs and labels mean, in whatever form they come."""
+"""Conversion and checks of raw inputs and labels."""
 
 import importlib
 
@@ -10,15 +10,15 @@ from keras_bridle.layers.pixels import as_pixels
 
 
 def is_symbolic(values):
-    """Whether something is a tensor of a `tf.data` pipeline, without values."""
+    """Returns whether something is a symbolic tensor of a `tf.data` pipeline."""
     is_tensorflow = type(values).__module__.startswith("tensorflow")
     return is_tensorflow and not hasattr(values, "numpy")
 
 
 def as_array(values, name="inputs"):
-    """An array or tensor of any library as a NumPy array; ragged ones get zeros.
+    """Converts an array or tensor of any library to NumPy; pads ragged ones.
 
-    A tensor of a `tf.data` pipeline stays one.
+    Symbolic tensors of a `tf.data` pipeline stay as they are.
     """
     if is_symbolic(values):
         return values
@@ -39,10 +39,10 @@ def as_array(values, name="inputs"):
 
 
 def as_examples(inputs, name="inputs"):
-    """Gives raw inputs as one array of examples; what lies on disk stays there.
+    """Returns raw inputs as one array of examples; memory maps stay on disk.
 
-    Lists of examples of one shape are stacked, tensors of any library converted, and
-    whole numbers of pictures and clips become pixels.
+    Lists of examples of equal shapes are stacked, tensors of any library are converted,
+    and integers of images and clips become pixels.
     """
     if is_symbolic(inputs):
         return inputs
@@ -67,7 +67,7 @@ def as_examples(inputs, name="inputs"):
 
 
 def are_batches(inputs, input_dims):
-    """Whether a list holds batches rather than examples."""
+    """Returns whether a list holds batches rather than examples."""
     if not isinstance(inputs, (list, tuple)) or not len(inputs):
         return False
     first = inputs[0]
@@ -75,7 +75,7 @@ def are_batches(inputs, input_dims):
 
 
 def as_batch(inputs, input_dims, name="inputs"):
-    """Gives raw inputs as one array `(examples, *input_dims)`, where it is known.
+    """Returns raw inputs as one array `(examples, *input_dims)`.
 
     A single input becomes a batch of one.
     """
@@ -89,7 +89,7 @@ def as_batch(inputs, input_dims, name="inputs"):
 
 
 def open_sides(input_dims):
-    """Input dims of any sides: only the channels of a map are given."""
+    """Returns input dims with unknown sides; only channels are kept."""
     sides = max(1, len(input_dims) - 1)
     return (*[None] * sides, *input_dims[sides:])
 
@@ -106,9 +106,9 @@ def check_shape(shape, input_dims, name="inputs"):
 
 
 def as_labels(labels, num_classes, class_names=None, rows=None, name="labels"):
-    """Gives numbers or names of classes as int32, or rows of a number each as float32.
+    """Converts classes, numbers or names, to int32, or rows of numbers to float32.
 
-    `rows` tells whether labels are rows; `None` takes either.
+    `rows` says whether labels are rows; `None` accepts both.
     """
     if is_symbolic(labels):
         is_rows = rows or (labels.shape.rank == 2 and labels.shape[1] != 1)
@@ -152,7 +152,7 @@ def as_labels(labels, num_classes, class_names=None, rows=None, name="labels"):
 
 
 def _numbers_of(labels, class_names):
-    """Replaces names of classes by their numbers, also bytes and objects."""
+    """Replaces class names, as strings, bytes or objects, by numbers."""
     if labels.dtype.kind not in "OSU":
         return labels
     numbers = {name: number for number, name in enumerate(class_names)}
@@ -165,6 +165,6 @@ def _numbers_of(labels, class_names):
 
 
 def filled_up(batch, size):
-    """Repeats the last row of a batch up to the size of the others, for one compile."""
+    """Repeats the last row up to the batch size, so that shapes stay the same."""
     filling = np.repeat(batch[-1:], max(0, size - len(batch)), axis=0)
     return np.concatenate([batch, filling])

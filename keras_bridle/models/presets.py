@@ -27,7 +27,7 @@ _TINY_SIDES = {"image": (32, 4), "video": (64, 8)}
 
 
 def _modality_arguments(modality, size):
-    """The arguments of a `BridleBackbone` that its modality decides."""
+    """Returns the arguments of a `BridleBackbone` that depend on its modality."""
     if modality == "audio":
         return {
             # Tiny encoders are for short clips: a consonant lasts 20 to 50 ms.
@@ -49,7 +49,7 @@ def _modality_arguments(modality, size):
 
 
 def backbone_preset(name):
-    """The arguments of a named size, `None` for a path; other names are an error."""
+    """Returns the arguments of a named size, `None` for a path or address."""
     name = str(name)
     if not name.startswith("bridle_"):
         return None
@@ -65,7 +65,7 @@ def backbone_preset(name):
 
 
 def preset_names(modality=None):
-    """The names of the sizes that come with the library, of all modalities or one."""
+    """Lists the names of sizes, of all modalities or one."""
     return [
         f"bridle_{name}_{size}"
         for name in MODALITIES_BY_RANK.values()
@@ -76,7 +76,7 @@ def preset_names(modality=None):
 
 
 def preset_folder(preset):
-    """The preset's directory if given that of a run; anything else as it is."""
+    """Returns the preset in the directory of a run; anything else as it is."""
     # Imported here, as the module imports the encoder.
     from keras_bridle.conversion.checkpoints import is_checkpoint
 
@@ -93,7 +93,7 @@ def preset_folder(preset):
 
 
 def saved_encoder_config(preset):
-    """The encoder's arguments in a local preset; `None` for what is not local."""
+    """Returns the encoder's arguments in a local preset, or `None`."""
     from keras_bridle.conversion import checkpoints
 
     preset = preset_folder(checkpoints.fetched(preset))
@@ -107,25 +107,25 @@ def saved_encoder_config(preset):
 
 
 def saved_classifier_config(preset):
-    """The classifier's arguments in a local preset; `None` if there is none."""
+    """Returns the classifier's arguments in a local preset, or `None`."""
     path = Path(preset, "task.json")
     return json.loads(path.read_text())["config"] if path.exists() else None
 
 
 def saved_classifier_class(preset):
-    """The class of the classifier in a local preset."""
+    """Returns the class of the classifier in a local preset."""
     task = json.loads(Path(preset, "task.json").read_text())
     return keras.saving.get_registered_object(task["registered_name"])
 
 
 def preset_modality(preset):
-    """The modality of a preset's encoder, `None` if it is another or not local."""
+    """Returns the modality of a preset's encoder, `None` if unknown."""
     config = saved_encoder_config(preset)
     return config and MODALITIES_BY_RANK.get(len(config["input_dims"]))
 
 
 def decoder_size(backbone, hidden_dim=None, num_layers=None):
-    """Arguments of a `CodeDecoder` for an encoder, lighter than it.
+    """Returns arguments of a light `CodeDecoder` for an encoder.
 
     As published: 512 x 8 layers x 16 heads for base encoders of audio and images, half
     the encoder's width x 4 layers for clips.
@@ -144,7 +144,7 @@ def decoder_size(backbone, hidden_dim=None, num_layers=None):
 
 
 def estimator_size(backbone):
-    """Arguments of a `FeatureEstimator` for an encoder.
+    """Returns arguments of a `FeatureEstimator` for an encoder.
 
     As published: 3 layers of the encoder's width, and 4 of half that width for clips.
     """
@@ -168,14 +168,14 @@ def _half_size(backbone):
 
 
 def fixed_layout(backbone):
-    """The encoder's layout of positions, or a fixed one where it learns them."""
+    """Returns the encoder's position layout, or a fixed one if it is learned."""
     if backbone.position_layout in LAYOUTS:
         return backbone.position_layout
     return "sequence" if _is_for_clips(backbone) else "grid"
 
 
 def _heads(hidden_dim, num_heads):
-    """The most heads, up to a number, that divide a width."""
+    """Returns the largest number of heads, up to `most`, that divides a width."""
     return next(n for n in range(max(1, num_heads), 0, -1) if hidden_dim % n == 0)
 
 

@@ -1,4 +1,4 @@
-"""Encoders that teach others of another size."""
+"""Encoders as teachers of others."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from keras_bridle.models.backbone import BridleBackbone
 
 
 def as_teacher(teacher, student):
-    """The encoder of what is given as a teacher, for the inputs of a student."""
+    """Returns the encoder of a given teacher, for the inputs of a student."""
     if isinstance(teacher, (str, Path)):
         teacher = _loaded(teacher, student.input_dims)
     teacher = getattr(teacher, "backbone", teacher)
@@ -24,7 +24,7 @@ def as_teacher(teacher, student):
 
 
 def _loaded(preset, dims):
-    """An encoder for inputs of these dims: positions are resized, gray is colored."""
+    """Loads an encoder for inputs of these dims; converts gray to color."""
     from keras_bridle.conversion import checkpoints
 
     folder, changes = checkpoints.fetched(preset), {}
@@ -40,9 +40,9 @@ def _loaded(preset, dims):
 
 
 def _cut_alike(teacher, student):
-    """The teacher, or a copy that treats frames as the student does that fill no patch.
+    """Returns the teacher, or a copy that treats incomplete patches as the student.
 
-    Grids of patches would differ by one where only one of them leaves these out.
+    Otherwise their grids could differ by one row.
     """
     name = "multiple_of"
     own, wanted = (getattr(x.front_end, name, None) for x in (teacher, student))
@@ -56,7 +56,7 @@ def _cut_alike(teacher, student):
 
 
 def see_the_same(one, other):
-    """Whether encoders cut the same patches from the same maps."""
+    """Returns whether encoders cut the same patches from the same maps."""
     one, other = (nameless_config(backbone)["config"] for backbone in (one, other))
     return all(one.get(x) == other.get(x) for x in ("front_end", "patch_size"))
 

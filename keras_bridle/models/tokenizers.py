@@ -1,4 +1,4 @@
-"""Networks that turn patches into codes."""
+"""The tokenizers, which turn patches into codes."""
 
 import math
 
@@ -13,7 +13,7 @@ from keras_bridle.models.arguments import Configured
 
 
 class _Tokenizer(Configured, keras.Model):
-    """Vectors of patches, then a quantizer."""
+    """Base of the tokenizers: vectors of patches, then a quantizer."""
 
     def __init__(self, quantizer, **kwargs):
         super().__init__(**kwargs)
@@ -169,7 +169,7 @@ class RandomProjectionTokenizer(_Tokenizer):
         self.build_quantizer()
 
     def _center_projection(self):
-        """Gives a patch and the same, but brighter, the same vector."""
+        """Makes the projection ignore the brightness of a patch."""
         kernel = self.patch_embedding.projection.kernel
         # The mean of each channel.
         pixels = math.prod(self.patch_embedding.patch_size)
@@ -181,7 +181,7 @@ class RandomProjectionTokenizer(_Tokenizer):
         return self.patch_embedding.patch_padding_mask(maps, padding_mask)
 
     def vectors(self, maps, padding_mask=None, visible=None, training=False):
-        """Computes the vectors to quantize; only `visible` matters besides the maps."""
+        """Computes the vectors to quantize, of all patches or the `visible` ones."""
         if not self.built:  # as when its first vectors are to set the codebooks
             self.build(maps.shape)
         patches = self.patch_embedding(maps, visible=visible)

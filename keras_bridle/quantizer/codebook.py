@@ -1,4 +1,4 @@
-"""What happens in a level of a residual quantizer: search, statistics, move, restart.
+"""The operations of a level: search, statistics, update, restart.
 
 All functions are pure. Codebooks, or `tables`, are tensors of shape
 `(..., codebook_size, dim)`; a shared codebook is one table for all levels.
@@ -18,7 +18,7 @@ SMOOTHING = 1e-5
 
 
 class DrawnSeed(keras.random.SeedGenerator):
-    """A seed drawn before, in the form that `keras.random` takes."""
+    """A seed that was drawn before, as `keras.random` takes it."""
 
     def __init__(self, seed):
         # Without the parent's variables, as there is no state.
@@ -35,7 +35,7 @@ def uniform(seed, shape, draw=keras.random.uniform):
 
 
 def unit_vectors(vectors):
-    """Brings vectors `(..., dim)` to unit length; zero vectors stay zero."""
+    """Normalizes vectors `(..., dim)` to unit length; zero vectors stay zero."""
     squares = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
     scale = ops.rsqrt(ops.maximum(squares, 1e-24))
     # The gradient is zero at zero, where it would be 1e12 times too large.
@@ -43,7 +43,7 @@ def unit_vectors(vectors):
 
 
 def choose_codes(scores, top_k=1, temperature=None, drawn=None):
-    """Turns `nearness()` scores into the nearest codes, or draws them by `drawn`."""
+    """Returns the codes of the highest `nearness()`, or samples them with `drawn`."""
     if drawn is not None:
         # Scores lack a part of the squared distance that softmax ignores.
         shares = ops.softmax(scores * (2.0 / temperature), axis=-1)
@@ -57,7 +57,7 @@ def choose_codes(scores, top_k=1, temperature=None, drawn=None):
 
 
 def sum_of_codes(table, codes, absent=False):
-    """Adds up the code vectors of `codes` `(..., k)`; -1, if `absent`, adds none."""
+    """Sums the code vectors of `codes` `(..., k)`; with `absent`, -1 adds nothing."""
 
     def vectors_of(ids):
         if not absent:
@@ -69,7 +69,7 @@ def sum_of_codes(table, codes, absent=False):
 
 
 def counts_and_sums(targets, codes, codebook_size):
-    """Counts codes `(rows, top_k)` and adds up the targets `(rows, dim)` of each."""
+    """Counts codes `(rows, top_k)`, and sums the targets `(rows, dim)` of each."""
     # Codes of -1 go to a separate segment, which is dropped.
     ids = ops.where(codes < 0, codebook_size, codes)
     ones = ops.ones_like(targets[:, 0])
@@ -81,7 +81,7 @@ def counts_and_sums(targets, codes, codebook_size):
 
 
 def moved_tables(tables, counts, sums, decay, unit_means=False, unit_codes=False):
-    """Moves codebooks by a batch's counts and sums; `unit_means` may be an array."""
+    """Updates codebooks with counts and sums; `unit_means` may be an array."""
     new = {"counts": decay * tables["counts"] + (1.0 - decay) * counts}
     codes = tables["code_vectors"]
     if "sums" in tables:
@@ -143,7 +143,7 @@ def restarted_tables(
 
 
 def map_rows(function, rows, rows_at_once=ROWS_AT_ONCE):
-    """Applies `function` to slices of about `rows_at_once` rows, one by one."""
+    """Applies `function` to slices of about `rows_at_once` rows in turn."""
     total = ops.shape(keras.tree.flatten(rows)[0])[0]
     # Exported graphs have no loops.
     if is_symbolic(total) or (isinstance(total, int) and total <= rows_at_once):

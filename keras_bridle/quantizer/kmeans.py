@@ -42,7 +42,7 @@ def kmeans(
 
 
 def residual_kmeans(quantizer, vectors, iterations, seed):
-    """Clusters vectors, then at each level what is left: `kmeans()` by codebook."""
+    """Runs `kmeans()` for each level on the residuals of the levels before."""
     levels, top_k = quantizer.num_levels, quantizer.top_k
     by_level = quantizer.normalize == "level"
     cosine = quantizer.normalize_codes or by_level
@@ -80,7 +80,7 @@ def residual_kmeans(quantizer, vectors, iterations, seed):
 
 
 def unit_rows(vectors):
-    """Brings rows to unit length; zeros stay zero."""
+    """Normalizes rows to unit length; zeros stay zero."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.maximum(lengths, 1e-12)
 
@@ -100,7 +100,7 @@ def nearest_means(samples, means, top_k=1, cosine=False):
 
 
 def _fill_empty(samples, labels, means, rng):
-    """Gives each empty cluster a sample, the likelier the farther from its mean."""
+    """Moves each empty cluster to a sample, likely one far from its mean."""
     empty = np.flatnonzero(np.bincount(labels, minlength=len(means)) == 0)
     if not len(empty):
         return
@@ -127,7 +127,7 @@ def _moved_means(samples, labels, means, cosine):
 
 
 def sample_vectors(data, max_vectors, seed):
-    """Draws at most `max_vectors` of an array or batches, each with the same chance."""
+    """Draws at most `max_vectors` rows uniformly from an array or batches."""
     if isinstance(data, np.ndarray) or ops.is_tensor(data):
         data = [data]
     elif isinstance(data, keras.utils.PyDataset):

@@ -191,7 +191,7 @@ class ResidualQuantizer(ConfiguredLayer):
             self.seed_generator = keras.random.SeedGenerator(self._seed)
 
     def _wanted_draws(self):
-        """What training needs random numbers for, by name."""
+        """Returns what training draws random numbers for, by name."""
         return {
             "num_levels": self.quantizer_dropout,
             "choice": self.sampling_temperature,
@@ -230,7 +230,7 @@ class ResidualQuantizer(ConfiguredLayer):
         return self.add_weight(shape, initializer, name=name, **options)
 
     def _initial_code_vectors(self, shape, dtype=None):
-        """Draws vectors of length about 1 at level 1 and half of it at each next."""
+        """Draws vectors of length about 1 at level 1, and half as long at each next."""
         vectors = np.random.default_rng(self._seed).normal(size=shape)
         if self.normalize_codes:
             vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
@@ -276,24 +276,24 @@ class ResidualQuantizer(ConfiguredLayer):
     # The state, and a step as a pure function of it.
 
     def _state_weights(self):
-        """The weights that a training step moves, by name."""
+        """Returns the weights that a training step updates, by name."""
         names = ("code_histogram", *RULES[self.codebook_update])
         return {name: getattr(self, name) for name in names}
 
     def state(self):
-        """Returns what a training step moves, a dict of tensors by weight name."""
+        """Returns the state that a training step updates, tensors by weight name."""
         return {
             name: ops.convert_to_tensor(weight)
             for name, weight in self._state_weights().items()
         }
 
     def assign_state(self, state):
-        """Takes over a state that `stateless_step` returned."""
+        """Assigns a state that `stateless_step()` returned."""
         for name, weight in self._state_weights().items():
             weight.assign(state[name])
 
     def draws(self):
-        """Draws a step's seeds, outside branches, which must not: a dict by purpose."""
+        """Draws a step's seeds by purpose; within branches it is not allowed."""
         wanted = self._wanted_draws()
         return {name: self.seed_generator.next() for name in wanted if wanted[name]}
 
@@ -408,7 +408,7 @@ class ResidualQuantizer(ConfiguredLayer):
         return vectors, real, lead
 
     def _looked_up(self, residual, vectors):
-        """What is looked up of a residual of `vectors`."""
+        """Returns the vectors to look up for a residual of `vectors`."""
         if self.normalize != "level":
             return residual
         squares, floor = (
@@ -418,7 +418,7 @@ class ResidualQuantizer(ConfiguredLayer):
         return unit_vectors(ops.where(squares > floor * ROUNDING, residual, 1.0))
 
     def _search(self, vectors, tables, choice=None):
-        """Finds all levels' codes, `(N, num_levels, top_k)`, some rows at a time."""
+        """Finds the codes of all levels, `(N, num_levels, top_k)`, in row chunks."""
         vectors = ops.stop_gradient(vectors)
         tables = ops.stop_gradient(tables)
         penalties = 0.5 * ops.sum(ops.square(tables), axis=-1)
@@ -442,7 +442,7 @@ class ResidualQuantizer(ConfiguredLayer):
         return map_rows(search_rows, vectors if choice is None else (vectors, choice))
 
     def _moved(self, state, residuals, codes, real, num_used, order, loss):
-        """Returns the state after this batch; the old one if the batch is unfit."""
+        """Returns the state after this batch, or the old one if it is not finite."""
         # The target of each code of a vector.
         residuals = [ops.stop_gradient(x) for x in residuals]
         targets = [self._looked_up(x, residuals[0]) for x in residuals]
@@ -482,7 +482,7 @@ class ResidualQuantizer(ConfiguredLayer):
         return {name: kept(name, old) for name, old in state.items()}
 
     def _unit_means(self):
-        """Which codebooks look up vectors of unit length alone."""
+        """Returns which codebooks only look up unit vectors."""
         if self.normalize == "level":
             return True
         is_first = np.arange(self._num_tables)[:, None, None] == 0
@@ -564,7 +564,7 @@ class ResidualQuantizer(ConfiguredLayer):
             self.sums.assign(tables * counts[..., None])
 
     def usage(self):
-        """Tells how training has used each codebook since `reset_usage()`.
+        """Returns how training has used each codebook since `reset_usage()`.
 
         Returns:
             A `CodebookUsage` of float32 NumPy arrays of shape `(num_levels,)`.

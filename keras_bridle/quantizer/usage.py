@@ -1,4 +1,4 @@
-"""How much of a codebook is used: numbers, a metric and a callback for `fit()`."""
+"""Usage of codebooks: functions, a metric and a callback for `fit()`."""
 
 from typing import Any, NamedTuple
 
@@ -65,7 +65,7 @@ class CodeUsage(keras.metrics.Metric):
         )
 
     def update_state(self, codes, mask=None):
-        """Counts codes `(..., num_levels)`, but negative ones and those masked out."""
+        """Counts codes `(..., num_levels)`, except negative and masked ones."""
         codes = ops.convert_to_tensor(codes)
         if mask is not None:
             codes = ops.where(ops.cast(mask, "bool")[..., None], codes, -1)
@@ -123,12 +123,12 @@ class CodeUsageLogger(keras.callbacks.Callback):
     """
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Starts to count anew."""
+        """Resets the counts."""
         for histogram in self._histograms():
             histogram.assign(ops.zeros_like(histogram))
 
     def on_train_batch_end(self, batch, logs=None):
-        """Checks that there is something to log, once all layers are built."""
+        """Checks that there is a quantizer, once all layers are built."""
         if batch == 0 and not self._histograms():
             raise ValueError(
                 f"{self.model.name} has no `ResidualQuantizer`, whose codes "
@@ -136,7 +136,7 @@ class CodeUsageLogger(keras.callbacks.Callback):
             )
 
     def on_epoch_end(self, epoch, logs=None):
-        """Puts the numbers into `logs`."""
+        """Adds the numbers to `logs`."""
         histograms = self._histograms()
         for histogram in histograms:
             counts = ops.convert_to_numpy(histogram)
@@ -148,5 +148,5 @@ class CodeUsageLogger(keras.callbacks.Callback):
                 logs[name] = float(value)
 
     def _histograms(self):
-        """The weights in which quantizers count, found by their name."""
+        """Finds the counting weights of quantizers by name."""
         return [x for x in self.model.variables if x.name == "code_histogram"]

@@ -1,4 +1,4 @@
-"""Raw input in whatever form it comes, as batches."""
+"""Batches of raw inputs in any form."""
 
 import contextlib
 import functools
@@ -32,7 +32,7 @@ from keras_bridle.models.inputs import (
 
 
 def epoch_order(num_examples, seed, epoch, weights=None, length=None):
-    """Draws the indices of an epoch's examples: by weights with replacement."""
+    """Draws the indices of an epoch's examples; with weights, with replacement."""
     random = np.random.default_rng([seed, epoch])
     if weights is None:
         return random.permutation(num_examples)[:length]
@@ -40,7 +40,7 @@ def epoch_order(num_examples, seed, epoch, weights=None, length=None):
 
 
 def from_batch_on(batches, start, repeat=False, convert=None):
-    """Skips the first batches of a data set, which with `repeat` has no end."""
+    """Skips the first batches of a data set, which is endless with `repeat`."""
     if isinstance(batches, keras.utils.PyDataset):
         repeat = repeat and batches.num_batches is not None
         if start == 0 and not repeat:
@@ -115,7 +115,7 @@ class ArrayBatches(keras.utils.PyDataset):
 
 @readers_finish()
 def fit_in_order(model, batches, callbacks, verbose=0, closing=(), **options):
-    """Is `model.fit()` on batches in their own order; closes callbacks at its end."""
+    """Calls `model.fit()` on batches in their own order, and closes callbacks."""
     callbacks = [*callbacks, EpochsWithBatches()]
     if isinstance(batches, ArrayBatches):
         # Keras may read a batch to inspect it, which must not end an epoch.
@@ -138,13 +138,13 @@ def fit_in_order(model, batches, callbacks, verbose=0, closing=(), **options):
 
 
 def in_floatx(batch):
-    """Gives an array of floats in Keras' `floatx()`, and others as they are."""
+    """Casts an array of floats to Keras' `floatx()`."""
     dtype = keras.config.floatx() if batch.dtype.kind == "f" else batch.dtype
     return batch.astype(dtype, copy=False)
 
 
 def batches_by_epoch(inputs, input_dims, batch_size, steps_per_epoch, seed):
-    """Makes the function from an epoch and `first_batch` to batches from there on."""
+    """Makes a function from an epoch and `first_batch` to batches from there on."""
     convert = functools.partial(raw_batch, input_dims=open_sides(input_dims))
     if callable(inputs):
         return functools.partial(_from_function, inputs, convert)
@@ -166,7 +166,7 @@ def batches_by_epoch(inputs, input_dims, batch_size, steps_per_epoch, seed):
 
 
 def raw_batch(batch, input_dims):
-    """The raw inputs of a batch: of a tuple the first, of a dict those that fit."""
+    """Returns the raw inputs of a batch, which may be a tuple or a dict."""
     if isinstance(batch, dict):
         fitting = [x for x in batch.values() if np.ndim(x) == len(input_dims) + 1]
         if len(fitting) != 1:
@@ -181,13 +181,13 @@ def raw_batch(batch, input_dims):
 
 
 def _from_data_set(inputs, steps, convert, epoch, first_batch=0):
-    """A data set is read anew in each epoch, or over epochs of so many steps."""
+    """Reads a data set once per epoch, or over epochs of a number of steps."""
     start = first_batch + epoch * (steps or 0)
     return from_batch_on(inputs, start, steps is not None, convert)
 
 
 def _from_function(function, convert, epoch, first_batch=0):
-    """Lets a user's function of the epoch start in the middle of it."""
+    """Allows a user's function of the epoch to start in the middle."""
     make = functools.partial(function, epoch)
     if "first_batch" in inspect.signature(function).parameters:
         make, first_batch = functools.partial(make, first_batch=first_batch), 0
@@ -198,7 +198,7 @@ def _from_function(function, convert, epoch, first_batch=0):
 
 
 def count_batches(batches, steps_per_epoch=None):
-    """Counts the batches of an epoch, which the learning rates depend on."""
+    """Counts the batches of an epoch, for the schedules of learning rates."""
     if steps_per_epoch is None:
         steps_per_epoch = length_of(batches)
     if steps_per_epoch is None or steps_per_epoch < 1:
@@ -208,7 +208,7 @@ def count_batches(batches, steps_per_epoch=None):
 
 
 def first_batches(batches, count):
-    """Yields the inputs of the first batches, whole ones where processes share them."""
+    """Yields the inputs of the first batches, joined over processes."""
     is_whole = getattr(batches, "shard", None) == (0, 1)
     for batch in itertools.islice(batches, count):
         batch = batch[0] if isinstance(batch, (tuple, list)) else batch
@@ -217,5 +217,5 @@ def first_batches(batches, count):
 
 
 def _joined(part):
-    """Joins the equal parts of a batch that the processes have read, in order."""
+    """Joins the shards of a batch that processes have read, in order."""
     return gather(part).reshape(-1, *part.shape[1:])

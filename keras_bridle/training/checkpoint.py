@@ -65,7 +65,7 @@ def atomic_file(path):
 
 
 def _flush(path):
-    """Brings a file or folder from memory to the disk."""
+    """Flushes a file or folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -74,19 +74,19 @@ def _flush(path):
 
 
 def write_json(path, content):
-    """Writes a JSON file, whole or not at all."""
+    """Writes a JSON file atomically."""
     with atomic_file(path) as unfinished:
         unfinished.write_text(json.dumps(content, default=float, indent=2) + "\n")
 
 
 def save_weights(model, path):
-    """Writes a model's weights, whole or not at all."""
+    """Writes a model's weights atomically."""
     with atomic_file(path) as unfinished:
         model.save_weights(unfinished)
 
 
 def write_history(path, logs):
-    """Writes a line an epoch, anew each time: no line is lost or there twice."""
+    """Rewrites the history, a line per epoch, so that none is lost or repeated."""
     names = list(dict.fromkeys(name for epoch_logs in logs for name in epoch_logs))
     with atomic_file(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["epoch", *names])
@@ -95,7 +95,7 @@ def write_history(path, logs):
 
 
 def full_disk_error(error):
-    """Finds the exception that says that a disk is full: an error, or its cause."""
+    """Returns the error, or the cause of it, that says that a disk is full."""
     while error is not None:
         # HDF5's and TensorFlow's errors have no `errno`.
         in_words = os.strerror(errno.ENOSPC) in str(error)
@@ -110,7 +110,7 @@ def _unique(variables):
 
 
 def state_variables(model):
-    """Lists all variables that training changes, each once, without metrics."""
+    """Lists all variables that training changes, except metrics, each once."""
     metrics = {id(variable) for variable in model.metrics_variables}
     variables = [*model.variables, *model.optimizer.variables]
     variables.append(global_seed_generator().state)
@@ -124,13 +124,13 @@ def _as_array(variable):
 
 
 def assign(variables, arrays):
-    """Gives variables the values of arrays."""
+    """Assigns arrays to variables."""
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)
 
 
 class NonFiniteLoss(ArithmeticError):
-    """Training came to a loss or to weights that are infinite or NaN."""
+    """A loss or weights became infinite or NaN."""
 
 
 class NonFiniteSteps(keras.callbacks.Callback):
@@ -163,7 +163,7 @@ class NonFiniteSteps(keras.callbacks.Callback):
         self.check()
 
     def check(self):
-        """Looks at the last step's loss; raises `NonFiniteLoss` after too many."""
+        """Checks the last step's loss; raises `NonFiniteLoss` after too many."""
         if self._pending is None:
             return
         epoch, step, logs = self._pending
@@ -195,12 +195,12 @@ class NonFiniteSteps(keras.callbacks.Callback):
 
 
 def is_float16():
-    """Whether layers compute in float16, whose small gradients need scaled losses."""
+    """Returns whether layers compute in float16, which needs loss scaling."""
     return keras.config.dtype_policy().compute_dtype == "float16"
 
 
 def skipping(optimizer):
-    """Makes an optimizer skip steps whose gradients are not finite."""
+    """Makes an optimizer skip steps with gradients that are not finite."""
     # Keras' loss scaling does just that.
     exact = {"initial_scale": 1.0, "dynamic_growth_steps": 2**31 - 1}
     optimizer.is_within = True  # see `SummedGradients`
@@ -209,14 +209,14 @@ def skipping(optimizer):
 
 
 class Preempted(SystemExit):
-    """Ends a program after SIGTERM, with exit code 143, when its state is saved."""
+    """Ends a program with exit code 143 after SIGTERM, once its state is saved."""
 
     def __init__(self):
         super().__init__(EXIT_CODE)
 
 
 class Preemption:
-    """Notes that the process got SIGTERM, for training to stop after the step.
+    """Handles SIGTERM: training stops after the step.
 
     In the main thread a second signal acts at once, but not in one of several
     processes, which stop together: there it may be the first one passed on.
@@ -245,7 +245,7 @@ class Preemption:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def is_due(self):
-        """Whether to save and stop, the same in all processes; call it each step."""
+        """Returns whether to save and stop, equal in all processes."""
         if self._is_alone:
             return self.is_requested
         self._steps_left -= 1
@@ -261,7 +261,7 @@ class Preemption:
         return self._is_agreed
 
     def stop_if_requested(self):
-        """Raises `Preempted` if the signal came, in all processes at this point."""
+        """Raises `Preempted` if the signal came, in all processes at once."""
         self._steps_left = 0
         is_due = self.is_due()
         # The next phase may have longer steps.
@@ -347,7 +347,7 @@ class Checkpoint(keras.callbacks.Callback):
             self.preemption.stop_if_requested()
 
     def save(self, model, epoch, step=0):
-        """Writes the state of a model after so many epochs, and steps of the next."""
+        """Saves the state of a model after some epochs, and steps of the next."""
         variables = state_variables(model)
         metrics = _unique(model.metrics_variables) if step else []
         arrays = {
@@ -375,7 +375,7 @@ class Checkpoint(keras.callbacks.Callback):
                 self.path.replace(self.previous_path)
 
     def delete(self):
-        """Removes what was saved."""
+        """Deletes the checkpoint."""
         for path in (self.path, self.previous_path, self._damaged_path):
             path.unlink(missing_ok=True)
 
@@ -397,7 +397,7 @@ class Checkpoint(keras.callbacks.Callback):
         return self.epoch
 
     def _read_newest(self):
-        """Reads the newest state that is whole, or returns `None` if there is none."""
+        """Reads the newest undamaged state, or returns `None`."""
         paths = [path for path in (self.path, self.previous_path) if path.exists()]
         for path in paths:
             try:
@@ -432,7 +432,7 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 def _read(path):
-    """Reads a state to its end, so that each array is held against its checksum."""
+    """Reads a state completely, which verifies the checksum of each array."""
     with zipfile.ZipFile(path) as archive:
 
         def array(name):

@@ -1,4 +1,4 @@
-"""Labeled examples, in memory and in files: split, sampled, read, seen in views."""
+"""Labeled examples in memory and in files: splits, sampling, batches and views."""
 
 import copy
 import dataclasses
@@ -18,7 +18,7 @@ from keras_bridle.training.batches import ArrayBatches, epoch_order
 
 
 def split_examples(labels, share, seed=0):
-    """Splits examples, with the same share of each class, into two sorted indices."""
+    """Splits examples in two, stratified by class; returns sorted indices."""
     second: list[int] = []
     for indices in _shuffled_classes(labels, seed):
         count = round(share * len(indices))
@@ -34,7 +34,7 @@ def split_examples(labels, share, seed=0):
 
 
 def draw_few(labels, per_class, seed=0):
-    """Draws so many examples of each class, or all there are, as sorted indices."""
+    """Draws a number of examples of each class, or all; returns sorted indices."""
     drawn = [indices[:per_class] for indices in _shuffled_classes(labels, seed)]
     return np.sort(np.concatenate(drawn))
 
@@ -67,7 +67,7 @@ def balanced_weights(labels, num_classes=None):
 
 
 class Examples:
-    """What examples in memory and in files share."""
+    """Base of examples in memory and in files."""
 
     read_report = None
     labels: Any
@@ -77,13 +77,13 @@ class Examples:
         return len(self.labels)
 
     def for_classifier(self, classifier):
-        """Gives the examples with labels that are checked, and numbers."""
+        """Returns the examples with checked labels, as numbers."""
         found = copy.copy(self)
         found.labels = classifier.labels(self.labels)
         return found
 
     def some_inputs(self, count, seed=0):
-        """Draws some examples at random, and gives their inputs, an array."""
+        """Returns the inputs of some random examples."""
         # Not the first ones, as neighbors often share a class.
         drawn = np.random.default_rng(seed).permutation(len(self))[:count]
         batches = self.subset(np.sort(drawn)).batches_in_order(32)
@@ -103,11 +103,11 @@ class ArrayExamples(Examples):
         self.labels = as_array(labels, "labels")
 
     def subset(self, indices):
-        """Takes some of the examples, in the order of their indices."""
+        """Returns the examples at `indices`, in their order."""
         return ArrayExamples(self.inputs[indices], self.labels[indices])
 
     def training_batches(self, batch_size, seed=0, weights=None, epoch_length=None):
-        """Makes the function from a first epoch to batches, and counts an epoch's."""
+        """Returns a function from a first epoch to batches, and an epoch's length."""
         make = functools.partial(
             ArrayBatches,
             self.inputs,
@@ -139,20 +139,20 @@ class FileExamples(Examples):
 
     @functools.cached_property
     def labels(self):
-        """As those of `ArrayExamples`."""
+        """The labels, as in `ArrayExamples`."""
         return self.manifest.all_labels()
 
     def __len__(self):
         return len(self.manifest)
 
     def subset(self, indices):
-        """Takes some of the examples, in the order of their indices."""
+        """Returns the examples at `indices`, in their order."""
         return FileExamples(
             self._take(indices), self.make_dataset, self.strict, self.read_report
         )
 
     def for_classifier(self, classifier):
-        """Checks labels, which are numbers already; rows of bytes stay such."""
+        """Checks labels, which are numbers already."""
         classifier.labels(self.labels)
         return self
 
@@ -161,7 +161,7 @@ class FileExamples(Examples):
         self._dataset(self.manifest, batch_size=1, drop_remainder=False)
 
     def training_batches(self, batch_size, seed=0, weights=None, epoch_length=None):
-        """Prepares the batches to train on, as `ArrayExamples` do."""
+        """Returns batches to train on, as in `ArrayExamples`."""
         length = len(self) if epoch_length is None else epoch_length
         steps = length // batch_size
         if steps == 0:
@@ -187,7 +187,7 @@ class FileExamples(Examples):
         return lambda epoch: LaterBatches(Opened(batches_from, epoch)), steps
 
     def batches_in_order(self, batch_size):
-        """Yields batches `(inputs, indices)`, each file that can be read once."""
+        """Yields batches `(inputs, indices)` with each readable file once."""
         yield from self._dataset(
             self.manifest.numbered(),
             batch_size=batch_size,
@@ -206,7 +206,7 @@ class FileExamples(Examples):
 
 
 def array_views(clips, labels, num_frames, image_size, segments=5, crops=3):
-    """Cuts views, spread evenly, out of longer or larger clips: a list of examples."""
+    """Crops evenly spread views from longer or larger clips; a list of examples."""
     size = np.array([num_frames, image_size, image_size])
     room = np.array(clips.shape[1:4]) - size
     if room.min() < 0:
@@ -239,7 +239,7 @@ def file_views(
 
 
 def _positions(segments, crops):
-    """Shares of the room along time, height and width, for each view."""
+    """Returns the position of each view along time, height and width, from 0 to 1."""
     times, crops = (
         np.linspace(0.0, 1.0, count) if count > 1 else np.array([0.5])
         for count in (segments, crops)

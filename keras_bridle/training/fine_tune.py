@@ -92,7 +92,7 @@ class FineTuner(TrainedModel):
         self.built = True
 
     def prepared(self, x, y=None, sample_weight=None):
-        """Gives labels as numbers, too."""
+        """Also converts labels to numbers."""
         y = None if y is None else self.classifier.labels(y)
         return super().prepared(x, y, sample_weight)
 
@@ -123,7 +123,7 @@ class FineTuner(TrainedModel):
         return super().compute_metrics(x, targets, y_pred["logits"], weights)
 
     def _targets(self, labels, outputs, sample_weight):
-        """Labels and weights as the inputs are: one for each class, repeated, mixed."""
+        """Makes labels one-hot; repeats and mixes labels and weights like inputs."""
         labels = ops.convert_to_tensor(labels)
         if len(labels.shape) == 1:
             labels = ops.one_hot(
@@ -140,7 +140,7 @@ class FineTuner(TrainedModel):
 
 
 class Predictions(NamedTuple):
-    """Probabilities and labels of the examples, at `indices`, that can be read."""
+    """Probabilities and labels of the readable examples, at `indices`."""
 
     scores: np.ndarray
     labels: np.ndarray
@@ -173,7 +173,7 @@ def predict_examples(model, examples, batch_size=32):
 class ValidationScores(keras.callbacks.Callback):
     """Adds exact scores on held-out examples to the logs, and keeps the best weights.
 
-    Put it before callbacks that write logs, and give it those of the epochs done.
+    Put it before callbacks that write logs; pass the logs of epochs already done.
     """
 
     def __init__(self, examples, path, metric="accuracy", batch_size=32, logs=()):
@@ -218,9 +218,9 @@ def _validation_scores(labels, scores):
 
 @contextlib.contextmanager
 def averaged_weights(model):
-    """Gives a model its averaged weights for a while, if its optimizer has any.
+    """Assigns a model its averaged weights within a context, if there are any.
 
-    On TensorFlow, Keras' SwapEMAWeights gives weights back with rounding errors.
+    On TensorFlow, Keras' SwapEMAWeights restores weights with rounding errors.
     """
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     if not getattr(optimizer, "use_ema", False):
@@ -388,7 +388,7 @@ def fine_tune(
 
 
 def _check(options, multi_label, loss, metric, number, validation):
-    """Raises an `ArgumentError` for options that do not fit each other or the data."""
+    """Raises an `ArgumentError` for options that conflict with others or the data."""
     several = "where an example may have several classes"
     if multi_label and loss == "categorical":
         raise ArgumentError("loss", f"'binary' or 'auto' {several}", loss)

@@ -1,4 +1,4 @@
-"""The whole of BRIDLE: cold start, then tokenizer and encoder in turn."""
+"""BRIDLE as a whole: cold start, then tokenizer and encoder in turn."""
 
 import contextlib
 import functools
@@ -223,14 +223,14 @@ class InterleavedPretraining:
         return self.history
 
     def _unfreeze(self):
-        """Makes trainable what phases have frozen."""
+        """Unfreezes what phases have frozen."""
         parts = (self.tokenizer, self.decoder, self.estimator, self.teacher)
         for part in (*parts, self.backbone):
             if part is not None:
                 part.trainable = True
 
     def _check_parts(self):
-        """Raises errors that would else come after the cold start."""
+        """Raises errors that would otherwise come after the cold start."""
         if self.augmentation is not None and self.augmentation.weights:
             expected = (
                 "a layer without weights, as each phase copies it: what is fitted to "
@@ -281,7 +281,7 @@ class InterleavedPretraining:
         return (codes, distances) if with_distances else codes
 
     def _feature_function(self, tokenizer, *wanted):
-        """Gives the function from a batch of raw input to outputs of a tokenizer."""
+        """Returns a function from raw inputs to outputs of a tokenizer."""
         trainable = self.backbone.trainable, tokenizer.trainable
         key = tokenizer, trainable, num_devices()
         known = self._functions.get(wanted)
@@ -293,7 +293,7 @@ class InterleavedPretraining:
         return known[1]
 
     def _run_phase(self, index, phase, call, files):
-        """Trains a phase, or loads it if it is done."""
+        """Trains a phase, or loads it if it is finished."""
         # A phase draws the same numbers whether or not the run was resumed.
         keras.utils.set_random_seed((self.config.seed * 1000 + index) % 2**32)
         trainer = self._trainer(phase, call.options)
@@ -310,7 +310,7 @@ class InterleavedPretraining:
         files.close()
 
     def _train(self, trainer, phase, call, files):
-        """Trains a phase from where it was stopped, if it was; gives its history."""
+        """Trains or resumes a phase, and returns its history."""
         call.compile(trainer, phase)
         # All processes together. TensorFlow traces a step twice if it makes variables.
         trainer.optimizer.build(trainer.trainable_variables)
@@ -324,14 +324,14 @@ class InterleavedPretraining:
         return call.fit(trainer, phase, make_batches, files.checkpoint)
 
     def _set_codebooks(self, phase, batches, count):
-        """Sets a new tokenizer's codebooks by k-means on its vectors."""
+        """Initializes a new tokenizer's codebooks by k-means on its vectors."""
         if phase.kind != "encoder" and count > 0:
             outputs = self._feature_function(self.tokenizer, "vectors", "is_real")
             found = map(outputs, first_batches(batches, count))
             self.tokenizer.quantizer.adapt((x["vectors"], x["is_real"]) for x in found)
 
     def _cached_codes(self, tokenizers, batches, files):
-        """Computes a phase's codes once, those of both tokenizers."""
+        """Computes a phase's codes once, with both tokenizers."""
         outputs = [self._feature_function(x, "codes") for x in tokenizers]
 
         def tokenize(inputs):
@@ -342,7 +342,7 @@ class InterleavedPretraining:
         )
 
     def _trainer(self, phase, options):
-        """Makes the networks of a phase from those of the phases before."""
+        """Makes the networks of a phase from the results of earlier ones."""
         if phase.kind != "encoder":
             self.tokenizer = self.new_tokenizer(phase)
         if phase.kind == "cold_start":
@@ -381,12 +381,12 @@ class InterleavedPretraining:
         return EncoderPretrainer(**parts, tokenize=self.config.tokenize)
 
     def _teacher(self, phase):
-        """The encoder that a phase's tokenizer learns from."""
+        """Returns the encoder that a phase's tokenizer learns from."""
         is_first = phase.name == "0_tokenizer"
         return self.teacher if is_first else self.backbone
 
     def new_tokenizer(self, phase):
-        """Makes the tokenizer that a phase of any kind but `"encoder"` begins with."""
+        """Makes the initial tokenizer of a phase of any kind but `"encoder"`."""
         quantizer = self._new_quantizer()
         if phase.kind != "cold_start":
             config = self.backbone.get_config()
@@ -446,7 +446,7 @@ class InterleavedPretraining:
         )
 
     def settings(self):
-        """The constructor's arguments in a form that JSON can hold."""
+        """Returns the constructor's arguments, for JSON."""
         arguments = {
             "backbone": self.backbone,
             "mask": self.mask,

@@ -1,4 +1,4 @@
-"""Losses and metrics of the phases; means that one bad step does not spoil."""
+"""Losses and metrics of the phases."""
 
 import keras
 from keras import ops
@@ -30,14 +30,14 @@ def code_prediction_loss(codes, logits, weights=None):
 
 
 def cosine_similarity(first, second, weights=None):
-    """Cosine between vectors of shape `(batch, num_patches, dim)`, averaged."""
+    """Mean cosine similarity of vectors `(batch, num_patches, dim)`."""
     first = ops.normalize(ops.cast(first, "float32"), axis=-1, epsilon=1e-8)
     second = ops.normalize(ops.cast(second, "float32"), axis=-1, epsilon=1e-8)
     return weighted_mean(ops.sum(first * second, axis=-1), weights)
 
 
 def weighted_mean(values, weights):
-    """This replica's share of the batch's mean of `values`, 0 if all weights are."""
+    """This replica's share of the weighted mean of `values`, 0 if all weights are 0."""
     if weights is None:
         return ops.mean(values) / num_replicas()
     weights = ops.cast(weights, "float32")
@@ -46,7 +46,7 @@ def weighted_mean(values, weights):
 
 
 class FiniteMean(keras.metrics.Mean):
-    """The mean of the finite numbers among those it is given."""
+    """The mean of finite values; others are ignored."""
 
     def update_state(self, values, sample_weight=None):
         values = ops.convert_to_tensor(values)
@@ -59,7 +59,7 @@ class FiniteMean(keras.metrics.Mean):
 
 
 class FiniteLoss(FiniteMean):
-    """The mean of the finite losses, and as `skipped_steps` the number of others."""
+    """The mean of finite losses; `skipped_steps` is the number of others."""
 
     def __init__(self, name="loss", dtype=None):
         super().__init__(name=name, dtype=dtype)
@@ -82,7 +82,7 @@ class FiniteLoss(FiniteMean):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class CodeAccuracy(keras.metrics.Metric):
-    """Share of right codes at each level, `{"accuracy_1": ..., "accuracy_2": ...}`."""
+    """Accuracy of codes at each level, `{"accuracy_1": ..., "accuracy_2": ...}`."""
 
     def __init__(self, num_levels, name="accuracy", **kwargs):
         super().__init__(name=name, **kwargs)

@@ -19,7 +19,7 @@ _LEARNED_VECTORS = ("class_token", "mask_token", "code_vectors", "positions")
 
 
 def warmup_cosine(learning_rate, total_steps, warmup_steps=0, min_learning_rate=0.0):
-    """Makes the schedule of a linear warm-up from zero, then half a cosine down."""
+    """Returns a schedule of linear warm-up from zero, then cosine decay."""
     if not 0 <= warmup_steps < total_steps:
         expected = f"at least 0 and below {total_steps}"
         raise ArgumentError("warmup_steps", expected, warmup_steps)
@@ -37,7 +37,7 @@ def warmup_cosine(learning_rate, total_steps, warmup_steps=0, min_learning_rate=
 
 
 def check_accumulation(options, num_batches):
-    """Raises an `ArgumentError` if an epoch has no batches enough to make a step."""
+    """Raises an `ArgumentError` if an epoch has too few batches for one step."""
     steps = options.gradient_accumulation_steps
     if steps is not None and steps > num_batches:
         expected = f"at most {num_batches}, the batches of an epoch"
@@ -45,7 +45,7 @@ def check_accumulation(options, num_batches):
 
 
 def shared_options(options):
-    """Gives Keras' optimizers the `OptimizerOptions` of pretraining and fine-tuning."""
+    """Returns the arguments of Keras' optimizers for `OptimizerOptions`."""
     steps = options.gradient_accumulation_steps
     return {
         "weight_decay": options.weight_decay,
@@ -57,12 +57,12 @@ def shared_options(options):
 
 
 def decays(variable):
-    """Whether a weight is subject to weight decay: no bias, norm or learned vector."""
+    """Returns whether weight decay applies: not to biases, norms and vectors."""
     return len(variable.shape) >= 2 and variable.name not in _LEARNED_VECTORS
 
 
 def adamw(model, learning_rate, weight_decay=1e-4, **kwargs):
-    """Makes AdamW as BRIDLE uses it, see `decays()`; Keras saves no exclusions."""
+    """Returns BRIDLE's AdamW, see `decays()`; Keras does not save exclusions."""
     optimizer = summing(keras.optimizers.AdamW)(
         learning_rate, weight_decay=weight_decay, **{"beta_2": 0.95, **kwargs}
     )
@@ -101,7 +101,7 @@ class LayerDecayAdamW(keras.optimizers.Adam):
         self.decoupled_weight_decay = weight_decay
 
     def multiplier(self, variable):
-        """What the learning rate of a weight is multiplied by, a float."""
+        """Returns the multiplier of a weight's learning rate."""
         layer = self.num_layers + 1
         block = _BLOCK.search(variable.path)
         if _FIRST.search(variable.path):
@@ -143,6 +143,6 @@ class LayerDecayAdamW(keras.optimizers.Adam):
 
 
 def layer_decay_optimizer(model, learning_rate, layer_decay=0.75, **kwargs):
-    """Makes the `LayerDecayAdamW` of a model with a `backbone`, or of an encoder."""
+    """Returns a `LayerDecayAdamW` for a model with a `backbone`, or an encoder."""
     num_layers = getattr(model, "backbone", model).num_layers
     return LayerDecayAdamW(learning_rate, num_layers, layer_decay, **kwargs)

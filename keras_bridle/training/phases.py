@@ -32,9 +32,9 @@ ENCODER_EPOCHS = 20, 400
 
 
 def by_size(options, num_batches, batch_size=None, has_teacher=False):
-    """Fills in the rounds and epochs that options leave to the size of the data.
+    """Chooses rounds and epochs by the size of the data, where they are `None`.
 
-    Data sets may not know their `batch_size`; then there is a round.
+    There is one round for data sets without a `batch_size`.
     """
     rounds, epochs = options.rounds, options.encoder_epochs
     if rounds is None:
@@ -80,7 +80,7 @@ ENOUGH_STEPS = 1000
 
 
 def remarks(plan, num_batches, options, given):
-    """Yields what to say about a plan that was made from the `given` options."""
+    """Yields remarks about the plan of the `given` options."""
     epochs = sum(phase.epochs for phase in plan if phase.kind != "tokenizer")
     steps = epochs * num_batches // (options.gradient_accumulation_steps or 1)
     if given.rounds is None and options.rounds == 0:
@@ -98,7 +98,7 @@ def remarks(plan, num_batches, options, given):
 
 @dataclasses.dataclass(frozen=True)
 class FitCall:
-    """What a call of `InterleavedPretraining.fit()` asks of each phase."""
+    """The arguments of `InterleavedPretraining.fit()` for each phase."""
 
     options: TrainingOptions
     make_batches: Callable
@@ -127,7 +127,7 @@ class FitCall:
         trainer.compile(optimizer, jit_compile=options.jit_compile)
 
     def fit(self, trainer, phase, make_batches, checkpoint=None):
-        """Trains a compiled trainer to the end of its phase, and gives its history."""
+        """Trains a compiled trainer to the end of its phase; returns the history."""
         options = self.options
         progress = RichProgress(
             phase.name,
@@ -175,7 +175,7 @@ class FitCall:
         return history if checkpoint is None else as_history(checkpoint.logs)
 
     def _fit_rest_of_epoch(self, trainer, phase, fit, epoch, step):
-        """Trains the rest of an epoch in a `fit()` of its own."""
+        """Trains the rest of an interrupted epoch in a separate `fit()`."""
         # At its end, Keras replaces the weights by their moving averages.
         kept: list = []
         keep = keras.callbacks.LambdaCallback(

@@ -23,7 +23,7 @@ _LINES = 5
 
 
 def device_memory():
-    """The peak of the first `"device"`, or what the `"process"` holds now, in bytes."""
+    """Returns the peak of the first device, or the process' memory, in bytes."""
     used = None
     if keras.backend.backend() == "jax":
         import jax
@@ -50,7 +50,7 @@ def device_memory():
 
 
 def start_trace(folder):
-    """Starts a trace in a folder, also where Keras has none; gives what stops it."""
+    """Starts a trace on any backend; returns a function that stops it."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     if keras.backend.backend() == "jax":
         import jax
@@ -71,9 +71,9 @@ def start_trace(folder):
 
 
 def tune_jax():
-    """Lets this process keep the memory that it frees, and what JAX has compiled.
+    """Keeps freed memory, and caches what JAX compiles.
 
-    Call it before anything is computed.
+    Call it before any computation.
     """
     keep_freed_memory()
     if keras.backend.backend() != "jax":
@@ -96,10 +96,10 @@ def tune_jax():
 
 
 def keep_freed_memory():
-    """Lets this process keep the memory that it frees; tells if it was of use.
+    """Makes this process keep freed memory; returns whether that had an effect.
 
-    JAX on a CPU allocates what a step needs anew each time. glibc gives blocks so large
-    back at once: to get them again took a third of a step on the sample syllables.
+    On a CPU, JAX allocates a step's buffers again each time, and glibc returns large
+    blocks to the system at once. That took a third of a step on the sample syllables.
     """
     if keras.backend.backend() != "jax" or not sys.platform.startswith("linux"):
         return False
@@ -131,7 +131,7 @@ class RichProgress(keras.callbacks.Callback):
         self.bar = None
 
     def watched(self, batches):
-        """Takes what batches tell about themselves, and returns them."""
+        """Reads the clock of batches, and returns them."""
         self.batch_size = getattr(batches, "batch_size", None)
         self.clock = getattr(batches, "clock", None)
         return batches
@@ -181,13 +181,13 @@ class RichProgress(keras.callbacks.Callback):
         self.close()
 
     def close(self):
-        """Gives the terminal back; needed only where `fit()` ended with an error."""
+        """Releases the terminal; only needed if `fit()` ended with an error."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
     def numbers(self):
-        """All that is known about the speed, floats by name."""
+        """Returns all measurements of speed, floats by name."""
         found = {"memory_gb": device_memory()[0] / 1e9}
         seconds = self._end - self._start
         if self._timed < 1 or seconds <= 0:
@@ -242,7 +242,7 @@ def _format_time(seconds):
 
 
 def _format_logs(logs):
-    """The loss first, then what tells most; no more than fits a line."""
+    """Formats the loss and the most important metrics to fit a line."""
     names = ["loss", "cosine", "accuracy", "val_accuracy", "val_mAP"]
     line = [f"{name} {float(logs[name]):.3f}" for name in names if name in logs]
     for group, title in (("accuracy", "accuracy"), ("usage", "used")):
@@ -259,7 +259,7 @@ def _format_logs(logs):
 
 
 class EventWriter:
-    """Writes a file that TensorBoard reads, without TensorFlow."""
+    """Writes files for TensorBoard, without TensorFlow."""
 
     def __init__(self, folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -273,7 +273,7 @@ class EventWriter:
         self._write(step=step, summary=Summary(value=numbers))
 
     def write_text(self, tag, text):
-        """Writes a text, once."""
+        """Writes a text."""
         plugin = SummaryMetadata.PluginData(plugin_name="text")
         value = Summary.Value(
             tag=tag,
@@ -293,7 +293,7 @@ class EventWriter:
 
 
 class SpeedBoard(keras.callbacks.Callback):
-    """Logs for TensorBoard, as Keras does, with the numbers of a `RichProgress`."""
+    """Logs to TensorBoard as Keras does, with the numbers of a `RichProgress`."""
 
     def __init__(self, folder, progress):
         super().__init__()
@@ -314,7 +314,7 @@ class SpeedBoard(keras.callbacks.Callback):
 
 
 class ProfileSteps(keras.callbacks.Callback):
-    """Records a trace of some steps of a `fit()`, after those that compile."""
+    """Records a trace of some steps of a `fit()`, after compiling."""
 
     first_step, steps = 3, 5
 
@@ -338,7 +338,7 @@ class ProfileSteps(keras.callbacks.Callback):
         self.close()
 
     def close(self):
-        """Ends the recording, if one is on."""
+        """Stops the recording, if there is one."""
         if self._stop is not None:
             stop, self._stop = self._stop, None
             stop()

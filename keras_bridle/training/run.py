@@ -29,7 +29,7 @@ from keras_bridle.version import __version__
 
 @contextlib.contextmanager
 def run_lock(directory):
-    """Keeps other processes out of a directory while this one works in it."""
+    """Locks a directory for this process."""
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path / "run.lock")
@@ -47,8 +47,8 @@ def run_lock(directory):
 class RunDirectory:
     """Keeps the files of a run, so that it can be read, resumed and never overwritten.
 
-    It is resumed only with the same `settings`, a dict for JSON; names that one of two
-    versions does not know are not compared.
+    A run resumes only with the same `settings`, a dict for JSON. Options that one of
+    two versions does not know are not compared.
     """
 
     def __init__(self, path, settings, resume=False, echo=False):
@@ -102,11 +102,11 @@ class RunDirectory:
             print(text)
 
     def is_done(self, name):
-        """Whether a phase has come to its end."""
+        """Returns whether a phase is finished."""
         return name in self._done
 
     def mark_done(self, name):
-        """Notes that a phase has come to its end."""
+        """Marks a phase as finished."""
         self._done.append(name)
         write_json(self._state_path, {"phases_done": self._done})
 
@@ -123,7 +123,7 @@ def _read_json(path):
 
 
 def _differ(one, other):
-    """Whether settings differ in what both versions know."""
+    """Returns whether settings differ in options that both versions know."""
     if isinstance(one, dict) and isinstance(other, dict):
         return any(_differ(one[name], other[name]) for name in one.keys() & other)
     if isinstance(one, list) and isinstance(other, list):
@@ -133,7 +133,7 @@ def _differ(one, other):
 
 @contextlib.contextmanager
 def open_run(directory, settings, options, resume=False, echo=False):
-    """Yields the function from a `Phase` to its `PhaseFiles` in a locked directory."""
+    """Yields a function from a `Phase` to its `PhaseFiles` in a locked directory."""
     if directory is None:
         yield PhaseFiles
         return
@@ -152,7 +152,7 @@ def open_run(directory, settings, options, resume=False, echo=False):
 
 
 class PhaseFiles:
-    """The files of a phase: its checkpoint while it trains, its weights at its end."""
+    """The files of a phase: its checkpoint during training, its weights at the end."""
 
     def __init__(self, phase, run=None, options=None, preemption=None):
         self.name = phase.name
@@ -173,11 +173,11 @@ class PhaseFiles:
             )
 
     def is_done(self):
-        """Whether the phase has come to its end."""
+        """Returns whether the phase is finished."""
         return self.run is not None and broadcast(self.run.is_done(self.name))
 
     def restore(self, trainer):
-        """Restores the state at which the phase was stopped; tells if there was one."""
+        """Restores the phase's checkpoint; returns whether there was one."""
         if self.run is None:
             return False
         share_file(self.checkpoint.previous_path)
@@ -191,14 +191,14 @@ class PhaseFiles:
         return True
 
     def save(self, parts, history):
-        """Writes what the phase ends with: networks by name, and a dict of lists."""
+        """Saves the networks, by name, and the history at the end of the phase."""
         if self.run is not None:
             for name, part in parts.items():
                 save_weights(part, self.folder / f"{name}.weights.h5")
             write_json(self.folder / "history.json", history)
 
     def load(self, parts):
-        """Gives networks the weights that `save()` wrote, and returns the history."""
+        """Loads the networks' weights that `save()` wrote, and returns the history."""
         for name in [*(f"{name}.weights.h5" for name in parts), "history.json"]:
             share_file(self.folder / name)
         for name, part in parts.items():
@@ -206,12 +206,12 @@ class PhaseFiles:
         return json.loads((self.folder / "history.json").read_text())
 
     def mark_done(self):
-        """Notes that the phase has come to its end."""
+        """Marks the phase as finished."""
         if self.run is not None:
             self.run.mark_done(self.name)
 
     def close(self):
-        """Removes what only a resumed phase would need, then ends if asked to."""
+        """Removes what only a resumed phase needs, then ends if preempted."""
         if self.run is not None:
             self.checkpoint.delete()
             for path in self.folder.glob("codes_*.npy"):
@@ -220,13 +220,13 @@ class PhaseFiles:
 
 
 def as_history(logs):
-    """Turns a dict for each epoch into the dict of lists that Keras calls history."""
+    """Converts a dict per epoch to Keras' history, a dict of lists."""
     names = dict.fromkeys(name for epoch_logs in logs for name in epoch_logs)
     return {name: [one[name] for one in logs if name in one] for name in names}
 
 
 def check_cacheable(batches, augmentation, tokenize):
-    """Raises an `ArgumentError` where codes change from one epoch to the next."""
+    """Raises an `ArgumentError` if codes change between epochs."""
     is_array = isinstance(batches, ArrayBatches)
     if not is_array or augmentation is not None or tokenize != "all":
         expected = (
@@ -237,7 +237,7 @@ def check_cacheable(batches, augmentation, tokenize):
 
 
 def cached_codes(tokenize, tokenizers, inputs, batch_size, folder=None):
-    """Computes the codes of all examples, or finds those of an earlier start.
+    """Computes the codes of all examples, or loads those of an earlier start.
 
     `tokenize` is a function of a batch that gives codes, -1 at padding, which become 0.
     With the `batch_size` of training, numbers are rounded in the same way.
@@ -274,7 +274,7 @@ def cached_codes(tokenize, tokenizers, inputs, batch_size, folder=None):
 
 
 def digest_of_arrays(arrays, text=""):
-    """Sums up arrays and a text in a short one."""
+    """Returns a digest of arrays and a text."""
     digest = hashlib.sha256(text.encode())
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data)

@@ -19,7 +19,7 @@ TRACKERS = ("wandb", "trackio", "mlflow", "tensorboard")
 
 @contextlib.contextmanager
 def tracked(options):
-    """Gives a list with the tracker that a recipe's options name, if any."""
+    """Returns a list with the tracker that options name, if any."""
     trackers = []
     if options.tracker is not None and is_chief():
         trackers = [Tracker(options.tracker, options.directory, options.settings())]
@@ -52,7 +52,7 @@ class Tracker(keras.callbacks.Callback):
         self._run: Any = None
 
     def on_train_begin(self, logs=None):
-        """Opens the run, and finds where this phase lies in it."""
+        """Opens the run, and finds the offset of this phase."""
         if self._run is None:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._state_path = self.directory / "tracker.json"

@@ -33,13 +33,13 @@ from keras_bridle.training.losses import (
 
 
 class TrainedModel(SumsItself, TakesAnyData, Configured, keras.Model):
-    """Base of trainers. Raw input is not cast: front ends get it as it is."""
+    """Base of trainers, which pass raw inputs to front ends without casting."""
 
     def __init__(self, **kwargs):
         super().__init__(autocast=False, **kwargs)
 
     def prepared(self, x, y=None, sample_weight=None):
-        """Gives raw inputs as an array, whose sides augmentation may change."""
+        """Returns raw inputs as an array; augmentation may change their sides."""
         x = x if isinstance(x, dict) else as_examples(x)
         return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
 
@@ -47,8 +47,8 @@ class TrainedModel(SumsItself, TakesAnyData, Configured, keras.Model):
 class Pretrainer(TrainedModel):
     """Base of the phase trainers, which train those `parts` in `trained_parts`.
 
-    `call()` gives a dict with `codes` and their `weights`. From it `loss_share()` makes
-    this replica's share of the loss, a float32 scalar.
+    `call()` returns a dict with `codes` and their `weights`. `loss_share()` computes
+    this replica's share of the loss from it, a float32 scalar.
     """
 
     trained_parts: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class Pretrainer(TrainedModel):
 
     @property
     def parts(self):
-        """The layers among the arguments of this package's constructors, by name."""
+        """Returns the layers among the constructor arguments, by name."""
         arguments = {
             name: getattr(self, name, None)
             for kind in type(self).__mro__
@@ -67,7 +67,7 @@ class Pretrainer(TrainedModel):
         return {name: x for name, x in arguments.items() if isinstance(x, is_layer)}
 
     def build_parts(self, **shapes):
-        """Builds parts now, by name: TensorFlow never trains what was frozen then."""
+        """Builds parts now: TensorFlow never trains what is frozen when built."""
         for name, shape in shapes.items():
             part = getattr(self, name)
             if part is not None and not part.built:
@@ -98,7 +98,7 @@ class Pretrainer(TrainedModel):
         self.optimizer.build(self.trainable_variables)
 
     def skip_nonfinite_steps(self):
-        """Leaves steps without a finite loss out of its mean; logs `skipped_steps`."""
+        """Ignores steps without a finite loss, and logs `skipped_steps`."""
         self.finite_loss = FiniteLoss()
 
     @property
@@ -109,7 +109,7 @@ class Pretrainer(TrainedModel):
         return [self.finite_loss, *(x for x in metrics if x.name != "loss")]
 
     def augmented(self, inputs, training):
-        """Augments raw input, if there is an augmentation."""
+        """Augments raw inputs, if there is an augmentation."""
         if self.augmentation is None:
             return inputs
         return self.augmentation(inputs, training=training)
@@ -144,7 +144,7 @@ class Pretrainer(TrainedModel):
 
 
 def check_fit(name, found, expected):
-    """Raises an `ArgumentError` if a number of one part is not that of the others."""
+    """Raises an `ArgumentError` if parts differ in a number that must be equal."""
     if found != expected:
         raise ArgumentError(name, f"{expected}, as that of the parts beside it", found)
 
@@ -265,7 +265,7 @@ class EncoderPretrainer(Pretrainer):
         return self.mask(patches, grid=grid)
 
     def predict_codes(self, maps, padding_mask, training, codes=None):
-        """Predicts the codes of masked patches from the others, as `call()` returns."""
+        """Predicts the codes of masked patches; returns the outputs of `call()`."""
         patch_mask = self.draw_mask(maps)
         visible = None
         if codes is None:
@@ -380,7 +380,7 @@ class TokenizerPretrainer(Pretrainer):
 
 
 def estimate_teacher(estimator, teacher, maps, padding_mask, quantized, target=None):
-    """Estimates a teacher's features, or the `target`, as the phase's `call()`."""
+    """Estimates a teacher's features, or a `target`; returns the phase's outputs."""
     is_real = teacher.patch_padding_mask(maps, padding_mask)
     estimate = estimator(
         quantized.quantized, grid=teacher.grid(maps), padding_mask=is_real
@@ -403,7 +403,7 @@ def estimate_teacher(estimator, teacher, maps, padding_mask, quantized, target=N
 
 
 def tokenizer_loss(outputs):
-    """This replica's share of the tokenizer phase's loss, a float32 scalar."""
+    """Returns this replica's share of the tokenizer phase's loss."""
     return 1.0 / num_replicas() - outputs["cosine"] + outputs["quantizer_loss"]
 
 
@@ -517,7 +517,7 @@ class JointPretrainer(EncoderPretrainer):
         return {**outputs, **losses}
 
     def _tokenizer_step(self, maps, padding_mask, training, state=None, draws=None):
-        """The tokenizer's losses, and the state that its quantizer comes to."""
+        """Returns the tokenizer's losses, and the new state of its quantizer."""
         is_real = self.backbone.patch_padding_mask(maps, padding_mask)
         # Without stochastic depth, which would draw random numbers.
         quantized, state = self.tokenizer.quantizer.stateless_step(
@@ -539,7 +539,7 @@ class JointPretrainer(EncoderPretrainer):
         return losses, state
 
     def _losses_between(self):
-        """Zeros at the steps that do not train the tokenizer."""
+        """Returns zeros, for steps that do not train the tokenizer."""
         zero = ops.zeros(())
         for part in (self.tokenizer, self.estimator):
             for variable in part.trainable_variables:

@@ -1,4 +1,4 @@
-"""What the recipes do with their options."""
+"""The workflows behind the recipes."""
 
 from keras_bridle.workflows.fine_tuning import FineTuning
 from keras_bridle.workflows.pretraining import Pretraining, PretrainingOptions

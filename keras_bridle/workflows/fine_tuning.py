@@ -105,7 +105,7 @@ class FineTuning(Setup):
         return found
 
     def _splits(self) -> Any:
-        """Lists tuples of examples to train on, to find the best epoch by, to test."""
+        """Lists tuples of training, validation and test examples."""
         options, modality = self.options, self.modality
         if options.data is None:
             train, test, self.class_names = modality.sample(self.reading)
@@ -124,7 +124,7 @@ class FineTuning(Setup):
         return [(*self._held_out(train, validation), test) for train, test in splits]
 
     def _held_out(self, train, validation):
-        """The examples to train on, and those to find the best epoch by, if any."""
+        """Returns training and validation examples, the latter if wanted."""
         options = self.options
         count = options.labels_per_class
         if count is not None:
@@ -139,7 +139,7 @@ class FineTuning(Setup):
         return map(train.subset, split_examples(train.labels, share, seed))
 
     def _one_split(self, split, folder, title):
-        """Trains on one split and returns the metrics of the other."""
+        """Trains and tests on one split, and returns the metrics."""
         options, (train, validation, test) = self.options, split
         keras.utils.set_random_seed(options.seed)
         for examples in (train, validation, test):
@@ -178,7 +178,7 @@ class FineTuning(Setup):
         )
 
     def _tuner(self, train):
-        """Builds a classifier, and what its inputs go through in training."""
+        """Builds a classifier, and its augmentation and mixing."""
         options, modality, reading = self.options, self.modality, self.reading
         dropped = {"drop_path_rate": options.drop_path}
         augmentation = modality.augmentation(options, reading)
@@ -210,7 +210,7 @@ class FineTuning(Setup):
         return FineTuner(classifier, augmentation or None, mix, options.repeats)
 
     def _views(self, test):
-        """The test examples; of videos, several views of them."""
+        """Returns the test examples; for videos, several views."""
         options, reading = self.options, dict(self.reading)
         views = {"segments": options.view_segments, "crops": options.view_crops}
         if options.view_segments * options.view_crops == 1:
@@ -227,7 +227,7 @@ class FineTuning(Setup):
         )
 
     def _start(self, train, validation, test):
-        """Makes the directory, or finds that it is another run's."""
+        """Makes the directory, or raises an error if it is another run's."""
         options = self.options
         if self._run is None:
             self._stack.enter_context(run_lock(options.directory))
@@ -255,11 +255,11 @@ class FineTuning(Setup):
                 )
 
     def _set_over(self, logs=None):
-        """From now on errors are faults."""
+        """Treats errors as bugs from now on."""
         self.is_over = True
 
     def _report_folds(self, found):
-        """One line for all folds, means and standard deviations."""
+        """Reports means and standard deviations over folds."""
         summaries = [metrics.summary() for metrics in found]
         row = {
             name: [summary[name] for summary in summaries]

@@ -248,7 +248,7 @@ class Pretraining(Setup):
 
 
 def _run_probes(probes, *_):
-    """Runs the probes that a function lists, two at a time, each on one thread."""
+    """Runs probes, two at a time, each on one thread."""
     found: dict[str, Any] = {}
     with threadpool_limits(1), ThreadPoolExecutor(2) as pool:
         waiting = [(name, pool.submit(*probe)) for name, *probe in probes()]

@@ -147,7 +147,7 @@ class Probing(Setup):
         return ProbeData(lambda backbone: inputs, labels, names, splits, groups)
 
     def networks(self):
-        """Yields what is probed: a name, an encoder, and whether plain features are."""
+        """Yields names, encoders, and whether to probe plain features instead."""
         if self.options.baselines:
             first = self.encoders[0].backbone
             yield self.modality.plain, first, True
@@ -160,7 +160,7 @@ class Probing(Setup):
             yield name, backbone, False
 
     def show(self, found, data):
-        """Prints the table, and writes all there is."""
+        """Prints the table, and writes all results."""
         folder = Path(self.options.directory)
         main = "mAP" if data.labels.ndim == 2 else "accuracy"
         rows, metrics = [], []
