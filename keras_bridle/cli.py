@@ -41,13 +41,13 @@ from keras_bridle.training.interleaved import load_run
 
 
 class RecipeParser(argparse.ArgumentParser):
-    """A parser that has a flag for each option of a class that is to have one.
+    """A parser with flags for the options of a class.
 
     Args:
         kind: class of `Options`. It may have an attribute `hidden`, a tuple of the
             names of options that have no flag in this recipe.
-        description: string, what `--help` starts with.
-        profiles: dict from a string, when they hold, to a dict of the recipe's own
+        description: string, the start of `--help`.
+        profiles: dict from a condition, as text, to a dict of the recipe's own
             defaults.
     """
 
@@ -122,8 +122,8 @@ class RecipeParser(argparse.ArgumentParser):
         """Parses a command line.
 
         Returns:
-            A tuple of two dicts from an option to its value: those of the command line,
-            and those of a file of settings.
+            A tuple of two dicts from an option to its value: from the command line, and
+            from a settings file.
         """
         found, unknown = self.parse_known_args(arguments)
         if unknown:
@@ -176,26 +176,25 @@ def _text_of(default):
 
 
 class Setup:
-    """Parses a command line, and ends the program with one line for what is wrong.
+    """Parses a command line; errors end the program with one line.
 
-    In a `with` block, errors in values and files become a line and exit code 2, until
-    `is_over` is set: what goes wrong after it is a fault and keeps its traceback, but
-    for workers that are lost, full disks and losses that are not finite: these become
-    a line and exit code 1. With `distribute`, everything in the block is spread over
-    the devices.
+    In a `with` block, errors in values and files become one line and exit code 2, until
+    `is_over` is set. Later errors keep their traceback, except lost workers, full disks
+    and losses that are not finite, which become one line and exit code 1. With
+    `distribute`, everything in the block is spread over the devices.
 
     Args:
         kind: class of `Options` with those of `RunOptions`.
-        description: string, what `--help` starts with.
-        arguments: optional list of strings; the command line's by default.
+        description: string, the start of `--help`.
+        arguments: optional list of strings, by default the command line's.
         profiles: optional dict, see `RecipeParser`.
 
     Attributes:
         options: object of the class.
-        given: dict, what the command line gives.
+        given: dict, the options given on the command line.
         is_over: bool.
         console: `rich.console.Console`.
-        read_report: `ReadReport`, for files that cannot be read.
+        read_report: `ReadReport` for unreadable files.
     """
 
     # The option that allows an existing run directory.
@@ -361,11 +360,11 @@ class Encoder(NamedTuple):
 
 
 def load_encoder(source):
-    """Loads what `--from` names.
+    """Loads the encoder that `--from` names.
 
     Args:
         source: string: the directory of a run, a preset's folder or address, or the
-            name of a size such as `"bridle_audio_tiny"`, which has no training.
+            name of a size such as `"bridle_audio_tiny"`, which is untrained.
 
     Returns:
         An `Encoder`; of a run, with the tokenizer of its last phase.
@@ -398,7 +397,7 @@ def labeled_data(options, modality, report):
     Args:
         options: object of `LabeledDataOptions`.
         modality: `AUDIO`, `IMAGE` or `VIDEO`.
-        report: `ReadReport`, to list the files in that are missing.
+        report: `ReadReport`, to which missing files are added.
 
     Returns:
         A tuple of the list of files, list of tuples `(train, test)` of indices, and the

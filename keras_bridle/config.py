@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal
 
 
 class ArgumentError(ValueError):
-    """An argument has a value that it cannot have.
+    """An argument has an invalid value.
 
     Attributes:
         argument: string, the argument's name.
-        expected: string, what it takes.
+        expected: string, the valid values.
         received: what came.
     """
 
@@ -68,13 +68,13 @@ def option(default, help, *, name=None, learned=True, only="", const=None):
     """Declares an option, a field of an `Options` class.
 
     Args:
-        default: its default, or a function that makes it.
+        default: its default, or a function that returns it.
         help: string, one line that says what it does.
-        name: string, a flag of recipes; or `True` for one that is called like it.
-            Options without a flag are reached by `--set` and `--settings`.
+        name: string, a flag of recipes; or `True` for a flag of the same name. Options
+            without a flag are set with `--set` and `--settings`.
         learned: bool, whether it changes what is learned, so that a run cannot be
             resumed with another value.
-        only: string, the modalities that it is for, if not all.
+        only: string, its modalities, if not all.
         const: value of its flag without one.
     """
     metadata = {"help": help, "flag": name, "learned": learned}

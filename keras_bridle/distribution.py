@@ -136,12 +136,12 @@ def own_directory(directory):
 
 
 def bridle_layout_map(mesh, axis="model"):
-    """Divides the large kernels of all networks among devices; for JAX.
+    """Shards the large kernels of all networks over devices, on JAX.
 
-    In each block the kernels that widen (attention's query, key and value, the MLP's
-    hidden layer) are divided by columns and those that narrow by rows, so that what
-    lies between them stays divided; the decoder's head is divided by columns.
-    Everything else is on every device.
+    In each block, the kernels of attention's query, key and value and of the MLP's
+    hidden layer are sharded by columns, and those that follow by rows, so that
+    activations between them stay sharded. The decoder's head is sharded by columns. All
+    else is replicated.
 
     Args:
         mesh: `keras.distribution.DeviceMesh` with an axis for batches and one for
@@ -182,11 +182,11 @@ def bridle_layout_map(mesh, axis="model"):
 
 @contextlib.contextmanager
 def distribute(model_devices=1, timeout=600.0):
-    """Spreads what is built and trained in a `with` block over all devices.
+    """Distributes what is built and trained in a `with` block over all devices.
 
-    Each batch is divided among the devices, and they learn from the whole batch. Make
-    all networks within the block, and train and evaluate them in all processes, or
-    these wait for each other. Each backend finds devices in its own way:
+    Each batch is sharded over the devices, which learn from the whole batch. Create all
+    networks within the block, and train and evaluate them in all processes, or these
+    wait for each other. The backends find devices in different ways:
 
     - JAX: all devices of this machine (`keras.distribution.DataParallel`). For several
       processes, start each with Keras' `KERAS_DISTRIBUTION_JOB_ADDRESSES`,
@@ -198,8 +198,8 @@ def distribute(model_devices=1, timeout=600.0):
 
     Args:
         model_devices: int, devices that share one copy of the networks, each with a
-            part of the large kernels; the batch is divided among the copies. More than
-            1 is for JAX in one process.
+            shard of the large kernels; the batch is divided among the copies. More than
+            1 needs JAX in one process.
         timeout: float, seconds to wait for the other processes, on PyTorch.
 
     Raises:

@@ -13,12 +13,11 @@ elif keras.backend.backend() == "tensorflow":
 
 
 def after(tensor, *others):
-    """Returns `tensor`, which nothing can use before `others` are computed.
+    """Returns `tensor`, available only after `others` are computed.
 
-    That weights are read before a step moves them is known to TensorFlow's graphs by
-    control dependencies alone, where no gradient leads from what was read to the
-    move. Its graph optimizer drops some of those around a conditional that does not
-    take its branch.
+    Only control dependencies tell TensorFlow's graphs that weights are read before a
+    step updates them, if no gradient connects the two. Its graph optimizer drops some
+    of these around a conditional whose branch is not taken.
     """
     if keras.backend.backend() != "tensorflow":
         return tensor
@@ -31,11 +30,10 @@ def _is_jax_on_cpu():
 
 
 def attention(query, key, value, mask=None, bias=None):
-    """Lets queries `(batch, length, heads, dim)` see keys, scaled as usual.
+    """Computes scaled dot-product attention of `(batch, length, heads, dim)`.
 
-    `mask` and `bias`, which is added, broadcast to `(batch, heads, length, length)`.
-    JAX has no fused attention on CPUs, and there XLA multiplies twice as fast with the
-    heads in front.
+    `mask` and the additive `bias` broadcast to `(batch, heads, length, length)`. On
+    CPUs, JAX has no fused attention, and XLA multiplies twice as fast with heads first.
     """
     if mask is not None and bias is not None:  # Keras takes only one of them
         mask, bias = None, ops.where(mask, bias, ops.cast(-3e4, bias.dtype))
@@ -64,9 +62,9 @@ def by_rows(layer, tokens):
 def residual_sum(tokens, branch):
     """Adds a branch to the tokens that it comes from.
 
-    The gradient of the tokens is a sum over all later branches. XLA on CPUs would add
-    that up anew in every block, in the time of a third of a step: it shifts additions
-    into whatever needs their sum, but not out of a condition.
+    The gradient of the tokens is a sum over all later branches. On CPUs, XLA fuses
+    these additions into every use of the sum, which repeats them in each block and
+    takes a third of a step. It does not fuse across a conditional.
     """
     return _held_gradient(tokens + branch) if _is_jax_on_cpu() else tokens + branch
 
@@ -106,9 +104,9 @@ def segment_sum(values, segment_ids, num_segments):
 def nearness(rows, table, penalties):
     """Scores how near rows are to codes: half of `|row|^2 - |row - code|^2`.
 
-    `penalties` are half the codes' squared lengths. JAX would round the factors to TF32
-    or bfloat16 on accelerators, and rounded distances pick other codes. Torch subtracts
-    the penalties while it multiplies.
+    `penalties` are half the codes' squared lengths. On accelerators, JAX would round to
+    TF32 or bfloat16, and choose other codes. Torch fuses the subtraction into the
+    product.
     """
     if keras.backend.backend() == "torch":
         return torch.addmm(penalties, rows, table.T, beta=-1)

@@ -57,11 +57,10 @@ class Exportable:
     ):
         """Exports the model for inference, the front end included.
 
-        ONNX, OpenVINO and PyTorch's format are written by the PyTorch backend, those of
-        TensorFlow by its own. On another backend, or on an accelerator, the model is
-        saved, and a process of that backend on the CPU writes the file. What is written
-        computes in float32 whatever the dtype policy is, and but for SavedModels
-        log-mel with `fourier="matmul"`.
+        The PyTorch backend writes ONNX, OpenVINO and `.pt2`, TensorFlow writes its own
+        formats. On another backend, or on an accelerator, a separate process on the CPU
+        with that backend writes the file. Exported models compute in float32 whatever
+        the dtype policy and, except SavedModels, log-mel with `fourier="matmul"`.
 
         Args:
             filepath: string or path, the file to write: `.onnx`, `.xml` (OpenVINO),
@@ -70,14 +69,14 @@ class Exportable:
                 `"tf_saved_model"`.
             verbose: bool. `False` prints nothing.
             input_signature: optional list of one `keras.InputSpec`, whose shape has
-                `None` for sides of any length. By default batches of any size, of
-                inputs of `input_dims`. LiteRT needs known sides, and has batches of 1
-                unless the shape says otherwise.
+                `None` for sides of any length. The default is any number of inputs of
+                `input_dims`. LiteRT needs known sides, and has batches of 1 unless the
+                shape says otherwise.
 
         Raises:
             ValueError: for an unknown format, another ending, or sides that a format
                 must know.
-            ImportError: if packages or a backend that a format needs are not there.
+            ImportError: if packages or the backend of a format are missing.
 
         Example:
         ```python
@@ -243,7 +242,7 @@ def load_exported(path):
 
     Returns:
         A function from an array of raw inputs to a dict of NumPy arrays: by name, or
-        as `"outputs"` if there is but one tensor.
+        `"outputs"` if there is only one.
     """
     path = str(path)
     match Path(path).suffix:
@@ -293,7 +292,7 @@ def load_exported(path):
 
 
 def differences(model, exported, inputs):
-    """How far what was exported is from the model, by output.
+    """Compares an exported model with the original, by output.
 
     Args:
         model: a model with `export()`.
@@ -301,8 +300,8 @@ def differences(model, exported, inputs):
         inputs: array of raw inputs.
 
     Returns:
-        Dict of floats: the norm of the difference relative to that of the model's
-        output; of codes and masks, the share that is not equal.
+        Dict of floats: the norm of the difference relative to the norm of the model's
+        output; for codes and masks, the share of unequal entries.
     """
     found, expected = exported(inputs), _arrays(model(inputs, training=False))
     return {

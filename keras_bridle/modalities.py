@@ -52,9 +52,9 @@ class Modality:
         name: string.
         rank: int, the sides of one raw input.
         classifier_class: the task on top of an encoder.
-        reading_names: names of the options that say how files are read.
-        plain: string, what the features are called that no network has learned.
-        otherwise: dict, how files are read where neither options nor encoder tell.
+        reading_names: names of the options for reading files.
+        plain: string, the name of features without a network.
+        otherwise: dict, defaults for reading files.
         sample_channels: dict, the channels of the sample data.
     """
 
@@ -72,14 +72,14 @@ class Modality:
     sample_channels: Mapping[str, int] = types.MappingProxyType({})
 
     def reading(self, encoder, **options):
-        """Says how files are read for an encoder, arguments of `dataset()`.
+        """Returns how to read files for an encoder, for `dataset()`.
 
         Args:
             encoder: object with the encoder's `input_dims`, `front_end`, `patch_size`.
-            **options: what is to be other than the encoder says; `None` is filled in.
+            **options: values that replace the encoder's; `None` is ignored.
 
         Raises:
-            ArgumentError: for a size that the encoder does not take, or without one.
+            ArgumentError: for a missing size, or one that the encoder does not take.
         """
         given = {name: x for name, x in options.items() if x is not None}
         found = {**self.otherwise, **self.sizes(encoder), **given}
@@ -364,7 +364,7 @@ def modality_of(encoder):
 
 
 def encoder_of(preset):
-    """Reads what an encoder in a folder, or of a named size, takes.
+    """Reads the arguments of an encoder in a folder, or of a named size.
 
     Args:
         preset: string or path, the directory of a run, a preset's folder, or a name
@@ -372,7 +372,7 @@ def encoder_of(preset):
 
     Returns:
         An object whose attributes are the arguments of the encoder, `None` if it is not
-        here.
+        local.
     """
     config = backbone_preset(preset) or saved_encoder_config(preset)
     return None if config is None else types.SimpleNamespace(**config)

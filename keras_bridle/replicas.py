@@ -220,9 +220,8 @@ class SumsItself:
 class SummedGradients:
     """Mixin of optimizers for TensorFlow: sums gradients before they are clipped.
 
-    Keras sums them afterwards, so that each replica would clip its own, and would
-    look for overflows in its own alone. An optimizer within another one leaves the
-    sum to it.
+    Keras sums them later, so each replica would clip, and check for overflows, only its
+    own. An optimizer wrapped by another one leaves the sum to it.
     """
 
     is_within = False

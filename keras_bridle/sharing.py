@@ -26,10 +26,9 @@ _OPTIONS = (
 def upload_preset(folder, uri, license=None):
     """Writes a model card into a preset's folder, and uploads the folder.
 
-    The card says how to load the preset, what it was trained on and with which
-    settings, what probes found, and which encoder it started from. What it cannot know,
-    such as where the data come from, add before others use it: a card that lies in the
-    folder already is uploaded as it is.
+    The card says how to load the preset, and lists its data, settings, probe results
+    and the encoder that it started from. Add what it cannot know, such as the source of
+    the data: an existing card is uploaded unchanged.
 
     Args:
         folder: string or path of a preset, or of a run, whose preset is uploaded.
@@ -38,7 +37,7 @@ def upload_preset(folder, uri, license=None):
 
     Raises:
         FileNotFoundError: if the folder holds no preset.
-        ArgumentError: for a folder that is no encoder or classifier of this library.
+        ArgumentError: for a folder without an encoder or classifier of this library.
         ValueError: for an address that KerasHub does not know.
 
     Example:

@@ -20,8 +20,8 @@ class RandomWaveformGain(Augmentation):
     `tf.data` pipeline they work on the TensorFlow backend only.
 
     Args:
-        concentration: int, both parameters of the Beta distribution. The larger, the
-            nearer gains are to 1; 1 is uniform.
+        concentration: int, both parameters of the Beta distribution. Larger values give
+            gains closer to 1; 1 is uniform.
         seed: int or `None`, seed of the random numbers.
         **kwargs: keyword arguments of `keras.layers.Layer`; `dtype` is float32 by
             default.
@@ -34,8 +34,8 @@ class RandomWaveformGain(Augmentation):
         Tensor of shape `(batch, samples)`.
 
     Raises:
-        ValueError: for a concentration that is no positive int, and waveforms that are
-            not floats of shape `(batch, samples)`.
+        ValueError: if `concentration` is not a positive int, or waveforms are not
+            floats of shape `(batch, samples)`.
 
     Example:
     ```python
@@ -68,9 +68,9 @@ class RandomWaveformGain(Augmentation):
 class RandomWaveformRoll(Augmentation):
     """Rolls each waveform in a circle by a random offset while training.
 
-    What leaves at one end comes in at the other. Zeros at a clip's end are padding, as
-    for `LogMelSpectrogram`: they stay where they are. (Exact zeros at a clip's start
-    may come to its end and be padding afterwards.) What is not said here is as for
+    Samples that leave at one end enter at the other. Zeros at a clip's end are padding,
+    as for `LogMelSpectrogram`: they stay where they are. (Exact zeros at a clip's start
+    may move to its end and become padding.) Everything else is as in
     `RandomWaveformGain`.
 
     Args:
@@ -117,18 +117,18 @@ class RandomWaveformRoll(Augmentation):
 class RandomWaveformMix(Mixing):
     """Adds up pairs of waveforms while training (mixup, on the recordings themselves).
 
-    Both are freed of their mean first. Zeros at a clip's end are padding, as for
-    `LogMelSpectrogram`: a mixture is as long as the longer of the two. What is not said
-    here is as for `RandomWaveformGain`.
+    Their means are subtracted first. Zeros at a clip's end are padding, as for
+    `LogMelSpectrogram`: a mixture is as long as the longer of the two. Everything else
+    is as in `RandomWaveformGain`.
 
     Args:
-        rate: float in [0, 1], how likely a waveform is mixed with another.
+        rate: float in [0, 1], the probability that a waveform is mixed with another.
         alpha: positive float, both parameters of the Beta distribution that shares are
-            drawn from. The larger, the nearer they are to a half.
+            drawn from. Larger values give shares closer to a half.
         seed: int or `None`, seed of the random numbers.
 
     Returns:
-        A `MixedBatch`, by which labels are mixed, too.
+        A `MixedBatch`, with which to mix labels, too.
 
     Example:
     ```python
@@ -164,7 +164,7 @@ class RandomWaveformMix(Mixing):
 class SpecAugment(Augmentation):
     """Hides random stripes of time and of frequency while training.
 
-    A stripe's width is drawn evenly from 0 to below the largest, its position from
+    A stripe's width is uniform from 0 to below the largest, its position uniform among
     those where it fits. Give it to a classifier as `feature_augmentation`.
 
     Args:
@@ -172,8 +172,8 @@ class SpecAugment(Augmentation):
         max_frames: int, largest width of a time stripe in frames. It may hide all of a
             shorter map.
         num_masks: int, stripes of each kind.
-        fill_value: float, what is seen in place of the map. 0 is the mean of a
-            normalized one.
+        fill_value: float, the value of masked cells. 0 is the mean of a normalized
+            spectrogram.
         seed: int or `None`, seed of the random numbers.
         **kwargs: keyword arguments of `keras.layers.Layer`.
 

@@ -29,7 +29,7 @@ class Augmentation(RandomLayer):
 
 
 class MixedBatch(NamedTuple):
-    """What mixing layers return: the mixture, and what it was made of.
+    """The output of mixing layers: the mixture, its partners and shares.
 
     Example `i` is `shares[i]` of itself and the rest of example `partners[i]`.
 

@@ -102,11 +102,11 @@ class _RandomCrop(Augmentation):
 class RandomHorizontalFlip(Augmentation):
     """Flips left and right at random while training.
 
-    Unlike `keras.layers.RandomFlip` it also takes clips, whose frames all augmentations
-    change alike.
+    Unlike `keras.layers.RandomFlip`, it also takes clips, whose frames are changed
+    alike by all augmentations.
 
     Args:
-        rate: float in [0, 1], how likely an image is flipped.
+        rate: float in [0, 1], the probability of a flip.
         seed: int or `None`.
         **kwargs: keyword arguments of `keras.layers.Layer`; `dtype` is float32 by
             default.
@@ -147,11 +147,11 @@ _TRIES = 10
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class RandomResizedCrop(_RandomCrop):
-    """Cuts a random box out of each image and resizes it while training.
+    """Crops a random box from each image and resizes it while training.
 
-    The box's area and proportions are drawn for each image, then its position, all in
-    whole pixels. A box larger than the image is drawn again, up to ten times; then it
-    is the largest centered one of allowed proportions.
+    The area and aspect ratio of the box are drawn for each image, then its position,
+    all in whole pixels. A box larger than the image is drawn again, up to ten times;
+    then it is the largest centered one with an allowed aspect ratio.
 
     Args:
         size: int or `(height, width)` of the result.
@@ -165,10 +165,11 @@ class RandomResizedCrop(_RandomCrop):
     Call arguments:
         images: as for `RandomHorizontalFlip`.
         training: bool. Without training, the result is the largest centered box with
-            the proportions of `size`.
+            the aspect ratio of `size`.
 
     Returns:
-        Float tensor, as `images` with `size` for height and width, in the same range.
+        Float tensor like `images`, with the height and width of `size`, in the same
+        range.
 
     Example:
     ```python
@@ -229,17 +230,17 @@ _POSITIONS = (
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class RandomMultiScaleCrop(_RandomCrop):
-    """Cuts a box out of each clip, at one of a few scales, while training.
+    """Crops a box from each clip, at one of a few scales, while training.
 
     Each side of the box is the clip's shorter side times one of `scales`. It lies at
-    one of 13 positions: corners, center, middles of sides and of quadrants. What is
-    not said here is as for `RandomResizedCrop`.
+    one of 13 positions: corners, center, middles of sides and of quadrants. Everything
+    else is as in `RandomResizedCrop`.
 
     Args:
         size: int or `(height, width)` of the result.
         scales: floats in (0, 1].
-        max_distortion: int, how many positions in `scales` the scales of height and
-            width may be apart; 0 keeps the boxes square.
+        max_distortion: int, the largest distance in `scales` between the scales of
+            height and width; 0 keeps boxes square.
         interpolation: `"bilinear"` or `"bicubic"`, with antialiasing.
         seed: int or `None`.
 
@@ -287,21 +288,21 @@ class RandomMultiScaleCrop(_RandomCrop):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class RandAugment(Augmentation):
-    """Changes each image in a few ways, drawn at random, while training.
+    """Applies a few random operations to each image while training.
 
-    Keras' layers make the changes of `keras.layers.RandAugment`, but:
+    The operations are those of `keras.layers.RandAugment`, but:
 
-    - Ways are drawn for each image, not for the batch.
+    - Operations are drawn for each image, not for the batch.
     - A small `factor` makes small changes. Keras' own keeps 1 bit of 8 at 0.1.
-    - The largest changes are those of the paper, such as 30 degrees.
-    - Histograms are those of each image, and compile quickly on JAX.
+    - Maximum strengths are those of the paper, such as 30 degrees.
+    - Histograms are equalized per image, and compile quickly on JAX.
 
     For clips and gray images, wrap it in `ImageAugmentation`.
 
     Args:
-        num_ops: int, changes to each image.
-        factor: float in [0, 1], how large changes may be, as a share of the largest.
-            Magnitude 9 of the usual 10 is 0.9.
+        num_ops: int, operations on each image.
+        factor: float in [0, 1], strength relative to the maximum. Magnitude 9 of the
+            usual 10 is 0.9.
         seed: int or `None`.
         **kwargs: as for `RandomHorizontalFlip`.
 
@@ -442,9 +443,9 @@ class RandomImageMix(Mixing):
     Args:
         mixup_alpha: float, both parameters of the Beta distribution of the shares of
             blended images; 0 turns mixup off.
-        cutmix_alpha: float, likewise for pasting. With both, each image is as likely
-            to be blended as pasted into.
-        rate: float in [0, 1], how likely an image is mixed at all.
+        cutmix_alpha: float, likewise for pasting. With both, each image has equal
+            chances of either.
+        rate: float in [0, 1], the probability that an image is mixed.
         seed: int or `None`.
         **kwargs: as for `RandomHorizontalFlip`, and so are the call arguments.
 
@@ -535,12 +536,12 @@ def transform_copy(layer, images, drawn):
 class ImageAugmentation(ConfiguredLayer):
     """Applies one of Keras' image augmentations to images or clips while training.
 
-    `keras.layers.RandAugment`, `keras.layers.RandomErasing` and the like take neither
-    clips nor gray images by themselves. Gray images pass as three equal channels.
+    `keras.layers.RandAugment`, `keras.layers.RandomErasing` and the like do not take
+    clips or gray images. Here gray images pass as three equal channels.
 
     Args:
         layer: an image augmentation of Keras, such as `keras.layers.RandAugment`. Give
-            it a seed of its own and `dtype="float32"`.
+            it its own seed and `dtype="float32"`.
         **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:

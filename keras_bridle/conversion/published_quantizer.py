@@ -32,17 +32,17 @@ NAMES_OF_VQ = (
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class PublishedResidualQuantizer(ResidualQuantizer):
-    """Computes what the published code computes, for comparison with it.
+    """Computes exactly what the published code does, for comparison.
 
     Use `ResidualQuantizer` for anything else. The differences:
 
-    - Code vectors are taken after this step's move, level by level (not for `"vq"`).
-    - The counts move in evaluation too, k-means and restarts also happen there, on the
-      first batch only. Nothing moves if the layer is not trainable.
-    - `top_k > 1` takes the farthest codes.
+    - Codes are looked up after this step's update, level by level (not for `"vq"`).
+    - Counts also change in evaluation. K-means and restarts happen on the first batch
+      only, in evaluation, too. Nothing changes if the layer is not trainable.
+    - `top_k > 1` chooses the farthest codes.
     - Restarts draw with repeats and leave counts and sums as they are.
-    - With `ema=False` later levels pull on the codebooks of earlier ones.
-    - Padding and replicas are unknown to it.
+    - With `ema=False`, the loss of later levels reaches the codebooks of earlier ones.
+    - It does not support padding or replicas.
 
     Args:
         flavor: `"audio"` (images too), `"video"` or `"vq"` (one level, unit vectors).
@@ -221,13 +221,13 @@ class PublishedResidualQuantizer(ResidualQuantizer):
 def load_published_quantizer(layer, state, prefix=""):
     """Copies the arrays of a published state dict into a quantizer.
 
-    A `ResidualQuantizer` whose rule is `"sums"` gets sums that fit its counts; codes
-    that were never counted get a small count.
+    A `ResidualQuantizer` with `"sums"` gets sums that match its counts; codes without
+    counts get a small one.
 
     Args:
         layer: A built `ResidualQuantizer` or `PublishedResidualQuantizer`.
-        state: Dict of arrays under the published names: `codebooks.0.weight` (with
-            one more row, which is left out), `codebooks.0.cluster_size_ema`,
+        state: Dict of arrays under the published names: `codebooks.0.weight` (with one
+            more row, which is ignored), `codebooks.0.cluster_size_ema`,
             `codebooks.0.embed_ema` and so on, or `embedding.weight` and `cluster_size`.
         prefix: String in front of the names, such as `"tokenizer.quantizer."`.
     """

@@ -27,19 +27,19 @@ def read_published_state(path, key=None):
     """Reads weights from a `.pth`, `.pt`, `.bin` or `.safetensors` file.
 
     A PyTorch file is a pickle, which could run code when it is read. So only arrays,
-    plain containers, numbers and a command line's arguments are let in.
+    plain containers, numbers and parsed command lines are allowed.
 
     Args:
         path: string or path of the file. `.safetensors` need the package of that name.
-        key: optional string, the entry that holds the weights, if several might, such
-            as those of a model and their moving averages.
+        key: optional string, the entry with the weights, if there are several, such as
+            a model's weights and their moving averages.
 
     Returns:
         Dict of NumPy arrays by name, for `load_published()`. Halves are float32.
 
     Raises:
-        ValueError: if the file is damaged, might run code, or does not tell which of
-            its entries are the weights.
+        ValueError: if the file is damaged, might run code, or has several entries of
+            weights.
 
     Example:
     ```python

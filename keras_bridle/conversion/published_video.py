@@ -21,11 +21,11 @@ _SCALED = {"gamma_1": "attn.proj", "gamma_2": "mlp.fc2"}
 
 
 def from_published_video(state):
-    """Brings a published video state dict to the names of the audio and image code.
+    """Converts a published video state dict to the names of the audio and image code.
 
-    `load_published()` reads the result. Biases that the video networks lack are zero:
-    those of keys, and of the map from encoder to decoder. A block's scales of channels
-    are multiplied into the layer before them.
+    `load_published()` reads the result. Missing biases (of keys, and between encoder
+    and decoder) are zeros. Layer scales are folded into the weights of the layers
+    before them.
 
     Args:
         state: dict of NumPy arrays by name, a published state dict of whole models

@@ -101,7 +101,7 @@ _NAMES: dict[type, dict[str, str]] = {
 
 
 class PublishedWeight(NamedTuple):
-    """One of our weights, and the layout in which the published code keeps it.
+    """One of our weights, and its layout in the published code.
 
     Attributes:
         variable: `keras.Variable`.
@@ -177,23 +177,23 @@ def load_published(part, state, prefix=""):
     """Copies the weights of a published network into one of ours.
 
     Windows of a decoder that were not shifted (`no_shift`) need `window_shift=(0, 0)`.
-    Fixed positions are not read: the published audio encoders were trained with those
-    of `position_layout="transposed_grid"`. Others go into `"learned"` ones. State dicts
-    of the video code come through `from_published_video()`; some of its classifiers
-    have `pooling="first"`. A `RandomProjectionTokenizer` needs a `position_layout`.
+    Fixed positions are not read: the published audio encoders were trained with
+    `position_layout="transposed_grid"`. Other positions need `"learned"`. Convert state
+    dicts of the video code with `from_published_video()`; some of its classifiers have
+    `pooling="first"`. A `RandomProjectionTokenizer` needs a `position_layout`.
 
     Args:
         part: built network of the same sizes, any of ours.
         state: dict of NumPy arrays by name, a published state dict.
-        prefix: string in front of the names, such as `"encoder_decoder."` or, for what
-            belongs to the tokenizer, `"tokenizer."`.
+        prefix: string in front of the names, such as `"encoder_decoder."` or, for the
+            tokenizer, `"tokenizer."`.
 
     Returns:
         Set of the names that were read.
 
     Raises:
         ValueError: if a name is missing, a shape does not fit, or a classifier has
-            other positions than the published one. The network stays as it was.
+            other positions than the published one. The network is unchanged then.
 
     Example:
     ```python

@@ -30,15 +30,15 @@ _NAMES = (
 def to_transformers(backbone, folder):
     """Writes an encoder that transformers reads as `ViTMAEModel` or `VideoMAEModel`.
 
-    Encoders of images become those of MAE, with their positions as a table; encoders of
-    clips become those of VideoMAE. `BridleBackbone.from_preset(folder)` reads them
-    again. No decoder is written: transformers makes a new one for pretraining.
+    Image encoders become MAE's, with a table of positions, and video encoders
+    VideoMAE's. `BridleBackbone.from_preset(folder)` reads them again. No decoder is
+    written: transformers makes a new one for pretraining.
 
     Args:
         backbone: `BridleBackbone` of images with a class token, or of clips without one
             and with `position_layout="sequence"`. Patches, images and frames must be
             square, the last norm in use, and `PixelNormalization` the front end.
-        folder: string or path, made if it is not there.
+        folder: string or path, created if it is missing.
 
     Returns:
         Path of the folder.

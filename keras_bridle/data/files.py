@@ -48,10 +48,10 @@ class FileList:
             tuple of class numbers per file.
         class_names: the names that the class numbers index.
         segments: `None`, or one `(start, end)` in seconds per file: the part of an
-            audio file to use. An end of `None` is the end of the file.
+            audio file to use. If `end` is `None`, it is the end of the file.
         splits: `None`, or the name of each file's split or fold, such as `"train"`.
-        missing: names that a data set lists and its folder does not hold.
-        notes: what was left out in making the list, one line each.
+        missing: names that a data set lists but its folder lacks.
+        notes: one line for each kind of omission from the list.
 
     Example:
     ```python

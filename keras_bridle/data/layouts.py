@@ -49,7 +49,7 @@ def list_files(
     Only names and tables are read; the files are opened by `file_dataset()`.
 
     - `"folder"`: all files below a folder. With `labels=True`, the folder holds one
-      folder per class; or folders such as `train`, `test` and `val` that do.
+      folder per class; or folders such as `train`, `test` and `val` that contain these.
     - `"csv"`: a table with a header and one file per row, which `"folder"` takes, too.
     - `"audioset"`: a folder of AudioSet's clips, and its tables of segments. Missing
       clips are listed in `missing`.
@@ -65,22 +65,20 @@ def list_files(
         data: folder or table; or a list of paths; or a `FileList`, which is returned.
         layout: how the data set is laid out, see above.
         labels: bool. Whether a folder or table must have labels. The other layouts
-            always give theirs.
-        split: name or names of splits: only their files are listed.
-        test_data: the test split, where it lies elsewhere; `data` is then the training
+            always have them.
+        split: name or names of splits, to list only their files.
+        test_data: the test split, if it is elsewhere; `data` is then the training
             split.
-        **options: options of the layout. Those that are `None` are as if not given.
-            Folder: `test_split`, the folder of the test split.
-            CSV: `root`, the folder that file names start from, by default the table's;
-            `file_column` (`"file"`); `label_column` (`"label"` with `labels=True`);
-            `label_separator`, the text between several classes of a file, for
-            multi-label data; `split_column` (`"split"` if there is one).
-            AudioSet: `segments` and `test_segments`, its tables, with
-            `class_labels_indices.csv` next to the first.
-            ImageNet: `ground_truth`, the classes of a `val` without class folders (the
-            development kit's list, `LOC_val_solution.csv`, or lines of a file's name
-            and its synset or class number); `meta`, the development kit's `meta.mat`,
-            which its list needs.
+        **options: options of the layout; `None` means not given. Folder: `test_split`,
+            the folder of the test split. CSV: `root`, the folder that file names start
+            from, by default the table's; `file_column` (`"file"`); `label_column`
+            (`"label"` with `labels=True`); `label_separator`, the text between several
+            classes of a file, for multi-label data; `split_column` (`"split"` if there
+            is one). AudioSet: `segments` and `test_segments`, its tables, with
+            `class_labels_indices.csv` next to the first. ImageNet: `ground_truth`, the
+            classes of a `val` without class folders (the development kit's list,
+            `LOC_val_solution.csv`, or lines of a file's name and its synset or class
+            number); `meta`, the development kit's `meta.mat`, which its list needs.
             Kinetics: `root`, as of a CSV file.
 
     Returns:
@@ -88,8 +86,8 @@ def list_files(
 
     Raises:
         FileNotFoundError: if a folder or table is missing.
-        ValueError: if there is no file, a table is not as expected, a file has no label
-            but should, or an option is not for the layout.
+        ValueError: if there is no file, a table is invalid, a file lacks a label, or an
+            option is not for the layout.
 
     Example:
     ```python
@@ -356,13 +354,13 @@ _FUNCTIONS: dict[str, Callable[..., FileList]] = {
 
 
 def splits_of(files, test_split=None, folds=None, fold=None, seed=0, report=None):
-    """Splits labeled files: gives `(train, test)` pairs of indices, and validation's.
+    """Splits labeled files: returns `(train, test)` pairs of indices, and validation's.
 
-    A list with a test split (`test_split`, or the first there is of `TEST_NAMES`) is
-    trained on its train split, or on all others if there is none; the validation split
-    is in neither. A list whose splits are numbers is tested on each of these folds in
-    turn; one without splits is dealt to `folds` (5) at random, each with about as many
-    files of every class. `fold` (from 1) is then the only one to test on.
+    With a test split (`test_split`, or the first match of `TEST_NAMES`), training uses
+    the train split, or all other files if there is none, except the validation split.
+    Splits that are numbers are folds, each tested in turn. Without splits, files are
+    dealt to `folds` (5) random folds, stratified by class. `fold` (from 1) selects a
+    single one to test on.
 
     Files of the same content are tested alone, and not trained on. A line says so, in
     `report` or as a warning.

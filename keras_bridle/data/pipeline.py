@@ -43,14 +43,14 @@ def file_dataset(
 ) -> "FileDataset":
     """Builds a data set of clips of one shape from files, for `fit()`.
 
-    Files are decoded in parallel, and give one clip an epoch. Unreadable ones are
+    Files are decoded in parallel, one clip of each per epoch. Unreadable ones are
     listed in `report` and skipped. With `drop_remainder`, other files replace them, so
     that every epoch has `len(dataset)` full batches. Without it, as in evaluation,
-    every readable file comes exactly once, and a batch is smaller by those skipped.
+    every readable file occurs exactly once, and skipped files make batches smaller.
 
     Order and crops follow from `(seed, epoch)` alone, however many threads read. Each
-    iteration over the data set is the next epoch. With `repeat`, one iteration has
-    epochs without end: give `fit()` `steps_per_epoch=len(files) // batch_size`.
+    iteration over the data set is the next epoch. With `repeat`, an iteration never
+    ends: give `fit()` `steps_per_epoch=len(files) // batch_size`.
 
     Args:
         files: `FileList`, see `list_files()`.
@@ -58,15 +58,15 @@ def file_dataset(
             `(path, position, segment, report)` with the attributes `shape` and `dtype`
             of the arrays that it returns.
         batch_size: int. Clips per batch.
-        shuffle: bool. Whether each epoch has an order of its own, as for training.
-        crop: which part to take of a file: `"random"` (another one every epoch),
+        shuffle: bool. Whether each epoch has its own order, as for training.
+        crop: the part of a file to read: `"random"` (another one every epoch),
             `"center"`, `"start"`, or numbers in [0, 1] along time, height and width.
             Defaults to `"random"` with `shuffle`, else `"center"`.
         repeat: bool. Whether to repeat without end.
         drop_remainder: bool. Whether to drop what does not fill a batch. Defaults to
             `shuffle or repeat`.
-        labels: bool. Whether to give labels if there are any.
-        seed: int. Decides order and crops.
+        labels: bool. Whether to return labels if there are any.
+        seed: int. Seed of order and crops.
         initial_epoch: int. Number of the first epoch, to resume a run.
         first_batch: int. With `repeat`, the batch of that epoch to start with.
         strict: bool. Whether an unreadable file is an error instead.
@@ -84,7 +84,7 @@ def file_dataset(
 
     Raises:
         UnreadableFileError: if no file can be read, or, with `strict`, one cannot. On
-            TensorFlow, `fit()` makes another error of it; see `report.error`.
+            TensorFlow, `fit()` raises another error instead; see `report.error`.
 
     Example:
     ```python

@@ -67,8 +67,8 @@ class AudioReader:
     """Reads mono waveforms of one length and sample rate, for `file_dataset()`.
 
     Channels are averaged and samples clipped to [-1, 1]. Only the part of a file that
-    is used is decoded (of OGG and MP3 also up to 60 s before it, of ADPCM, ALAC and GSM
-    all before it). A short recording gets exact zeros after its end.
+    is used is decoded (OGG and MP3 also up to 60 s before it, ADPCM, ALAC and GSM from
+    the start). Short recordings are padded with zeros.
 
     Args:
         seconds: float. Length of a waveform in seconds. Give this or `num_samples`.
@@ -79,10 +79,10 @@ class AudioReader:
 
     Call arguments:
         path: an audio file that libsndfile can read.
-        position: tuple of floats in [0, 1]. The first says where in a longer recording
-            the waveform lies: 0.0 is its start, 0.5 the middle, 1.0 the end.
-        segment: optional `(start, end)` in seconds, the part of the file to use; an end
-            of `None` is the file's.
+        position: tuple of floats in [0, 1]. The first is the place of the waveform in a
+            longer recording, from 0.0 (the start) to 1.0 (the end).
+        segment: optional `(start, end)` in seconds, the part of the file to use; `end`
+            may be `None`.
         report: optional `ReadReport`, which lists recordings that are clipped.
 
     Returns:
@@ -286,10 +286,10 @@ _DRAFT_FACTOR = 2
 class ImageReader:
     """Reads images of one size, pixels from 0 to 255, for `file_dataset()`.
 
-    Images are turned as their EXIF orientation says, transparent ones shown on white,
-    and 16-bit ones reduced to their upper 8 bits; of wider numbers and floats, the
-    largest says what they mean. They are scaled until they cover the size (bicubic,
-    with antialiasing) and cropped.
+    EXIF orientation is applied, transparent images are shown on white, and 16-bit
+    images keep their upper 8 bits; for wider integers and floats, the largest number
+    decides. Images are scaled until they cover the size (bicubic, with antialiasing)
+    and cropped.
 
     For augmentation, read images somewhat larger than needed (256 for 224).
 
@@ -299,15 +299,15 @@ class ImageReader:
 
     Call arguments:
         path: a file that Pillow can read (JPEG, PNG, WebP and more).
-        position: tuple of floats in [0, 1]. The last two say where the crop lies: 0.0
-            is the top or left, 0.5 the middle, 1.0 the bottom or right.
+        position: tuple of floats in [0, 1]. The last two are the place of the crop,
+            from 0.0 (top or left) to 1.0 (bottom or right).
         segment, report: not used.
 
     Returns:
         uint8 array of shape `(height, width, channels)`.
 
     Raises:
-        ValueError: if the file cannot be decoded to its end.
+        ValueError: if the file cannot be decoded completely.
 
     Example:
     ```python

@@ -44,11 +44,11 @@ _SCENE, _STEP = 2.25, 1 / 16
 def load_syllables(split=None, field="initial", num_samples=8000):
     """Loads the spoken Mandarin syllables: one speaker, 0.2 to 0.43 s each, 16 kHz.
 
-    Gives float32 waveforms `(n, num_samples)`, int32 labels and class names, of
+    Returns float32 waveforms `(n, num_samples)`, int32 labels and class names, of
     `"train"` (801 syllables), `"test"` (357, which share no base syllable with these)
-    or both (`None`). `field` is what the labels say: `"initial"` (22 classes),
-    `"final"` (36), `"tone"` (5) or the base `"syllable"`. By ChionMeilin (voice Chu
-    Lo), CC BY 3.0; see `sample_files/NOTICE`.
+    or both (`None`). `field` selects the labels: `"initial"` (22 classes), `"final"`
+    (36), `"tone"` (5) or the base `"syllable"`. By ChionMeilin (voice Chu Lo), CC BY
+    3.0; see `sample_files/NOTICE`.
     """
     check(split in _SPLITS, "split", f"one of {_SPLITS}", split)
     table = read_table(_FOLDER / "audio" / "mandarin_syllables.csv")
@@ -65,10 +65,9 @@ def load_syllables(split=None, field="initial", num_samples=8000):
 def load_sonic_pi(seconds=0.5, per_sound=None):
     """Loads the Sonic Pi samples, 165 unlabeled sounds of 324 s in all, in segments.
 
-    Gives float32 `(n, round(16000 * seconds))` at 16 kHz. The last segment of a sound
-    ends where the sound ends; a shorter sound gets zeros after it. `per_sound` limits
-    the segments of each, its first and others spread evenly. CC0; see
-    `sample_files/NOTICE`.
+    Returns float32 `(n, round(16000 * seconds))` at 16 kHz. The last segment ends with
+    its sound; shorter sounds are padded with zeros. `per_sound` limits the segments of
+    each, evenly spread from the first. CC0; see `sample_files/NOTICE`.
     """
     length = round(16000 * seconds)
     segments = []
@@ -87,10 +86,10 @@ def load_sonic_pi(seconds=0.5, per_sound=None):
 def load_fashion(split=None, per_class=None, seed=0):
     """Loads 10,000 images of Fashion-MNIST: clothes in 10 classes, 28 x 28, gray.
 
-    Gives uint8 images `(n, 28, 28, 1)`, int32 labels and class names, of `"train"`
-    (8,000 images), `"test"` (2,000) or both (`None`); or so many `per_class`, drawn by
-    `seed`. [Xiao et al., 2017](https://arxiv.org/abs/1708.07747), copyright Zalando SE,
-    MIT license; see `sample_files/NOTICE`.
+    Returns uint8 images `(n, 28, 28, 1)`, int32 labels and class names, of `"train"`
+    (8,000 images), `"test"` (2,000) or both (`None`); or `per_class` random ones of
+    each class. [Xiao et al., 2017](https://arxiv.org/abs/1708.07747), copyright Zalando
+    SE, MIT license; see `sample_files/NOTICE`.
     """
     check(split in _SPLITS, "split", f"one of {_SPLITS}", split)
     arrays = _archive("image/fashion_mnist_10k.tar.xz")
@@ -118,11 +117,10 @@ def load_clips(
 ):
     """Loads clips of the two sample videos, a street and a concert.
 
-    Gives uint8 `(n, num_frames, height, width, channels)`, clips of every
-    `sampling_rate`-th frame that start every `stride` frames (by default half of what a
-    clip covers). Training clips end within the first 70 % of each video, test clips
-    begin after them, and what one clip covers lies between. CC0 and CC BY 4.0; see
-    `sample_files/NOTICE`.
+    Returns uint8 `(n, num_frames, height, width, channels)`, clips of every
+    `sampling_rate`-th frame that start every `stride` frames (by default half of a
+    clip's span). Training clips end within the first 70 % of each video; test clips
+    begin later, with a gap of one clip. CC0 and CC BY 4.0; see `sample_files/NOTICE`.
     """
     size = as_size("image_size", image_size)
     span = (num_frames - 1) * sampling_rate + 1
@@ -147,13 +145,13 @@ def synthetic_pans(
 ):
     """Makes clips in which a camera pans in one of 8 directions: a probe for motion.
 
-    Gives uint8 clips `(num_clips, num_frames, height, width, channels)`, int32 labels
+    Returns uint8 clips `(num_clips, num_frames, height, width, channels)`, int32 labels
     and the directions that they index. The pixels are real, the motion is synthetic: a
     window moves over the frames of the sample videos (or of `videos`) in a straight
-    line, by 1/16 of its shorter side a frame, while the videos go on. The middles of
-    the paths are spread alike for all directions, so that the position tells none.
-    Splits are as in `load_clips()`. `benchmarks/pan_probe.py` has what simple
-    classifiers of pixels reach.
+    line, by 1/16 of its shorter side a frame, while the videos play. The centers of the
+    paths have the same distribution for all directions, so that the position reveals
+    none. Splits are as in `load_clips()`. `benchmarks/pan_probe.py` measures simple
+    classifiers of pixels.
     """
     size = as_size("image_size", image_size)
     step = max(round(_STEP * min(size)), 1)

@@ -63,11 +63,11 @@ def decode(path, cut, sample_rate):
 
 
 def resample(waveform, rate_in, rate_out):
-    """Resamples a waveform, and takes out the delay that tensorflow-io leaves in.
+    """Resamples a waveform, and removes tensorflow-io's delay.
 
-    Its Speex filter (quality 4) comes 32 samples late or more, by a fraction of a
-    sample where the rates do not divide; here the input is padded so that the delay
-    becomes a whole number of output samples, which are dropped.
+    Its Speex filter (quality 4) delays by 32 samples or more, and by a fraction of a
+    sample if the rates do not divide. Padding the input makes the delay a whole number
+    of output samples, which are dropped.
     """
     divisor = math.gcd(rate_in, rate_out)
     unit = rate_in // divisor

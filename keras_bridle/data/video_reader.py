@@ -23,21 +23,22 @@ _KEPT_PACKETS = 2_000_000
 class VideoReader:
     """Reads clips of one shape from videos, pixels from 0 to 255.
 
-    A clip is `num_frames` frames, every `sampling_rate`-th of the file in the order
-    shown. Frames are turned as the file says, scaled until they cover the size
-    (bicubic) and cropped alike. A video shorter than a clip ends in its last frame,
-    repeated; a broken one is read as far as it goes, if that is enough for a clip.
+    A clip is `num_frames` frames, every `sampling_rate`-th of the file in display
+    order. Frames are rotated as the file says, scaled until they cover the size
+    (bicubic) and cropped alike. Short videos repeat their last frame; broken ones are
+    read as far as possible, if that is enough for a clip.
 
     Args:
         image_size: int or `(height, width)` of the frames.
         num_frames: int. Frames per clip.
-        sampling_rate: int. From one frame of a clip to the next, in frames of the file.
+        sampling_rate: int. Step from one frame of a clip to the next, in frames of the
+            file.
         channels: 3 for color or 1 for gray.
 
     Call arguments:
         path: a file that FFmpeg can read (MP4, MPEG-1/2, WebM, AVI and more).
-        position: tuple of floats in [0, 1]: where the clip lies along time, height and
-            width. 0.0 is the start, top or left, 0.5 the middle.
+        position: tuple of floats in [0, 1]: the place of the clip along time, height
+            and width, from 0.0 (start, top or left).
         segment: not used.
         report: optional `ReadReport`, which lists short and broken files.
 
@@ -45,7 +46,7 @@ class VideoReader:
         uint8 array of shape `(num_frames, height, width, channels)`.
 
     Raises:
-        ValueError: if the file is no video, or nothing of the clip can be decoded.
+        ValueError: if the file is not a video, or no frame of the clip can be decoded.
 
     Example:
     ```python

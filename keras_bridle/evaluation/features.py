@@ -50,7 +50,7 @@ class PatchFeatures(NamedTuple):
 
 
 class FileFeatures(NamedTuple):
-    """Features of files, a row for each file or patch that could be read.
+    """Features of files, a row for each readable file or patch.
 
     Arrays of equal length: names of `files` below their folder, float32 `features`, the
     `patch` (its index in its file's grid, `None` per file), int32 `codes` of shape
@@ -69,7 +69,7 @@ class FileFeatures(NamedTuple):
 class FeatureExtractor:
     """Computes features of arrays and files with a frozen encoder.
 
-    It may serve several data sets, and an encoder that is trained in between.
+    It can be called repeatedly, even if the encoder is trained in between.
 
     Args:
         backbone: `BridleBackbone`.
@@ -77,12 +77,12 @@ class FeatureExtractor:
             codes as well, such as `load_run(directory).tokenizer`.
         per: string. `"file"`: one vector for each input, the mean of its patches.
             `"patch"`: one for each patch.
-        segments: int, with `"file"`: joins the means of so many equal parts of an
-            input, where the order of what is heard or seen matters.
+        segments: int, with `"file"`: concatenates the means of this many equal parts of
+            an input. Use several if the order in time matters.
 
     Call arguments:
         inputs: array of shape `(examples, *input_dims)`, or an iterable over batches
-            such as a `tf.data.Dataset`; of tuples, the first entry counts.
+            such as a `tf.data.Dataset`; if batches are tuples, the first entry is used.
         batch_size: int, examples of a step, for an array.
 
     Returns:
@@ -147,9 +147,9 @@ class FeatureExtractor:
         Args:
             source: folder, or list of audio, image or video files.
             batch_size: int, files of a step.
-            report: optional `ReadReport`, to learn which files could not be read.
-            **reading: how files are read, such as `seconds=10`. By default, as the
-                encoder's `input_dims` say.
+            report: optional `ReadReport` for unreadable files.
+            **reading: how to read files, such as `seconds=10`. The default follows the
+                encoder's `input_dims`.
 
         Returns:
             `FileFeatures`.
@@ -169,25 +169,25 @@ class FeatureExtractor:
         console=None,
         **reading,
     ):
-        """Writes the features of any number of files, part by part, and gives a report.
+        """Writes the features of any number of files, part by part; returns a report.
 
         `directory` gets `parts/`, `skipped_files.csv`, `settings.json`. A stopped run
         resumes with `resume=True` and gives the same result, which
         `load_file_features()` reads.
 
         Args:
-            directory: string or path, made if it is missing.
-            source: as of `files()`.
-            batch_size: as of `files()`.
+            directory: string or path, created if it is missing.
+            source: as in `files()`.
+            batch_size: as in `files()`.
             format: `"npz"` or `"parquet"`, which needs pyarrow.
             part_size: int, files of a part.
-            resume: bool, whether to resume what `directory` holds.
+            resume: bool, whether to resume a run in `directory`.
             progress: bool, whether to show a progress bar.
             console: optional `rich.console.Console`.
-            **reading: as of `files()`.
+            **reading: as in `files()`.
 
         Returns:
-            The `ReadReport` of all files, those of earlier runs included.
+            The `ReadReport` of all files, including earlier starts.
         """
         if format not in FORMATS:
             raise ArgumentError("format", f"one of {FORMATS}", format)
@@ -236,9 +236,9 @@ def write_file_features(
 class InputFeatures:
     """Features of raw inputs without a network; called like a `FeatureExtractor`.
 
-    Of recordings: mean and standard deviation of each log-mel bin in `segments` equal
-    parts; or, with `shape`, the spectrogram resized to `(frames, bins)`. Both leave
-    padding out. Of images and clips: gray pixels, resized to `shape`.
+    For recordings: mean and standard deviation of each log-mel bin in `segments` equal
+    parts; or, with `shape`, the spectrogram resized to `(frames, bins)`. Both ignore
+    padding. For images and clips: gray pixels, resized to `shape`.
     """
 
     def __init__(self, backbone, segments=1, shape=None):

@@ -13,11 +13,11 @@ OF_A_CLASS = ("accuracy", "average precision", "AUC")
 
 
 class ClassificationMetrics(NamedTuple):
-    """How well scores tell classes apart.
+    """Metrics of a classifier's scores.
 
-    `accuracy`, `top5` (of more than 5 classes) and `confusion` (true classes first)
+    `accuracy`, `top5` (with more than 5 classes) and `confusion` (true classes first)
     are `None` for multi-label data. `mean_average_precision` and `area_under_curve` are
-    means over the classes that the labels have, `d_prime` is the distance of two normal
+    means over the classes with labels, and `d_prime` is the distance of two normal
     distributions with that area. `per_class` has a dict for each class, for
     `probe_table` and `write_results`; `excluded` names the classes without examples.
     """
@@ -45,11 +45,11 @@ class ClassificationMetrics(NamedTuple):
 
 
 def classification_metrics(labels, scores, class_names=None):
-    """Scores logits or probabilities of one class, or of several, for each row.
+    """Computes metrics of logits or probabilities, one row for each example.
 
     `labels` are ints `(rows,)` or, for multi-label data, zeros and ones `(rows,
-    classes)`. Of equal scores the first class' is the highest. References: [Gemmeke et
-    al., 2017](https://research.google/pubs/pub45857/) for mAP, [Kong et al.,
+    classes)`. Ties go to the first class. References: [Gemmeke et al.,
+    2017](https://research.google/pubs/pub45857/) for mAP, [Kong et al.,
     2019](https://arxiv.org/abs/1903.00765) for d'.
     """
     scores = np.asarray(scores)
@@ -117,7 +117,7 @@ class CodeUsage(NamedTuple):
         counts: int64 array of shape `(levels, codebook_size)`.
         usage: float64 array of shape `(levels,)`, share of the codes that occur.
         perplexity: float64 array of shape `(levels,)`, the exponential of the entropy:
-            the number of equally frequent codes that would be as varied.
+            the equivalent number of equally frequent codes.
     """
 
     counts: np.ndarray
@@ -137,7 +137,7 @@ class CodeUsage(NamedTuple):
 
 
 def code_usage(codes, codebook_size):
-    """Counts the codes of each level and tells how evenly they are used.
+    """Computes how often and how evenly the codes of each level are used.
 
     Args:
         codes: int array of shape `(..., levels)`, values from 0 to

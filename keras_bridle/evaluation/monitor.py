@@ -18,11 +18,11 @@ ALIKE = 0.3
 
 
 class FeatureMonitor(keras.callbacks.Callback):
-    """Watches an encoder's features in training, and warns where they collapse.
+    """Monitors an encoder's features in training, and warns if they collapse.
 
-    An encoder that tells an image from others, but nothing about where or when, has a
-    falling loss as well. What it has lost shows in these numbers, which are in the logs
-    of each epoch, and so in the progress line, `history.csv` and TensorBoard:
+    The loss also falls for an encoder that recognizes an image but not where or when.
+    These numbers show it. They are in the logs of each epoch, so in the progress line,
+    `history.csv` and TensorBoard:
 
     - `token_deviation`: the share of the features' root mean square that varies within
       an example, 0 to 1. Near 0, all tokens of an example are alike.
@@ -30,16 +30,16 @@ class FeatureMonitor(keras.callbacks.Callback):
     - `knn`: with labels, the share of the examples whose nearest neighbors have their
       label.
 
-    The first call measures the encoder as it is. A line of warning follows where later
-    numbers fall far below these. Phases that do not train an encoder log nothing.
+    The first call measures the encoder as it is. It prints a warning if later values
+    are far lower. Phases that do not train an encoder log nothing.
 
     Args:
-        inputs: array of raw inputs, some hundred of different kinds.
+        inputs: array of raw inputs, some hundreds of different kinds.
         labels: optional list or array of their labels, such as the names of the
             files' folders.
-        share: float, the most time that this may take of the time of training. An
-            epoch that comes too soon repeats the last numbers; the last epoch of a
-            `fit()` never does.
+        share: float, the largest share of the training time to spend. If an epoch is
+            too short, its logs repeat the last values, except in the last epoch of a
+            `fit()`.
         neighbors: int, the number of neighbors that vote.
         batch_size: int, examples of a step.
 

@@ -177,9 +177,10 @@ def plot_codes(
     """Draws an input, what its mask leaves visible, and the codes of each level.
 
     `inputs` is a spectrogram `(frames, mel_bins)`, an image `(height, width, channels)`
-    or a clip `(frames, height, width, channels)`, of which 8 frames at most are drawn;
-    `visible` the indices of visible patches, whose codes are pale; `codes` an array
-    `(patches, levels)`, row by row, -1 at padding. Only equal colors mean something.
+    or a clip `(frames, height, width, channels)`, of which at most 8 frames are drawn;
+    `visible` has the indices of visible patches, whose codes are pale; `codes` is an
+    array `(patches, levels)`, row by row, -1 at padding. Colors only show which codes
+    are equal.
     """
     inputs, codes = np.asarray(inputs), np.asarray(codes)
     grid, patch_size = tuple(grid), tuple(patch_size)
@@ -342,8 +343,8 @@ def nearest_patches(codes, distances, num_codes=8, num_patches=12):
 
     `codes` of one level, -1 at padding, and `distances` have shape `(examples,
     patches)`. Codes are chosen evenly from the most to the least frequent. Each example
-    gives one patch, so that neighbors do not fill a row. The result has an array of
-    rows `(example, patch)` for each code, the nearest first.
+    contributes one patch, so that overlapping neighbors do not fill a row. The result
+    has an array of rows `(example, patch)` for each code, the nearest first.
     """
     names, counts = np.unique(codes[codes >= 0], return_counts=True)
     frequent_first = names[np.argsort(-counts, kind="stable")]

@@ -63,9 +63,9 @@ def linear_probe(
 
     The features are standardized by the training rows, like the batch normalization
     before the linear head in probes of masked autoencoders. Stratified cross-validation
-    on the training rows chooses the penalty by the likelihood of the held-out labels.
-    Penalties that come near each other are averaged, so that rounding in the features
-    does not change the choice.
+    on the training rows chooses the penalty by the likelihood of held-out labels.
+    Penalties of similar likelihood are averaged, so that rounding in the features does
+    not change the choice.
 
     Args:
         train_features: array of shape `(train_rows, dim)`.
@@ -242,7 +242,7 @@ def knn_probe(
 ):
     """Scores a vote of the nearest training rows by cosine similarity.
 
-    It has nothing to fit, so it shows the geometry of the features as they are.
+    It fits nothing, so it shows the geometry of the features.
 
     Args:
         train_features: array of shape `(train_rows, dim)`.
@@ -391,8 +391,8 @@ def _batches(arrays, batch_size, seed):
 class ProbeData(NamedTuple):
     """Labeled examples to probe encoders with.
 
-    `inputs` is a function of a backbone that gives an array, or a dataset of batches
-    `(inputs, indices)`, where indices are rows of `labels`; unreadable rows may be
+    `inputs` is a function of a backbone that returns an array, or a dataset of batches
+    `(inputs, indices)`, where indices are rows of `labels`; unreadable rows are
     missing. `splits` lists pairs of training and test rows.
     """
 
@@ -496,12 +496,12 @@ def probe(
     seed=0,
     **options,
 ):
-    """Fits a probe on training rows and gives `ClassificationMetrics` of test rows.
+    """Fits a probe on training rows; returns `ClassificationMetrics` of test rows.
 
     `kind` is `"linear"` (`linear_probe()`), `"dense"` (the same as published), `"knn"`
     (`knn_probe()`) or `"attentive"` (cross-attention over `PatchFeatures`). Labels are
-    ints or names, or zeros and ones of several classes for all but `"linear"`.
-    `options` are those of the kind.
+    ints or names, or rows of zeros and ones for several classes (not for `"linear"`).
+    `options` depend on the kind.
     """
     if kind not in PROBES:
         raise ArgumentError("kind", f"one of {PROBES}", kind)

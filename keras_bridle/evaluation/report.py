@@ -78,10 +78,10 @@ def usage_rows(usages):
 
 
 def write_results(path, rows, percent=True):
-    """Writes rows as for `probe_table` as JSON, CSV and Markdown beside each other.
+    """Writes rows as for `probe_table` as JSON, CSV and Markdown.
 
-    A path that ends in `.json`, `.csv` or `.md` gets that file alone. JSON keeps every
-    value; CSV has mean, `_spread` and number (`_seeds`) of several; Markdown has the
+    A path that ends in `.json`, `.csv` or `.md` selects one. JSON has all values; CSV
+    has the mean, `_spread` and number (`_seeds`) of several values; Markdown has the
     cells of `probe_table`. Returns the path.
     """
     if not rows:
@@ -183,12 +183,12 @@ class RunReport:
 
     Args:
         directory: string or path of the run; results go to its folder `results`.
-        inputs: array of raw inputs, whose codes are counted after each phase.
+        inputs: array of raw inputs to count codes of after each phase.
         probe: optional function of a backbone that returns a dict from a probe's name
             to its accuracy.
         baselines: optional dict from a name to a function that returns such a dict.
         title: string, above the table of probes.
-        resume: bool, whether to add to what an earlier run has collected.
+        resume: bool, whether to continue an earlier report.
         console: optional `rich.console.Console`.
     """
 

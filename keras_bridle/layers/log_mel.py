@@ -18,21 +18,22 @@ _WINDOW_POWERS = {"hann": 1.0, "povey": 0.85}
 class LogMelSpectrogram(ConfiguredLayer):
     """Turns waveforms into normalized log-mel spectrograms with Kaldi's arithmetic.
 
-    The waveform loses its mean, and so does each whole frame of 25 ms, every 10 ms. It
-    is pre-emphasized, weighted with a symmetric window and transformed; triangular mel
-    filters sum the power spectrum. The result is `(log(mel) - mean) / (2 * std)`,
-    computed in float32 whatever the dtype policy.
+    The mean of the waveform is subtracted, then that of each whole frame of 25 ms,
+    every 10 ms. Frames are pre-emphasized, weighted with a symmetric window and
+    transformed; triangular mel filters sum the power spectrum. The result is `(log(mel)
+    - mean) / (2 * std)`, computed in float32 whatever the dtype policy.
 
-    Clips of different lengths share a batch padded with zeros at the end. Samples after
-    the last one that is not exactly zero are padding, which changes nothing in the real
-    frames. A frame is real if all its samples are, or those of its group of
-    `multiple_of`; the first frame or group always is. The others are filled with one
-    value. A clip of nothing but zeros is silence, not padding.
+    Batches of clips of different lengths are padded with zeros at the end. Samples
+    after the last nonzero one are padding, which does not affect real frames. A frame
+    is real if all samples of it, or of its group of `multiple_of`, are; the first frame
+    or group always is. Other frames are filled with one value. A clip of zeros alone is
+    silence, not padding.
 
     Args:
         sample_rate: int, samples per second of the waveforms.
         num_mel_bins: int, number of mel filters.
-        num_frames: int or `None`. Spectrograms are cut or filled up to so many frames.
+        num_frames: int or `None`. Spectrograms are cropped or padded to this number of
+            frames.
         frame_length_ms: float, length of a frame in milliseconds.
         frame_step_ms: float, from one frame's start to the next, in milliseconds.
         fft_length: int, samples that a frame is zero-padded to: the next power of two
@@ -44,19 +45,19 @@ class LogMelSpectrogram(ConfiguredLayer):
         mean: float or `None`, mean of the data's log-mel values. The default is
             AudioSet's. `None`, with `std=None`, leaves the values as they are.
         std: float or `None`, standard deviation of the data's log-mel values.
-        trailing_zeros_are_padding: bool. `False` takes zeros at a clip's end for
+        trailing_zeros_are_padding: bool. `False` treats zeros at a clip's end as
             recorded silence.
         padding_value: float or `None`, log-mel value, before normalization, of padded
             frames. `None` is `mean`, or silence if nothing is normalized. The published
             code of BRIDLE has 0.
         fourier: string. `"rfft"` is the fast transform. `"matmul"` is within 1e-4 of
-            it, and of operations that every format of exported models has.
-        window: string, `"hann"` or `"povey"`, Kaldi's default, which is Hann's to the
+            it, and uses only operations that every export format has.
+        window: string, `"hann"` or `"povey"`, Kaldi's default, a Hann window to the
             power of 0.85.
         scale: float, what waveforms are multiplied by: 32768 for encoders trained on
             16-bit numbers.
-        multiple_of: int. Without `num_frames`, frames that do not fill another group of
-            so many, such as a patch's, are cut off; the first group is filled up.
+        multiple_of: int. Without `num_frames`, frames beyond the last whole group of
+            this size, such as a patch's, are dropped; the first group is padded.
         **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -121,11 +122,11 @@ class LogMelSpectrogram(ConfiguredLayer):
 
     @classmethod
     def for_data(cls, waveforms, **kwargs):
-        """Makes the layer that brings such waveforms to mean 0 and deviation 0.5.
+        """Makes a layer that normalizes such waveforms to mean 0 and deviation 0.5.
 
         Args:
             waveforms: float array of shape `(clips, samples)`. Padding does not count.
-            **kwargs: arguments of the layer but `mean` and `std`.
+            **kwargs: arguments of the layer, except `mean` and `std`.
         """
         raw = cls(mean=None, std=None, **kwargs)
         values = ops.convert_to_numpy(ops.cast(raw(waveforms), "float32"))[..., 0]
@@ -219,8 +220,8 @@ class LogMelSpectrogram(ConfiguredLayer):
         """Cuts the waveforms into frames ready for the Fourier transform.
 
         Pre-emphasis runs over the waveform instead of each frame. Kaldi's differs at a
-        frame's first sample only, where the window is zero. It turns a frame's mean m
-        into (1 - preemphasis) * m.
+        frame's first sample only, where the window is zero. It changes a frame's mean m
+        to (1 - preemphasis) * m.
         """
         step = self._frame_step
         blocks_per_frame = -(-self._frame_length // step)

@@ -107,10 +107,10 @@ class RandomMask(_Mask):
         patches: tensor of shape `(batch, num_patches, ...)`; only its shape counts.
         grid: tuple of ints, the grid of patches, which other masks need.
         noise: optional float tensor of shape `(batch, num_patches)`, used instead of
-            random numbers: the patches of smallest noise stay visible.
+            random numbers: the patches with the lowest noise stay visible.
 
     Returns:
-        `PatchMask`, patches in the order of their noise.
+        `PatchMask`, with patches ordered by their noise.
 
     Raises:
         ValueError: for a ratio outside (0, 1), or fewer than 2 patches.
@@ -144,7 +144,7 @@ class RandomMask(_Mask):
 class TubeMask(_Mask):
     """Hides a fixed share of the cells of a clip's frames, the same in all frames.
 
-    What is not said here is as for `RandomMask`.
+    Everything else is as in `RandomMask`.
 
     Call arguments:
         grid: tuple of ints, `(frames, rows, columns)`, or any grid whose first side is
@@ -152,7 +152,7 @@ class TubeMask(_Mask):
         noise: optional float tensor of shape `(batch, rows * columns)`.
 
     Returns:
-        `PatchMask`, patches in their natural order.
+        `PatchMask`, with patches in their natural order.
 
     Example:
     ```python
@@ -210,11 +210,11 @@ class _BlockMask(_Mask):
         return 2 * math.ceil(on_average) + 2
 
     def _scores(self, batch, grid, heights, widths):
-        """Scores patches by the first of some randomly placed blocks they lie in.
+        """Scores patches by the first randomly placed block that contains them.
 
-        Patches of the first block have the smallest scores, its middle in front. Those
-        in no block come last, in random order. So the patches of smallest score are a
-        few whole blocks and the middle of one more.
+        Patches of the first block have the lowest scores, starting from its center.
+        Patches in no block come last, in random order. So the lowest scores cover a few
+        whole blocks and the center of another.
         """
         num_blocks = ops.shape(heights)[1]
         row = self._distances(grid[0], heights)
@@ -239,8 +239,8 @@ class _BlockMask(_Mask):
 class BlockMask(_BlockMask):
     """Hides rectangular blocks of random size, shape and position, as BEiT does.
 
-    Every example loses the same number of patches: whole blocks until they are enough,
-    of the last one its middle. What is not said here is as for `RandomMask`.
+    Every example loses the same number of patches: whole blocks, and the center of the
+    last one. Everything else is as in `RandomMask`.
 
     Args:
         mask_ratio: float between 0 and 1, the share of patches to hide.
@@ -254,7 +254,7 @@ class BlockMask(_BlockMask):
         grid: tuple of 2 ints, `(rows, columns)`.
 
     Returns:
-        `PatchMask`, patches in their natural order.
+        `PatchMask`, with patches in their natural order.
 
     Example:
     ```python
@@ -298,8 +298,8 @@ class BlockMask(_BlockMask):
 class InverseBlockMask(_BlockMask):
     """Keeps square blocks at random positions visible and hides everything else.
 
-    Visible patches have neighbors to be understood with, even where they are few. What
-    is not said here is as for `BlockMask`.
+    So even few visible patches have visible neighbors. Everything else is as in
+    `BlockMask`.
 
     Args:
         mask_ratio: float between 0 and 1, the share of patches to hide.
@@ -341,8 +341,8 @@ class InverseBlockMask(_BlockMask):
 class TimeFrequencyMask(_Mask):
     """Hides whole rows (times) and whole columns (mel bands) of the grid of patches.
 
-    A patch stays visible where its row and its column both do. What is not said here is
-    as for `RandomMask`.
+    A patch stays visible if its row and its column do. Everything else is as in
+    `RandomMask`.
 
     Args:
         time_mask_ratio: float between 0 and 1, the share of rows to hide.
@@ -351,12 +351,12 @@ class TimeFrequencyMask(_Mask):
 
     Call arguments:
         grid: tuple of 2 ints, `(rows, columns)`, at least 2 of each.
-        noise: optional tuple of float tensors of shapes `(batch, rows)` and
-            `(batch, columns)`, used instead of random numbers: the rows and columns of
-            smallest noise stay visible.
+        noise: optional tuple of float tensors of shapes `(batch, rows)` and `(batch,
+            columns)`, used instead of random numbers: the rows and columns with the
+            lowest noise stay visible.
 
     Returns:
-        `PatchMask`, patches in their natural order.
+        `PatchMask`, with patches in their natural order.
 
     Example:
     ```python

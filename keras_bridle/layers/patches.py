@@ -12,10 +12,10 @@ from keras_bridle.layers.masks import gather_patches
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class PatchEmbedding(ConfiguredLayer):
-    """Cuts images, spectrograms or clips into patches and projects each to a vector.
+    """Cuts images, spectrograms or clips into patches, and projects each to a vector.
 
-    Patches do not overlap. An input whose sides are no multiples of the patch is
-    padded with zeros at the end of each side, so that nothing is lost.
+    Patches do not overlap. Sides that are not multiples of the patch are zero-padded at
+    the end, so that nothing is lost.
 
     Args:
         hidden_dim: int, size of a patch's vector.
@@ -27,14 +27,14 @@ class PatchEmbedding(ConfiguredLayer):
         inputs: float tensor of shape `(batch, rows, columns, channels)`, or
             `(batch, frames, rows, columns, channels)` for patches of 3 sides.
         visible: optional int32 tensor of shape `(batch, num_visible)`, the patches to
-            embed; the others cost nothing but being cut out.
+            embed; the others are not projected.
 
     Returns:
         Tensor of shape `(batch, *grid, hidden_dim)`, one vector for each patch; or of
         shape `(batch, num_visible, hidden_dim)`.
 
     Raises:
-        ValueError: for a patch size of another form, or an input of another rank.
+        ValueError: for an invalid patch size, or an input of another rank.
 
     Example:
     ```python
@@ -101,7 +101,7 @@ class PatchEmbedding(ConfiguredLayer):
         )
 
     def patch_padding_mask(self, inputs, padding_mask):
-        """Tells real patches from padded ones: a patch is real if its first row is.
+        """Computes which patches are real: a patch is real if its first row is.
 
         Args:
             inputs: tensor of shape `(batch, *sides, channels)`.
@@ -130,7 +130,7 @@ class PatchEmbedding(ConfiguredLayer):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class ClassToken(keras.layers.Layer):
-    """Puts one learned vector in front of every sequence.
+    """Prepends a learned vector to every sequence.
 
     Call arguments:
         tokens: float tensor of shape `(batch, length, dim)`.

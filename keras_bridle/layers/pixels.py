@@ -41,21 +41,21 @@ def on_white(pixels):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class PixelNormalization(ConfiguredLayer):
-    """Turns raw pixels of images or clips into normalized ones.
+    """Normalizes the pixels of images or clips.
 
-    `(pixels / scale - mean) / std`, computed in float32 whatever the dtype policy. As
-    the front end of a model it makes the model take raw pixels from 0 to 255.
+    `(pixels / scale - mean) / std`, computed in float32 whatever the dtype policy. As a
+    front end, it lets a model take raw pixels from 0 to 255.
 
     Args:
         mean: float or tuple of floats, one for each channel, of the pixels divided by
             `scale`. The default is ImageNet's.
         std: float or tuple of floats, the standard deviation likewise.
-        scale: float, the value of a full pixel; 1.0 for pixels in [0, 1].
+        scale: float, the value of white; 1.0 for pixels in [0, 1].
         **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
-        pixels: integer or float tensor of shape `(..., channels)`. Grey pixels, which
-            have one channel, are normalized by the average over the channels.
+        pixels: integer or float tensor of shape `(..., channels)`. Gray pixels are
+            normalized by the average over the channels.
 
     Returns:
         Tensor of the same shape.

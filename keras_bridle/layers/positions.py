@@ -17,17 +17,17 @@ LAYOUTS = ("grid", "transposed_grid", "sequence")
 class SineCosinePositionEncoding(ConfiguredLayer):
     """Adds fixed sine-cosine positions to a grid of patch vectors.
 
-    Any grid will do: a shorter one gets the slice that a longer one starts with, or is
-    stretched onto `trained_grid`.
+    It takes any grid: a smaller one has the first positions of a larger one, or is
+    stretched to `trained_grid`.
 
     Args:
-        layout: string. `"grid"`: half of the channels tell the column, half the row.
-            `"sequence"`: all channels tell the place in the flat sequence of patches
+        layout: string. `"grid"`: half of the channels encode the column, half the row.
+            `"sequence"`: all channels encode the index in the flat sequence of patches
             (as published for video). `"transposed_grid"`: the table is made for
-            (columns, rows) and read in the order of the patches, which scrambles it
+            (columns, rows) but read in the order of the patches, which scrambles it
             unless the grid is square (as published for audio).
-        trained_grid: optional tuple of ints. The sides of any grid are scaled to cover
-            the same range as this one's, but for those that are `None` here.
+        trained_grid: optional tuple of ints. The sides of any grid are scaled to the
+            range of this one, except sides that are `None` here.
         **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -35,15 +35,15 @@ class SineCosinePositionEncoding(ConfiguredLayer):
             of grid sides for the layout `"sequence"`; or `(batch, num_patches, dim)`
             together with `grid`.
         grid: optional tuple of ints, the grid of flat patches.
-        visible: optional int32 tensor of shape `(batch, num_visible)`, which patches of
-            the grid there are; `patches` is then `(batch, num_visible, dim)`.
+        visible: optional int32 tensor of shape `(batch, num_visible)`, the indices of
+            the patches; `patches` is then `(batch, num_visible, dim)`.
 
     Returns:
         Tensor like `patches`.
 
     Raises:
-        ValueError: for an unknown layout, channels that do not divide as needed, or a
-            grid that has other sides than `trained_grid`.
+        ValueError: for an unknown layout, a number of channels that does not divide as
+            needed, or a grid of another rank than `trained_grid`.
 
     Example:
     ```python
@@ -159,18 +159,18 @@ def _as_float64(number):
 class LearnedPositionEncoding(ConfiguredLayer):
     """Adds learned positions to a grid of patch vectors.
 
-    A smaller grid gets the positions that the trained one starts with along each side.
+    A smaller grid has the first positions of the trained one along each side.
 
     Args:
-        trained_grid: tuple of ints, the grid that there are positions for.
+        trained_grid: tuple of ints, the grid of the positions.
         **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
         patches: float tensor of shape `(batch, *grid, dim)`; or
             `(batch, num_visible, dim)` together with `grid` and `visible`.
         grid: optional tuple of ints.
-        visible: optional int32 tensor of shape `(batch, num_visible)`, which patches of
-            the grid there are.
+        visible: optional int32 tensor of shape `(batch, num_visible)`, the indices of
+            the patches.
 
     Returns:
         Tensor like `patches`.
@@ -214,7 +214,7 @@ class LearnedPositionEncoding(ConfiguredLayer):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class RelativePositionBias(ConfiguredLayer):
-    """Learned biases of attention, one a head for each offset between two patches.
+    """Learned attention biases, one per head for each offset between two patches.
 
     A smaller grid uses the offsets that it has. Call arguments and errors are those of
     `LearnedPositionEncoding`.
@@ -222,12 +222,12 @@ class RelativePositionBias(ConfiguredLayer):
     Args:
         num_heads: int, attention heads.
         trained_grid: tuple of ints, the largest grid whose offsets have biases.
-        use_class_token: bool, whether a class token precedes the patches. Three more
-            biases are then for the token to a patch, a patch to it, and it to itself.
+        use_class_token: bool, whether a class token precedes the patches. It adds three
+            biases: token to patch, patch to token, and token to itself.
 
     Returns:
         Tensor of shape `(batch, num_heads, length, length)`, from queries to keys, to
-        add to the attention's logits. The batch is 1 without `visible`.
+        add to the attention logits. The batch is 1 without `visible`.
 
     Example:
     ```python

@@ -31,16 +31,16 @@ class _Block(ConfiguredLayer):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class TransformerBlock(_Block):
-    """Self-attention among all tokens, then an MLP, each with a norm in front.
+    """A pre-norm block: self-attention among all tokens, then an MLP.
 
     Args:
         num_heads: int, attention heads; must divide the tokens' size.
         mlp_dim: int, width of the MLP's hidden layer.
         layer_norm_epsilon: float, added to the variance in the norms.
-        drop_path_rate: float in [0, 1), how likely an example skips the attention, and
-            likewise the MLP, in training: stochastic depth.
-        layer_scale: optional float, the initial value of learned scales, one for each
-            channel of what the attention and the MLP add.
+        drop_path_rate: float in [0, 1), the probability in training that an example
+            skips the attention, and likewise the MLP (stochastic depth).
+        layer_scale: optional float, the initial value of learned scales of the outputs
+            of attention and MLP, one for each channel.
         **kwargs: keyword arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -49,7 +49,7 @@ class TransformerBlock(_Block):
             tokens. No token attends to a padded one.
         training: bool, whether examples skip at random.
         bias: optional tensor that broadcasts to `(batch, num_heads, length, length)`,
-            added to the attention's logits, as of `RelativePositionBias`.
+            added to the attention logits, such as a `RelativePositionBias`.
 
     Returns:
         Tensor like `tokens`.
@@ -157,27 +157,26 @@ _BLOCKED = -100.0
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class WindowTransformerBlock(_Block):
-    """Cosine attention within windows of the grid, then an MLP, norms behind both.
+    """A post-norm block: cosine attention within windows of the grid, then an MLP.
 
-    Blocks are used in turn with and without a shift, so that neighbors across a
-    window's border meet in every other block. A side of the grid that is no longer than
-    the window is not shifted and the window shrinks to it. What is not said here is as
-    for `TransformerBlock`.
+    Every other block is shifted, so that patches on both sides of a border meet there.
+    Along a side of the grid no longer than the window, the window shrinks to the side
+    and is not shifted. Everything else is as in `TransformerBlock`.
 
     Args:
         num_heads: int, attention heads; must divide the tokens' size.
         mlp_dim: int, width of the MLP's hidden layer.
         window_size: tuple of 2 ints, rows and columns of a window, in patches.
-        shift: tuple of 2 ints, by how many rows and columns windows are shifted.
+        shift: tuple of 2 ints, the rows and columns that windows are shifted by.
         layer_norm_epsilon: float, added to the variance in the norms.
-        bias_dim: int, width of the small MLP that turns the offset between two patches
-            into a bias of their attention.
+        bias_dim: int, width of the small MLP from the offset between two patches to
+            their attention bias.
 
     Call arguments:
         grid: tuple of 2 ints, `(rows, columns)`.
 
     Raises:
-        ValueError: if heads do not divide the tokens' size or windows not the grid.
+        ValueError: if heads do not divide the tokens' size, or windows the grid.
 
     Example:
     ```python

@@ -57,7 +57,7 @@ class PatchBackbone(SumsItself, Exportable, Configured, keras_hub.models.Backbon
             self.front_end_padding_mask = _FrontEndPaddingMask(self.front_end)
 
     def maps(self, inputs):
-        """Turns raw inputs into the maps that are cut into patches.
+        """Converts raw inputs to the maps that are cut into patches.
 
         Returns:
             Tuple `(maps, padding_mask)`: a tensor of shape `(batch, *sides, channels)`,
@@ -81,7 +81,7 @@ class PatchBackbone(SumsItself, Exportable, Configured, keras_hub.models.Backbon
 
         Args:
             maps: tensor of shape `(batch, *sides, channels)`, from `maps()`.
-            padding_mask: optional bool tensor of shape `(batch, rows)`, from there too.
+            padding_mask: optional bool tensor of shape `(batch, rows)`, from `maps()`.
             visible: optional int32 tensor of shape `(batch, num_visible)`, the indices
                 of the patches to encode.
             normalize: bool, whether to apply the last norm, if there is one.
@@ -199,14 +199,15 @@ class BridleBackbone(PatchBackbone):
         position_layout: string, the `layout` of `SineCosinePositionEncoding`;
             `"learned"` for a table of weights; or `"relative"` for a
             `RelativePositionBias` in each block, `"shared_relative"` for one in all.
-        trained_grid: optional tuple of ints, the grid of patches onto which the
-            positions of other grids are stretched, `None` for sides that are not: there
-            a shorter input has the first positions of a longer one. `"input"` is the
-            grid of `input_dims`, with `None` for a clip's time. Of tables of weights,
-            their grid: by default that of `input_dims`.
+        trained_grid: optional tuple of ints, the grid of patches to which positions of
+            other grids are stretched, `None` for sides that are not: there a shorter
+            input has the first positions of a longer one. `"input"` is the grid of
+            `input_dims`, with `None` for a clip's time. For learned positions, their
+            grid, by default that of `input_dims`.
         layer_norm_epsilon: float, added to the variance in the norms.
-        drop_path_rate: float in [0, 1), how likely an example skips a half of the last
-            block in training; it rises linearly from 0 at the first block.
+        drop_path_rate: float in [0, 1), the probability in training that an example
+            skips a branch of the last block; it rises linearly from 0 at the first
+            block.
         layer_scale: optional float, the initial value of the learned scales of each
             `TransformerBlock`.
         use_final_norm: bool, whether a norm follows the last block.

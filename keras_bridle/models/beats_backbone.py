@@ -16,30 +16,31 @@ from keras_bridle.models.backbone import PatchBackbone, rising_rates
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class BeatsBackbone(PatchBackbone):
-    """The encoder of BEATs and OpenBEATs: of audio, used as a `BridleBackbone` is.
+    """The audio encoder of BEATs and OpenBEATs, used like a `BridleBackbone`.
 
-    `BridleBackbone.from_preset()` makes one of the files that others have trained. Its
-    blocks have norms behind them. What it knows of positions are a convolution over the
-    sequence of patches and biases of attention, by the distance in the sequence, that
-    each query gates. There is no class token and no last norm.
+    `BridleBackbone.from_preset()` loads one from a published file. Its blocks are
+    post-norm. Positions come from a convolution over the sequence of patches, and from
+    attention biases by distance that each query gates. There is no class token and no
+    last norm.
 
-    With `visible` patches, `encode()` convolves the whole sequence, with zeros in the
-    place of the others, as in that of padding, and distances are those in the whole
-    sequence. OpenBEATs' own pretraining takes visible patches for neighbors instead.
+    With `visible` patches, `encode()` convolves the whole sequence with zeros for other
+    patches and padding, and distances are those in the whole sequence. OpenBEATs' own
+    pretraining treats visible patches as neighbors instead.
 
     Args:
         patch_size: int or tuple of 2 ints, `(frames, mel bins)` of a patch.
-        hidden_dim, num_layers, num_heads, mlp_dim, input_dims: as of `BridleBackbone`,
-            like the arguments that are not listed here.
+        hidden_dim, num_layers, num_heads, mlp_dim, input_dims: as in `BridleBackbone`,
+            like arguments that are not listed here.
         front_end: optional Keras layer that turns raw inputs into maps, such as a
             `LogMelSpectrogram` with `multiple_of`, as only whole patches are published.
-        embedding_dim: int, size of a patch's vector before the map to `hidden_dim`.
-        kernel_size: int, patches that the convolution sees at once.
-        groups: int, groups of channels that it takes apart.
-        num_buckets: int, ranges of distances that have a bias.
-        max_distance: int, from where on all distances have the same one.
+        embedding_dim: int, size of a patch's vector before the projection to
+            `hidden_dim`.
+        kernel_size: int, width of the convolution in patches.
+        groups: int, groups of its channels.
+        num_buckets: int, number of ranges of distances with their own bias.
+        max_distance: int, the distance from which on all share a bias.
         deep_norm: bool, whether tokens are multiplied by `(2 * num_layers) ** 0.25`
-            before something is added to them.
+            before each branch is added.
         **kwargs: keyword arguments of `keras_hub.models.Backbone`.
 
     Returns:

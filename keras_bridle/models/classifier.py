@@ -50,8 +50,8 @@ def probabilities_of(logits, multi_label):
 class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Task):
     """Base of the classifiers: an encoder, the mean of its patches, a norm, a head.
 
-    `from_preset()` attaches a preprocessor, so that raw inputs of any size go into
-    `fit()`, `evaluate()` and `predict()`. What `export()` writes takes inputs as the
+    `from_preset()` attaches a preprocessor, so that `fit()`, `evaluate()` and
+    `predict()` take raw inputs of any size. Exported models take inputs as the
     preprocessor returns them.
 
     Args:
@@ -63,11 +63,11 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
             of the encoder's own. `"first"`: the encoder's own norm, then the class
             token or, without one, the first patch.
         multi_label: bool, whether an input can have several classes or none.
-        activation: optional string or function that the head ends with. `None` returns
-            logits.
+        activation: optional string or function, applied to the head's output. `None`
+            returns logits.
         dropout: float, share of the pooled features to drop in training.
-        token_mask: optional mask layer. In training only the patches that it leaves
-            visible are encoded.
+        token_mask: optional mask layer. In training, only its visible patches are
+            encoded.
         feature_augmentation: optional Keras layer applied in training to the maps that
             are cut into patches: log-mel spectrograms or normalized pixels.
         **kwargs: keyword arguments of `keras_hub.models.Task`.
@@ -205,7 +205,7 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
             batch_size: int, inputs per step.
 
         Returns:
-            For each input a list of `ClassScore`, the likeliest first.
+            For each input a list of `ClassScore`, the most likely first.
         """
         if not 1 <= top <= self.num_classes:
             raise ArgumentError("top", f"between 1 and {self.num_classes}", top)
@@ -231,10 +231,10 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
         """Builds a classifier on a pretrained encoder, or loads a saved classifier.
 
         Args:
-            preset: string, as of `BridleBackbone.from_preset()`, or a saved classifier.
-            load_weights: bool. `False` starts from scratch; sizes that come with the
-                library, such as `"bridle_audio_base"`, need it.
-            drop_path_rate: optional float, that of the encoder.
+            preset: string, as in `BridleBackbone.from_preset()`, or a saved classifier.
+            load_weights: bool. `False` starts from scratch, which named sizes such as
+                `"bridle_audio_base"` need.
+            drop_path_rate: optional float, an argument of the encoder.
             dtype: optional string or `keras.DTypePolicy`.
             **kwargs: arguments of the constructor, such as `class_names`. The head of a
                 saved classifier is kept unless `num_classes` is among them. The

@@ -69,16 +69,16 @@ class _Converter(Configured):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class BridleAudioConverter(_Converter, keras_hub.layers.AudioConverter):
-    """Makes one batch of mono waveforms from clips of any length.
+    """Converts clips of any length to a batch of mono waveforms.
 
-    Short clips get zeros at the end, which the encoder takes for padding; of long ones,
-    without such zeros, the middle is kept, as when files are read.
+    Short clips are zero-padded at the end, which the encoder treats as padding. Long
+    ones are cropped to the middle of their real part, as when reading files.
 
     Args:
-        sampling_rate: int, samples per second that the encoder takes. Nothing is
-            resampled here: readers of files do that.
-        num_samples: optional int, the length of all waveforms. `None` makes a batch as
-            long as its longest clip.
+        sampling_rate: int, the sample rate of the encoder. The converter does not
+            resample; readers of files do.
+        num_samples: optional int, the length of all waveforms. `None` means the longest
+            clip of a batch.
         **kwargs: keyword arguments of `keras_hub.layers.AudioConverter`. The dtype is
             float32 unless one is given.
 
@@ -159,8 +159,8 @@ def _fitted(clip, length):
 class BridleImageConverter(_Converter, keras_hub.layers.ImageConverter):
     """Resizes images until they cover a size, and crops them to it.
 
-    Pixels keep their range from 0 to 255, which the encoder normalizes. Images that fit
-    already stay as they are.
+    Pixels stay in the range from 0 to 255, as the encoder normalizes them. Images of
+    the right size are unchanged.
 
     Args:
         image_size: optional tuple of 2 ints, `(height, width)`. `None` does not resize.
@@ -253,16 +253,16 @@ def _with_channels(images, channels):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class BridleVideoConverter(_Converter, keras_hub.layers.VideoConverter):
-    """Brings clips to one number of frames, and their frames to one size.
+    """Converts clips to one number of frames, and their frames to one size.
 
-    Of too many frames the middle ones are kept; of too few the last one is repeated.
-    Frames are converted as by `BridleImageConverter`.
+    Long clips keep their middle frames, short ones repeat the last one. Frames are
+    converted as by `BridleImageConverter`.
 
     Args:
-        image_size, channels, interpolation, **kwargs: as of `BridleImageConverter`.
+        image_size, channels, interpolation, **kwargs: as in `BridleImageConverter`.
         num_frames: optional int. `None` keeps all frames.
-        sampling_rate: int, the step from one frame to the next that is kept of a longer
-            clip, as in `VideoReader`.
+        sampling_rate: int, the step between frames to keep of a longer clip, as in
+            `VideoReader`.
 
     Call arguments:
         inputs: array or tensor of shape `(frames, height, width, channels)` or
@@ -270,7 +270,7 @@ class BridleVideoConverter(_Converter, keras_hub.layers.VideoConverter):
             former shape. Pixels from 0 to 255.
 
     Returns:
-        As `BridleImageConverter`, with an axis of frames.
+        As in `BridleImageConverter`, with an axis of frames.
 
     Example:
     ```python

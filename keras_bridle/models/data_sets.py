@@ -205,10 +205,9 @@ class TakesAnyData:
         """Trains on raw inputs, see `keras.Model.fit()`.
 
         Args:
-            x: array, tensor or list of raw inputs; or a data set of batches of raw
-                `(x, y)`: `tf.data`, Grain, torch `DataLoader`, `PyDataset`, generator,
-                or whatever can be iterated over. With `steps_per_epoch`, one that ends
-                is read again.
+            x: array, tensor or list of raw inputs; or a data set of batches of raw `(x,
+                y)`: `tf.data`, Grain, torch `DataLoader`, `PyDataset`, generator, or
+                any iterable. With `steps_per_epoch`, it is read again after its end.
             y: class numbers, names of classes, or a row of numbers for each input.
             batch_size: optional int, batch size of arrays and lists.
             validation_data: optional tuple of raw inputs and labels, or data set.

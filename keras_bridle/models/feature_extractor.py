@@ -14,25 +14,25 @@ OUTPUTS = ("features", "patches", "is_real", "codes", "vectors", "distances")
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class FeatureModel(SumsItself, Exportable, Configured, keras.Model):
-    """Raw inputs to a dict of outputs, for `predict()` without `compile()`.
+    """A model from raw inputs to a dict of outputs, for `predict()`.
 
-    All have the shape `(batch, num_patches, ...)` but for `features`, and are float32
-    but for `is_real` and `codes`:
+    All have the shape `(batch, num_patches, ...)`, except `features`, and are float32,
+    except `is_real` and `codes`:
 
     - `features`: the mean of the real patches, of shape `(batch, segments * dim)`.
     - `patches`: the encoder's patches without the class token.
     - `is_real`: bool, `False` at padding; beside `patches`, `vectors` or `codes`.
-    - `codes`: int32 as the tokenizer gives them, -1 at padding.
-    - `vectors`: what the tokenizer quantizes.
+    - `codes`: int32, -1 at padding.
+    - `vectors`: the tokenizer's vectors before quantization.
     - `distances`: from each vector to its code vector of the first level.
 
     Args:
         backbone: `BridleBackbone`.
         tokenizer: a tokenizer, for the last three outputs.
         wanted: tuple of strings, names of outputs.
-        segments: int, as of `BridleBackbone.pooled_features`.
-        augmentation: optional layer, called with `training=False`: it may bring inputs
-            to their size.
+        segments: int, as in `BridleBackbone.pooled_features()`.
+        augmentation: optional layer, called with `training=False`, which may crop
+            inputs.
         **kwargs: keyword arguments of `keras.Model`.
     """
 

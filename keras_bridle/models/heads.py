@@ -55,20 +55,20 @@ class _Head(Configured, keras.Model):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class CodeDecoder(_Head):
-    """A light transformer over visible and mask tokens, with a classifier a level.
+    """A light transformer over visible and mask tokens, with a classifier per level.
 
     The head runs on the masked patches only.
 
     Args:
         num_levels: int, levels of the tokenizer's quantizer.
         codebook_size: int, codes of each level.
-        hidden_dim: int, size of the tokens inside.
+        hidden_dim: int, size of its tokens.
         num_layers: int, number of blocks.
         num_heads: int, attention heads of each block.
         mlp_dim: int, width of the blocks' hidden layer.
         use_class_token: bool, whether tokens start with the encoder's class token.
-        keep_class_token: bool, whether the class token goes through the blocks. Windows
-            have no room for one and never keep it.
+        keep_class_token: bool, whether the class token goes through the blocks. Window
+            attention never keeps it.
         attention: string. `"global"`: every token sees all others. `"window"`: windows
             of `window_size`, shifted by `window_shift` in every other block; the grid
             of patches must be a multiple of the window.
@@ -193,8 +193,8 @@ class FeatureEstimator(_Head):
 
     Args:
         output_dim: int, size of the teacher's features.
-        hidden_dim, num_layers, num_heads, mlp_dim, **kwargs: as of `CodeDecoder`, but
-            for class tokens.
+        hidden_dim, num_layers, num_heads, mlp_dim, **kwargs: as in `CodeDecoder`,
+            except class tokens.
 
     Call arguments:
         vectors: tensor of shape `(batch, num_patches, code_dim)`.

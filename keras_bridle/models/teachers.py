@@ -64,9 +64,9 @@ def see_the_same(one, other):
 def features_on_grid(backbone, inputs, grid):
     """Computes an encoder's features of patches on the grid of another encoder.
 
-    One feature stands for all patches that it covers, or several are averaged: along
-    each side one grid must be the other one divided by a whole number, rounded up. Gray
-    pictures are shown to encoders of colors.
+    A feature is repeated for all patches that it covers, or several are averaged: along
+    each side, one grid must be the other divided by a whole number, rounded up. Gray
+    images are converted to color if the encoder takes color.
     """
     if len(backbone.input_dims) > 1 and inputs.shape[-1] == 1:
         inputs = ops.repeat(inputs, backbone.input_dims[-1], axis=-1)

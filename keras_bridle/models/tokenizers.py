@@ -35,19 +35,19 @@ class _Tokenizer(Configured, keras.Model):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class BridleTokenizer(_Tokenizer):
-    """Turns maps into codes: a ViT, two dense layers, a residual quantizer.
+    """Converts maps to codes: a ViT, two dense layers and a residual quantizer.
 
     Args:
-        backbone: `BridleBackbone`, an encoder of the tokenizer's own.
+        backbone: `BridleBackbone`, the tokenizer's own encoder.
         quantizer: `ResidualQuantizer` with a known `dim`.
         **kwargs: keyword arguments of `keras.Model`.
 
     Call arguments:
         maps: tensor of shape `(batch, *sides, channels)`, from `BridleBackbone.maps()`.
-        padding_mask: optional bool tensor of shape `(batch, rows)`, from there too.
+        padding_mask: optional bool tensor of shape `(batch, rows)`, from `maps()`.
         visible: optional int32 tensor of shape `(batch, num_visible)`, the indices of
             the patches to tokenize. `None` tokenizes all.
-        training: bool, whether codebooks move and examples skip blocks at random.
+        training: bool, whether codebooks learn and examples skip blocks at random.
 
     Returns:
         `ResidualQuantizerOutput` for vectors of shape `(batch, num_patches, code_dim)`.
@@ -96,20 +96,20 @@ class BridleTokenizer(_Tokenizer):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class RandomProjectionTokenizer(_Tokenizer):
-    """Turns maps into codes by one fixed random projection of each patch.
+    """Converts maps to codes with a fixed random projection of each patch.
 
-    The first encoder phase learns from it. `quantizer.adapt()` on projected patches
-    sets its codebooks once. Called as `BridleTokenizer`, it returns the same.
+    The cold start learns from it. `quantizer.adapt()` on projected patches sets its
+    codebooks once. Its call arguments and outputs are those of `BridleTokenizer`.
 
     Args:
-        patch_size: int or tuple of ints, as of `BridleBackbone`.
+        patch_size: int or tuple of ints, as in `BridleBackbone`.
         hidden_dim: int, size of the random patch vectors.
         quantizer: `ResidualQuantizer` with a known `dim`.
-        position_layout: optional string, the layout of the positions that are added to
-            the patch vectors, as published, so that codes depend on them, too.
+        position_layout: optional string, the layout of positions to add to the patch
+            vectors, as published, so that codes also depend on the position.
         center_patches: bool, whether to subtract the mean of each channel from a patch,
-            so that codes describe shape and motion, not brightness: all flat patches
-            have the same codes.
+            so that codes describe shape and motion rather than brightness; all flat
+            patches get the same codes.
         **kwargs: keyword arguments of `keras.Model`.
 
     Raises:

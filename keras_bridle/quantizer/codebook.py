@@ -101,11 +101,11 @@ def moved_tables(tables, counts, sums, decay, unit_means=False, unit_codes=False
 def restarted_tables(
     tables, targets, order, threshold, real=None, num_used=None, unit_codes=False
 ):
-    """Re-seats hardly used codes on vectors of the batch, none drawn twice if possible.
+    """Restarts rarely used codes at vectors of the batch, distinct ones if possible.
 
-    The batch is that of all replicas: all of them draw the same vectors by `order`, a
-    random number for each row of it. `targets` is what each level looked up. Below the
-    share `threshold` of the mean count a code is re-seated.
+    The batch includes all replicas, which draw the same vectors by `order`, a random
+    number for each row. `targets` has the vectors that each level looked up. A code
+    restarts if its count is below the share `threshold` of the mean.
     """
     mean = ops.mean(tables["counts"], axis=-1, keepdims=True)
     dead = tables["counts"] < threshold * mean

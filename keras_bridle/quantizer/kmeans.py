@@ -15,10 +15,10 @@ def kmeans(
 ):
     """Lloyd's k-means in bounded memory: means, and the samples of each cluster.
 
-    It starts from drawn samples, or those of `initial_ids`. A cluster without samples
-    begins anew at one of those that fit their means worst, so that none is lost. With
-    `initial_ids` it keeps its mean, as in the published code. `cosine` compares by dot
-    products and brings means to unit length.
+    It starts from random samples, or those of `initial_ids`. A cluster without samples
+    restarts at one of the samples farthest from their means; with `initial_ids` it
+    keeps its mean, as in the published code. `cosine` compares by dot products and
+    normalizes means to unit length.
     """
     samples = np.ascontiguousarray(samples, dtype="float32")
     if samples.ndim != 2 or not samples.size or not np.isfinite(samples).all():

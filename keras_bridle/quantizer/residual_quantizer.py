@@ -42,14 +42,14 @@ class ResidualQuantizerOutput(NamedTuple):
 
     Attributes:
         quantized: Tensor of shape `(..., dim)` in the compute dtype, the sum of the
-            chosen code vectors. Its gradient goes straight through to the (normalized)
-            input. Zero where `padding_mask` is `False`.
-        codes: int32 tensor of shape `(..., num_levels)`, or
-            `(..., num_levels, top_k)` for `top_k > 1`. -1 means that no code was
-            chosen: for padding, and for levels that quantizer dropout left out.
+            chosen code vectors. Its gradient passes straight through to the
+            (normalized) input. Zero where `padding_mask` is `False`.
+        codes: int32 tensor of shape `(..., num_levels)`, or `(..., num_levels, top_k)`
+            for `top_k > 1`. -1 means no code: for padding, and for levels that
+            quantizer dropout skipped.
         loss: Float32 scalar, the mean of `level_losses` over the levels in use.
-        level_losses: Float32 tensor of shape `(num_levels,)`, each level's codebook
-            and commitment loss. Zero for levels left out.
+        level_losses: Float32 tensor of shape `(num_levels,)`, each level's codebook and
+            commitment loss. Zero for skipped levels.
     """
 
     quantized: Any
@@ -62,45 +62,44 @@ class ResidualQuantizerOutput(NamedTuple):
 class ResidualQuantizer(ConfiguredLayer):
     """Quantizes vectors as sums of code vectors, one from each level's codebook.
 
-    Level 1 picks the code vector nearest to the input, level 2 the one nearest to what
-    is left, and so on. In training the codebooks follow the vectors assigned to them;
-    call `adapt()` first to start them from k-means.
+    Level 1 chooses the code vector nearest to the input, level 2 the one nearest to the
+    residual, and so on. In training, codebooks follow the vectors assigned to them;
+    call `adapt()` first to initialize them by k-means.
 
-    Everything is computed in float32 whatever the dtype policy, since rounded
-    distances pick other codes. `trainable=False` freezes the codebooks: the layer then
-    behaves as in inference. A batch with infinite or NaN vectors moves nothing.
+    Everything is computed in float32 whatever the dtype policy, as rounded distances
+    would choose other codes. `trainable=False` freezes the codebooks: the layer then
+    behaves as in inference. A batch with infinite or NaN vectors changes nothing.
 
     Args:
         num_levels: Integer, number of levels (codes per vector).
         codebook_size: Integer, number of code vectors per level.
         dim: Integer, size of the vectors. `None` takes it from the input.
-        normalize: `"input"` brings the vectors to unit length once, so that the sum of
-            codes approximates the unit vector. `"level"` brings each level's residual
-            to unit length for the look-up only, as the published BRIDLE code does; the
-            sum then approximates the vector only if its length happens to fit. `None`
-            normalizes nothing.
+        normalize: `"input"` normalizes the vectors to unit length once, so that the sum
+            of codes approximates the unit vector. `"level"` normalizes each level's
+            residual for the look-up only, as the published BRIDLE code does; the sum
+            then approximates the vector only if its length happens to fit. `None` does
+            not normalize.
         normalize_codes: Boolean, whether to keep the code vectors at unit length.
         codebook_update: How the codebooks learn. `"sums"`: a code is the quotient of
             moving averages of the sum and the count of its vectors, with Laplace
             smoothing. `"mean"`: a code moves by `1 - decay` towards the mean of its
-            vectors in this batch (brought to unit length where the looked-up vectors
-            have it). `"gradient"`: trainable weights, moved by the optimizer through
-            `loss`.
+            vectors in this batch (of unit length if the looked-up vectors are).
+            `"gradient"`: trainable weights, updated by the optimizer through `loss`.
         decay: Float in `[0, 1)`, of the moving averages.
-        commitment_weight: Float, weight of the term that pulls the input towards its
+        commitment_weight: Float, weight of the term that pulls inputs towards their
             codes.
         restart_threshold: Float or `None`. A code whose moving-average count falls
-            below this share of its level's mean count (0.1: a tenth of an even use)
+            below this share of its level's mean count (0.1: a tenth of uniform usage)
             gets the mean count and a vector that its level looked up in this batch.
             `None` or 0 never restarts.
-        shared_codebooks: Boolean, whether all levels share one codebook. It then moves
-            once a step, by the vectors of all levels.
+        shared_codebooks: Boolean, whether all levels share one codebook. It is then
+            updated once a step, with the vectors of all levels.
         top_k: Integer, number of codes per level: the `top_k` nearest, summed. Each
             learns `1 / top_k` of the vectors (all with `normalize="level"`, where
             lengths have no meaning).
         quantizer_dropout: Boolean. If `True`, each training step uses only the first
-            `n` levels, `n` drawn evenly from `1..num_levels`. The others have code -1
-            and take no part in the output, the loss and the statistics.
+            `n` levels, `n` uniform in `1..num_levels`. The others have code -1 and do
+            not contribute to the output, the loss and the statistics.
         sampling_temperature: Float. If positive, codes in training are drawn from
             `softmax(-squared distance / sampling_temperature)`.
         seed: Integer, seeds the initial code vectors, `adapt()` and every draw.
@@ -108,15 +107,16 @@ class ResidualQuantizer(ConfiguredLayer):
 
     Call arguments:
         vectors: Float tensor of shape `(..., dim)`.
-        padding_mask: Boolean tensor of shape `(...)`, `True` for real vectors. The
-            others take no part in the statistics, draws and loss; their codes are -1.
-        training: Boolean, whether codebooks move (and dropout and sampling act).
+        padding_mask: Boolean tensor of shape `(...)`, `True` for real vectors. Others
+            are ignored in statistics, draws and loss; their codes are -1.
+        training: Boolean, whether codebooks learn (and dropout and sampling are
+            active).
 
     Returns:
         A `ResidualQuantizerOutput`.
 
     Raises:
-        ValueError: if an argument is out of range or arguments exclude each other.
+        ValueError: if an argument is out of range or arguments conflict.
 
     Example:
     ```python
@@ -305,10 +305,10 @@ class ResidualQuantizer(ConfiguredLayer):
         Args:
             vectors: Float tensor of shape `(..., dim)`.
             padding_mask: Boolean tensor of shape `(...)`, or `None`.
-            training: Boolean, whether to move the state.
-            draws: Dict from `draws()`, which makes this a pure function, fit for
-                `keras.ops.cond`. `None` draws here.
-            state: Dict as from `state()`. `None` takes the layer's own.
+            training: Boolean, whether to update the state.
+            draws: Dict from `draws()`, which makes this a pure function for
+                `keras.ops.cond`. `None` draws new seeds.
+            state: Dict as from `state()`. `None` uses the layer's state.
 
         Returns:
             A `ResidualQuantizerOutput` and the new state, a dict as from `state()`.
@@ -515,7 +515,7 @@ class ResidualQuantizer(ConfiguredLayer):
 
         Returns:
             Tensor of shape `(..., dim)` in the compute dtype. With `normalize="input"`
-            it approximates the vector brought to unit length.
+            it approximates the vector normalized to unit length.
         """
         tables = self._tables()
         codes = ops.convert_to_tensor(codes)
@@ -536,14 +536,15 @@ class ResidualQuantizer(ConfiguredLayer):
         return ops.cast(vectors, self.compute_dtype)
 
     def adapt(self, data, padding_mask=None, max_vectors=65_536, iterations=10):
-        """Sets the codebooks by k-means on data, alike on every backend.
+        """Initializes the codebooks by k-means on data, equally on every backend.
 
         Args:
             data: An array or tensor of shape `(..., dim)`, or batches of them: a
                 `tf.data.Dataset`, `keras.utils.PyDataset`, `DataLoader`, list or
                 generator. A batch may also be a tuple `(vectors, padding_mask)`.
             padding_mask: Boolean array of shape `(...)`, if `data` is one array.
-            max_vectors: Integer. Of more vectors k-means takes as many, drawn evenly.
+            max_vectors: Integer, the largest number of vectors; of more, a uniform
+                sample is used.
             iterations: Integer, k-means iterations per level.
         """
         if padding_mask is not None:

@@ -10,12 +10,12 @@ from keras_bridle.replicas import metric_increment
 
 
 class CodebookUsage(NamedTuple):
-    """Usage of each level's codebook, float32, one number a level.
+    """Usage of each level's codebook, float32 arrays with one number per level.
 
     Attributes:
         usage: Share of the codes that occur, 0 to 1.
-        perplexity: Exponential of the entropy of the codes, 1 to `codebook_size`:
-            how many codes there seem to be. 0 where nothing was counted.
+        perplexity: Exponential of the entropy of the codes, 1 to `codebook_size`: the
+            effective number of codes. 0 if nothing was counted.
         dead_codes: Number of codes that do not occur.
     """
 
@@ -92,9 +92,9 @@ class CodeUsage(keras.metrics.Metric):
 class CodeUsageLogger(keras.callbacks.Callback):
     """Adds usage, perplexity and dead codes of every codebook to the epoch's logs.
 
-    For the plain `fit()` of any model with `ResidualQuantizer` layers, which count the
-    codes they choose in training; frozen ones are left out. Put it before callbacks
-    that read logs, such as `CSVLogger`.
+    For the plain `fit()` of any model with `ResidualQuantizer` layers, which count
+    codes in training; frozen ones are ignored. Put it before callbacks that read logs,
+    such as `CSVLogger`.
 
     The names are `usage_1`, `perplexity_1`, `dead_codes_1`, `usage_2` and so on; in a
     model with several quantizers each starts with its layer's name and `_`.

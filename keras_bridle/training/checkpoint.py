@@ -281,13 +281,13 @@ class Preemption:
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves all that training needs to resume: weights, optimizer, seeds, metrics.
+    """Saves what training needs to resume: weights, optimizer, seeds, metrics.
 
-    It saves after `every` so many epochs and the last, after `every_steps` of an epoch
-    and so many `minutes`. The file before is kept as `*.previous.npz`, which
-    `restore()` falls back to if a checksum shows damage. Put the callback behind those
-    that add to the logs. After `restore()`, `epoch` and `step` tell what was done:
-    train the rest of an epoch in a `fit()` of its own.
+    It saves every `every` epochs and after the last, every `every_steps` within an
+    epoch, and every few `minutes`. The previous file is kept as `*.previous.npz`, to
+    which `restore()` falls back if a checksum shows damage. Put the callback after
+    those that add to the logs. After `restore()`, `epoch` and `step` are what was done:
+    train the rest of an epoch in a separate `fit()`.
     """
 
     def __init__(self, path, every=1, every_steps=None, minutes=None, preemption=None):

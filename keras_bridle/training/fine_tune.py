@@ -35,22 +35,22 @@ from keras_bridle.training.trainers import TrainedModel
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class FineTuner(TrainedModel):
-    """A classifier in training: raw input is repeated, augmented and mixed first.
+    """Trains a classifier: repeats, augments and mixes raw inputs first.
 
-    Everything random happens within the model: the same on every backend and after a
-    resume. Give `compile()` losses and metrics for logits and for labels with a number
-    for each class, which `fit()` also makes of ints. SpecAugment and dropped patches
-    are the classifier's: its `feature_augmentation` and `token_mask`.
+    All random draws are within the model: equal on every backend and after a resume.
+    Give `compile()` losses and metrics for logits and one-hot labels, to which `fit()`
+    converts ints. For SpecAugment and dropped patches, set the classifier's
+    `feature_augmentation` and `token_mask`.
 
     Args:
         classifier: `BridleAudioClassifier`, `BridleImageClassifier` or
-            `BridleVideoClassifier`, whose head gives logits.
-        augmentation: optional Keras layer applied to raw input, also without training,
-            so that crops come out at their size.
+            `BridleVideoClassifier`, whose head returns logits.
+        augmentation: optional Keras layer applied to raw input, also at inference, so
+            that crops have their size.
         mix: optional layer that returns a `MixedBatch`, such as `RandomWaveformMix` or
             `RandomImageMix`.
-        repeats: int, how many times each example comes in a training batch, augmented
-            in another way each time.
+        repeats: int, how often each example occurs in a training batch, with other
+            augmentation each time.
         **kwargs: keyword arguments of `keras.Model`.
 
     Call arguments:
@@ -58,8 +58,8 @@ class FineTuner(TrainedModel):
         training: bool, whether to repeat, augment and mix.
 
     Returns:
-        A dict with `logits` of shape `(batch, classes)`. In training the batch is
-        `repeats` times as large, and entries tell how to repeat and mix labels.
+        A dict with `logits` of shape `(batch, classes)`. In training, the batch is
+        `repeats` times as large, and other entries say how to repeat and mix labels.
 
     Example:
     ```python
@@ -262,11 +262,10 @@ def fine_tune(
     verbose=1,
     **options,
 ):
-    """Trains a classifier; afterwards it has the weights of its best epoch.
+    """Trains a classifier, and keeps the weights of its best epoch.
 
-    The learning rate warms up linearly and then follows half a cosine to zero; lower
-    layers learn more slowly. Everything random follows from the seeds alone, also in a
-    resumed run.
+    The learning rate warms up linearly, then decays to zero by a cosine; it is smaller
+    in lower layers. All random draws follow from the seeds, also after a resume.
 
     Args:
         tuner: `FineTuner`, not compiled.
@@ -275,14 +274,14 @@ def fine_tune(
             Without them the classifier keeps the weights of the last epoch.
         directory: optional string or path for `history.csv`, checkpoints and the best
             weights.
-        resume: bool, whether to resume what is in the directory.
+        resume: bool, whether to resume a run in the directory.
         config: optional `FineTuningOptions`.
-        title: string, in front of the progress.
+        title: string, a prefix of the progress line.
         on_start: optional function without arguments, called after all checks and
             before anything is written.
         callbacks: more Keras callbacks.
         verbose: int, 0 for no progress, 1 for a bar, 2 for a line for each epoch.
-        **options: fields of `FineTuningOptions`, in place of the config's, such as
+        **options: fields of `FineTuningOptions`, which replace the config's, such as
             `epochs=100, learning_rate=1e-3`.
 
     Returns:
@@ -290,7 +289,7 @@ def fine_tune(
         `best_epoch`, counted from 0, and the `best_score`, `None` without validation.
 
     Raises:
-        FileExistsError: if the directory holds a fine-tuning, without `resume`.
+        FileExistsError: if the directory holds a run and `resume` is `False`.
         NonFiniteLoss: if training makes weights or scores infinite or NaN.
 
     Example:

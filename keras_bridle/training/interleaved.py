@@ -53,7 +53,7 @@ from keras_bridle.training.trainers import (
 
 
 class InterleavedPretraining:
-    """Pretrains an encoder by BRIDLE, phase by phase.
+    """Pretrains an encoder with BRIDLE, phase by phase.
 
     The cold start trains the encoder on the codes of a random projection. Then, in each
     round, a tokenizer is trained from the encoder, and the encoder from the tokenizer.
@@ -64,14 +64,13 @@ class InterleavedPretraining:
         backbone: `BridleBackbone`, the encoder to train.
         mask: optional mask layer. Defaults to `RandomMask()`.
         augmentation: optional Keras layer without weights, applied to raw input in
-            training; without `training=True` where codebooks start and for `codes()`.
+            training; in inference mode for k-means and `codes()`.
         config: optional `keras_bridle.config.MethodOptions`.
         teacher: optional pretrained encoder: a `BridleBackbone`, a classifier, or
             anything that `BridleBackbone.from_preset()` takes. The first tokenizer
-            learns from it in place of a cold start. Its grid of patches must divide
-            that of `backbone`, or the other way round.
-        **options: options of the method, in place of those of `config`:
-            {options}
+            learns from it, without a cold start. Its grid of patches must divide that
+            of `backbone`, or vice versa.
+        **options: options of the method, which replace those of `config`: {options}
 
     Example:
     ```python
@@ -135,37 +134,36 @@ class InterleavedPretraining:
         """Runs all phases.
 
         Args:
-            inputs: array, tensor or list of raw inputs, of shape
-                `(num_examples, *input_dims)`; or a data set of batches that can be read
-                again: `tf.data`, Grain, `DataLoader`, `PyDataset` or any iterable; or a
-                function that makes one from the number of its first epoch and, if it
-                has an argument `first_batch`, from the batch to start with. Give each
-                of several processes (see `distribute()`) its own shard of every batch,
-                but arrays whole.
+            inputs: array, tensor or list of raw inputs, of shape `(num_examples,
+                *input_dims)`; or a data set of batches that can be read again:
+                `tf.data`, Grain, `DataLoader`, `PyDataset` or any iterable; or a
+                function of the first epoch's number and, if it has an argument
+                `first_batch`, of the first batch, that returns one. With several
+                processes (see `distribute()`), give each its own shard of every batch,
+                but whole arrays.
             directory: optional string or path for settings, weights of each phase,
                 history and checkpoints.
             resume: bool, whether to resume the run in `directory`.
-            steps_per_epoch: optional int, for data sets that do not know their length
-                or never end; each epoch begins where the one before stopped.
+            steps_per_epoch: optional int, for data sets of unknown length or without an
+                end; each epoch continues where the previous one stopped.
             config: optional `keras_bridle.config.TrainingOptions`.
             callbacks: list of Keras callbacks, for every phase.
             on_start: optional function of this object, called after all checks and
-                before anything is trained or loaded.
+                before training.
             on_phase_end: optional function of `(phase, pretraining)`, called after each
-                phase that is trained, not loaded.
+                phase that was trained rather than loaded.
             verbose: 0 silent, 1 a progress bar, 2 Keras' line for each epoch.
-            **options: options of training, in place of those of `config`:
-                {options}
+            **options: options of training, which replace those of `config`: {options}
 
         Returns:
-            The history: for each phase a dict of lists, one value an epoch.
+            The history: for each phase a dict of lists, one value per epoch.
 
         Raises:
             FileExistsError: if `directory` holds a run and `resume` is `False`.
-            BlockingIOError: if another process is at work in `directory`.
-            SaveError: if the disk is full. What was saved before is unharmed.
+            BlockingIOError: if another process uses `directory`.
+            SaveError: if the disk is full. Earlier files are unharmed.
             NonFiniteLoss: after too many steps without a finite loss.
-            Preempted: after SIGTERM, when the state is saved. It ends the program with
+            Preempted: after SIGTERM, once the state is saved. It ends the program with
                 code 143.
         """
         given = TrainingOptions.make(config, **options)
@@ -253,7 +251,7 @@ class InterleavedPretraining:
             keras.saving.deserialize_keras_object(serialized)
 
     def codes(self, inputs, batch_size=64, with_distances=False):
-        """Tokenizes raw inputs with the tokenizer of the last phase that made one.
+        """Tokenizes raw inputs with the latest tokenizer.
 
         Args:
             inputs: array of shape `(num_examples, *input_dims)`.
@@ -486,7 +484,7 @@ def _fresh_copy(layer):
 
 
 def load_run(directory):
-    """Loads the encoder and the tokenizer of the last phase of a run that is done.
+    """Loads the encoder and the tokenizer of the last finished phase of a run.
 
     Args:
         directory: string or path, the `directory` of `InterleavedPretraining.fit()`.
@@ -494,10 +492,10 @@ def load_run(directory):
     Returns:
         An `InterleavedPretraining` with `backbone` and `tokenizer`, and without
         augmentation. Networks have the dtype policy of the preset in the directory, or
-        without one that in force.
+        else the global one.
 
     Raises:
-        FileNotFoundError: if there is no run, or none of its phases is done.
+        FileNotFoundError: if there is no run, or no phase is finished.
 
     Example:
     ```python

@@ -74,11 +74,11 @@ def adamw(model, learning_rate, weight_decay=1e-4, **kwargs):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class LayerDecayAdamW(keras.optimizers.Adam):
-    """AdamW whose learning rate falls from the head to the first layer of an encoder.
+    """AdamW with a learning rate that decays from the head to the first layer.
 
     The rate, also of weight decay, is multiplied by `layer_decay` once for each layer
-    above a weight, of which the head and the last norms have none. Layers are told by
-    the names of weights. It is that of BEiT, https://arxiv.org/abs/2106.08254.
+    above a weight; the head and the last norms have none above. Names of weights
+    determine layers. Reference: BEiT, https://arxiv.org/abs/2106.08254.
     """
 
     def __init__(

@@ -163,8 +163,8 @@ def check_own_backbone(tokenizer, backbone):
 class EncoderPretrainer(Pretrainer):
     """Trains encoder and decoder to predict a frozen tokenizer's codes.
 
-    It is an ordinary Keras model: `compile()` it with an optimizer alone, which freezes
-    the tokenizer, and `fit()` it on raw input without targets.
+    It is an ordinary Keras model: `compile()` it with only an optimizer, which freezes
+    the tokenizer, and `fit()` it on raw inputs without targets.
 
     Args:
         backbone: `BridleBackbone`, the encoder.
@@ -174,14 +174,14 @@ class EncoderPretrainer(Pretrainer):
         augmentation: optional Keras layer applied to raw input in training.
         tokenize: string, whether the tokenizer sees `"all"` patches or, as published
             for video, only the `"masked"` ones, which costs less.
-        earlier_tokenizer: optional tokenizer of an earlier phase, whose codes are
-            predicted as well. Its levels follow those of `tokenizer`.
+        earlier_tokenizer: optional tokenizer of an earlier phase, to predict its codes
+            as well. Its levels follow those of `tokenizer`.
         **kwargs: keyword arguments of `keras.Model`.
 
     Call arguments:
         inputs: raw input, of shape `(batch, *input_dims)`; or a dict of such `inputs`
             and the known `codes` of all patches, `(batch, num_patches, num_levels)`.
-        training: bool, whether to augment, and to skip blocks at random.
+        training: bool, whether to augment and skip blocks at random.
 
     Returns:
         A dict: `logits` of shape `(batch, num_masked, num_levels, codebook_size)`,
@@ -311,17 +311,17 @@ class TokenizerPretrainer(Pretrainer):
     Args:
         tokenizer: `BridleTokenizer`.
         estimator: `FeatureEstimator` whose `output_dim` is the teacher's size.
-        teacher: `BridleBackbone`, the encoder of the phase before; or any other, with
-            `backbone`.
+        teacher: `BridleBackbone`, the encoder of the phase before; or any other
+            encoder, with `backbone`.
         augmentation: optional Keras layer applied to raw input in training.
         backbone: optional `BridleBackbone`, the encoder that the tokenizer is for, if
             the teacher has another front end or other patches. The tokenizer sees its
-            maps, and the teacher's features are brought to its grid.
+            maps, and the teacher's features are resampled to its grid.
         **kwargs: keyword arguments of `keras.Model`.
 
     Call arguments:
         inputs: raw input, of shape `(batch, *input_dims)`.
-        training: bool, whether to augment and to move the codebooks.
+        training: bool, whether to augment and to update the codebooks.
 
     Returns:
         A dict: `estimate` and `teacher` of shape `(batch, num_patches, dim)`, `codes`
@@ -409,33 +409,32 @@ def tokenizer_loss(outputs):
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
 class JointPretrainer(EncoderPretrainer):
-    """Trains the encoder at every step, and the tokenizer at every few.
+    """Trains the encoder in every step, and the tokenizer in every few.
 
-    At those steps a share of the tokenizer's loss, whose teacher is the encoder as it
-    is, adds to the encoder's, and codebooks move. At the steps between, the tokenizer's
-    gradients are zeros, not missing: an optimizer with momentum or weight decay still
-    moves its networks a little, so the codes drift. Where they must not, train with
-    `tokenizer_every=1`, or in phases.
+    In those steps, the tokenizer learns from the current encoder: its weighted loss is
+    added to the encoder's, and codebooks are updated. In other steps, its gradients are
+    zeros: an optimizer with momentum or weight decay still changes its networks a
+    little, so codes drift. To avoid that, use `tokenizer_every=1`, or train in phases.
 
     Args:
         backbone: `BridleBackbone`, the encoder.
-        decoder: `CodeDecoder`, as of `EncoderPretrainer`.
+        decoder: `CodeDecoder`, as in `EncoderPretrainer`.
         tokenizer: `BridleTokenizer`.
         estimator: `FeatureEstimator` whose `output_dim` is the encoder's size.
-        tokenizer_every: int, steps from one training of the tokenizer to the next.
+        tokenizer_every: int, the interval of tokenizer steps.
         tokenizer_loss_ratio: float, the weight of the tokenizer's loss.
         mask: mask layer. Defaults to `RandomMask()`.
         augmentation: optional Keras layer applied to raw input in training.
-        earlier_tokenizer: optional, as of `EncoderPretrainer`; it is not trained.
+        earlier_tokenizer: optional, as in `EncoderPretrainer`; it is not trained.
         **kwargs: keyword arguments of `keras.Model`.
 
     Call arguments:
         inputs: raw input, of shape `(batch, *input_dims)`.
-        training: bool, whether to augment and to move the codebooks.
+        training: bool, whether to augment and to update the codebooks.
 
     Returns:
         The dict of `EncoderPretrainer`, with the scalars `tokenizer_loss`, `cosine`,
-        `quantizer_loss` and `is_due`, 1 where the step trains the tokenizer.
+        `quantizer_loss` and `is_due`, 1 if the step trains the tokenizer.
 
     Example:
     ```python

@@ -36,11 +36,11 @@ class FineTuning(Setup):
 
     Args:
         kind: class of options.
-        description: string, what `--help` starts with.
+        description: string, the start of `--help`.
         settings: function of a modality's name and a layout (`None` for the sample
             data) that returns a dict of the recipe's defaults.
-        profiles: dict, as of `RecipeParser`.
-        arguments: optional list of strings; the command line's by default.
+        profiles: dict, as in `RecipeParser`.
+        arguments: optional list of strings, by default the command line's.
     """
 
     def __init__(self, kind, description, settings, profiles, arguments=None):

@@ -74,14 +74,14 @@ class Pretraining(Setup):
     Args:
         modality: `AUDIO`, `IMAGE` or `VIDEO`.
         kind: class of `PretrainingOptions`.
-        description: string, what `--help` starts with.
+        description: string, the start of `--help`.
         sample: dict, the recipe's defaults on the sample data.
         own: dict, its defaults on `--data`.
-        arguments: optional list of strings; the command line's by default.
+        arguments: optional list of strings, by default the command line's.
 
     Attributes:
-        reading: dict, how raw inputs are read.
-        inputs: what `InterleavedPretraining.fit()` takes, after `load()`.
+        reading: dict, how to read raw inputs.
+        inputs: the inputs of `InterleavedPretraining.fit()`, after `load()`.
         examples: array of some raw inputs.
     """
 
@@ -177,11 +177,11 @@ class Pretraining(Setup):
     def train(self, backbone, mask, augmentation, probes, title):
         """Pretrains, and reports.
 
-        `augmentation` lists layers for raw inputs. `probes` is a function of the
-        reading and the backbone, for the sample data: it gives a function that lists
-        the probes of the encoder as it is, and a dict of those that list the same of
-        something else. A probe is a name, a function, and its arguments; several of one
-        name are draws of labels. `title` stands above their table.
+        `augmentation` lists layers for raw inputs. `probes`, for the sample data, is a
+        function of the reading and the backbone. It returns a function that lists the
+        probes of the current encoder, and a dict of functions that list those of
+        baselines. A probe is a name, a function and its arguments; several with one
+        name are draws of labels. `title` is the title of their table.
         """
         options = self.options
         shown: dict[str, Any] = {}
