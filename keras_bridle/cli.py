@@ -145,7 +145,9 @@ class RecipeParser(argparse.ArgumentParser):
         name = word.lstrip("-").partition("=")[0].replace("-", "_")
         for known, value in ((name, "..."), (name.removeprefix("no_"), "false")):
             if known in self.kind.fields():
-                return f"{word.partition('=')[0]} is no flag: use --set {known}={value}"
+                return (
+                    f"{word.partition('=')[0]} is not a flag: use --set {known}={value}"
+                )
         return f"unknown argument {word}"
 
     def _read(self, path) -> Any:
@@ -229,7 +231,7 @@ class Setup:
         for path in (folder, *folder.parents):
             if path.is_file():
                 raise ArgumentError(
-                    "directory", f"a folder, and {path} is none", folder
+                    "directory", f"a folder, but {path} is a file", folder
                 )
         if self.is_taken(folder) and not getattr(options, self.again):
             expected = f"another folder, or used with {self.parser.flag(self.again)}"
@@ -288,8 +290,8 @@ class Setup:
         full = full_disk_error(error) if isinstance(error, Exception) else None
         if full is not None:
             raise SystemExit(
-                f"The disk is full: {' '.join(str(full).split())}. What was saved "
-                "before is unharmed: make room, and resume with --resume"
+                f"The disk is full: {' '.join(str(full).split())}. Earlier "
+                "checkpoints are unharmed: free space, and resume with --resume"
             ) from error
         if not self.is_over and error is not None:
             with self._in_one_line():

@@ -298,9 +298,7 @@ class TrainingOptions(OptimizerOptions):
         "from 20 to 400",
     )
     joint: bool = option(False, "train tokenizer and encoder in one phase")
-    tokenizer_every: Count = option(
-        4, "train the tokenizer every so many steps of a joint phase"
-    )
+    tokenizer_every: Count = option(4, "interval of tokenizer steps in a joint phase")
     tokenizer_loss_ratio: Positive = option(
         0.2, "weight of the tokenizer's loss in a joint phase"
     )
@@ -313,7 +311,7 @@ class TrainingOptions(OptimizerOptions):
     )
     warmup: BelowOne = option(0.05, "share of each phase spent on warm-up")
     adapt_batches: Natural = option(
-        16, "batches for the k-means that sets the codebooks; 0: no k-means"
+        16, "batches for k-means, which sets the codebooks; 0: no k-means"
     )
     jit_compile: bool | Literal["auto"] = option(
         "auto", "whether to compile; not worth it on PyTorch", learned=False
@@ -447,7 +445,7 @@ class LabeledDataOptions(DataOptions):
 class AugmentationOptions(Options):
     """Augmentation of fine-tuning."""
 
-    repeats: Count = option(1, "times each example comes in a batch")
+    repeats: Count = option(1, "copies of each example in a batch")
     mix_rate: ZeroToOne = option(0.0, "share of examples to mix with another")
     mixup: NotNegative = option(0.0, "alpha of mixup; 0: none")
     cutmix: NotNegative = option(0.0, "alpha of CutMix; 0: none", only="image video")

@@ -103,7 +103,7 @@ class Exportable:
         for package in (kind.backend, *kind.packages):
             if importlib.util.find_spec(package) is None:
                 raise ImportError(
-                    f'{format} needs {package}, as "keras-bridle[export]" has it'
+                    f'{format} needs {package}: pip install "keras-bridle[export]"'
                 )
         # Absolute, as another process may write it.
         path = Path(filepath).resolve()

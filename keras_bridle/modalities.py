@@ -102,8 +102,8 @@ class Modality:
         """Builds an encoder of a named size, fitted to raw examples."""
         if _is_constant(examples):
             raise ValueError(
-                f"There is nothing to learn from: all {len(examples)} examples looked "
-                "at are silent, or a channel has one value"
+                f"There is nothing to learn from: all {len(examples)} sampled examples "
+                "are silent, or have a constant channel"
             )
         return BridleBackbone.from_preset(
             f"bridle_{self.name}_{size}",
@@ -358,7 +358,7 @@ def modality_of(encoder):
         if modality.rank == len(encoder.input_dims):
             return modality
     raise ValueError(
-        "There are files for encoders of waveforms, images and clips. Received: "
+        "Files can be read for encoders of waveforms, images and clips. Received: "
         f"input_dims={encoder.input_dims}"
     )
 

@@ -65,7 +65,7 @@ def old_address(package):
             if getattr(found, "__module__", None) == address:
                 warnings.warn(
                     f"`{package}.{name}` is now `{address}.{new_name}`. "
-                    "The old address goes with the next version",
+                    "The next version will remove the old name",
                     DeprecationWarning,
                     stacklevel=2,
                 )

@@ -105,7 +105,7 @@ def model_card(folder, uri, license=None):
         lines += ["", "## Training", ""]
         lines += [f"- {x.replace('_', ' ')}: `{options[x]}`" for x in names]
     if base:
-        lines += ["", f"It started from `{base}`, whose license holds as well."]
+        lines += ["", f"It started from `{base}`, whose license applies as well."]
     if run is not None:
         for name in ("probes.md", "metrics.md"):
             table = run / "results" / name
@@ -129,5 +129,5 @@ def _what(config, modality, classifier):
     patch = re.sub(r"[^\dx]", "", str(config["patch_size"]).replace(",", "x"))
     kind = f"An encoder of {modality}, {size} on patches of {patch}, "
     if classifier is not None:
-        return f"{kind}fine-tuned with keras-bridle to tell classes."
+        return f"{kind}fine-tuned as a classifier with keras-bridle."
     return f"{kind}pretrained without labels by keras-bridle (arXiv 2502.02118)."

@@ -78,7 +78,7 @@ def beats_arguments(path, settings, state):
     }
     if needed - state.keys():
         absent = sorted(needed - state.keys())
-        raise ValueError(f"'{path}' holds no whole encoder of BEATs: it lacks {absent}")
+        raise ValueError(f"'{path}' is not a complete BEATs encoder: it lacks {absent}")
     for name, value in {"layer_norm_first": False, "activation_fn": "gelu"}.items():
         if settings.get(name, value) != value:
             raise ArgumentError(f"cfg[{name!r}]", f"{value!r}", settings[name])
@@ -86,7 +86,7 @@ def beats_arguments(path, settings, state):
     hidden_dim, group, kernel_size = state["pos_conv.weight"].shape
     num_buckets, num_heads = state["bias"].shape
     if not settings:
-        print(f"{path.name} has no `cfg`: taken for granted is {_PUBLISHED}")
+        print(f"{path.name} has no `cfg`: assuming {_PUBLISHED}")
     chosen = {"deep_norm": False, "max_distance": 1280} if settings else _PUBLISHED
     return {
         **{name: settings.get(name, value) for name, value in chosen.items()},

@@ -310,7 +310,7 @@ def _grid(config, state):
     for grid in grids:
         if math.prod(_spans(grid) if biases else grid) == count:
             return grid
-    raise ValueError(f"{count} positions make no square, and nothing tells the grid")
+    raise ValueError(f"{count} positions are no square, so their grid is unknown")
 
 
 def _spans(grid):

@@ -191,7 +191,7 @@ def list_folder(kind, root, labels=False, class_names=None):
         return files
     for path in paths:
         if len(path.parts) < 2:
-            raise ValueError(f"'{root / path}' lies in no class's folder.")
+            raise ValueError(f"'{root / path}' is not in the folder of a class.")
     classes = [path.parts[0] for path in paths]
     for name in sorted(set(subfolders(root)).difference(classes)):
         found = _count_endings(path for path in others if path.parts[0] == name)

@@ -385,11 +385,11 @@ def splits_of(files, test_split=None, folds=None, fold=None, seed=0, report=None
         is_copy = np.isin(same[train], same[np.r_[test, held_out]])
         left_out = max(left_out, int(is_copy.sum()))
         found.append((train[~is_copy], test))
-        check(not is_copy.all(), "data", "files to train on besides the tested", "none")
-    if left_out:
-        note = (
-            f"{left_out} files are tested and not trained on, as both splits have them"
+        check(
+            not is_copy.all(), "data", "files to train on that are not tested", "none"
         )
+    if left_out:
+        note = f"{left_out} files are in both splits: they are tested, not trained on"
         if report is None:
             warnings.warn(note, stacklevel=2)
         else:

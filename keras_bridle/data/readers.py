@@ -115,7 +115,7 @@ class AudioReader:
         decoder: str = "soundfile",
     ) -> None:
         is_one = (seconds is None) != (num_samples is None)
-        expected = "given if `num_samples` is not, and only then"
+        expected = "given if and only if `num_samples` is not"
         check(is_one, "seconds", expected, seconds)
         self.num_samples: Any = num_samples
         if seconds is not None:
@@ -143,7 +143,7 @@ class AudioReader:
         cut = functools.partial(self.cut, position[0], segment or (0.0, None))
         waveform = self._decode(path, cut, self.sample_rate)[: self.num_samples]
         if not np.isfinite(waveform).all():
-            raise ValueError("holds infinite or undefined samples")
+            raise ValueError("holds infinite or NaN samples")
         if report is not None and np.mean(np.abs(waveform) > _FULL_SCALE) > 0.5:
             report.add_incomplete(path, "clipped for most of its length")
         padded = np.zeros(self.num_samples, "float32")

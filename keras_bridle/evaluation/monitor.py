@@ -140,7 +140,7 @@ class FeatureMonitor(keras.callbacks.Callback):
             self._warned = True
             print(
                 f"The tokens of an example are nearly alike: they deviate by {now:.2f} "
-                f"({before:.2f} before training). The encoder hardly tells what is "
+                f"({before:.2f} before training). The encoder hardly knows what is "
                 "where or when. More steps or a lower mask ratio may help."
             )
 

@@ -160,7 +160,7 @@ def plot_code_usage(usage, path):
                 title=f"level {level + 1}: {usage.usage[level]:.1%} used,\n"
                 f"perplexity {usage.perplexity[level]:.0f} of {size}",
                 xlabel="codes, most frequent first",
-                ylabel="frequency / even share",
+                ylabel="frequency / uniform",
                 xlim=(0, size),
                 yscale="log",
                 ylim=(lowest, highest),
@@ -168,7 +168,7 @@ def plot_code_usage(usage, path):
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_formatter(NullFormatter())
             axis.label_outer()
-        axes[0, -1].legend([even], ["all codes equally often"])
+        axes[0, -1].legend([even], ["uniform usage"])
 
 
 def plot_codes(

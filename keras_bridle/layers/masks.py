@@ -279,9 +279,9 @@ class BlockMask(_BlockMask):
     ):
         super().__init__(locals())
         is_right = 0.0 < block_share[0] <= block_share[1] <= 1.0
-        check(is_right, "block_share", "two rising numbers in (0, 1]", block_share)
+        check(is_right, "block_share", "two ascending numbers in (0, 1]", block_share)
         is_right = 0.0 < aspect_ratio[0] <= aspect_ratio[1]
-        check(is_right, "aspect_ratio", "two rising positive numbers", aspect_ratio)
+        check(is_right, "aspect_ratio", "two ascending positive numbers", aspect_ratio)
 
     def _block_sizes(self, batch, grid):
         shape = batch, self._num_blocks(self.mask_ratio, sum(self.block_share) / 2)

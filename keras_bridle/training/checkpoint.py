@@ -39,8 +39,8 @@ class SaveError(OSError):
     def __init__(self, path, reason):
         self.path, self.reason = path, reason
         super().__init__(
-            f"Cannot save {path.name} in {str(path.parent)!r}: {reason}. What was "
-            "saved before is unharmed: make room, and resume with `resume=True` "
+            f"Cannot save {path.name} in {str(path.parent)!r}: {reason}. Earlier "
+            "files are unharmed: free space, and resume with `resume=True` "
             "(`--resume` of a recipe)"
         )
 
@@ -179,8 +179,8 @@ class NonFiniteSteps(keras.callbacks.Callback):
             raise NonFiniteLoss(
                 f"The loss is not finite at epoch {epoch + 1}, step {step + 1}{saved}. "
                 f"{count} such steps in an epoch are more than max_nonfinite_steps="
-                f"{self.max_steps}. What was saved before is unharmed: resume with "
-                "`resume=True`, skipping as many as you allow"
+                f"{self.max_steps}. Earlier checkpoints are unharmed: resume with "
+                "`resume=True`, and allow more if you wish"
             )
 
     def _save(self, epoch, step):
@@ -357,8 +357,8 @@ class Checkpoint(keras.callbacks.Callback):
         for variable, array in zip(variables, arrays.values(), strict=False):
             if variable.trainable and not np.isfinite(array).all():
                 raise NonFiniteLoss(
-                    f"Training made {variable.path} infinite or NaN. Nothing of it is "
-                    "saved: `resume=True` resumes from the state before"
+                    f"Training made {variable.path} infinite or NaN. This was not "
+                    "saved: `resume=True` resumes from the last checkpoint"
                 )
         header = {
             "epoch": epoch,
@@ -408,7 +408,7 @@ class Checkpoint(keras.callbacks.Callback):
                 if path is paths[-1]:
                     raise ValueError(
                         f"The checkpoint {path} is damaged and cannot be read "
-                        f"({damage}). Delete it to start the phase anew"
+                        f"({damage}). Delete it to restart the phase"
                     ) from error
                 # Move it away, or the next checkpoint would replace the good one.
                 kept = path.replace(self._damaged_path)

@@ -83,7 +83,7 @@ class FineTuner(TrainedModel):
         super().__init__(**kwargs)
         if classifier.activation is not None:
             raise ValueError(
-                "`classifier` must give logits: make it with `activation=None`. "
+                "`classifier` must return logits: pass `activation=None`. "
                 f"Received: activation={classifier.activation!r}"
             )
         if repeats < 1:

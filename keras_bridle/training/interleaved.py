@@ -232,7 +232,7 @@ class InterleavedPretraining:
         if self.augmentation is not None and self.augmentation.weights:
             expected = (
                 "a layer without weights, as each phase copies it: what is fitted to "
-                "data belongs into the encoder's `front_end`"
+                "data belongs in the encoder's `front_end`"
             )
             raise ArgumentError("augmentation", expected, self.augmentation)
         self._new_quantizer()
@@ -523,7 +523,7 @@ def load_run(directory):
     trained = [phase for phase in done if phase.kind != "tokenizer"]
     if not trained:
         raise FileNotFoundError(
-            f"No phase of the run in {str(root)!r} that trains the encoder is done yet."
+            f"The run in {str(root)!r} has not finished an encoder phase yet."
         )
     made = [phase for phase in done if phase.kind != "encoder"][-1]
     if (root / "preset" / "config.json").exists():

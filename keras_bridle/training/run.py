@@ -37,8 +37,8 @@ def run_lock(directory):
         held = lock.acquire(timeout=0)
     except filelock.Timeout:
         raise BlockingIOError(
-            f"Two runs cannot share one directory: another process works in "
-            f"{str(path)!r}. Wait for its end, or name another directory"
+            f"Two runs cannot share one directory: another process uses "
+            f"{str(path)!r}. Wait until it ends, or choose another directory"
         ) from None
     with held:
         yield
@@ -119,7 +119,9 @@ def _read_json(path):
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: it holds no JSON ({error})") from error
+        raise ValueError(
+            f"{path} is damaged: it is not valid JSON ({error})"
+        ) from error
 
 
 def _differ(one, other):
@@ -231,7 +233,7 @@ def check_cacheable(batches, augmentation, tokenize):
     if not is_array or augmentation is not None or tokenize != "all":
         expected = (
             "False unless inputs are an array, without augmentation, and `tokenize` is "
-            "'all': else codes change from epoch to epoch"
+            "'all': otherwise codes change between epochs"
         )
         raise ArgumentError("cache_codes", expected, True)
 

@@ -146,7 +146,7 @@ class Pretrainer(TrainedModel):
 def check_fit(name, found, expected):
     """Raises an `ArgumentError` if parts differ in a number that must be equal."""
     if found != expected:
-        raise ArgumentError(name, f"{expected}, as that of the parts beside it", found)
+        raise ArgumentError(name, f"{expected}, as in the other parts", found)
 
 
 def check_own_backbone(tokenizer, backbone):

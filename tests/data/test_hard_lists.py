@@ -173,7 +173,7 @@ def test_what_is_tested_is_not_trained_on(tmp_path, is_split):
         assert len(train) and len(test)
         assert not set(same[train]) & set(same[test])
     assert len(report.notes) == 1
-    with pytest.warns(UserWarning, match="tested and not trained on"):
+    with pytest.warns(UserWarning, match="tested, not trained on"):
         splits_of(files)
 
 

@@ -124,7 +124,7 @@ def test_umap_is_missed_before_files_are_encoded(
     fails_in_one_line(recipe, arguments, "umap", capsys)
     assert not (tmp_path / "never").exists()
     (tmp_path / "never").write_text("")
-    fails_in_one_line(recipe, arguments, "is none", capsys)
+    fails_in_one_line(recipe, arguments, "is a file", capsys)
 
 
 def test_the_lines_of_the_readme(pictures, run, tmp_path, monkeypatch, capsys):
