@@ -2,8 +2,8 @@
 
     KERAS_BACKEND=torch taskset -c 0 python benchmarks/growth.py
 
-Runs `pretraining_steps.py` in a process of its own for each size. The last column of
-the table is what the last doubling multiplied the time by.
+Runs `pretraining_steps.py` in its own process for each size. Times are the processor's.
+The last column of the table is the factor of the last doubling.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def rows_of(flag, value, args):
 
 def draw(found, path):
     figure = Figure(figsize=(7, 2.8), dpi=120, layout="constrained")
-    for axis, unit in zip(figure.subplots(1, 2), ("ms", "GB"), strict=True):
+    for axis, unit in zip(figure.subplots(1, 2), ("processor ms", "GB"), strict=True):
         for flag, (name, values) in AXES.items():
             times = [value / values[0] for value in values]
             axis.plot(times, [row[unit] for row in found[flag]], marker="o", label=name)
@@ -48,6 +48,8 @@ def draw(found, path):
         axis.set(xscale="log", yscale="log", xlabel="size", ylabel=unit)
         axis.set_xticks(times, [f"{x:g} x" for x in times])
         axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}" if unit == "GB" else NullFormatter())
     axis.legend(fontsize=7, frameon=False)
     figure.savefig(path)
 
@@ -58,14 +60,16 @@ def main():
     parser.add_argument("--phase", default="tokenizer")
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
-    print("| | values | ms a step | GB | last doubling |\n|---|---|---|---|---|")
+    print(
+        "| | values | processor ms a step | GB | last doubling |\n|---|---|---|---|---|"
+    )
     found = {}
     for flag, (name, values) in AXES.items():
         found[flag] = rows = [rows_of(flag, value, args) for value in values]
-        times = " / ".join(f"{row['ms']:.0f}" for row in rows)
+        times = " / ".join(f"{row['processor ms']:.0f}" for row in rows)
         memory = " / ".join(f"{row['GB']:.2f}" for row in rows)
         cells = name, " / ".join(map(str, values)), times, memory
-        last = rows[-1]["ms"] / rows[-2]["ms"]
+        last = rows[-1]["processor ms"] / rows[-2]["processor ms"]
         print(f"| {' | '.join(cells)} | {last:.2f} |", flush=True)
     if args.picture:
         draw(found, args.picture)
