@@ -16,6 +16,7 @@ from keras_bridle.config import (
     ArgumentError,
     Existing,
     LabeledDataOptions,
+    check,
     checked,
     current_settings,
     kinds_of,
@@ -225,8 +226,7 @@ class Setup:
         for name, field in options.fields().items():
             path = getattr(options, name)
             is_path = Existing in kinds_of(field.type) and path is not None
-            if is_path and not Path(path).exists():
-                raise ArgumentError(name, "a path that exists", path)
+            check(not is_path or Path(path).exists(), name, "a path that exists", path)
         folder = Path(options.directory)
         for path in (folder, *folder.parents):
             if path.is_file():

@@ -32,6 +32,12 @@ class ArgumentError(ValueError):
         self.argument, self.expected, self.received = argument, expected, received
 
 
+def check(is_right, argument, expected, received):
+    """Raises an `ArgumentError` unless an argument is right."""
+    if not is_right:
+        raise ArgumentError(argument, expected, received)
+
+
 class Range(typing.NamedTuple):
     """The numbers that an option takes, and a description for errors."""
 

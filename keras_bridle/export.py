@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_bridle.config import ArgumentError
+from keras_bridle.config import ArgumentError, check
 
 
 class Format(NamedTuple):
@@ -87,8 +87,7 @@ class Exportable:
         backbone.export("encoder.onnx", format="onnx")
         ```
         """
-        if format not in FORMATS:
-            raise ArgumentError("format", f"one of {tuple(FORMATS)}", format)
+        check(format in FORMATS, "format", f"one of {tuple(FORMATS)}", format)
         kind = FORMATS[format]
         if not str(filepath).endswith(kind.ending):
             raise ArgumentError("filepath", f"a name with {kind.ending}", filepath)
@@ -98,8 +97,7 @@ class Exportable:
             shape = tuple(keras.tree.flatten(input_signature)[0].shape)
         if format == "litert":
             shape = (shape[0] or 1, *shape[1:])
-            if None in shape:
-                raise ArgumentError("input_signature", "of known sides", shape)
+            check(None not in shape, "input_signature", "of known sides", shape)
         for package in (kind.backend, *kind.packages):
             if importlib.util.find_spec(package) is None:
                 raise ImportError(

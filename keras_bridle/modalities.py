@@ -21,7 +21,7 @@ from keras_bridle.augmentation.image import (
     RandomMultiScaleCrop,
     RandomResizedCrop,
 )
-from keras_bridle.config import ArgumentError
+from keras_bridle.config import ArgumentError, check
 from keras_bridle.data import samples
 from keras_bridle.data.pipeline import file_dataset
 from keras_bridle.data.readers import AudioReader, ImageReader
@@ -84,8 +84,7 @@ class Modality:
         given = {name: x for name, x in options.items() if x is not None}
         found = {**self.otherwise, **self.sizes(encoder), **given}
         for name, size in found.items():
-            if size is None:
-                raise ArgumentError(name, "given, as the encoder takes any", None)
+            check(size is not None, name, "given, as the encoder takes any", None)
         self._check(encoder, found)
         return found
 

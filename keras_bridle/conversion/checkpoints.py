@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_bridle.config import ArgumentError
+from keras_bridle.config import check
 from keras_bridle.conversion.beats import (
     beats_arguments,
     beats_weights,
@@ -142,9 +142,8 @@ def load_checkpoint(cls, preset, load_weights=True, **kwargs):
     kind, arguments, state = _encoder(path, config, kwargs, not load_weights)
     if not issubclass(kind, cls) and not issubclass(cls, kind):
         raise ValueError(f"'{path}' is one for {kind.__name__}, not {cls.__name__}")
-    if arguments["num_heads"] is None:
-        expected = f"given for a width of {arguments['hidden_dim']}"
-        raise ArgumentError("num_heads", expected, None)
+    expected = f"given for a width of {arguments['hidden_dim']}"
+    check(arguments["num_heads"] is not None, "num_heads", expected, None)
     cls = cls if issubclass(cls, kind) else kind
     if not load_weights:
         return cls(**arguments)

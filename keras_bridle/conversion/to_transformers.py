@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from keras import ops
 
-from keras_bridle.config import ArgumentError
+from keras_bridle.config import check
 from keras_bridle.conversion.published_video import renamed
 from keras_bridle.conversion.published_weights import published_weights
 from keras_bridle.layers.pixels import PixelNormalization
@@ -111,8 +111,7 @@ def _check(backbone, is_clip):
         layouts[0]: layouts[1],
     }
     for expected, is_right in wanted.items():
-        if not is_right:
-            raise ArgumentError("backbone", f"an encoder {expected}", backbone.name)
+        check(is_right, "backbone", f"an encoder {expected}", backbone.name)
 
 
 def _divide_attention(state, is_clip):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_bridle.config import ArgumentError
+from keras_bridle.config import check
 
 Labels = Sequence[int] | Sequence[tuple[int, ...]]
 
@@ -27,12 +27,6 @@ _ENDINGS = {
 EXTENSIONS = {kind: tuple(f".{x}" for x in y.split()) for kind, y in _ENDINGS.items()}
 # Fields with one entry for each file.
 _COLUMNS = ("files", "labels", "segments", "splits")
-
-
-def check(is_right, argument, expected, received):
-    """Raises an `ArgumentError` unless an argument is right."""
-    if not is_right:
-        raise ArgumentError(argument, expected, received)
 
 
 @dataclasses.dataclass(frozen=True)

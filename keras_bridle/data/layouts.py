@@ -54,8 +54,7 @@ def list_files(
     - `"audioset"`: a folder of AudioSet's clips, and its tables of segments. Missing
       clips are listed in `missing`.
     - `"esc50"`: ESC-50, whose five folds are the splits.
-    - `"speech_commands"`: Speech Commands version 2, with its `train`, `validation` and
-      `test` splits.
+    - `"speech_commands"`: Speech Commands version 2, with its three splits.
     - `"imagenet"`: ImageNet-1K, folders `train` and `val`.
     - `"kinetics"`: one of Kinetics' tables, or a list of `path label` or `path,label`
       lines without a header.
@@ -64,11 +63,9 @@ def list_files(
         kind: `"audio"`, `"image"` or `"video"`.
         data: folder or table; or a list of paths; or a `FileList`, which is returned.
         layout: how the data set is laid out, see above.
-        labels: bool. Whether a folder or table must have labels. The other layouts
-            always have them.
+        labels: bool. Whether a folder or table must have labels, as other layouts do.
         split: name or names of splits, to list only their files.
-        test_data: the test split, if it is elsewhere; `data` is then the training
-            split.
+        test_data: the test split, if it is elsewhere; `data` is then for training.
         **options: options of the layout; `None` means not given. Folder: `test_split`,
             the folder of the test split. CSV: `root`, the folder that file names start
             from, by default the table's; `file_column` (`"file"`); `label_column`
@@ -362,8 +359,8 @@ def splits_of(files, test_split=None, folds=None, fold=None, seed=0, report=None
     dealt to `folds` (5) random folds, stratified by class. `fold` (from 1) selects a
     single one to test on.
 
-    Files of the same content are tested alone, and not trained on. A line says so, in
-    `report` or as a warning.
+    Files of the same content are kept in one split, test before validation before
+    train. A line says so, in `report` or as a warning.
     """
     if files.labels is None:
         raise ValueError("The files have no labels.")
@@ -380,16 +377,19 @@ def splits_of(files, test_split=None, folds=None, fold=None, seed=0, report=None
         for name, value in (("folds", folds), ("fold", fold)):
             check(value is None, name, "left out where there is a test split", value)
         pairs = [pair]
-    same, found, left_out = copies(files), [], 0
+    same, found = copies(files), []
+    is_tested = np.isin(same[held_out], same[pairs[0][1]])
+    held_out, left_out = held_out[~is_tested], 0
     for train, test in pairs:
         is_copy = np.isin(same[train], same[np.r_[test, held_out]])
-        left_out = max(left_out, int(is_copy.sum()))
+        left_out = max(left_out, int(is_copy.sum() + is_tested.sum()))
         found.append((train[~is_copy], test))
-        check(
-            not is_copy.all(), "data", "files to train on that are not tested", "none"
-        )
+        expected = "files to train on that are not tested"
+        check(not is_copy.all(), "data", expected, "none")
     if left_out:
-        note = f"{left_out} files are in both splits: they are tested, not trained on"
+        note = (
+            f"{left_out} files are in several splits: they are tested, not trained on"
+        )
         if report is None:
             warnings.warn(note, stacklevel=2)
         else:

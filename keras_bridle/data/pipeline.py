@@ -23,25 +23,9 @@ _AHEAD = 2
 _MAX_FAILURES = 1000
 
 
-def file_dataset(
-    files: FileList,
-    reader: Any,
-    *,
-    batch_size: int,
-    shuffle: bool = False,
-    crop: str | Position | None = None,
-    repeat: bool = False,
-    drop_remainder: bool | None = None,
-    labels: bool = True,
-    seed: int = 0,
-    initial_epoch: int = 0,
-    first_batch: int = 0,
-    strict: bool = False,
-    report: ReadReport | None = None,
-    num_parallel: int | None = None,
-    shard: tuple[int, int] = (0, 1),
-) -> "FileDataset":
-    """Builds a data set of clips of one shape from files, for `fit()`.
+@dataclasses.dataclass(eq=False, repr=False)
+class FileDataset(keras.utils.PyDataset):
+    """A data set of clips of one shape from files, for `fit()`.
 
     Files are decoded in parallel, one clip of each per epoch. Unreadable ones are
     listed in `report` and skipped. With `drop_remainder`, other files replace them, so
@@ -63,8 +47,7 @@ def file_dataset(
             `"center"`, `"start"`, or numbers in [0, 1] along time, height and width.
             Defaults to `"random"` with `shuffle`, else `"center"`.
         repeat: bool. Whether to repeat without end.
-        drop_remainder: bool. Whether to drop what does not fill a batch. Defaults to
-            `shuffle or repeat`.
+        drop_remainder: bool. Whether batches are full. Default: `shuffle or repeat`.
         labels: bool. Whether to return labels if there are any.
         seed: int. Seed of order and crops.
         initial_epoch: int. Number of the first epoch, to resume a run.
@@ -77,9 +60,8 @@ def file_dataset(
 
     Returns:
         A `keras.utils.PyDataset` of arrays of shape `(batch_size, *reader.shape)`; with
-        labels, of tuples `(clips, labels)`, where labels are int32 of shape
-        `(batch_size,)`, or float32 of shape `(batch_size, classes)` for multi-label
-        data. It can also be iterated over, and `as_tf_data()` makes a
+        labels, of tuples `(clips, labels)`: int32 of shape `(batch_size,)`, or float32
+        of shape `(batch_size, classes)` for multi-label data. `as_tf_data()` makes a
         `tf.data.Dataset` of it.
 
     Raises:
@@ -104,31 +86,23 @@ def file_dataset(
         print(next(iter(dataset)).shape, len(dataset), report)
     ```
     """
-    return FileDataset(**locals())
-
-
-@dataclasses.dataclass(eq=False, repr=False)
-class FileDataset(keras.utils.PyDataset):
-    """The batches of `file_dataset()`, read ahead by threads.
-
-    A batch depends on its number alone, so they can be read in any order.
-    """
 
     files: FileList
     reader: Any
+    _: dataclasses.KW_ONLY
     batch_size: int
-    shuffle: bool
-    crop: str | Position | None
-    repeat: bool
-    drop_remainder: bool | None
-    labels: bool
-    seed: int
-    initial_epoch: int
-    first_batch: int
-    strict: bool
-    report: Any
-    num_parallel: int | None
-    shard: tuple[int, int]
+    shuffle: bool = False
+    crop: str | Position | None = None
+    repeat: bool = False
+    drop_remainder: bool | None = None
+    labels: bool = True
+    seed: int = 0
+    initial_epoch: int = 0
+    first_batch: int = 0
+    strict: bool = False
+    report: Any = None
+    num_parallel: int | None = None
+    shard: tuple[int, int] = (0, 1)
 
     def __post_init__(self):
         super().__init__()
@@ -282,8 +256,7 @@ class FileDataset(keras.utils.PyDataset):
             clip = self.reader(path, position, segment, self.report)
             self._failed_in_a_row = 0
             return clip
-        # soundfile raises RuntimeErrors, and a broken header may ask for any amount of
-        # memory.
+        # soundfile raises RuntimeErrors; a broken header may ask for any memory.
         except (OSError, RuntimeError, ValueError, MemoryError) as error:
             reason = f"{type(error).__name__}: {error}"
         if self.strict:
@@ -329,6 +302,9 @@ class FileDataset(keras.utils.PyDataset):
                 break
         read, passed = self.clock.examples - first, time.perf_counter() - start
         return read / max(passed, 1e-9) if read and first > before else None
+
+
+file_dataset = FileDataset
 
 
 @functools.cache

@@ -20,8 +20,7 @@ from PIL import Image, ImageOps
 from keras_bridle.data.files import check, printable
 from keras_bridle.layers.pixels import as_pixels
 
-# Where a clip lies in its file: from 0 (first possible place) to 1 (last), along time,
-# height and width.
+# Where a clip lies in its file, from 0 (first) to 1 (last): time, height and width.
 Position = tuple[float, float, float]
 CENTER: Position = (0.5, 0.5, 0.5)
 
@@ -81,8 +80,7 @@ class AudioReader:
         path: an audio file that libsndfile can read.
         position: tuple of floats in [0, 1]. The first is the place of the waveform in a
             longer recording, from 0.0 (the start) to 1.0 (the end).
-        segment: optional `(start, end)` in seconds, the part of the file to use; `end`
-            may be `None`.
+        segment: optional `(start, end)` in seconds to use; `end` may be `None`.
         report: optional `ReadReport`, which lists recordings that are clipped.
 
     Returns:
@@ -188,7 +186,8 @@ def decode_with_soundfile(path, cut, sample_rate):
         rate = file.samplerate
         is_long = file.format in _LONG_FORMATS
         is_known = 0 < file.frames < _MOST_FRAMES
-        if not is_known or (is_long and not _tells_its_length(path, date)):
+        may_err = is_long or file.format == "FLAC"
+        if not is_known or (may_err and not _tells_its_length(path, date)):
             start, frames, skip = cut(_decodable_frames(path, date), rate)
             sound = _decode_from_start(path, start, frames)
         else:
@@ -219,13 +218,15 @@ def _mixed_down(sound):
 
 @functools.lru_cache(maxsize=100_000)
 def _tells_its_length(path, date):
-    """Returns whether an MP3 states its length, or an OGG is a single stream."""
+    """Returns whether an MP3 or FLAC states its length, or an OGG is one stream."""
     with Path(path).open("rb") as file:
-        head, start = file.read(18), 0
+        head, start = file.read(26), 0
         if head[:4] == b"OggS":
             # The last page has another serial number if several streams are joined.
             file.seek(max(0, file.seek(0, os.SEEK_END) - _MOST_OF_PAGE))
-            return file.read().rpartition(b"OggS")[2][10:14] == head[14:]
+            return file.read().rpartition(b"OggS")[2][10:14] == head[14:18]
+        if head[:4] == b"fLaC":
+            return _last_frame(path) <= int.from_bytes(head[18:26], "big") % 2**36
         if head[:3] == b"ID3":
             # ID3 sizes use seven bits of each byte.
             size = functools.reduce(lambda x, byte: x << 7 | byte & 127, head[6:10], 0)
@@ -240,6 +241,17 @@ def _tells_its_length(path, date):
     # Joined files keep the first one's table. Tags may follow the sound.
     told = numbers[flags & 1] if flags & 2 else size
     return size <= told + _MOST_TAGS
+
+
+def _last_frame(path):
+    """Returns the end of the last packet of a file in frames, 0 if it is broken."""
+    with contextlib.suppress(av.FFmpegError), av.open(path) as container:
+        stream = container.streams.audio[0]
+        if stream.duration > 65536:  # in those of a block or two, seeking fails
+            container.seek(stream.duration - 1, stream=stream)
+        ends = [x.pts + x.duration for x in container.demux(stream) if x.size]
+        return max(ends, default=0)
+    return 0
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -288,8 +300,7 @@ class ImageReader:
 
     EXIF orientation is applied, transparent images are shown on white, and 16-bit
     images keep their upper 8 bits; for wider integers and floats, the largest number
-    decides. Images are scaled until they cover the size (bicubic, with antialiasing)
-    and cropped.
+    decides. Images are scaled to cover the size (bicubic, antialiased) and cropped.
 
     For augmentation, read images somewhat larger than needed (256 for 224).
 

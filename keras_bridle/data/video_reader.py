@@ -31,8 +31,7 @@ class VideoReader:
     Args:
         image_size: int or `(height, width)` of the frames.
         num_frames: int. Frames per clip.
-        sampling_rate: int. Step from one frame of a clip to the next, in frames of the
-            file.
+        sampling_rate: int. Step between frames of a clip, in frames of the file.
         channels: 3 for color or 1 for gray.
 
     Call arguments:

@@ -12,13 +12,14 @@ import numpy as np
 import PIL.Image
 from rich.progress import track
 
-from keras_bridle.config import ArgumentError
+from keras_bridle.config import ArgumentError, check
 from keras_bridle.data.files import ReadReport, UnreadableFileError, printable
 from keras_bridle.data.layouts import list_files
 from keras_bridle.modalities import modality_of, patch_grid
 from keras_bridle.models.data_sets import is_data_set
 from keras_bridle.models.feature_extractor import FeatureModel
 from keras_bridle.models.inputs import (
+    PixelCheck,
     are_batches,
     as_array,
     as_batch,
@@ -27,7 +28,7 @@ from keras_bridle.models.inputs import (
     open_sides,
 )
 from keras_bridle.training.checkpoint import atomic_file, write_json
-from keras_bridle.training.run import RunDirectory, run_lock
+from keras_bridle.training.run import RunDirectory, digest_of_arrays, run_lock
 
 FORMATS = ("npz", "parquet")
 
@@ -110,8 +111,7 @@ class FeatureExtractor:
     """
 
     def __init__(self, backbone, tokenizer=None, per="file", segments=1):
-        if per not in ("file", "patch"):
-            raise ArgumentError("per", '"file" or "patch"', per)
+        check(per in ("file", "patch"), "per", '"file" or "patch"', per)
         if segments < 1 or (per == "patch" and segments != 1):
             expected = 'at least 1, and 1 with per="patch"'
             raise ArgumentError("segments", expected, segments)
@@ -189,10 +189,8 @@ class FeatureExtractor:
         Returns:
             The `ReadReport` of all files, including earlier starts.
         """
-        if format not in FORMATS:
-            raise ArgumentError("format", f"one of {FORMATS}", format)
-        if part_size < 1:
-            raise ArgumentError("part_size", "at least 1", part_size)
+        check(format in FORMATS, "format", f"one of {FORMATS}", format)
+        check(part_size >= 1, "part_size", "at least 1", part_size)
         if format == "parquet":
             optional_package("pyarrow.parquet", "parquet")  # fail before the work
         work = _Files(self, source, batch_size, reading)
@@ -288,9 +286,8 @@ def _resized(array, shape):
 
 def _batches(inputs, batch_size, backbone):
     """Yields batches as arrays, the full batch size, and what came with the inputs."""
-    if batch_size < 1:
-        raise ArgumentError("batch_size", "at least 1", batch_size)
-    size = None
+    check(batch_size >= 1, "batch_size", "at least 1", batch_size)
+    size, checked = None, PixelCheck(backbone)
     dims = open_sides(backbone.input_dims)
     if not (is_data_set(inputs) or are_batches(inputs, dims)):
         array = as_batch(inputs, dims)
@@ -300,7 +297,7 @@ def _batches(inputs, batch_size, backbone):
         batch, *others = batch if isinstance(batch, (tuple, list)) else (batch,)
         if len(batch):
             size = size or len(batch)
-            yield as_examples(batch), size, [as_array(x) for x in others]
+            yield as_examples(checked(batch)), size, [as_array(x) for x in others]
 
 
 def joined(parts):
@@ -329,9 +326,10 @@ class _Files:
     def settings(self):
         names = "\n".join(map(self._name, range(len(self.files))))
         digest = hashlib.sha256(os.fsencode(names)).hexdigest()[:16]
+        tokenizer = self.extract.tokenizer
         return {
-            "encoder": _fingerprint(self.extract.backbone),
-            "tokenizer": _fingerprint(self.extract.tokenizer),
+            "encoder": digest_of_arrays(self.extract.backbone.get_weights()),
+            "tokenizer": tokenizer and digest_of_arrays(tokenizer.get_weights()),
             "files": f"{len(self.files)} files, names' digest {digest}",
             "per": self.extract.per,
             "segments": self.extract.segments,
@@ -458,13 +456,3 @@ def optional_package(name, extra):
     except ImportError as error:
         message = f'This needs {name}: pip install "keras-bridle[{extra}]"'
         raise ImportError(message) from error
-
-
-def _fingerprint(model):
-    """Returns a digest of a model's weights."""
-    if model is None:
-        return None
-    digest = hashlib.sha256()
-    for weight in model.get_weights():
-        digest.update(np.ascontiguousarray(weight).tobytes())
-    return digest.hexdigest()[:16]

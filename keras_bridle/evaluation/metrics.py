@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import entropy, norm
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 
-from keras_bridle.config import ArgumentError
+from keras_bridle.config import ArgumentError, check
 from keras_bridle.models.inputs import as_labels
 
 OF_A_CLASS = ("accuracy", "average precision", "AUC")
@@ -58,8 +58,7 @@ def classification_metrics(labels, scores, class_names=None):
     classes = scores.shape[1]
     hot, labels = check_targets("labels", labels, len(scores), classes, class_names)
     names = list(map(str, range(classes) if class_names is None else class_names))
-    if len(names) != classes:
-        raise ArgumentError("class_names", f"{classes} names", class_names)
+    check(len(names) == classes, "class_names", f"{classes} names", class_names)
     predicted = accuracy = top5 = confusion = None
     if labels is not None:
         order = np.argsort(-scores, axis=1, kind="stable")

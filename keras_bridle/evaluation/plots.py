@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from sklearn.decomposition import PCA
 from sklearn.metrics import ConfusionMatrixDisplay
 
-from keras_bridle.config import ArgumentError
+from keras_bridle.config import ArgumentError, check
 from keras_bridle.data.files import printable
 from keras_bridle.evaluation.features import optional_package
 from keras_bridle.evaluation.probes import standardized
@@ -428,8 +428,7 @@ def plot_embedding(features, path, labels=None, method="pca", title=None, seed=0
     `method` is `"pca"`, or `"umap"`, which keeps neighbors near each other and needs
     umap-learn. Of more than 20 classes, the 20 most frequent have colors.
     """
-    if method not in ("pca", "umap"):
-        raise ArgumentError("method", '"pca" or "umap"', method)
+    check(method in ("pca", "umap"), "method", '"pca" or "umap"', method)
     (inputs,) = standardized(np.asarray(features, "float64"))
     axis_labels = {}
     if method == "pca":

@@ -16,7 +16,7 @@ from sklearn.neighbors import KNeighborsRegressor
 from sklearn.utils import check_array, check_consistent_length
 from threadpoolctl import threadpool_limits
 
-from keras_bridle.config import ArgumentError
+from keras_bridle.config import ArgumentError, check
 from keras_bridle.evaluation.features import (
     FeatureExtractor,
     InputFeatures,
@@ -109,8 +109,7 @@ def linear_probe(
     )
     train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
     classes, targets = np.unique(train_labels, return_inverse=True)
-    if len(classes) < 2:
-        raise ArgumentError("train_labels", "of 2 classes or more", classes)
+    check(len(classes) >= 2, "train_labels", "of 2 classes or more", classes)
     inputs, test_inputs = standardized(train_features, test_features)
     if inputs.shape[1] > inputs.shape[0]:
         # The solution lies in the span of the training rows, where fitting is faster.
@@ -201,8 +200,7 @@ def _cross_validated(inputs, targets, groups, regularizations, num_folds, seed):
         if len(np.unique(targets[training])) > 1 and held_out.any():
             model = LogisticRegression(solver="newton-cg", tol=1e-3, warm_start=True)
             folds.append((model, training, held_out))
-    if not folds:
-        raise ArgumentError("groups", "two or more for each class", groups)
+    check(folds, "groups", "two or more for each class", groups)
     losses, accuracies = [], []
     rows = np.array([held_out.sum() for *_, held_out in folds])
     # Start with the strongest penalty, and each fit from the one before. Weak penalties
@@ -503,8 +501,7 @@ def probe(
     ints or names, or rows of zeros and ones for several classes (not for `"linear"`).
     `options` depend on the kind.
     """
-    if kind not in PROBES:
-        raise ArgumentError("kind", f"one of {PROBES}", kind)
+    check(kind in PROBES, "kind", f"one of {PROBES}", kind)
     train, test = train_features, test_features
     if kind != "attentive":
         train, test = _check_split(train, train_labels, test, test_labels)
@@ -525,8 +522,7 @@ def probe(
         test_labels, classes, class_names, numbers is None, "test_labels"
     )
     if kind == "linear":
-        if numbers is None:
-            raise ArgumentError("kind", '"dense" for multi-label data', kind)
+        check(numbers is not None, "kind", '"dense" for multi-label data', kind)
         result = linear_probe(train, numbers, test, test_labels, seed=seed, **options)
         # Classes that training lacks rank last.
         scores = np.full((len(test), classes), result.scores.min() - 1)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from keras_bridle.config import ArgumentError
+from keras_bridle.config import check
 from keras_bridle.data.files import printable
 from keras_bridle.evaluation.metrics import (
     CodeUsage,
@@ -84,8 +84,7 @@ def write_results(path, rows, percent=True):
     has the mean, `_spread` and number (`_seeds`) of several values; Markdown has the
     cells of `probe_table`. Returns the path.
     """
-    if not rows:
-        raise ArgumentError("rows", "one or more", rows)
+    check(rows, "rows", "one or more", rows)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_name(path.name + ending) for ending in ENDINGS]

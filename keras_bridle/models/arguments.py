@@ -1,8 +1,13 @@
 """Constructor arguments as attributes and config."""
 
 import inspect
+from typing import Any
 
 import keras
+from keras import backend, ops
+
+from keras_bridle.config import ArgumentError
+from keras_bridle.models.inputs import check_shape
 
 _OTHER = ("self", "args", "kwargs", "dtype", "name", "__class__")
 
@@ -36,6 +41,27 @@ class Configured:
     def from_config(cls, config):
         config = {name: _deserialized(value) for name, value in config.items()}
         return super().from_config(config)  # type: ignore[misc]
+
+
+class Functional(Configured):
+    """A functional model of raw inputs, which also takes a single input."""
+
+    def keep_arguments(self, values):
+        for name, value in values["kwargs"].items():
+            # Functional models ignore all others.
+            if name not in ("name", "dtype", "trainable", "compile"):
+                expected = f"an argument of {type(self).__name__}"
+                raise ArgumentError(name, expected, value)
+        super().keep_arguments(values)
+
+    def __call__(self: Any, inputs, *args, **kwargs):
+        if hasattr(inputs, "shape"):
+            dims = self.input.shape[1:]
+            inputs = inputs[None] if len(inputs.shape) == len(dims) else inputs
+            check_shape(inputs.shape, dims)
+            if len(dims) == 1 and backend.standardize_dtype(inputs.dtype) == "int16":
+                inputs = ops.cast(inputs, "float32") / 32768.0
+        return super().__call__(inputs, *args, **kwargs)  # type: ignore[misc]
 
 
 def _deserialized(value):

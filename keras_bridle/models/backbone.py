@@ -22,13 +22,13 @@ from keras_bridle.layers.positions import (
     check_layout,
 )
 from keras_bridle.layers.transformer import TransformerBlock
-from keras_bridle.models.arguments import Configured
+from keras_bridle.models.arguments import Functional
 from keras_bridle.models.inputs import check_shape, open_sides
 from keras_bridle.models.presets import backbone_preset, preset_folder
 from keras_bridle.replicas import SumsItself
 
 
-class PatchBackbone(SumsItself, Exportable, Configured, keras_hub.models.Backbone):
+class PatchBackbone(SumsItself, Exportable, Functional, keras_hub.models.Backbone):
     """Base of the encoders: subclasses create layers, then call this constructor."""
 
     patch_embedding: Any
@@ -206,10 +206,8 @@ class BridleBackbone(PatchBackbone):
             grid, by default that of `input_dims`.
         layer_norm_epsilon: float, added to the variance in the norms.
         drop_path_rate: float in [0, 1), the probability in training that an example
-            skips a branch of the last block; it rises linearly from 0 at the first
-            block.
-        layer_scale: optional float, the initial value of the learned scales of each
-            `TransformerBlock`.
+            skips a branch of the last block; it rises linearly from 0 at the first.
+        layer_scale: optional float, initial value of the blocks' learned scales.
         use_final_norm: bool, whether a norm follows the last block.
         dtype: optional string or `keras.DTypePolicy`.
         **kwargs: keyword arguments of `keras_hub.models.Backbone`.
@@ -349,8 +347,7 @@ class BridleBackbone(PatchBackbone):
                 AudioMAE, BEiT, data2vec or BEATs: an address such as
                 `"hf://facebook/vit-mae-base"`, or a folder or file in the layout of
                 transformers, timm or the original code.
-            load_weights: bool. Sizes that come with the library have no weights and
-                need `False`.
+            load_weights: bool. Sizes that come with the library need `False`.
             **kwargs: arguments of the constructor that replace those of the preset.
 
         Returns:

@@ -10,10 +10,10 @@ import keras_hub
 import numpy as np
 from keras import ops
 
-from keras_bridle.config import ArgumentError
+from keras_bridle.config import ArgumentError, check
 from keras_bridle.export import Exportable
 from keras_bridle.layers.masks import gather_patches
-from keras_bridle.models.arguments import Configured
+from keras_bridle.models.arguments import Functional
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.converters import (
     BridleAudioPreprocessor,
@@ -47,7 +47,7 @@ def probabilities_of(logits, multi_label):
     return shares / shares.sum(axis=1, keepdims=True)
 
 
-class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Task):
+class BridleClassifier(TakesAnyData, Exportable, Functional, keras_hub.models.Task):
     """Base of the classifiers: an encoder, the mean of its patches, a norm, a head.
 
     `from_preset()` attaches a preprocessor, so that `fit()`, `evaluate()` and
@@ -63,11 +63,9 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
             of the encoder's own. `"first"`: the encoder's own norm, then the class
             token or, without one, the first patch.
         multi_label: bool, whether an input can have several classes or none.
-        activation: optional string or function, applied to the head's output. `None`
-            returns logits.
+        activation: optional string or function of the head. `None` returns logits.
         dropout: float, share of the pooled features to drop in training.
-        token_mask: optional mask layer. In training, only its visible patches are
-            encoded.
+        token_mask: optional mask layer. Training encodes only its visible patches.
         feature_augmentation: optional Keras layer applied in training to the maps that
             are cut into patches: log-mel spectrograms or normalized pixels.
         **kwargs: keyword arguments of `keras_hub.models.Task`.
@@ -77,13 +75,13 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
         training: bool, whether to drop and to augment.
 
     Returns:
-        float32 tensor of shape `(batch, num_classes)`: logits, unless there is an
-        `activation`.
+        float32 tensor of shape `(batch, num_classes)`: logits without `activation`.
     """
 
     backbone_cls = BridleBackbone
     preprocessor_cls: Any = None
     modality: str | None = None
+    needs_labels = True
 
     def __init__(
         self,
@@ -106,8 +104,7 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
                 raise ArgumentError("class_names", f"{num_classes} names", class_names)
         if num_classes is None or num_classes < 1:
             raise ArgumentError("num_classes", "1 or more", num_classes)
-        if pooling not in ("mean", "first"):
-            raise ArgumentError("pooling", '"mean" or "first"', pooling)
+        check(pooling in ("mean", "first"), "pooling", '"mean" or "first"', pooling)
         self.keep_arguments(locals())
         self.pooled_encoder = _PooledEncoder(
             backbone, pooling, token_mask, feature_augmentation
@@ -170,12 +167,6 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
         metrics = [metric] if metrics == "auto" else metrics
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
 
-    def compile_from_config(self, config):
-        """Compiles a loaded classifier as the saved one was."""
-        # Keras does not save this for models that override `compile()`.
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
-
     def prepared(self, x, y=None, sample_weight=None):
         """Converts raw inputs, labels and weights for the encoder and the loss.
 
@@ -237,9 +228,8 @@ class BridleClassifier(TakesAnyData, Exportable, Configured, keras_hub.models.Ta
             drop_path_rate: optional float, an argument of the encoder.
             dtype: optional string or `keras.DTypePolicy`.
             **kwargs: arguments of the constructor, such as `class_names`. The head of a
-                saved classifier is kept unless `num_classes` is among them. The
-                `preprocessor` is by default the saved one, or else one made for the
-                encoder.
+                saved classifier is kept unless `num_classes` is among them. The default
+                `preprocessor` is the saved one, or else one made for the encoder.
 
         Raises:
             ValueError: for an unknown name, an encoder of another modality, missing

@@ -1,6 +1,5 @@
 """Converters of raw inputs and preprocessors."""
 
-import importlib
 from typing import Any
 
 import keras
@@ -8,11 +7,11 @@ import keras_hub
 import numpy as np
 from keras import ops
 
-from keras_bridle.config import ArgumentError
+from keras_bridle.config import ArgumentError, check
 from keras_bridle.layers.pixels import as_pixels, on_white
 from keras_bridle.models.arguments import Configured
 from keras_bridle.models.backbone import BridleBackbone
-from keras_bridle.models.inputs import as_array, is_symbolic
+from keras_bridle.models.inputs import as_array, as_samples, in_pipeline, is_symbolic
 from keras_bridle.models.presets import MODALITIES_BY_RANK
 
 # The weights of red, green and blue for gray, as in Pillow and TensorFlow.
@@ -37,12 +36,12 @@ class _Converter(Configured):
     def check_positive(self, *names):
         for name in names:
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ArgumentError(name, "positive", value)
+            check(value is None or value >= 1, name, "positive", value)
 
     def call(self, inputs):
         if is_symbolic(inputs):
-            return self._in_pipeline(inputs)
+            shape = self.compute_output_shape(inputs.shape)
+            return in_pipeline(self._as_floats, inputs, "float32", shape)
         if isinstance(inputs, list | tuple) and inputs and np.ndim(inputs[0]) > 0:
             return self.convert_list([as_array(x) for x in inputs])
         inputs = as_array(inputs)
@@ -58,13 +57,8 @@ class _Converter(Configured):
         """Converts a list of inputs of any sizes."""
         return np.stack([self.convert(x) for x in inputs])
 
-    def _in_pipeline(self, inputs):
-        """Converts a tensor of a `tf.data` pipeline."""
-        tf = importlib.import_module("tensorflow")
-        outputs = tf.numpy_function(
-            lambda x: self.convert(x).astype("float32"), [inputs], tf.float32
-        )
-        return tf.ensure_shape(outputs, self.compute_output_shape(inputs.shape))
+    def _as_floats(self, inputs):
+        return self.convert(inputs).astype("float32")
 
 
 @keras.saving.register_keras_serializable(package="keras_bridle")
@@ -77,8 +71,7 @@ class BridleAudioConverter(_Converter, keras_hub.layers.AudioConverter):
     Args:
         sampling_rate: int, the sample rate of the encoder. The converter does not
             resample; readers of files do.
-        num_samples: optional int, the length of all waveforms. `None` means the longest
-            clip of a batch.
+        num_samples: optional int, the length of all waveforms, by default the longest.
         **kwargs: keyword arguments of `keras_hub.layers.AudioConverter`. The dtype is
             float32 unless one is given.
 
@@ -134,15 +127,9 @@ class BridleAudioConverter(_Converter, keras_hub.layers.AudioConverter):
 
 def _mono(clip):
     """Converts a clip to float32 in [-1, 1], of shape `(samples,)`."""
-    is_int16 = clip.dtype == "int16"
-    is_float = "float" in keras.backend.standardize_dtype(clip.dtype)
-    if clip.ndim not in (1, 2) or not len(clip) or not (is_int16 or is_float):
-        raise ValueError(
-            "A clip must have the shape (samples,) or (samples, channels), and floats "
-            "in [-1, 1] or 16-bit integers. "
-            f"Received: shape {clip.shape}, dtype {clip.dtype}"
-        )
-    clip = clip.astype("float32") / (32768.0 if is_int16 else 1.0)
+    expected = "clips of shape (samples,) or (samples, channels)"
+    check(clip.ndim in (1, 2) and len(clip), "inputs", expected, f"shape {clip.shape}")
+    clip = as_samples(clip).astype("float32")
     return clip if clip.ndim == 1 else clip.mean(axis=1)
 
 
@@ -201,8 +188,7 @@ class BridleImageConverter(_Converter, keras_hub.layers.ImageConverter):
             interpolation=interpolation,
             **{"antialias": True, "data_format": "channels_last", **kwargs},
         )
-        if channels not in (None, 1, 3):
-            raise ArgumentError("channels", "1, 3 or None", channels)
+        check(channels in (None, 1, 3), "channels", "1, 3 or None", channels)
         self.channels = channels
 
     def compute_output_shape(self, shape):
@@ -229,9 +215,8 @@ def _is_gray(shape):
     """Returns whether a shape is a batch of gray images without channels."""
     if len(shape) != 3 or shape[-1] in (1, 2, 3, 4):
         return False
-    if shape[0] in (3, 4):
-        expected = "images with their channels last (gray ones with an axis of 1)"
-        raise ArgumentError("inputs", expected, f"shape {tuple(shape)}")
+    expected = "images with their channels last (gray ones with an axis of 1)"
+    check(shape[0] not in (3, 4), "inputs", expected, f"shape {tuple(shape)}")
     return True
 
 
@@ -261,8 +246,7 @@ class BridleVideoConverter(_Converter, keras_hub.layers.VideoConverter):
     Args:
         image_size, channels, interpolation, **kwargs: as in `BridleImageConverter`.
         num_frames: optional int. `None` keeps all frames.
-        sampling_rate: int, the step between frames to keep of a longer clip, as in
-            `VideoReader`.
+        sampling_rate: int, the step between frames to keep, as in `VideoReader`.
 
     Call arguments:
         inputs: array or tensor of shape `(frames, height, width, channels)` or

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import itertools
 import sys
 import threading
@@ -11,7 +12,8 @@ from typing import Any
 
 import keras
 
-from keras_bridle.config import ArgumentError
+from keras_bridle.config import ArgumentError, check
+from keras_bridle.models.inputs import PixelCheck
 
 
 def is_data_set(data):
@@ -100,9 +102,8 @@ class LaterBatches(keras.utils.PyDataset):
             for batch in self.dataset:
                 yield number, batch
                 number += 1
-            if number == first:
-                expected = "a data set that has batches whenever it is read"
-                raise ArgumentError("inputs", expected, self.dataset)
+            expected = "a data set that has batches whenever it is read"
+            check(number != first, "inputs", expected, self.dataset)
 
     def __iter__(self):
         if self.is_indexed or self.repeat:
@@ -124,10 +125,11 @@ def readable(data, convert, steps=None, epochs=1):
 
     With `steps` per epoch, it starts again after its end.
     """
-    if length_of(data) == 0:
-        raise ArgumentError("x", "a data set with batches", data)
+    check(length_of(data) != 0, "x", "a data set with batches", data)
     if is_tf_data(data):  # where -1 means AUTOTUNE
-        data = data.map(lambda *batch: convert(batch), num_parallel_calls=-1)
+        tf = importlib.import_module("tensorflow")
+        convert = tf.autograph.experimental.do_not_convert(lambda *x, f=convert: f(x))
+        data = data.map(convert, num_parallel_calls=-1)
         data = data.prefetch(-1)
         return data if steps is None else data.repeat()
     if isinstance(data, keras.utils.PyDataset):
@@ -137,9 +139,8 @@ def readable(data, convert, steps=None, epochs=1):
         return LaterBatches(data, 0, steps is not None, convert)
     if hasattr(data, "map"):  # Grain
         return data.map(convert)
-    if steps is None and epochs > 1:
-        expected = "an int, as the data set has no length or can be read only once"
-        raise ArgumentError("steps_per_epoch", expected, steps)
+    expected = "an int, as the data set has no length or can be read only once"
+    check(steps is not None or epochs <= 1, "steps_per_epoch", expected, steps)
     return _read_once(data, convert, steps and steps * epochs)
 
 
@@ -187,9 +188,8 @@ class EpochsWithBatches(keras.callbacks.Callback):
         self.is_empty = False
 
     def on_epoch_end(self, epoch, logs=None):
-        if self.is_empty:
-            received = f"none in epoch {epoch + 1}"
-            raise ArgumentError("x", "a data set with batches in each epoch", received)
+        received = f"none in epoch {epoch + 1}"
+        check(not self.is_empty, "x", "a data set with batches in each epoch", received)
 
 
 class TakesAnyData:
@@ -199,6 +199,12 @@ class TakesAnyData:
     """
 
     prepared: Any
+    needs_labels = False
+
+    def compile_from_config(self: Any, config):
+        # Keras does not save this for models that override `compile()`.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
 
     @readers_finish()
     def fit(self, x=None, y=None, batch_size=None, *, validation_data=None, **kwargs):
@@ -221,13 +227,11 @@ class TakesAnyData:
             # Data sets have their own order, and Keras would warn.
             is_indexed = isinstance(given, keras.utils.PyDataset) and x.num_batches
             kwargs.setdefault("shuffle", bool(is_indexed))
-        if isinstance(validation_data, tuple):
-            validation_data = self._data(*validation_data)
-        elif validation_data is not None:
-            steps = kwargs.get("validation_steps")
-            validation_data, *_ = self._data(
-                validation_data, steps=steps, epochs=epochs
-            )
+        if validation_data is not None:
+            is_tuple = isinstance(validation_data, tuple)
+            held_out = validation_data if is_tuple else (validation_data,)
+            options = {"steps": kwargs.get("validation_steps"), "epochs": epochs}
+            validation_data = self._data(*held_out, **options)
         callbacks = kwargs.pop("callbacks", None) or []
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = [*keras.tree.flatten(callbacks), EpochsWithBatches()]
@@ -247,16 +251,31 @@ class TakesAnyData:
     @readers_finish()
     def predict(self, x, batch_size=None, **kwargs):
         """Predicts for raw inputs, see `keras.Model.predict()` and `fit()`."""
-        x, *_ = self._data(x, steps=kwargs.get("steps"))
+        x, *_ = self._data(x, steps=kwargs.get("steps"), needs_labels=False)
         return keras.Model.predict(self, x, batch_size=batch_size, **kwargs)
 
-    def _data(self, x, y=None, sample_weight=None, steps=None, epochs=1):
+    def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        data = self._data(x, y, sample_weight)
+        return keras.Model.train_on_batch(self, *data, **kwargs)
+
+    def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        data = self._data(x, y, sample_weight)
+        return keras.Model.test_on_batch(self, *data, **kwargs)
+
+    def predict_on_batch(self, x):
+        return keras.Model.predict_on_batch(self, self._data(x, needs_labels=False)[0])
+
+    def _data(self, x, y=None, weight=None, steps=None, epochs=1, needs_labels=True):
         """Prepares arrays, or all batches of a data set."""
         unpack = keras.utils.unpack_x_y_sample_weight
-        if not is_data_set(x):
-            return unpack(self.prepared(x, y, sample_weight))
+        checked = PixelCheck(self)
 
         def convert(batch):
-            return self.prepared(*unpack(batch))
+            x, y, weight = unpack(batch)
+            if y is None and needs_labels and self.needs_labels:
+                raise ArgumentError("y", "labels, one for each input", None)
+            return self.prepared(checked(x), y, weight)
 
-        return readable(x, convert, steps, epochs), y, sample_weight
+        if is_data_set(x):
+            return readable(x, convert, steps, epochs), y, weight
+        return unpack(convert((x, y, weight)))

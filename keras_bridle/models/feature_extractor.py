@@ -31,8 +31,7 @@ class FeatureModel(SumsItself, Exportable, Configured, keras.Model):
         tokenizer: a tokenizer, for the last three outputs.
         wanted: tuple of strings, names of outputs.
         segments: int, as in `BridleBackbone.pooled_features()`.
-        augmentation: optional layer, called with `training=False`, which may crop
-            inputs.
+        augmentation: optional layer that may crop, called with `training=False`.
         **kwargs: keyword arguments of `keras.Model`.
     """
 

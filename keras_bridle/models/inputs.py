@@ -5,8 +5,8 @@ import importlib
 import numpy as np
 from keras import ops
 
-from keras_bridle.config import ArgumentError
-from keras_bridle.layers.pixels import as_pixels
+from keras_bridle.config import ArgumentError, check
+from keras_bridle.layers.pixels import PixelNormalization, as_pixels
 
 
 def is_symbolic(values):
@@ -38,11 +38,58 @@ def as_array(values, name="inputs"):
         raise ArgumentError(name, "of one shape", "lists of several lengths") from None
 
 
+def in_pipeline(function, tensor, dtype, shape):
+    """Applies a function of arrays to a tensor of a `tf.data` pipeline."""
+    tf = importlib.import_module("tensorflow")
+    return tf.ensure_shape(tf.numpy_function(function, [tensor], dtype), shape)
+
+
+def as_samples(numbers, name="inputs"):
+    """Returns waveforms as floats; 16-bit integers are scaled to [-1, 1]."""
+    if numbers.dtype == "int16":
+        return numbers.astype("float32") / 32768.0
+    expected = "waveforms of floats from -1 to 1, or 16-bit integers"
+    check(numbers.dtype.kind not in "biu", name, expected, f"{numbers.dtype}")
+    return numbers
+
+
+class PixelCheck:
+    """Returns inputs, the first of them only if a model can take them as pixels.
+
+    Floats up to 1 and normalized pixels would pass as nearly black.
+    """
+
+    def __init__(self, model):
+        for part in ("classifier", "backbone", "teacher"):
+            model = getattr(model, part, None) or model
+        layer = getattr(model, "front_end", None)
+        self.is_due = isinstance(layer, PixelNormalization) and layer.scale == 255
+
+    def __call__(self, inputs):
+        if not self.is_due or isinstance(inputs, dict):
+            return inputs
+        if is_symbolic(inputs):
+            about = (inputs, inputs.dtype, inputs.shape)
+            return in_pipeline(self, *about) if inputs.dtype.is_floating else inputs
+        self.is_due = False
+        # A sample of the examples, which may lie on disk.
+        step = max(1, len(inputs) // 32)
+        some = [as_array(inputs[i]) for i in range(0, len(inputs), step)]
+        floats = [x.ravel() for x in some if x.dtype.kind == "f"]
+        numbers = np.concatenate([np.zeros(1, "float32"), *floats])
+        least, most = numbers.min(), numbers.max()
+        # Bicubic filters overshoot.
+        if not (least == most == 0 or (1 < most < 320 and least >= -most / 4)):
+            received = f"floats from {least:g} to {most:g}"
+            raise ArgumentError("inputs", "pixels from 0 to 255", received)
+        return inputs
+
+
 def as_examples(inputs, name="inputs"):
     """Returns raw inputs as one array of examples; memory maps stay on disk.
 
     Lists of examples of equal shapes are stacked, tensors of any library are converted,
-    and integers of images and clips become pixels.
+    integers of images and clips become pixels, and 16-bit waveforms become floats.
     """
     if is_symbolic(inputs):
         return inputs
@@ -50,9 +97,8 @@ def as_examples(inputs, name="inputs"):
     if isinstance(inputs, (list, tuple)) or dtype == np.dtype("O"):
         inputs = [as_array(example) for example in inputs]
         shapes = sorted({example.shape for example in inputs})
-        if len(shapes) > 1:
-            received = f"a list with examples of shapes {str(shapes[:3])[1:-1]}"
-            raise ArgumentError(name, "examples of one shape", received)
+        received = f"a list with examples of shapes {str(shapes[:3])[1:-1]}"
+        check(len(shapes) <= 1, name, "examples of one shape", received)
         inputs = np.stack(inputs) if inputs else np.zeros(0)
     elif ops.is_tensor(inputs) or not isinstance(dtype, np.dtype):
         inputs = as_array(inputs)
@@ -61,9 +107,10 @@ def as_examples(inputs, name="inputs"):
     if not inputs.shape or 0 in inputs.shape or inputs.dtype.kind not in "biuf":
         received = f"{inputs.dtype} of shape {tuple(inputs.shape)}"
         raise ArgumentError(name, "an array of numbers with examples", received)
-    if len(inputs.shape) > 3 and inputs.dtype.kind in "biu":
-        return as_pixels(inputs, name)
-    return inputs
+    if len(inputs.shape) == 2:
+        return as_samples(inputs, name)
+    is_whole = len(inputs.shape) > 3 and inputs.dtype.kind in "biu"
+    return as_pixels(inputs, name) if is_whole else inputs
 
 
 def are_batches(inputs, input_dims):
@@ -112,14 +159,13 @@ def as_labels(labels, num_classes, class_names=None, rows=None, name="labels"):
     """
     if is_symbolic(labels):
         is_rows = rows or (labels.shape.rank == 2 and labels.shape[1] != 1)
-        tf = importlib.import_module("tensorflow")
-        found = tf.numpy_function(
-            lambda x: as_labels(x, num_classes, class_names, rows, name),
-            [labels],
-            "float32" if is_rows else "int32",
-        )
         shape = [labels.shape[0] if labels.shape.rank else None]
-        return tf.ensure_shape(found, [*shape, num_classes] if is_rows else shape)
+        return in_pipeline(
+            lambda x: as_labels(x, num_classes, class_names, rows, name),
+            labels,
+            "float32" if is_rows else "int32",
+            [*shape, num_classes] if is_rows else shape,
+        )
     choices = [f"whole numbers from 0 to {num_classes - 1}"]
     if class_names is not None:
         choices.append("names in `class_names`")
@@ -127,7 +173,7 @@ def as_labels(labels, num_classes, class_names=None, rows=None, name="labels"):
     expected = " or ".join(
         [row] if rows else choices if rows is False else [*choices, row]
     )
-    labels = as_array(labels, name)
+    labels = np.atleast_1d(as_array(labels, name))
     try:
         labels = _numbers_of(labels, class_names or ())
     except (TypeError, ValueError) as error:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import keras
 import numpy as np
 
-from keras_bridle.config import ArgumentError
+from keras_bridle.config import ArgumentError, check
 from keras_bridle.distribution import gather, num_devices, process_shard
 from keras_bridle.models.data_sets import (
     EpochsWithBatches,
@@ -148,18 +148,16 @@ def batches_by_epoch(inputs, input_dims, batch_size, steps_per_epoch, seed):
     convert = functools.partial(raw_batch, input_dims=open_sides(input_dims))
     if callable(inputs):
         return functools.partial(_from_function, inputs, convert)
-    if isinstance(inputs, Iterator):
-        expected = "a data set, or a function that makes one, to be read repeatedly"
-        raise ArgumentError("inputs", expected, inputs)
+    expected = "a data set, or a function that makes one, to be read repeatedly"
+    check(not isinstance(inputs, Iterator), "inputs", expected, inputs)
     if is_data_set(inputs) or are_batches(inputs, input_dims):
         return functools.partial(_from_data_set, inputs, steps_per_epoch, convert)
     inputs = as_batch(inputs, input_dims)
     if steps_per_epoch is not None:
         raise ArgumentError("steps_per_epoch", "None for an array", steps_per_epoch)
     size = min(batch_size, len(inputs))
-    if size % num_devices():
-        expected = f"a multiple of {num_devices()} devices"
-        raise ArgumentError("batch_size", expected, size)
+    expected = f"a multiple of {num_devices()} devices"
+    check(size % num_devices() == 0, "batch_size", expected, size)
     return functools.partial(
         ArrayBatches, inputs, batch_size, seed, shard=process_shard()
     )
@@ -169,9 +167,8 @@ def raw_batch(batch, input_dims):
     """Returns the raw inputs of a batch, which may be a tuple or a dict."""
     if isinstance(batch, dict):
         fitting = [x for x in batch.values() if np.ndim(x) == len(input_dims) + 1]
-        if len(fitting) != 1:
-            expected = "batches with one array of raw inputs"
-            raise ArgumentError("inputs", expected, f"a dict of {list(batch)}")
+        expected = "batches with one array of raw inputs"
+        check(len(fitting) == 1, "inputs", expected, f"a dict of {list(batch)}")
         batch = fitting[0]
     if isinstance(batch, tuple | list) and np.ndim(batch[0]) > len(input_dims):
         batch = batch[0]

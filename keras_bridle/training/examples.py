@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from keras_bridle.config import ArgumentError
+from keras_bridle.config import check
 from keras_bridle.data.files import ReadReport
 from keras_bridle.data.pipeline import file_dataset
 from keras_bridle.data.video_reader import VideoReader
 from keras_bridle.models.data_sets import LaterBatches, Opened
-from keras_bridle.models.inputs import as_array, as_examples
+from keras_bridle.models.inputs import PixelCheck, as_array, as_examples
 from keras_bridle.training.batches import ArrayBatches, epoch_order
 
 
@@ -27,9 +27,8 @@ def split_examples(labels, share, seed=0):
         second.extend(indices[:count])
     is_second = np.zeros(len(labels), bool)
     is_second[second] = True
-    if is_second.all() or not is_second.any():
-        expected = f"such that it splits {len(labels)} examples in two"
-        raise ArgumentError("share", expected, share)
+    expected = f"such that it splits {len(labels)} examples in two"
+    check(not is_second.all() and is_second.any(), "share", expected, share)
     return np.flatnonzero(~is_second), np.flatnonzero(is_second)
 
 
@@ -70,6 +69,7 @@ class Examples:
     """Base of examples in memory and in files."""
 
     read_report = None
+    inputs: Any
     labels: Any
     subset: Any
 
@@ -78,6 +78,7 @@ class Examples:
 
     def for_classifier(self, classifier):
         """Returns the examples with checked labels, as numbers."""
+        PixelCheck(classifier)(self.inputs)
         found = copy.copy(self)
         found.labels = classifier.labels(self.labels)
         return found
@@ -164,9 +165,8 @@ class FileExamples(Examples):
         """Returns batches to train on, as in `ArrayExamples`."""
         length = len(self) if epoch_length is None else epoch_length
         steps = length // batch_size
-        if steps == 0:
-            expected = f"at most {length}, the files of an epoch"
-            raise ArgumentError("batch_size", expected, batch_size)
+        expected = f"at most {length}, the files of an epoch"
+        check(steps != 0, "batch_size", expected, batch_size)
         read = functools.partial(self._dataset, batch_size=batch_size, seed=seed)
         if weights is None and epoch_length is None:
             shuffled = functools.partial(read, shuffle=True, repeat=True)

@@ -11,7 +11,7 @@ from keras import ops
 from rich.console import Console
 
 from keras_bridle.augmentation.base import mix_labels
-from keras_bridle.config import ArgumentError, FineTuningOptions
+from keras_bridle.config import ArgumentError, FineTuningOptions, check
 from keras_bridle.models.classifier import probabilities_of
 from keras_bridle.models.inputs import filled_up
 from keras_bridle.training.batches import fit_in_order
@@ -47,8 +47,7 @@ class FineTuner(TrainedModel):
             `BridleVideoClassifier`, whose head returns logits.
         augmentation: optional Keras layer applied to raw input, also at inference, so
             that crops have their size.
-        mix: optional layer that returns a `MixedBatch`, such as `RandomWaveformMix` or
-            `RandomImageMix`.
+        mix: optional layer that returns a `MixedBatch`, such as `RandomImageMix`.
         repeats: int, how often each example occurs in a training batch, with other
             augmentation each time.
         **kwargs: keyword arguments of `keras.Model`.
@@ -79,6 +78,8 @@ class FineTuner(TrainedModel):
         - [Hoffer et al., 2019](https://arxiv.org/abs/1901.09335), repeated augmentation
     """
 
+    needs_labels = True
+
     def __init__(self, classifier, augmentation=None, mix=None, repeats=1, **kwargs):
         super().__init__(**kwargs)
         if classifier.activation is not None:
@@ -86,8 +87,7 @@ class FineTuner(TrainedModel):
                 "`classifier` must return logits: pass `activation=None`. "
                 f"Received: activation={classifier.activation!r}"
             )
-        if repeats < 1:
-            raise ArgumentError("repeats", "at least 1", repeats)
+        check(repeats >= 1, "repeats", "at least 1", repeats)
         self.keep_arguments(locals())
         self.built = True
 
@@ -272,8 +272,7 @@ def fine_tune(
         train: `ArrayExamples` or `FileExamples`.
         validation: optional examples, scored after each epoch, to find the best.
             Without them the classifier keeps the weights of the last epoch.
-        directory: optional string or path for `history.csv`, checkpoints and the best
-            weights.
+        directory: optional path for `history.csv`, checkpoints and the best weights.
         resume: bool, whether to resume a run in the directory.
         config: optional `FineTuningOptions`.
         title: string, a prefix of the progress line.
@@ -391,15 +390,13 @@ def _check(options, multi_label, loss, metric, number, validation):
     several = "where an example may have several classes"
     if multi_label and loss == "categorical":
         raise ArgumentError("loss", f"'binary' or 'auto' {several}", loss)
-    if multi_label and metric == "accuracy":
-        raise ArgumentError("metric", f"'mAP' {several}", metric)
+    check(not multi_label or metric != "accuracy", "metric", f"'mAP' {several}", metric)
     if options.warmup_epochs >= options.epochs:
         expected = f"below `epochs`, which is {options.epochs}"
         raise ArgumentError("warmup_epochs", expected, options.warmup_epochs)
     length = options.epoch_length or 0
-    if length > number and not options.balanced:
-        expected = f"at most {number}, the examples to train on, without `balanced`"
-        raise ArgumentError("epoch_length", expected, length)
+    expected = f"at most {number}, the examples to train on, without `balanced`"
+    check(length <= number or options.balanced, "epoch_length", expected, length)
     if metric == "mAP" and validation is not None:
         labels = validation.labels
         if labels.ndim == 2 and not labels.any():

@@ -26,7 +26,7 @@ from keras_bridle.models.arguments import nameless_config
 from keras_bridle.models.backbone import BridleBackbone
 from keras_bridle.models.feature_extractor import FeatureModel
 from keras_bridle.models.heads import CodeDecoder, FeatureEstimator
-from keras_bridle.models.inputs import as_batch, filled_up, open_sides
+from keras_bridle.models.inputs import PixelCheck, as_batch, filled_up, open_sides
 from keras_bridle.models.presets import decoder_size, estimator_size, fixed_layout
 from keras_bridle.models.teachers import as_teacher, check_grids, see_the_same
 from keras_bridle.models.tokenizers import BridleTokenizer, RandomProjectionTokenizer
@@ -176,6 +176,7 @@ class InterleavedPretraining:
         )
         make_batches = by_epoch(steps_per_epoch=steps_per_epoch)
         batches = make_batches(0)
+        PixelCheck(self)(getattr(batches, "inputs", {}))
         num_batches = count_batches(batches, steps_per_epoch)
         batch_size = getattr(batches, "batch_size", None)
         training = by_size(given, num_batches, batch_size, self.teacher is not None)
@@ -265,7 +266,8 @@ class InterleavedPretraining:
         """
         if self.tokenizer is None:
             raise ValueError("There is no tokenizer yet: call `fit()` first.")
-        inputs = as_batch(inputs, open_sides(self.backbone.input_dims))
+        dims = open_sides(self.backbone.input_dims)
+        inputs = as_batch(PixelCheck(self)(inputs), dims)
         outputs = self._feature_function(self.tokenizer, "codes", "distances")
         size = min(batch_size, len(inputs))
         found = [
@@ -325,7 +327,8 @@ class InterleavedPretraining:
         """Initializes a new tokenizer's codebooks by k-means on its vectors."""
         if phase.kind != "encoder" and count > 0:
             outputs = self._feature_function(self.tokenizer, "vectors", "is_real")
-            found = map(outputs, first_batches(batches, count))
+            checked = map(PixelCheck(self), first_batches(batches, count))
+            found = map(outputs, checked)
             self.tokenizer.quantizer.adapt((x["vectors"], x["is_real"]) for x in found)
 
     def _cached_codes(self, tokenizers, batches, files):

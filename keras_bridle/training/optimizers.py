@@ -6,7 +6,7 @@ import re
 import keras
 from keras import ops
 
-from keras_bridle.config import ArgumentError
+from keras_bridle.config import ArgumentError, check
 from keras_bridle.replicas import summing
 
 # Weights before the first block, and the number of a block, by the names that
@@ -20,9 +20,8 @@ _LEARNED_VECTORS = ("class_token", "mask_token", "code_vectors", "positions")
 
 def warmup_cosine(learning_rate, total_steps, warmup_steps=0, min_learning_rate=0.0):
     """Returns a schedule of linear warm-up from zero, then cosine decay."""
-    if not 0 <= warmup_steps < total_steps:
-        expected = f"at least 0 and below {total_steps}"
-        raise ArgumentError("warmup_steps", expected, warmup_steps)
+    expected = f"at least 0 and below {total_steps}"
+    check(0 <= warmup_steps < total_steps, "warmup_steps", expected, warmup_steps)
     schedule = functools.partial(
         keras.optimizers.schedules.CosineDecay,
         decay_steps=total_steps - warmup_steps,
@@ -90,8 +89,7 @@ class LayerDecayAdamW(keras.optimizers.Adam):
         epsilon=1e-8,
         **kwargs,
     ):
-        if num_layers < 1:
-            raise ArgumentError("num_layers", "at least 1", num_layers)
+        check(num_layers >= 1, "num_layers", "at least 1", num_layers)
         if not 0.0 < layer_decay <= 1.0:
             raise ArgumentError("layer_decay", "above 0 and at most 1", layer_decay)
         # Keras' own weight decay uses a single rate.

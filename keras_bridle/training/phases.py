@@ -8,7 +8,7 @@ from typing import NamedTuple
 import keras
 from rich.console import Console
 
-from keras_bridle.config import ArgumentError, TrainingOptions
+from keras_bridle.config import ArgumentError, TrainingOptions, check
 from keras_bridle.training.batches import fit_in_order
 from keras_bridle.training.checkpoint import NonFiniteSteps, is_float16, skipping
 from keras_bridle.training.optimizers import adamw, shared_options, warmup_cosine
@@ -56,8 +56,7 @@ def phases(options, has_teacher=False):
     if (options.joint or has_teacher) and options.rounds == 0:
         of = "with a teacher" if has_teacher else "for joint training"
         raise ArgumentError("rounds", f"1 or more {of}", options.rounds)
-    if options.joint and has_teacher:
-        raise ArgumentError("joint", "False with a teacher", True)
+    check(not options.joint or not has_teacher, "joint", "False with a teacher", True)
     epochs, rate = options.encoder_epochs, options.encoder_learning_rate
     encoder = ("encoder", epochs, rate)
     tokenizer = ("tokenizer", options.tokenizer_epochs, options.tokenizer_learning_rate)

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from keras_bridle.config import ArgumentError
+from keras_bridle.config import check
 from keras_bridle.distribution import is_chief
 from keras_bridle.training.checkpoint import write_json
 from keras_bridle.training.progress import EventWriter
@@ -39,8 +39,7 @@ class Tracker(keras.callbacks.Callback):
 
     def __init__(self, kind, directory, settings=None, project="keras-bridle"):
         super().__init__()
-        if kind not in TRACKERS:
-            raise ArgumentError("kind", f"one of {TRACKERS}", kind)
+        check(kind in TRACKERS, "kind", f"one of {TRACKERS}", kind)
         self.kind = kind
         self.directory = Path(directory)
         self.settings = dict(settings or {})

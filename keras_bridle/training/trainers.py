@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_bridle.config import ArgumentError
+from keras_bridle.config import ArgumentError, check
 from keras_bridle.engine import after
 from keras_bridle.layers.masks import RandomMask, gather_patches
 from keras_bridle.models.arguments import Configured
@@ -92,11 +92,6 @@ class Pretrainer(TrainedModel):
             for part in self.parts.values():
                 part.named_parameters()
 
-    def compile_from_config(self, config):
-        # Keras does not save this for models that override `compile()`.
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
-
     def skip_nonfinite_steps(self):
         """Ignores steps without a finite loss, and logs `skipped_steps`."""
         self.finite_loss = FiniteLoss()
@@ -145,8 +140,7 @@ class Pretrainer(TrainedModel):
 
 def check_fit(name, found, expected):
     """Raises an `ArgumentError` if parts differ in a number that must be equal."""
-    if found != expected:
-        raise ArgumentError(name, f"{expected}, as in the other parts", found)
+    check(found == expected, name, f"{expected}, as in the other parts", found)
 
 
 def check_own_backbone(tokenizer, backbone):
@@ -220,8 +214,7 @@ class EncoderPretrainer(Pretrainer):
         super().__init__(**kwargs)
         self.tokenizer = tokenizer
         self.earlier_tokenizer = earlier_tokenizer
-        if tokenize not in ("all", "masked"):
-            raise ArgumentError("tokenize", "'all' or 'masked'", tokenize)
+        check(tokenize in ("all", "masked"), "tokenize", "'all' or 'masked'", tokenize)
         quantizers = [tokenizer.quantizer for tokenizer in self.tokenizers]
         num_levels = sum(quantizer.num_levels for quantizer in quantizers)
         classes = decoder.use_class_token, backbone.use_class_token
@@ -471,8 +464,7 @@ class JointPretrainer(EncoderPretrainer):
         **kwargs,
     ):
         check_fit("estimator.output_dim", estimator.output_dim, backbone.hidden_dim)
-        if tokenizer_every < 1:
-            raise ArgumentError("tokenizer_every", "1 or more", tokenizer_every)
+        check(tokenizer_every >= 1, "tokenizer_every", "1 or more", tokenizer_every)
         super().__init__(
             backbone,
             decoder,

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_bridle.cli import Setup, check_source, labeled_data
-from keras_bridle.config import ArgumentError, FineTuningOptions
+from keras_bridle.config import ArgumentError, FineTuningOptions, check
 from keras_bridle.evaluation.plots import plot_history
 from keras_bridle.evaluation.report import (
     probe_table,
@@ -53,8 +53,7 @@ class FineTuning(Setup):
         if (source is None) == (size is None):
             raise ArgumentError("source", "given, or a size as --preset", source)
         name = given.get("modality")
-        if size is not None and name is None:
-            raise ArgumentError("modality", "given with --preset", name)
+        check(size is None or name is not None, "modality", "given with --preset", name)
         if source is not None:
             check_source(source)
             if source.startswith("bridle_") and not given.get("scratch"):

@@ -21,6 +21,7 @@ from keras_bridle.config import (
     RunOptions,
     TrainingOptions,
     ZeroToOne,
+    check,
     flag,
     option,
 )
@@ -134,9 +135,8 @@ class Pretraining(Setup):
         files = list_files(modality.name, data, layout, segments=segments, split=split)
         self.list_data(files)
         self.steps_per_epoch = len(files) // options.batch_size
-        if self.steps_per_epoch == 0:
-            expected = f"at most {len(files)}, the number of files"
-            raise ArgumentError("batch_size", expected, options.batch_size)
+        expected = f"at most {len(files)}, the number of files"
+        check(self.steps_per_epoch != 0, "batch_size", expected, options.batch_size)
         reading = self.reading
         if options.augmentation:
             reading = modality.enlarged(reading)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_bridle.cli import Setup, check_segments, labeled_data, load_encoder
-from keras_bridle.config import ArgumentError
+from keras_bridle.config import ArgumentError, check
 from keras_bridle.data import samples
 from keras_bridle.data.layouts import LAYOUT_SECONDS
 from keras_bridle.evaluation.plots import plot_confusion_matrix
@@ -35,8 +35,7 @@ class Probing(Setup):
 
     def check(self):
         options = self.options
-        if not options.source:
-            raise ArgumentError("source", "given", None)
+        check(options.source, "source", "given", None)
         if "all" in options.probe:
             options.probe = PROBES
         super().check()
@@ -93,8 +92,7 @@ class Probing(Setup):
         if data.labels.ndim == 2 and "linear" in options.probe:
             options.probe = [kind for kind in options.probe if kind != "linear"]
             self.say("Without the linear probe, which takes one class for each file")
-            if not options.probe:
-                raise ArgumentError("probe", "dense: a linear one, too", "linear")
+            check(options.probe, "probe", "dense: a linear one, too", "linear")
         return data
 
     def reading(self, backbone):

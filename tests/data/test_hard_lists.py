@@ -177,6 +177,26 @@ def test_what_is_tested_is_not_trained_on(tmp_path, is_split):
         splits_of(files)
 
 
+def test_what_is_tested_validates_no_training(tmp_path):
+    write_numbers(tmp_path, 16)
+    numbers = {"train": range(12), "validation": range(2, 8), "test": range(4, 10)}
+    lines = ["file,label,split"]
+    for split, found in numbers.items():
+        for i in found:
+            name = f"{split}_{i}.png"
+            (tmp_path / name).write_bytes((tmp_path / f"{i}.png").read_bytes())
+            lines.append(f"{name},{'ab'[i // 2 % 2]},{split}")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    files = list_files("image", tmp_path / "t.csv", labels=True)
+    report, same = ReadReport(), copies(files)
+    ((train, test),), validation = splits_of(files, report=report)
+    content = [set(same[rows]) for rows in (train, validation, test)]
+    assert all(content) and not content[2] & (content[0] | content[1])
+    assert not content[0] & content[1] and len(test) == 6
+    assert len(train) == 4 and len(validation) == 2
+    assert [note[:9] for note in report.notes] == ["12 files "]
+
+
 def test_the_digest_tells_that_files_have_changed(tmp_path):
     write_numbers(tmp_path, 3)
     before = digest_of(list_files("image", tmp_path))

@@ -13,6 +13,7 @@ from sound_files import noise, write
 from video_files import decode_all, scene, write_video
 
 from keras_bridle.data.files import ReadReport
+from keras_bridle.data.layouts import list_files
 from keras_bridle.data.readers import AudioReader, ImageReader
 from keras_bridle.data.video_reader import VideoReader
 from keras_bridle.models.converters import BridleImageConverter
@@ -144,6 +145,40 @@ def test_headers_without_a_length(tmp_path, ending):
     (tmp_path / f"a.{ending}").write_bytes(content)
     clip = AudioReader(num_samples=8000)(path, (1.0, 0.5, 0.5))
     np.testing.assert_allclose(clip, sound[-8000:, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.5, 6.0])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_flac_announced_too_short(tmp_path, share, seconds):
+    sound = noise(seconds)
+    path = write(tmp_path / "a.flac", sound)
+    content = bytearray((tmp_path / "a.flac").read_bytes())
+    content[22:26] = struct.pack(">I", int(share * len(sound)))
+    (tmp_path / "a.flac").write_bytes(content)
+    assert soundfile.info(path).frames != len(sound)
+    check_clips(path, sound[:, 0], 1000, 16000, atol=1e-4)
+
+
+ENDINGS = (
+    "avif image, jp2 image, sph NIST, rf64 RF64, w64 W64, caf CAF, au AU, aiff AIFF"
+)
+
+
+@pytest.mark.parametrize("name", ENDINGS.split(", "))
+def test_rare_endings_are_listed_and_read(tmp_path, name):
+    ending, form = name.split()
+    path = tmp_path / f"a.{ending}"
+    if form == "image":
+        picture = np.full((16, 24, 3), (200, 100, 50), "uint8")
+        Image.fromarray(picture).save(path)
+        (found,) = list_files("image", tmp_path).files
+        np.testing.assert_allclose(ImageReader((16, 24))(found), picture, atol=4)
+    else:
+        sound = noise(0.2)
+        soundfile.write(path, sound, 16000, "PCM_16", format=form)
+        (found,) = list_files("audio", tmp_path).files
+        clip = AudioReader(num_samples=3200)(found)
+        np.testing.assert_allclose(clip, sound[:, 0], atol=1e-4)
 
 
 def test_channels_that_cancel_give_the_loudest(tmp_path):

@@ -9,15 +9,22 @@ import torch
 from harness import to_numpy
 
 from keras_bridle.config import ArgumentError
-from keras_bridle.evaluation.features import FeatureExtractor
+from keras_bridle.evaluation.features import FeatureExtractor, InputFeatures
 from keras_bridle.evaluation.probes import knn_probe, linear_probe, probe
+from keras_bridle.layers.log_mel import LogMelSpectrogram
+from keras_bridle.layers.pixels import PixelNormalization
 from keras_bridle.models.backbone import BridleBackbone
-from keras_bridle.models.classifier import BridleImageClassifier
+from keras_bridle.models.classifier import BridleAudioClassifier, BridleImageClassifier
+from keras_bridle.models.converters import (
+    BridleAudioPreprocessor,
+    BridleImagePreprocessor,
+)
 from keras_bridle.models.inputs import as_batch, as_labels
 from keras_bridle.training.batches import raw_batch
 from keras_bridle.training.examples import ArrayExamples
 from keras_bridle.training.fine_tune import FineTuner, fine_tune
 from keras_bridle.training.interleaved import InterleavedPretraining
+from keras_bridle.training.trainers import EncoderPretrainer
 
 NAMES = ["cat", "dog", "owl"]
 IMAGES = np.random.default_rng(0).random((6, 8, 8, 1), "float32")
@@ -206,3 +213,183 @@ def test_pixels_of_16_bits_in_any_form():
     ]
     for call in calls:
         np.testing.assert_allclose(call(deep), call(shallow), rtol=1e-5)
+
+
+def pixel_encoder(**options):
+    layer = PixelNormalization(0.5, 0.25, **options)
+    return BridleBackbone(4, 8, 1, 1, 8, input_dims=(8, 8, 1), front_end=layer)
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1)).astype("float32")
+NO_PIXELS = {
+    "shares of white": PIXELS / 255,
+    "one color": np.full_like(PIXELS, 0.3),
+    "normalized": PIXELS / 64 - 2,
+    "16 bits": PIXELS * 257,
+    "not a number": np.where(PIXELS > 250, np.nan, PIXELS),
+    "infinite": np.where(PIXELS > 250, np.inf, PIXELS),
+}
+
+
+def test_floats_that_are_no_pixels():
+    """They would be learned from as nearly black pictures."""
+    encoder, labels, quiet = pixel_encoder(), np.arange(6) % 3, {"verbose": 0}
+    model = BridleImageClassifier(encoder, 3)
+    raw = BridleImagePreprocessor.for_backbone(encoder)
+    with_preprocessor = BridleImageClassifier(pixel_encoder(), 3, preprocessor=raw)
+    pretraining = InterleavedPretraining(
+        encoder, num_levels=1, codebook_size=4, code_dim=4
+    )
+    options = {"rounds": 0, "cold_start_epochs": 1, "batch_size": 3, "verbose": 0}
+    pretraining.fit(PIXELS, **options)
+    trainer = EncoderPretrainer(
+        pixel_encoder(), pretraining.decoder, pretraining.tokenizer
+    )
+    trainer.compile("sgd")
+    tuning = {"epochs": 1, "batch_size": 2, "verbose": 0}
+    calls = [
+        lambda x: model.fit(x, labels, **quiet),
+        lambda x: model.fit(list(x), labels, **quiet),
+        lambda x: model.fit(
+            torch.utils.data.DataLoader([*zip(x, labels, strict=True)], 3)
+        ),
+        lambda x: model.evaluate(torch.from_numpy(x), labels, **quiet),
+        lambda x: model.predict(x, **quiet),
+        lambda x: model.predict(x[0], **quiet),
+        lambda x: model.train_on_batch(x, labels),
+        lambda x: model.predict_on_batch(x),
+        lambda x: with_preprocessor.predict([x[0], x[0, :7]], **quiet),
+        lambda x: compiled_tuner(model).fit(x, labels, **quiet),
+        lambda x: fine_tune(FineTuner(model), ArrayExamples(x, labels), **tuning),
+        FeatureExtractor(encoder),
+        lambda x: FeatureExtractor(encoder)([x[:3], x[3:]]),
+        InputFeatures(encoder),
+        pretraining.codes,
+        lambda x: pretraining.fit(x, **options),
+        lambda x: pretraining.fit([x[:3], x[3:]], **options),
+        lambda x: pretraining.fit(tf.data.Dataset.from_tensors(x), **options),
+        lambda x: trainer.fit(x, **quiet),
+    ]
+    before = [np.copy(weight) for weight in model.get_weights()]
+    for inputs in NO_PIXELS.values():
+        for call in calls:
+            with pytest.raises(ArgumentError, match="pixels from 0 to 255"):
+                call(inputs)
+    for weight, old in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, old)
+    # On TensorFlow, the error comes within a step, beside the weight decay.
+    with pytest.raises(Exception, match="pixels from 0 to 255"):
+        shares = tf.data.Dataset.from_tensors((NO_PIXELS["shares of white"], labels))
+        model.fit(shares, **quiet)
+    # Bicubic filters overshoot a little, and pictures may be black.
+    good = (PIXELS * 1.2 - 20, 0 * PIXELS, (PIXELS > 99).astype("uint8"))
+    for inputs in good:
+        assert np.isfinite(model.predict(inputs, **quiet)).all()
+        assert FeatureExtractor(encoder)(inputs).shape == (6, 8)
+        model.fit(inputs, labels, **quiet)
+    for encoder in (pixel_encoder(scale=1.0), backbone()):
+        assert FeatureExtractor(encoder)(PIXELS / 255).shape == (6, 8)
+
+
+def test_waveforms_of_16_bits():
+    encoder = BridleBackbone(
+        16, 8, 1, 1, 8, input_dims=(None,), front_end=LogMelSpectrogram(num_mel_bins=16)
+    )
+    model, extract = BridleAudioClassifier(encoder, 2), FeatureExtractor(encoder)
+    raw = BridleAudioPreprocessor.for_backbone(encoder)
+    converted = BridleAudioClassifier(encoder, 2, preprocessor=raw)
+    converted.set_weights(model.get_weights())
+    deep = np.random.default_rng(0).integers(-9999, 9999, (2, 4000)).astype("int16")
+    waves = deep.astype("float32") / 32768
+    calls = [
+        lambda x: model.predict(x, verbose=0),
+        lambda x: converted.predict(x, verbose=0),
+        lambda x: model.predict(x[0], verbose=0),
+        lambda x: to_numpy(model(x)),
+        lambda x: to_numpy(model(x[0])),
+        extract,
+        lambda x: extract([x]),
+        lambda x: raw_batch(x, (None,)),
+        lambda x: ArrayExamples(x, [0, 1]).inputs,
+    ]
+    for call in calls:
+        np.testing.assert_allclose(call(deep), call(waves), rtol=1e-4, atol=1e-6)
+        assert np.abs(call(waves)).max() > 1e-6
+    for call in calls[:2]:
+        with pytest.raises(ArgumentError, match="16-bit"):
+            call(deep.astype("int32"))
+
+
+@pytest.mark.every_backend
+def test_one_input_is_a_batch_of_one():
+    model = classifier()
+    scores, quiet = to_numpy(model(IMAGES[:1])), {"verbose": 0}
+    for found in (
+        model(IMAGES[0]),
+        model(keras.ops.convert_to_tensor(IMAGES[0])),
+        model.predict_on_batch(IMAGES[0]),
+    ):
+        np.testing.assert_allclose(to_numpy(found), scores, rtol=1e-5)
+    np.testing.assert_allclose(
+        to_numpy(model.backbone(IMAGES[0])),
+        to_numpy(model.backbone(IMAGES[:1])),
+        rtol=1e-5,
+    )
+    assert model(keras.Input((8, 8, 1))).shape == (None, 3)
+    for label in (1, [1], "dog"):
+        assert np.isfinite(model.train_on_batch(IMAGES[0], label)).all()
+        assert np.isfinite(model.evaluate(IMAGES[0], label, **quiet)).all()
+    for network in (model, model.backbone):
+        for inputs in BAD_INPUTS[3:6]:
+            # Keras would give all their numbers, and take an axis of one for the batch.
+            with pytest.raises(ArgumentError) as found:
+                network(inputs)
+            assert "\n" not in str(found.value)
+
+
+@pytest.mark.every_backend
+def test_labels_are_needed():
+    model, quiet = classifier(), {"verbose": 0}
+    tuner, labels = compiled_tuner(classifier()), np.arange(6) % 3
+    loader = torch.utils.data.DataLoader(list(IMAGES), 3)
+    tf_data = tf.data.Dataset.from_tensor_slices(IMAGES).batch(3)
+    calls = [
+        lambda x: model.fit(x, **quiet),
+        lambda x: model.evaluate(x, **quiet),
+        lambda x: model.fit(IMAGES, labels, validation_data=x, **quiet),
+        lambda x: tuner.fit(x, **quiet),
+    ]
+    for call in calls:
+        for inputs in (IMAGES, list(IMAGES), [*loader], loader, tf_data):
+            if call is calls[2] and isinstance(inputs, np.ndarray | list):
+                inputs = (np.array(inputs[0])[None],)
+            with pytest.raises(ArgumentError, match="labels, one for each input"):
+                call(inputs)
+    for wrong in (None, labels + 1, labels + 0.5, -labels, np.zeros((6, 2))):
+        for call in (model.train_on_batch, model.test_on_batch):
+            with pytest.raises(ArgumentError):
+                call(IMAGES, wrong)
+    # What refused them works on.
+    model.fit(IMAGES, labels, validation_data=(IMAGES, labels), **quiet)
+    by_name = model.test_on_batch(IMAGES, np.array(NAMES)[labels])
+    np.testing.assert_allclose(by_name, model.test_on_batch(IMAGES, labels), rtol=1e-5)
+
+
+@pytest.mark.one_backend
+def test_unknown_arguments_are_named(tmp_path):
+    calls = [
+        lambda **more: BridleBackbone(4, 8, 1, 1, 8, (8, 8, 1), **more),
+        lambda **more: classifier(**more),
+        lambda **more: BridleBackbone.from_preset(
+            "bridle_image_tiny", load_weights=False, **more
+        ),
+    ]
+    for make in calls:
+        with pytest.raises(ArgumentError, match="`num_layer` must be an argument of"):
+            make(num_layer=3)
+        found = make(name="mine", dtype="bfloat16", trainable=False)
+        assert found.name == "mine" and not found.trainable_weights
+    model = classifier(name="mine", compile=False)
+    model.save(tmp_path / "model.keras")
+    assert keras.saving.load_model(tmp_path / "model.keras").name == "mine"
+    assert type(model).from_config(model.get_config()).name == "mine"

@@ -415,7 +415,7 @@ def test_functions():
         return [int(batch[0, 0]) for batch in first_batches(batches, count)]
 
     def by_epoch(epoch):
-        return [np.array([[10 * epoch + index]]) for index in range(4)]
+        return [np.array([[10.0 * epoch + index]]) for index in range(4)]
 
     def by_batch(epoch, first_batch=0):
         asked.append((epoch, first_batch))
