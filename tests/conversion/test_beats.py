@@ -245,7 +245,7 @@ def test_bad_files(tmp_path):
     fails("damaged")
     fails("layer_norm_first", layer_norm_first=True)
     fails("blocks.1.fc1.bias", "layers.1.fc1.bias", "layers.1.fc9.bias")
-    fails("not a complete BEATs encoder", "encoder.layer_norm.weight", "encoder.layer.weight")
+    fails("not a complete BEATs", "encoder.layer_norm.weight", "encoder.layer.weight")
     fails("predictar", "predictor.weight", "predictar.weight")
     kb.BridleBackbone(16, 16, 1, 2, 32, (32, 32, 1)).save_to_preset(str(tmp_path / "x"))
     fails("BridleBackbone", kind=kb.BeatsBackbone, path=tmp_path / "x")
