@@ -201,8 +201,7 @@ class RunReport:
 
     def __post_init__(self):
         self.folder = Path(self.directory, "results")
-        self.rows = []
-        self.usages = {}
+        self.rows, self.usages = [], {}
         self._state_path = self.folder / "report.json"
         if self.resume and self._state_path.exists():
             state = json.loads(self._state_path.read_text())
@@ -213,24 +212,25 @@ class RunReport:
     def _add_row(self, name, accuracies):
         others = [row for row in self.rows if row["name"] != name]
         self.rows = [*others, {"name": name, **accuracies}]
+        self.rows.sort(key=lambda row: row["name"] not in (self.baselines or {}))
         self._save()
 
+    def _add_missing(self, name, probe, *args):
+        """Adds a row, unless a resumed run has it."""
+        if all(row["name"] != name for row in self.rows):
+            self._add_row(name, probe(*args))
+
     def on_start(self, pretraining):
-        """Adds the rows from before training, unless a resumed run has them."""
-        known = {row["name"] for row in self.rows}
-        for name, baseline in (self.baselines or {}).items():
-            if name not in known:
-                self._add_row(name, baseline())
-        if self.probe is not None and "untrained" not in known:
-            self._add_row("untrained", self.probe(pretraining.backbone))
+        """Probes the untrained encoder; baselines can wait until training is over."""
+        if self.probe is not None:
+            self._add_missing("untrained", self.probe, pretraining.backbone)
 
     def on_phase_end(self, phase, pretraining):
         """Probes the encoder and counts the codes."""
         codes = pretraining.codes(self.inputs)
         # Axes: example, patch, level and, for soft quantizers, code.
         is_real = codes.reshape(*codes.shape[:2], -1)[..., 0] >= 0
-        usage = code_usage(codes[is_real], pretraining.codebook_size)
-        self.usages[phase.name] = usage
+        self.usages[phase.name] = code_usage(codes[is_real], pretraining.codebook_size)
         self._save()
         if self.probe is not None and phase.kind != "tokenizer":
             self._add_row(phase.name, self.probe(pretraining.backbone))
@@ -240,13 +240,14 @@ class RunReport:
         write_json(self._state_path, {"rows": self.rows, "usages": usages})
 
     def finish(self, pretraining):
-        """Writes all results and plots, and prints the tables."""
+        """Probes the baselines, writes all results and plots, and prints the tables."""
+        for name, baseline in (self.baselines or {}).items():
+            self._add_missing(name, baseline)
         draw_codes(pretraining, self.inputs, self.folder)
         plot_history(pretraining.history, self.folder / "history.png")
         console = self.console or Console()
         if self.usages:
-            last = list(self.usages.values())[-1]
-            plot_code_usage(last, self.folder / "code_usage.png")
+            plot_code_usage([*self.usages.values()][-1], self.folder / "code_usage.png")
             rows = usage_rows(self.usages)
             write_results(self.folder / "code_usage", rows, percent=False)
             console.print(usage_table(self.usages))

@@ -219,9 +219,8 @@ class TakesAnyData:
             validation_data: optional tuple of raw inputs and labels, or data set.
             **kwargs: keyword arguments of `keras.Model.fit()`.
         """
-        epochs = kwargs.get("epochs", 1)
+        given, epochs = x, kwargs.get("epochs", 1)
         steps, weight = kwargs.get("steps_per_epoch"), kwargs.pop("sample_weight", None)
-        given = x
         x, y, weight = self._data(x, y, weight, steps, epochs)
         if is_data_set(given):
             # Data sets have their own order, and Keras would warn.
@@ -235,9 +234,14 @@ class TakesAnyData:
         callbacks = kwargs.pop("callbacks", None) or []
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = [*keras.tree.flatten(callbacks), EpochsWithBatches()]
-        kwargs |= {"batch_size": batch_size, "sample_weight": weight}
-        kwargs |= {"validation_data": validation_data, "callbacks": callbacks}
-        return keras.Model.fit(self, x, y, **kwargs)
+        kwargs |= {"sample_weight": weight, "validation_data": validation_data}
+        model: Any = self
+        is_new = model.compiled and not getattr(model.optimizer, "built", True)
+        if keras.backend.backend() == "tensorflow" and model.built and is_new:
+            # TensorFlow traces a step twice if it makes variables.
+            with model.distribute_strategy.scope():
+                model.optimizer.build(model.trainable_variables)
+        return keras.Model.fit(self, x, y, batch_size, callbacks=callbacks, **kwargs)
 
     @readers_finish()
     def evaluate(self, x=None, y=None, batch_size=None, **kwargs):

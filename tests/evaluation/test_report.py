@@ -103,7 +103,7 @@ def test_a_resumed_report_adds_to_what_there_is(tmp_path):
 
     first = report(resume=False)
     first.on_start(pretraining)
-    assert [row["name"] for row in first.rows] == ["pixels", "untrained"]
+    assert [row["name"] for row in first.rows] == ["untrained"]
     second = report(resume=True)
     second.on_start(pretraining)
     assert len(asked) == 1

@@ -475,3 +475,20 @@ def test_codes_are_those_of_the_tokenizer_before_the_step():
             weight.assign(value)
         losses.append(fit(trainer, maps(), epochs=3)["loss"])
     np.testing.assert_array_equal(losses, losses[:1] * len(losses))
+
+
+@pytest.mark.every_backend
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="traces its steps")
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_a_step_is_traced_once(kind, monkeypatch):
+    trainer, calls = TRAINERS[kind](), []
+    compute_loss = trainer.compute_loss
+
+    def counted(*args, **kwargs):
+        calls.append(kwargs)
+        return compute_loss(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "compute_loss", counted)
+    trainer.compile("adamw")
+    trainer.fit(maps(), batch_size=2, verbose=0)
+    assert len(calls) == 1
