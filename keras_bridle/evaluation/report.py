@@ -217,13 +217,12 @@ class RunReport:
 
     def _add_missing(self, name, probe, *args):
         """Adds a row, unless a resumed run has it."""
-        if all(row["name"] != name for row in self.rows):
+        if probe is not None and all(row["name"] != name for row in self.rows):
             self._add_row(name, probe(*args))
 
     def on_start(self, pretraining):
         """Probes the untrained encoder; baselines can wait until training is over."""
-        if self.probe is not None:
-            self._add_missing("untrained", self.probe, pretraining.backbone)
+        self._add_missing("untrained", self.probe, pretraining.backbone)
 
     def on_phase_end(self, phase, pretraining):
         """Probes the encoder and counts the codes."""
@@ -248,8 +247,7 @@ class RunReport:
         console = self.console or Console()
         if self.usages:
             plot_code_usage([*self.usages.values()][-1], self.folder / "code_usage.png")
-            rows = usage_rows(self.usages)
-            write_results(self.folder / "code_usage", rows, percent=False)
+            write_results(self.folder / "code_usage", usage_rows(self.usages), False)
             console.print(usage_table(self.usages))
         if self.rows:
             write_results(self.folder / "probes", self.rows)
