@@ -38,8 +38,7 @@ def read_published_state(path, key=None):
         Dict of NumPy arrays by name, for `load_published()`. Halves are float32.
 
     Raises:
-        ValueError: if the file is damaged, might run code, or has several entries of
-            weights.
+        ValueError: if the file is damaged, might run code, or has several entries.
 
     Example:
     ```python

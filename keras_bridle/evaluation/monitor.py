@@ -27,8 +27,7 @@ class FeatureMonitor(keras.callbacks.Callback):
     - `token_deviation`: the share of the features' root mean square that varies within
       an example, 0 to 1. Near 0, all tokens of an example are alike.
     - `rank`: the effective rank of the examples' features (RankMe), 1 to their size.
-    - `knn`: with labels, the share of the examples whose nearest neighbors have their
-      label.
+    - `knn`: with labels, the share of examples whose nearest neighbors share the label.
 
     The first call measures the encoder as it is. It prints a warning if later values
     are far lower. Phases that do not train an encoder log nothing.

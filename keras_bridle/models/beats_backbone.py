@@ -20,8 +20,7 @@ class BeatsBackbone(PatchBackbone):
 
     `BridleBackbone.from_preset()` loads one from a published file. Its blocks are
     post-norm. Positions come from a convolution over the sequence of patches, and from
-    attention biases by distance that each query gates. There is no class token and no
-    last norm.
+    gated attention biases by distance. There is no class token and no last norm.
 
     With `visible` patches, `encode()` convolves the whole sequence with zeros for other
     patches and padding, and distances are those in the whole sequence. OpenBEATs' own

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 
 from keras_bridle.config import ArgumentError, check
-from keras_bridle.models.inputs import PixelCheck
+from keras_bridle.models.inputs import PIPELINE_ERRORS, PixelCheck
 
 
 def is_data_set(data):
@@ -129,8 +129,7 @@ def readable(data, convert, steps=None, epochs=1):
     if is_tf_data(data):  # where -1 means AUTOTUNE
         tf = importlib.import_module("tensorflow")
         convert = tf.autograph.experimental.do_not_convert(lambda *x, f=convert: f(x))
-        data = data.map(convert, num_parallel_calls=-1)
-        data = data.prefetch(-1)
+        data = data.map(convert, num_parallel_calls=-1).prefetch(-1)
         return data if steps is None else data.repeat()
     if isinstance(data, keras.utils.PyDataset):
         return LaterBatches(data, 0, steps not in (None, data.num_batches), convert)
@@ -158,8 +157,10 @@ def _read_once(data, convert, needed):
 def readers_finish():
     """Waits for TensorFlow's reading threads if an error ends a `fit()`.
 
-    TensorFlow would hold Python's lock and wait for threads that need the lock.
+    TensorFlow would hold Python's lock and wait for threads that need the lock. If it
+    has wrapped an error of ours, that is raised instead.
     """
+    PIPELINE_ERRORS.clear()
     try:
         yield
     except BaseException:
@@ -168,6 +169,8 @@ def readers_finish():
             time.sleep(0.02)
             frames = sys._current_frames().values()
             left = 3 if any(map(_is_reader, frames)) else left - 1
+        if PIPELINE_ERRORS:
+            raise PIPELINE_ERRORS[0] from None
         raise
 
 

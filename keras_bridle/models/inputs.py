@@ -38,10 +38,22 @@ def as_array(values, name="inputs"):
         raise ArgumentError(name, "of one shape", "lists of several lengths") from None
 
 
+# Errors raised in `tf.data` pipelines, which TensorFlow wraps in its own.
+PIPELINE_ERRORS: list[ArgumentError] = []
+
+
 def in_pipeline(function, tensor, dtype, shape):
     """Applies a function of arrays to a tensor of a `tf.data` pipeline."""
     tf = importlib.import_module("tensorflow")
-    return tf.ensure_shape(tf.numpy_function(function, [tensor], dtype), shape)
+
+    def run(array):
+        try:
+            return function(array)
+        except ArgumentError as error:
+            PIPELINE_ERRORS.append(error)
+            raise
+
+    return tf.ensure_shape(tf.numpy_function(run, [tensor], dtype), shape)
 
 
 def as_samples(numbers, name="inputs"):
@@ -115,17 +127,12 @@ def as_examples(inputs, name="inputs"):
 
 def are_batches(inputs, input_dims):
     """Returns whether a list holds batches rather than examples."""
-    if not isinstance(inputs, (list, tuple)) or not len(inputs):
-        return False
-    first = inputs[0]
+    first = inputs[0] if isinstance(inputs, (list, tuple)) and inputs else 0
     return isinstance(first, (tuple, dict)) or np.ndim(first) == len(input_dims) + 1
 
 
 def as_batch(inputs, input_dims, name="inputs"):
-    """Returns raw inputs as one array `(examples, *input_dims)`.
-
-    A single input becomes a batch of one.
-    """
+    """Returns raw inputs, maybe a single one, as an array `(examples, *input_dims)`."""
     inputs = as_examples(inputs, name)
     if is_symbolic(inputs):
         return inputs
@@ -144,12 +151,10 @@ def open_sides(input_dims):
 def check_shape(shape, input_dims, name="inputs"):
     """Raises an `ArgumentError` unless a shape is `(examples, *input_dims)`."""
     sides = tuple(shape)[1:]
-    if len(sides) != len(input_dims) or any(
-        None not in pair and pair[0] != pair[1]
-        for pair in zip(sides, input_dims, strict=True)
-    ):
-        expected = f"of shape (examples, *input_dims), with input_dims={input_dims}"
-        raise ArgumentError(name, expected, f"shape {tuple(shape)}")
+    pairs = zip(sides, input_dims, strict=False)
+    fits = all(None in pair or pair[0] == pair[1] for pair in pairs)
+    expected = f"of shape (examples, *input_dims), with input_dims={input_dims}"
+    check(fits and len(sides) == len(input_dims), name, expected, f"shape {(*shape,)}")
 
 
 def as_labels(labels, num_classes, class_names=None, rows=None, name="labels"):
@@ -170,9 +175,8 @@ def as_labels(labels, num_classes, class_names=None, rows=None, name="labels"):
     if class_names is not None:
         choices.append("names in `class_names`")
     row = f"rows of {num_classes} numbers from 0 to 1"
-    expected = " or ".join(
-        [row] if rows else choices if rows is False else [*choices, row]
-    )
+    choices = [row] if rows else choices if rows is False else [*choices, row]
+    expected = " or ".join(choices)
     labels = np.atleast_1d(as_array(labels, name))
     try:
         labels = _numbers_of(labels, class_names or ())
@@ -183,15 +187,11 @@ def as_labels(labels, num_classes, class_names=None, rows=None, name="labels"):
     elif labels.shape[1:] == (1,):
         labels = labels[:, 0]
     is_rows = labels.shape[1:] == (num_classes,) and rows is not False
-    if labels.dtype.kind not in "biuf" or not (
-        is_rows or (labels.ndim == 1 and not rows)
-    ):
-        received = f"{labels.dtype} of shape {labels.shape}"
-        raise ArgumentError(name, expected, received)
+    fits = labels.dtype.kind in "biuf" and (is_rows or (labels.ndim == 1 and not rows))
+    check(fits, name, expected, f"{labels.dtype} of shape {labels.shape}")
     most = 1 if is_rows else num_classes - 1
     is_right = (labels >= 0) & (labels <= most)
-    if not is_rows:
-        is_right &= labels == np.floor(labels)
+    is_right &= is_rows | (labels == np.floor(labels))
     if not is_right.all():
         raise ArgumentError(name, expected, np.unique(labels[~is_right])[:5].tolist())
     return labels.astype("float32" if is_rows else "int32")

@@ -278,9 +278,10 @@ def test_floats_that_are_no_pixels():
     for weight, old in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, old)
     # On TensorFlow, the error comes within a step, beside the weight decay.
-    with pytest.raises(Exception, match="pixels from 0 to 255"):
-        shares = tf.data.Dataset.from_tensors((NO_PIXELS["shares of white"], labels))
-        model.fit(shares, **quiet)
+    wrong = (NO_PIXELS["shares of white"], labels), (PIXELS, labels + 99)
+    for batch, expected in zip(wrong, ("pixels from 0 to 255", "labels"), strict=True):
+        with pytest.raises(ArgumentError, match=expected):
+            model.fit(tf.data.Dataset.from_tensors(batch), **quiet)
     # Bicubic filters overshoot a little, and pictures may be black.
     good = (PIXELS * 1.2 - 20, 0 * PIXELS, (PIXELS > 99).astype("uint8"))
     for inputs in good:
