@@ -207,7 +207,9 @@ def test_a_stopped_run_resumes_without_loss_or_duplicates(
 
 def test_another_encoder_or_other_files_cannot_resume(backbone, folder, tmp_path):
     write_file_features(tmp_path, backbone, folder, progress=False)
-    for encoder, source in ((_backbone(), folder), (backbone, folder / "class 0")):
+    other = _backbone()
+    other.set_weights([weight + 0.1 for weight in backbone.get_weights()])
+    for encoder, source in ((other, folder), (backbone, folder / "class 0")):
         with pytest.raises(ValueError):
             write_file_features(tmp_path, encoder, source, resume=True)
 
