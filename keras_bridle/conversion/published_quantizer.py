@@ -131,7 +131,7 @@ class PublishedResidualQuantizer(ResidualQuantizer):
         """As in `ResidualQuantizer`, but the state also changes in evaluation."""
         if padding_mask is not None or num_replicas() > 1:
             raise ValueError(
-                "PublishedResidualQuantizer supports neither padding nor devices. "
+                "PublishedResidualQuantizer supports neither padding nor replicas. "
                 "Use ResidualQuantizer there."
             )
         vectors, _, lead = self._flat_vectors(vectors)
