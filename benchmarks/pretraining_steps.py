@@ -201,7 +201,11 @@ def measure(phase, args):
     keras.utils.set_random_seed(0)
     start = time.perf_counter()
     shape = (args.batch_size, *example_shape(args))
-    inputs = np.random.default_rng(0).normal(0, 0.1, shape).astype("float32")
+    random = np.random.default_rng(0)
+    if args.modality == "audio":
+        inputs = random.normal(0, 0.1, shape).astype("float32")
+    else:
+        inputs = random.integers(0, 256, shape, "uint8")
     steps = args.warm_up + args.steps
     inputs = np.tile(inputs, (steps, *[1] * (len(shape) - 1)))
     data = time.perf_counter()

@@ -22,7 +22,7 @@ from keras_bridle.data.layouts import list_files
 from keras_bridle.data.pipeline import file_dataset
 from keras_bridle.data.readers import AudioReader
 from keras_bridle.data.samples import extract_samples
-from keras_bridle.training.progress import device_memory, keep_freed_memory
+from keras_bridle.training.progress import device_memory
 
 
 class Memory(keras.callbacks.Callback):
@@ -52,7 +52,6 @@ def parse_arguments():
 def main():
     args = parse_arguments()
     keras.utils.set_random_seed(0)
-    keep_freed_memory()  # as recipes do
     memory = Memory(every=50)
     with tempfile.TemporaryDirectory() as folder:
         recordings = Path(folder, "recordings")

@@ -1,5 +1,7 @@
 """Self-supervised pretraining with residual quantization (BRIDLE) in Keras 3."""
 
+import keras_bridle.freed_memory  # noqa: F401  # isort: skip
+
 from keras_bridle.augmentation.audio import (
     RandomWaveformGain,
     RandomWaveformMix,

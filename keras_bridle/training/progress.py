@@ -1,6 +1,5 @@
 """Progress, speed and traces."""
 
-import ctypes
 import hashlib
 import os
 import platform
@@ -71,11 +70,7 @@ def start_trace(folder):
 
 
 def tune_jax():
-    """Keeps freed memory, and caches what JAX compiles.
-
-    Call it before any computation.
-    """
-    keep_freed_memory()
+    """Caches what JAX compiles; call it before any computation."""
     if keras.backend.backend() != "jax":
         return
     import jax
@@ -93,23 +88,6 @@ def tune_jax():
         jax.config.update("jax_compilation_cache_dir", str(folder))
     # Cache small programs, too: together they take as long as the large ones.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def keep_freed_memory():
-    """Makes this process keep freed memory; returns whether that had an effect.
-
-    On a CPU, JAX allocates a step's buffers again each time, and glibc returns large
-    blocks to the system at once. That took a third of a step on the sample syllables.
-    """
-    if keras.backend.backend() != "jax" or not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # another C library
-        return False
-    no_mapped_blocks, never_trim = (-4, 0), (-1, 2**31 - 1)
-    # With one arena threads wait for each other, and many hold too much memory.
-    arenas = (-8, os.cpu_count() or 1)
-    return all(mallopt(*x) for x in (no_mapped_blocks, arenas, never_trim))
 
 
 class RichProgress(keras.callbacks.Callback):
