@@ -1,8 +1,7 @@
 """Keeps the memory that JAX frees on Linux' CPUs; imported before Keras.
 
-JAX allocates a step's buffers again each time, in its own threads. For these, glibc
-takes large blocks from the system and returns them at once, which costs a fifth of a
-step, unless all threads share an arena. Importing TensorFlow starts a second one.
+JAX allocates a step's buffers in its own threads. Unless all of them share one arena,
+and TensorFlow starts a second, glibc returns large blocks at once: a fifth of a step.
 """
 
 import ctypes
@@ -16,6 +15,5 @@ if os.environ.get("KERAS_BACKEND") == "jax" and sys.platform == "linux":
     is_set = any(name.startswith("MALLOC_") for name in os.environ)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries lack it
     if is_on_cpu and not is_set and mallopt is not None:
-        # No blocks of their own, one arena, and nothing is returned.
         for option in ((-4, 0), (-8, 1), (-1, 2**31 - 1)):
-            mallopt(*option)
+            mallopt(*option)  # no mapped blocks, one arena, nothing is returned

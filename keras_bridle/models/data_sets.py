@@ -154,16 +154,18 @@ def _read_once(data, convert, needed):
 
 
 @contextlib.contextmanager
-def readers_finish():
-    """Waits for TensorFlow's reading threads if an error ends a `fit()`.
+def readers_finish(model=None):
+    """Waits for TensorFlow's reading threads if an error ends a call of a model.
 
-    TensorFlow would hold Python's lock and wait for threads that need the lock. If it
-    has wrapped an error of ours, that is raised instead.
+    TensorFlow would wait for threads that need Python's lock, which it holds. An error
+    of ours that it wraps is raised instead. On JAX, a `model` gets back its weights.
     """
     PIPELINE_ERRORS.clear()
     try:
         yield
     except BaseException:
+        if hasattr(model, "jax_state_sync"):
+            model.jax_state_sync()
         left = 3 if keras.backend.backend() == "tensorflow" else 0
         while left:
             time.sleep(0.02)
@@ -246,20 +248,20 @@ class TakesAnyData:
                 model.optimizer.build(model.trainable_variables)
         return keras.Model.fit(self, x, y, batch_size, callbacks=callbacks, **kwargs)
 
-    @readers_finish()
     def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
         """Evaluates on raw inputs, see `keras.Model.evaluate()` and `fit()`."""
         sample_weight = kwargs.pop("sample_weight", None)
         if not kwargs.get("_use_cached_eval_dataset"):
             x, y, sample_weight = self._data(x, y, sample_weight, kwargs.get("steps"))
         kwargs |= {"batch_size": batch_size, "sample_weight": sample_weight}
-        return keras.Model.evaluate(self, x, y, **kwargs)
+        with readers_finish(self):
+            return keras.Model.evaluate(self, x, y, **kwargs)
 
-    @readers_finish()
     def predict(self, x, batch_size=None, **kwargs):
         """Predicts for raw inputs, see `keras.Model.predict()` and `fit()`."""
         x, *_ = self._data(x, steps=kwargs.get("steps"), needs_labels=False)
-        return keras.Model.predict(self, x, batch_size=batch_size, **kwargs)
+        with readers_finish(self):
+            return keras.Model.predict(self, x, batch_size=batch_size, **kwargs)
 
     def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
         data = self._data(x, y, sample_weight)

@@ -349,6 +349,26 @@ def test_one_input_is_a_batch_of_one():
 
 
 @pytest.mark.every_backend
+def test_weights_outlast_a_data_set_that_breaks_off():
+    """Keras takes them from a model that it evaluates on JAX."""
+    model, labels = classifier(), np.arange(6) % 3
+    scores = model.predict(IMAGES, verbose=0)
+
+    def batches():
+        yield IMAGES[:3], labels[:3]
+        yield IMAGES[3:], labels[3:]
+        raise OSError("a disk is gone")
+
+    for call in (model.evaluate, model.predict, model.fit):
+        with pytest.raises(Exception, match="disk"):  # TensorFlow wraps it
+            call(batches(), verbose=0)
+        found = model.predict(IMAGES, verbose=0)
+        assert np.isfinite(found).all()
+        if call != model.fit:
+            np.testing.assert_array_equal(found, scores)
+
+
+@pytest.mark.every_backend
 def test_labels_are_needed():
     model, quiet = classifier(), {"verbose": 0}
     tuner, labels = compiled_tuner(classifier()), np.arange(6) % 3
