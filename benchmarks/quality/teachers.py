@@ -8,6 +8,8 @@ r"""Which teacher makes codes that are worth learning, and for how long?
         --study informed --cpu 6000 600 1500
     KERAS_BACKEND=jax python benchmarks/quality/teachers.py clips --steps 800 \
         --study round --cpu 6000 800 1500
+    KERAS_BACKEND=jax python benchmarks/quality/teachers.py speech --steps 800 \
+        --study levels --cpu 6000 800 1500
     KERAS_BACKEND=jax python benchmarks/quality/teachers.py plateau --steps 1500 \
         --ways "tubes 0.75, centered" --rates 1e-3 --seeds 0 1 --cpu 6000 800 1500
 
@@ -1023,7 +1025,25 @@ class OneRound(Study):
         self.after(kinds, codes, before, steps, levels, sizes[1], keep=True)
 
 
-STUDIES = {"whole": Study, "informed": Informed, "round": OneRound, "targets": Targets}
+class Levels(Study):
+    """Cold starts with other numbers of levels and codes, at equal steps."""
+
+    def __call__(self):
+        self.untrained()
+        for levels, size in ((1, 1024), (4, 256), (2, 256), (8, 256), (1, 256)):
+            name, codes = f"{levels} x {size}", self.lab.cold_codes(levels, size)
+            shares = {"levels": levels, "size": size}
+            self.alone(f"cold start, {name}", (1,), codes, **shares)
+            self.lab.write(name)
+
+
+STUDIES = {
+    "whole": Study,
+    "informed": Informed,
+    "round": OneRound,
+    "targets": Targets,
+    "levels": Levels,
+}
 
 
 def plateau(data, args):
