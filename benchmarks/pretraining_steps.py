@@ -141,7 +141,8 @@ def make_trainer(phase, args):
         estimator = FeatureEstimator(backbone.hidden_dim, **estimator_size(backbone))
     if phase == "tokenizer":
         return TokenizerPretrainer(tokenizer, estimator, teacher=backbone)
-    decoder = CodeDecoder(args.levels, args.codes, **decoder_size(backbone))
+    size = decoder_size(backbone) | {"use_class_token": backbone.use_class_token}
+    decoder = CodeDecoder(args.levels, args.codes, **size)
     mask = RandomMask(args.mask_ratio)
     if phase == "joint":
         return JointPretrainer(backbone, decoder, tokenizer, estimator, mask=mask)

@@ -10,6 +10,8 @@ r"""Which teacher makes codes that are worth learning, and for how long?
         --study round --cpu 6000 800 1500
     KERAS_BACKEND=jax python benchmarks/quality/teachers.py speech --steps 800 \
         --study levels --cpu 6000 800 1500
+    KERAS_BACKEND=jax python benchmarks/quality/teachers.py speech --steps 800 \
+        --study changes --seeds 0 --cpu 6000 800 1500
     KERAS_BACKEND=jax python benchmarks/quality/teachers.py plateau --steps 1500 \
         --ways "tubes 0.75, centered" --rates 1e-3 --seeds 0 1 --cpu 6000 800 1500
 
@@ -849,14 +851,14 @@ class Study:
             kinds, self.codes, before, (self.steps, total), 8, keep=True
         )
 
-    def regression(self, shares=(1, 2.25)):
+    def regression(self, shares=(1, 2.25), name="masked regression"):
         runs = self.lab.runs("regression")
         counts = [round(share * self.steps) for share in shares]
         pairs = [*itertools.product(counts, SEEDS)]
         starts = [({"backbone": self.lab.new[s]["backbone"]}, s) for _, s in pairs]
         rates = [cosine(1e-3, count, counts[-1]) for count, _ in pairs]
         losses, read = self.lab.train(runs, starts, rates)
-        ways = [("masked regression", s, count, count) for count, s in pairs]
+        ways = [(name, s, count, count) for count, s in pairs]
         self.lab.note_probes(ways, read("backbone"), losses)
 
     def one_level(self):
@@ -1037,8 +1039,46 @@ class Levels(Study):
             self.lab.write(name)
 
 
+class Changes(Study):
+    """One change of the cold start, or of masked regression, at a time."""
+
+    def __call__(self):
+        self.untrained()
+        masks = {
+            ratio: {"mask": lambda ratio=ratio: kb.RandomMask(ratio, seed=0)}
+            for ratio in (0.3, 0.75)
+        }
+        for name, levels, size, changes in (
+            ("cold start, 4 x 256", 4, 256, {}),
+            ("masked regression", 0, 0, {}),
+            ("centered", 4, 256, {"centered": True}),
+            ("centered, mask 0.3", 4, 256, {"centered": True, **masks[0.3]}),
+            ("masked regression, mask 0.3", 0, 0, masks[0.3]),
+            ("mask 0.75", 4, 256, masks[0.75]),
+            ("masked regression, mask 0.75", 0, 0, masks[0.75]),
+            ("1 x 256", 1, 256, {}),
+            ("1 x 1024", 1, 1024, {}),
+            ("8 x 256, centered", 8, 256, {"centered": True}),
+        ):
+            if self.lab.args.ways and name not in self.lab.args.ways:
+                continue
+            data = copy.copy(self.lab.data)
+            for attribute, value in changes.items():
+                setattr(data, attribute, value)
+            lab = Lab(data, self.lab.args)
+            lab.found = self.lab.found
+            study = Study(lab, self.steps, self.minutes)
+            if levels:
+                sizes, codes = {"levels": levels, "size": size}, lab.cold_codes
+                study.alone(name, (1,), codes(levels, size), **sizes)
+            else:
+                study.regression((1,), name)
+            self.lab.write(name)
+
+
 STUDIES = {
     "whole": Study,
+    "changes": Changes,
     "informed": Informed,
     "round": OneRound,
     "targets": Targets,
@@ -1126,7 +1166,7 @@ def main():
     add = parser.add_argument
     add("--study", choices=STUDIES, default="whole", help="stages to run")
     add("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3], help="of plateau")
-    add("--ways", nargs="+", help="of plateau alone")
+    add("--ways", nargs="+", help="of plateau and of --study changes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--cpu",
