@@ -278,19 +278,18 @@ def test_many_unreadable_files(tmp_path, monkeypatch):
 
 
 ENDLESS = """
-import signal, sys, threading, time
+import itertools, signal, sys, threading, time
 import keras
 import numpy as np
 from keras_bridle.data.files import FileList
 from keras_bridle.data.pipeline import file_dataset
 
 class Reader:
-    shape, dtype, count = (2,), "float32", 0
+    shape, dtype, calls = (2,), "float32", itertools.count(1)
 
     def __call__(self, *_):
         time.sleep(0.1)
-        self.count += 1
-        if self.count == 12:
+        if next(self.calls) == 12:  # in one thread only, and surely in one
             print(threading.active_count() > 2, flush=True)
             signal.raise_signal(signal.SIGINT)
         return np.ones(2)
