@@ -1056,8 +1056,12 @@ class Changes(Study):
             ("masked regression, mask 0.3", 0, 0, masks[0.3]),
             ("mask 0.75", 4, 256, masks[0.75]),
             ("masked regression, mask 0.75", 0, 0, masks[0.75]),
+            ("rate 3e-3", 4, 256, {"rate": 3e-3}),
+            ("1 x 32", 1, 32, {}),
             ("1 x 256", 1, 256, {}),
             ("1 x 1024", 1, 1024, {}),
+            ("2 x 64", 2, 64, {}),
+            ("8 x 256", 8, 256, {}),
             ("8 x 256, centered", 8, 256, {"centered": True}),
         ):
             if self.lab.args.ways and name not in self.lab.args.ways:
@@ -1069,8 +1073,9 @@ class Changes(Study):
             lab.found = self.lab.found
             study = Study(lab, self.steps, self.minutes)
             if levels:
-                sizes, codes = {"levels": levels, "size": size}, lab.cold_codes
-                study.alone(name, (1,), codes(levels, size), **sizes)
+                sizes = {"levels": levels, "size": size}
+                sizes["rate"] = changes.get("rate", 1e-3)
+                study.alone(name, (1,), lab.cold_codes(levels, size), **sizes)
             else:
                 study.regression((1,), name)
             self.lab.write(name)
