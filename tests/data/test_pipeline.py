@@ -289,9 +289,11 @@ class Reader:
 
     def __call__(self, *_):
         time.sleep(0.1)
-        # Python ignores an interrupt within a callback: training goes on to the next.
-        if next(self.calls) % 200 == 12:
+        call = next(self.calls)
+        if call == 12:
             print(threading.active_count() > 2, flush=True)
+        # JAX may lose an interrupt in a callback: training goes on to the next.
+        if call % 200 == 12:
             signal.raise_signal(signal.SIGINT)
         return np.ones(2)
 
@@ -308,7 +310,7 @@ def test_an_interrupt_ends_training_and_its_threads(tmp_path):
     (path := tmp_path / "file").write_text("")
     command = [sys.executable, "-c", ENDLESS, str(path)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert set(ended.stdout.split()) == {"True"}
+    assert ended.stdout.split() == ["True"]
     assert ended.stderr.rstrip().endswith("KeyboardInterrupt"), ended.stderr
     assert ended.returncode in (1, 130, -signal.SIGINT)
 
